@@ -1,0 +1,160 @@
+"""A config turned into parts: mesh, method, optimizer, loader, evaluators; each checked on use."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+
+from big_vlp import sharding, trees
+from big_vlp.methods import make_method
+from big_vlp.optim import Optimizer
+from big_vlp.preprocess import Preprocess
+from evaluators.common import make_evaluator
+from input_pipeline.loader import Loader
+from input_pipeline.sources import make_source
+from input_pipeline.views import make_views
+
+
+class ConfigError(ValueError):
+    """The config cannot be built; the message names the section and the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The sections of a config; their keys are the arguments of what they build.
+
+    Attributes:
+      seed: of initialisation, data order and augmentation.
+      total_steps, global_batch: length of the run and rows of a batch over all processes.
+      preprocess: `big_vlp.preprocess.Preprocess`; views and method take their sizes from it.
+      data: `input_pipeline.sources.make_source`.
+      views: `input_pipeline.views.make_views`.
+      loader: `input_pipeline.loader.Loader`, the execution part (workers, threads, prefetch).
+      method: `big_vlp.methods.make_method`.
+      optim: `big_vlp.optim.Optimizer`.
+      mesh: `big_vlp.sharding.make_mesh`.
+      checkpoint: `big_vlp.checkpoint.Checkpoints`.
+      evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
+        "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
+      log_every_steps: of the training metrics.
+      on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
+    """
+
+    seed: int
+    total_steps: int
+    global_batch: int
+    preprocess: dict
+    data: dict
+    views: dict
+    loader: dict
+    method: dict
+    optim: dict
+    mesh: dict
+    checkpoint: dict
+    evals: dict
+    log_every_steps: int
+    on_nonfinite: str
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        experiment = _call("config", cls, **config.to_dict())
+        if experiment.on_nonfinite not in ("stop", "skip"):
+            raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
+        return experiment
+
+    @functools.cached_property
+    def preprocess_record(self) -> Preprocess:
+        return _call("config.preprocess", Preprocess, **self.preprocess)
+
+    def make_mesh(self):
+        return _call("config.mesh", sharding.make_mesh, **self.mesh)
+
+    def make_method(self):
+        return _call(
+            "config.method", make_method, preprocess=self.preprocess_record, **self.method
+        )
+
+    def make_optimizer(self) -> Optimizer:
+        return _call("config.optim", Optimizer, total_steps=self.total_steps, **self.optim)
+
+    def make_views(self):
+        pre = self.preprocess_record
+        return _call(
+            "config.views",
+            make_views,
+            image_size=pre.image_size,
+            tokenizer=pre.tokenizer,
+            context_length=pre.context_length,
+            **self.views,
+        )
+
+    def make_loader(self) -> Loader:
+        return _call(
+            "config.loader",
+            Loader,
+            source=_call("config.data", make_source, **self.data),
+            views=self.make_views(),
+            global_batch=self.global_batch,
+            total_steps=self.total_steps,
+            seed=self.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **self.loader,
+        )
+
+    def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
+        made = {}
+        for name, section in self.evals.items():
+            where = f"config.evals.{name}"
+            schedule, arguments = dict(section), {}
+            for key in list(schedule):
+                if key not in ("every_steps", "weights"):
+                    arguments[key] = schedule.pop(key)
+            if "evaluator" not in arguments:
+                raise ConfigError(f"{where} needs the key 'evaluator'.")
+            evaluator = _call(
+                where,
+                make_evaluator,
+                arguments.pop("evaluator"),
+                method.predict_fns(),
+                self.preprocess_record,
+                mesh,
+                **arguments,
+            )
+            made[name] = _call(where, ScheduledEvaluator, evaluator=evaluator, **schedule)
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduledEvaluator:
+    """An evaluator, when it runs, and on which weights."""
+
+    evaluator: Any
+    every_steps: int
+    weights: str = "model"
+
+    def __post_init__(self):
+        if self.weights not in ("model", "averaged"):
+            raise ValueError(f"weights={self.weights!r}; choose model or averaged.")
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        return step == total_steps or (step > 0 and step % self.every_steps == 0)
+
+    def run(self, state) -> dict[str, float]:
+        """Metrics of a state {"model", "averaged", "frozen"}."""
+        if not state[self.weights]:
+            raise ConfigError(f"There are no {self.weights} weights to evaluate in this method.")
+        return dict(self.evaluator.run(trees.merge(state[self.weights], state["frozen"])))
+
+
+
+def _call(where: str, fn, *args, **kwargs):
+    """`fn(**kwargs)`; a wrong or missing key, or a bad value, names the section of the config."""
+    try:
+        return fn(*args, **kwargs)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,51 @@
+"""Methods: one module per objective, chosen by `config.method.name`."""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Tree = Any  # nested dicts of arrays
+
+
+class Method(Protocol):
+    """An objective as pure functions over plain nested dicts of arrays.
+
+    `model` is everything inference needs. The loop splits it into a trainable and a frozen part
+    and differentiates only the trainable one. `averaged` is an average over the trainable part
+    (a teacher, an EMA) or {}; `state` is what else changes from step to step, or {}.
+    """
+
+    def init(self, rng) -> tuple[Tree, Tree, Tree]:
+        """(model, averaged, state) from a key; `averaged` covers the whole model here."""
+
+    def loss(
+        self, trainable: Tree, frozen: Tree, averaged: Tree, state: Tree, batch, *, rng, step
+    ) -> tuple[Any, tuple[Tree, dict]]:
+        """Scalar loss of the global batch, and (new state, dict of scalar metrics)."""
+
+    def after_update(self, old: Tree, new: Tree, averaged: Tree, step) -> tuple[Tree, Tree]:
+        """Clamps the trainable part and moves the average; `old` is before the optimizer."""
+
+    def model_images(self, batch, keys) -> dict[str, Any]:
+        """{view kind: f32[B, V, S, S, 3]}: the augmented, normalised images that train the model.
+
+        `keys` holds one random key per row.
+        """
+
+    def predict_fns(self) -> dict[str, Callable]:
+        """{name: fn(model, batch) -> outputs}: what evaluators may call."""
+
+
+def make_method(name: str, **kwargs) -> Method:
+    """Builds `big_vlp.methods.<name>.Method(**kwargs)`.
+
+    Raises:
+      ValueError: no such method.
+      TypeError: the method does not take one of the arguments.
+    """
+    if importlib.util.find_spec(f"{__name__}.{name}") is None:
+        known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+        raise ValueError(f"Unknown method {name!r}; choose one of {known}.")
+    return importlib.import_module(f"{__name__}.{name}").Method(**kwargs)

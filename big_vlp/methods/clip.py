@@ -1,0 +1,161 @@
+"""CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343): two towers, one contrastive loss."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp import losses, trees
+from big_vlp.accumulate import over_micro_batches
+from big_vlp.augment import Photometric, normalise
+from big_vlp.models.two_towers import TwoTowers
+from big_vlp.preprocess import Preprocess
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Two towers trained on pairs.
+
+    Attributes:
+      model: {"image": ViT arguments, "text": TextTransformer arguments, "embed_dim": int}; sizes
+        that the preprocess record states are taken from there.
+      loss_type: "softmax" (CLIP) or "sigmoid" (SigLIP).
+      photometric: arguments of `augment.Photometric`, or None for none.
+      accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
+      dtype: of the computation; parameters are fp32.
+      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+    """
+
+    preprocess: Preprocess
+    model: dict
+    loss_type: str = "softmax"
+    photometric: dict | None = None
+    accumulate_steps: int = 1
+    dtype: str = "bfloat16"
+    unroll: bool = False
+    remat: str | None = None
+
+    def __post_init__(self):
+        if self.loss_type not in ("softmax", "sigmoid"):
+            raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
+
+    @property
+    def towers(self) -> TwoTowers:
+        sigmoid = self.loss_type == "sigmoid"
+        return TwoTowers(
+            **tower_arguments(self),
+            init_scale=10.0 if sigmoid else 1 / 0.07,
+            init_bias=-10.0 if sigmoid else None,
+        )
+
+    def init(self, rng):
+        return init_towers(self.towers, self.preprocess, rng), {}, {}
+
+    def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
+        del averaged, step
+        params = trees.merge(trainable, frozen)
+
+        def encode(rows):
+            images = self.model_images(rows, rows["key"])["image"][:, 0]
+            return (
+                apply(self.towers, params, "encode_image", images),
+                apply(self.towers, params, "encode_text", rows["tokens"]),
+            )
+
+        rows = with_keys(batch, rng)
+        image, text = over_micro_batches(encode, rows, self.accumulate_steps)
+
+        scale = jnp.exp(params["logit_scale"])
+        if self.loss_type == "softmax":
+            loss = losses.softmax_loss(image, text, scale)
+        else:
+            loss = losses.sigmoid_loss(image, text, scale, params["logit_bias"])
+        return loss, (state, {"logit_scale": scale})
+
+    def model_images(self, batch, keys):
+        images = to_model_input(batch["image"], keys, self.photometric, self.preprocess)
+        return {"image": images[:, None]}
+
+    def after_update(self, old, new, averaged, step):
+        del old, step
+        # SigLIP's temperature is free; CLIP's stays below 100.
+        return (clamp_scales(new) if self.loss_type == "softmax" else new), averaged
+
+    def predict_fns(self):
+        return predict_fns(self.towers, self.preprocess)
+
+
+def tower_arguments(method) -> dict:
+    """Arguments of `TwoTowers`, with what the preprocess record fixes filled in."""
+    pre, model = method.preprocess, method.model
+    return {
+        "image": {
+            **model["image"],
+            "image_size": pre.image_size,
+            "activation": pre.activation,
+        },
+        "text": {
+            **model["text"],
+            "context_length": pre.context_length,
+            "activation": pre.activation,
+        },
+        "embed_dim": model["embed_dim"],
+        "dtype": jnp.dtype(method.dtype),
+        "unroll": method.unroll,
+        "remat": method.remat,
+    }
+
+
+def with_keys(batch, rng):
+    """The batch and one random key per row, so that rows can be regrouped freely."""
+    return {**batch, "key": jax.random.split(rng, batch["tokens"].shape[0])}
+
+
+def to_model_input(images, keys, photometric: dict | None, preprocess):
+    """u8[N, S, S, 3] -> augmented and normalised f32; float images pass as already normalised.
+
+    Args:
+      keys: one random key per image; not read where there is no augmentation.
+      photometric: arguments of `augment.Photometric`, or None for none.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    if photometric is not None:
+        images = Photometric(**photometric).apply(images, keys)
+    return normalise(images, preprocess.mean, preprocess.std)
+
+
+def init_towers(towers, preprocess, rng):
+    """Fresh parameters, fp32."""
+    size = preprocess.image_size
+    images = jnp.zeros((1, size, size, 3))
+    tokens = jnp.zeros((1, preprocess.context_length), jnp.int32)
+    return towers.init(rng, images, tokens)["params"]
+
+
+def apply(towers, params, method_name, *args):
+    return towers.apply({"params": params}, *args, method=method_name)
+
+
+def clamp_scales(params):
+    """Keeps every temperature exp(scale) in 1..100."""
+    return {
+        k: jnp.clip(v, 0, MAX_LOGIT_SCALE) if k.endswith("logit_scale") else v
+        for k, v in params.items()
+    }
+
+
+def predict_fns(towers, preprocess):
+    """The two encoders, for evaluation batches {"image": u8} and {"tokens": i32}."""
+
+    def encode_image(params, batch):
+        images = to_model_input(batch["image"], None, None, preprocess)
+        return apply(towers, params, "encode_image", images)
+
+    def encode_text(params, batch):
+        return apply(towers, params, "encode_text", batch["tokens"])
+
+    return {"encode_image": encode_image, "encode_text": encode_text}

@@ -1,0 +1,133 @@
+"""COSMOS (arXiv 2412.01814): cross-modal self-distillation of two towers over views."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp import losses, trees
+from big_vlp.accumulate import over_micro_batches
+from big_vlp.methods import clip
+from big_vlp.models.two_towers import CosmosTowers, over_views
+from big_vlp.preprocess import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A student sees all views, its moving average (the teacher) the global ones.
+
+    Attributes:
+      model: as for `methods.clip.Method`, and optionally "pooler_heads".
+      momentum: of the teacher, at the first step.
+      momentum_steps: None keeps the momentum fixed; a number raises it to 1 along a cosine over
+        that many steps.
+      photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
+        `augment.Photometric`; None for none.
+      accumulate_steps, dtype, unroll, remat: as for `methods.clip.Method`.
+    """
+
+    preprocess: Preprocess
+    model: dict
+    momentum: float
+    momentum_steps: int | None = None
+    photometric: dict | None = None
+    accumulate_steps: int = 1
+    dtype: str = "bfloat16"
+    unroll: bool = False
+    remat: str | None = None
+
+    @property
+    def towers(self) -> CosmosTowers:
+        heads = {k: self.model[k] for k in ("pooler_heads",) if k in self.model}
+        return CosmosTowers(**clip.tower_arguments(self), **heads)
+
+    def init(self, rng):
+        model = clip.init_towers(self.towers, self.preprocess, rng)
+        return model, jax.tree.map(jnp.copy, model), {}
+
+    def features(self, student, teacher, batch, rng):
+        """Student features of all views and teacher features of the global ones.
+
+        Args:
+          student, teacher: parameters.
+          batch: `global_images` [B, V_g, S_g, S_g, 3], `local_images` [B, V_l, S_l, S_l, 3],
+            `tokens` i32[B, C, T] with the V_g global captions first.
+
+        Returns:
+          The two dicts that `losses.cosmos_losses` takes.
+        """
+        num_global = batch["global_images"].shape[1]
+
+        def encode(rows):
+            images = self.model_images(rows, rows["key"])
+            student_features = clip.apply(
+                self.towers, student, "encode_views", *images.values(), rows["tokens"]
+            )
+            captions = rows["tokens"][:, :num_global]
+            (teacher_image,) = over_views(
+                lambda x: (clip.apply(self.towers, teacher, "encode_image", x),), images["global"]
+            )
+            (teacher_text,) = over_views(
+                lambda x: (clip.apply(self.towers, teacher, "encode_text", x),), captions
+            )
+            return student_features, {"image": teacher_image, "text": teacher_text}
+
+        return over_micro_batches(encode, clip.with_keys(batch, rng), self.accumulate_steps)
+
+    def model_images(self, batch, keys):
+        # Student and teacher see the same pixels.
+        images = batch["global_images"], batch["local_images"]
+        num_global, num_views = images[0].shape[1], sum(x.shape[1] for x in images)
+        keys = jax.vmap(lambda key: jax.random.split(key, num_views))(keys)  # [B, V]
+
+        def views(kind, x, keys):
+            settings = self.photometric and self.photometric[kind]
+            flat = x.reshape(-1, *x.shape[2:])
+            flat = clip.to_model_input(flat, keys.reshape(-1), settings, self.preprocess)
+            return flat.reshape(*x.shape[:2], *flat.shape[1:])
+
+        first = views("global_1", images[0][:, :1], keys[:, :1])
+        others = views("global_2", images[0][:, 1:], keys[:, 1:num_global])
+        local = views("local", images[1], keys[:, num_global:])
+        return {"global": jnp.concatenate([first, others], axis=1), "local": local}
+
+    def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
+        del step
+        student = trees.merge(trainable, frozen)
+        teacher = trees.merge(averaged, frozen)
+        features = self.features(student, teacher, batch, rng)
+        scale = jnp.exp(student["logit_scale"])
+        distill_scale = jnp.exp(student["distill_logit_scale"])
+        loss, terms = losses.cosmos_losses(
+            *features, scale, distill_scale, batch["global_images"].shape[1]
+        )
+        metrics = {
+            "clip_loss": terms["clip"],
+            "distill_loss": terms["distill"],
+            "logit_scale": scale,
+            "distill_logit_scale": distill_scale,
+        }
+        return loss, (state, metrics)
+
+    def after_update(self, old, new, averaged, step):
+        # The teacher follows the student as it was before this step's update.
+        m = self.momentum_at(step)
+        averaged = jax.tree.map(lambda t, s: m * t + (1 - m) * s, averaged, old)
+        return clip.clamp_scales(new), clip.clamp_scales(averaged)
+
+    def momentum_at(self, step):
+        """The teacher's momentum at a step (0-based)."""
+        if self.momentum_steps is None:
+            return self.momentum
+        progress = jnp.cos(jnp.pi * step / self.momentum_steps)
+        return 1 - (1 - self.momentum) * (progress + 1) / 2
+
+    def predict_fns(self):
+        def attention_maps(params, batch):
+            images = clip.to_model_input(batch["image"], None, None, self.preprocess)
+            return clip.apply(self.towers, params, "attention_maps", images, batch["tokens"])
+
+        return {
+            **clip.predict_fns(self.towers, self.preprocess),
+            "attention_maps": attention_maps,
+        }

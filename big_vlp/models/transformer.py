@@ -1,0 +1,185 @@
+"""Pre-norm transformer blocks, stacked `[L, ...]`, shared by the image and the text tower."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vlp.models.attention import attention
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+REMAT_POLICIES = {
+    # Recompute everything inside a block: least memory.
+    "full": None,
+    # Keep the results of products with weights, recompute the cheap rest.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+normal = jax.nn.initializers.normal
+
+# PyTorch's default for Linear and Conv weights, kaiming_uniform(a=sqrt(5)): U(+-1/sqrt(fan_in)).
+torch_kernel_init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# PyTorch's MultiheadAttention: Xavier over the fused [width, 3 * width] matrix.
+xavier_init = jax.nn.initializers.xavier_uniform()
+
+
+def torch_bias_init(fan_in: int):
+    """PyTorch's default bias of a layer with `fan_in` inputs: U(+-1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BlockInit(NamedTuple):
+    """Initialisers of a block's four kernels (flax hands DenseGeneral's to them as 2-D)."""
+
+    qkv: Callable = xavier_init
+    out: Callable = torch_kernel_init
+    fc1: Callable = torch_kernel_init
+    fc2: Callable = torch_kernel_init
+
+
+def clip_text_init(width: int, layers: int) -> BlockInit:
+    """CLIP's rule for the text tower (arXiv 2103.00020; COSMOS keeps it)."""
+    attn_std = width**-0.5
+    proj_std = attn_std * (2 * layers) ** -0.5
+    return BlockInit(
+        qkv=normal(attn_std),
+        out=normal(proj_std),
+        fc1=normal((2 * width) ** -0.5),
+        fc2=normal(proj_std),
+    )
+
+
+def layer_norm(name: str, dtype) -> nn.LayerNorm:
+    """LayerNorm with two-pass fp32 statistics (the one-pass form loses digits)."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a fused input projection.
+
+    `qkv/kernel` is [width, 3, heads, head_dim], so a tensor-parallel split falls on whole heads.
+    """
+
+    heads: int
+    causal: bool
+    dtype: jnp.dtype
+    inits: BlockInit
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        width = x.shape[-1]
+        qkv = nn.DenseGeneral(
+            (3, self.heads, width // self.heads),
+            dtype=self.dtype,
+            kernel_init=self.inits.qkv,
+            name="qkv",
+        )(x)
+        q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, T, H, D]
+        out = attention(q, k, v, causal=self.causal)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
+        )(out)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation; hidden width is 4x."""
+
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., W] -> [..., W]."""
+        width = x.shape[-1]
+
+        def dense(features, kernel_init, fan_in, name):
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                kernel_init=kernel_init,
+                bias_init=torch_bias_init(fan_in),
+                name=name,
+            )
+
+        x = dense(4 * width, self.inits.fc1, width, "fc1")(x)
+        x = ACTIVATIONS[self.activation](x)
+        return dense(width, self.inits.fc2, 4 * width, "fc2")(x)
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    heads: int
+    causal: bool
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+
+    @nn.compact
+    def __call__(self, x, _):
+        """[B, T, W] -> ([B, T, W], None), the signature of a scan body."""
+        y = layer_norm("norm1", self.dtype)(x)
+        x = x + SelfAttention(self.heads, self.causal, self.dtype, self.inits, name="attn")(y)
+        y = layer_norm("norm2", self.dtype)(x)
+        x = x + Mlp(self.activation, self.dtype, self.inits, name="mlp")(y)
+        return x, None
+
+
+class Transformer(nn.Module):
+    """`layers` blocks whose parameters are stacked on a leading axis.
+
+    Attributes:
+      unroll: True writes every block out in the program (longest compile, best fusion); False
+        compiles one block and loops. The parameters are the same.
+      remat: None, or a name of `REMAT_POLICIES`: what the backward pass recomputes.
+    """
+
+    layers: int
+    heads: int
+    causal: bool
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+    unroll: bool
+    remat: str | None
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        block = Block
+        if self.remat is not None:
+            if self.remat not in REMAT_POLICIES:
+                raise ValueError(
+                    f"Unknown remat policy {self.remat!r}; choose None or {list(REMAT_POLICIES)}."
+                )
+            # Inside a scan XLA cannot undo the recomputation, so the CSE barrier is not needed.
+            block = nn.remat(
+                block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll
+            )
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            length=self.layers,
+            unroll=self.layers if self.unroll else 1,
+        )
+        block_args = (self.heads, self.causal, self.activation, self.dtype, self.inits)
+        x, _ = blocks(*block_args, name="blocks")(x, None)
+        return x

@@ -1,0 +1,155 @@
+"""Dual encoders: CLIP, SigLIP, and COSMOS' towers with cross-attention poolers."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_vlp.models.cross_attention import CrossPool
+from big_vlp.models.text import TextTransformer
+from big_vlp.models.transformer import torch_bias_init, torch_kernel_init
+from big_vlp.models.vit import ViT
+
+
+def l2_normalise(x, eps: float = 1e-12):
+    """x / max(||x||, eps) over the last axis, in fp32, with a finite gradient at zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(square, eps**2))
+
+
+def scalar(value: float):
+    return lambda key: jnp.asarray(value, jnp.float32)
+
+
+class TwoTowers(nn.Module):
+    """An image and a text tower that meet in a joint space, with a learned temperature.
+
+    Attributes:
+      image, text: keyword arguments of `ViT` and `TextTransformer`.
+      embed_dim: width of the joint space.
+      init_scale: initial exp(logit_scale).
+      init_bias: initial logit_bias; None for losses without one.
+    """
+
+    image: dict
+    text: dict
+    embed_dim: int
+    init_scale: float = 1 / 0.07
+    init_bias: float | None = None
+    dtype: jnp.dtype = jnp.float32
+    unroll: bool = False
+    remat: str | None = None
+
+    def setup(self):
+        shared = {
+            "embed_dim": self.embed_dim,
+            "dtype": self.dtype,
+            "unroll": self.unroll,
+            "remat": self.remat,
+        }
+        self.image_tower = ViT(**self.image, **shared)
+        self.text_tower = TextTransformer(**self.text, **shared)
+        self.logit_scale = self.param("logit_scale", scalar(math.log(self.init_scale)))
+        if self.init_bias is not None:
+            self.logit_bias = self.param("logit_bias", scalar(self.init_bias))
+
+    def encode_image(self, images):
+        """Normalised images [B, S, S, 3] -> unit vectors f32[B, D]."""
+        return l2_normalise(self.image_tower(images)[1])
+
+    def encode_text(self, tokens):
+        """Ids i32[B, T] -> unit vectors f32[B, D]."""
+        return l2_normalise(self.text_tower(tokens)[1])
+
+    def __call__(self, images, tokens):
+        """Both encodings; creates every parameter."""
+        return self.encode_image(images), self.encode_text(tokens)
+
+
+class CosmosTowers(TwoTowers):
+    """Two towers and the modules of COSMOS (arXiv 2412.01814, section 3).
+
+    Each pooler is named after the modality whose tokens it pools.
+    """
+
+    pooler_heads: int = 8
+
+    def setup(self):
+        super().setup()
+        self.distill_logit_scale = self.param(
+            "distill_logit_scale", scalar(math.log(self.init_scale))
+        )
+
+        def mapping(width):
+            return nn.Dense(
+                self.embed_dim,
+                dtype=self.dtype,
+                kernel_init=torch_kernel_init,
+                bias_init=torch_bias_init(width),
+            )
+
+        self.image_token_mapping = mapping(self.image["width"])
+        self.text_token_mapping = mapping(self.text["width"])
+        self.image_pooler = CrossPool(self.pooler_heads, self.dtype)
+        self.text_pooler = CrossPool(self.pooler_heads, self.dtype)
+
+    def encode_views(self, global_images, local_images, tokens):
+        """All views of a batch, plain and cross-modal.
+
+        Keys and values of every query come from the first global view of the other modality.
+
+        Args:
+          global_images: normalised [B, V_g, S_g, S_g, 3].
+          local_images: normalised [B, V_l, S_l, S_l, 3]; V_l may be 0.
+          tokens: i32[B, C, T], the global captions first.
+
+        Returns:
+          Dict of unit vectors f32: image [B, V_g + V_l, D], text [B, C, D], and their sums with
+          what they pool from the other modality, cross_image and cross_text.
+        """
+        patches, image = over_views(self.image_tower, global_images)
+        if local_images.shape[1]:
+            _, local = over_views(self.image_tower, local_images)
+            image = jnp.concatenate([image, local], axis=1)
+        words, text = over_views(self.text_tower, tokens)
+        patches = self.image_token_mapping(patches[:, 0])  # [B, N, D]
+        words = self.text_token_mapping(words[:, 0])  # [B, T, D]
+        return {
+            "image": l2_normalise(image),
+            "text": l2_normalise(text),
+            # The residual sum takes the features before normalisation.
+            "cross_image": l2_normalise(image + self.text_pooler(words, image)),
+            "cross_text": l2_normalise(text + self.image_pooler(patches, text)),
+        }
+
+    def attention_maps(self, images, tokens):
+        """What each modality attends to in the other, for one image and one caption a row.
+
+        Args:
+          images: normalised [B, S, S, 3].
+          tokens: i32[B, T].
+
+        Returns:
+          (weights over patches [B, heads, N], weights over tokens [B, heads, T]), fp32.
+        """
+        patches, image = self.image_tower(images)
+        words, text = self.text_tower(tokens)
+        over_patches = self.image_pooler(
+            self.image_token_mapping(patches), text[:, None], return_weights=True
+        )
+        over_words = self.text_pooler(
+            self.text_token_mapping(words), image[:, None], return_weights=True
+        )
+        return over_patches[:, :, 0], over_words[:, :, 0]
+
+    def __call__(self, images, tokens):
+        """Creates every parameter."""
+        return self.encode_views(images[:, None], images[:, None], tokens[:, None])
+
+
+def over_views(tower, x):
+    """Applies `tower` to [B, V, ...] as [B * V, ...]; results get their view axis back."""
+    batch, views = x.shape[:2]
+    outputs = tower(x.reshape(batch * views, *x.shape[2:]))
+    return tuple(y.reshape(batch, views, *y.shape[1:]) for y in outputs)

@@ -1,0 +1,118 @@
+"""AdamW with per-parameter rules: learning-rate multiplier, weight decay, freezing.
+
+Rules are regexes over parameter paths ("image_tower/proj/kernel"). Each parameter must match
+exactly one, so a typo neither freezes nor forgets anything silently.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import serialization
+
+from big_vlp import trees
+
+# Matrices and tables decay; gains, biases, class tokens and temperatures do not.
+DEFAULT_RULES = (
+    (".*(kernel|embedding|probe)", 1.0, 1.0),
+    (".*(bias|scale|class_token)", 1.0, 0.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW, linear warm-up, then cosine to zero.
+
+    Attributes:
+      learning_rate: its peak.
+      total_steps: length of the run.
+      warmup_steps: step i of the warm-up uses learning_rate * (i + 1) / warmup_steps.
+      weight_decay: decoupled; multiplied by the scheduled learning rate.
+      clip_norm: of the global gradient norm; None does not clip.
+      rules: (regex, learning-rate multiplier, weight-decay multiplier); multiplier 0 freezes.
+    """
+
+    learning_rate: float
+    total_steps: int
+    warmup_steps: int
+    weight_decay: float
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    clip_norm: float | None = None
+    rules: tuple = DEFAULT_RULES
+
+    def __post_init__(self):
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must lie in 0..total_steps "
+                f"({self.total_steps})."
+            )
+
+    def schedule(self, step):
+        """Learning rate of a step (0-based), fp32."""
+        warm = (step + 1) / max(self.warmup_steps, 1)
+        rest = max(self.total_steps - self.warmup_steps, 1)
+        cosine = (1 + jnp.cos(jnp.pi * (step - self.warmup_steps) / rest)) / 2
+        return self.learning_rate * jnp.where(step < self.warmup_steps, warm, cosine)
+
+    def assign(self, params, partial: bool = False) -> dict[str, tuple[float, float]]:
+        """{path: (learning-rate multiplier, weight-decay multiplier)}.
+
+        Args:
+          params: the whole model, or a part of it with `partial`.
+
+        Raises:
+          ValueError: a parameter matches no rule or several, or a rule matches nothing.
+        """
+        paths = list(trees.flatten(params))
+        found = {p: [r for r in self.rules if re.fullmatch(r[0], p)] for p in paths}
+        problems = [f"no rule covers {p}" for p, rules in found.items() if not rules]
+        problems += [
+            f"{p} is covered by {[r[0] for r in rules]}"
+            for p, rules in found.items()
+            if len(rules) > 1
+        ]
+        used = {r[0] for rules in found.values() for r in rules}
+        if not partial:
+            unused = [r[0] for r in self.rules if r[0] not in used]
+            problems += [f"rule {r!r} matches no parameter" for r in unused]
+        if problems:
+            raise ValueError(
+                "optim.rules must cover every parameter exactly once:\n  " + "\n  ".join(problems)
+            )
+        return {p: (float(rules[0][1]), float(rules[0][2])) for p, rules in found.items()}
+
+    def is_trainable(self, params) -> Callable[[str], bool]:
+        """Tells by its path whether a parameter is trained."""
+        assigned = self.assign(params)
+        return lambda path: assigned[path][0] != 0
+
+    def init(self, trainable):
+        """Adam's moments, fp32, for the trainable parameters; a nested dict."""
+        return serialization.to_state_dict(self._adam().init(trainable))
+
+    def update(self, grads, moments, trainable, step):
+        """One step: (new parameters, new moments). All trees have the trainable structure."""
+        adam = self._adam()
+        like = jax.eval_shape(adam.init, trainable)
+        direction, moments = adam.update(grads, serialization.from_state_dict(like, moments))
+        learning_rate = self.schedule(step)
+        assigned = self.assign(trainable, partial=True)
+
+        def apply(path, parameter, direction):
+            lr, wd = assigned[path]
+            return parameter - learning_rate * lr * (direction + self.weight_decay * wd * parameter)
+
+        flat, directions = trees.flatten(trainable), trees.flatten(direction)
+        new = {path: apply(path, flat[path], directions[path]) for path in flat}
+        return trees.unflatten(new), serialization.to_state_dict(moments)
+
+    def _adam(self):
+        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+        if self.clip_norm is None:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)

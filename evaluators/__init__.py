@@ -1,0 +1,1 @@
+"""Evaluators: one module per evaluator; none knows a method."""

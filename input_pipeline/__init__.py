@@ -1,0 +1,1 @@
+"""Host-side input: sources, text and image transforms, the Grain loader, data preparation."""

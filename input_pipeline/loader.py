@@ -1,0 +1,94 @@
+"""The training loader: global batch number `step` is a pure function of (config, step).
+
+There is no iterator state: a run that starts at step s asks for batches s, s+1, ... and gets what
+an uninterrupted run would have got, with any number of workers, threads and processes.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Host-local rows of the global batches of a run.
+
+    Example number p of the run (its global position) is record `order[p]` of the source: a
+    permutation by (seed, epoch), repeated. Its augmentation is drawn from (seed, p) alone.
+
+    Attributes:
+      source: see `input_pipeline.sources`.
+      views: `views(record, rng) -> dict of arrays`, see `input_pipeline.views`.
+      global_batch: rows of a batch over all processes.
+      total_steps: length of the run.
+      seed: of order and augmentation.
+      process_index, process_count: this process takes a contiguous block of each batch's rows.
+      num_workers: worker processes; 0 loads in threads of this one.
+      num_threads: batches made at a time in each process.
+      prefetch_batches: finished batches kept ready in each process.
+    """
+
+    source: Any
+    views: Any
+    global_batch: int
+    total_steps: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    num_workers: int = 0
+    num_threads: int = 1
+    prefetch_batches: int = 2
+
+    def __post_init__(self):
+        if self.global_batch % self.process_count:
+            raise ValueError(
+                f"global_batch={self.global_batch} is not divisible by {self.process_count} "
+                "processes."
+            )
+        if not len(self.source):
+            raise ValueError("The data source is empty: there is nothing to train on.")
+
+    def positions(self, step: int) -> range:
+        """Global positions of this process' rows of a step."""
+        rows = self.global_batch // self.process_count
+        first = step * self.global_batch + self.process_index * rows
+        return range(first, first + rows)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, stacked."""
+        order = self._order()
+        examples = [self._example(order[p], p) for p in self.positions(step)]
+        return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+    def ids(self, step: int) -> list[str]:
+        """Record ids of this process' rows of a step, for reports about bad batches."""
+        order = self._order()
+        return [self.source[order[p]]["id"] for p in self.positions(step)]
+
+    def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start_step, start_step + 1, ..., total_steps - 1.
+
+        Raises:
+          RuntimeError: a worker process died.
+        """
+        steps = grain.MapDataset.range(start_step, self.total_steps).map(self.batch)
+        # Grain's defaults (16 threads, 500 elements) are for tiny records; ours are batches.
+        options = grain.ReadOptions(self.num_threads, self.prefetch_batches)
+        batches = steps.to_iter_dataset(options)
+        if self.num_workers:
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(self.num_workers, self.prefetch_batches)
+            )
+        return iter(batches)
+
+    def _order(self):
+        return grain.MapDataset.range(len(self.source)).shuffle(seed=self.seed).repeat()
+
+    def _example(self, index: int, position: int):
+        # A string seed is hashed whole, so neighbouring positions are unrelated.
+        rng = random.Random(f"{self.seed}/{position}")
+        return self.views(self.source[int(index)], rng)
