@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from big_vlp import augment
-
 
 def over_micro_batches(fn, batch, steps: int):
     """`fn(batch)` in `steps` micro-batches, one after the other, each rematerialised.

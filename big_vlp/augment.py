@@ -91,12 +91,10 @@ class Photometric:
         amounts = low + amounts * (centre + strengths - low)
         active = np.flatnonzero(strengths)
         for step in jnp.asarray(active)[jnp.argsort(order[active])]:
-            blended = blend(x, step, amounts[step]) if len(active) > bool(self.hue) else x
-            x = (
-                jnp.where(step == HUE, adjust_hue(x, amounts[HUE]), blended)
-                if self.hue
-                else blended
-            )
+            changed = blend(x, step, amounts[step])
+            if self.hue:
+                changed = jnp.where(step == HUE, adjust_hue(x, amounts[HUE]), changed)
+            x = changed
         return x
 
     @property

@@ -5,11 +5,9 @@ parameters do not change and are written once, to WORKDIR/frozen. Writing happen
 background; a directory gets its final name only when it is complete.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from big_vlp import trees
@@ -191,15 +189,3 @@ def _same_or_raise(expected, found, where: str) -> None:
             + "\n  ".join(lines)
             + "\nUse the config it was trained with (meta/metadata holds it), or another --workdir."
         )
-
-
-def abstract(tree):
-    """The shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
-
-
-def jsonable(value) -> Any:
-    """A plain copy of a config for `meta` (tuples become lists)."""
-    return json.loads(json.dumps(value, default=str))

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
 import ml_collections
+from flax import traverse_util
 
 from big_vlp import sharding, trees
+from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
 from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
@@ -64,6 +67,10 @@ class Experiment:
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
         return experiment
 
+    def as_json(self) -> dict:
+        """The config as JSON data."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     @functools.cached_property
     def preprocess_record(self) -> Preprocess:
         return _call("config.preprocess", Preprocess, **self.preprocess)
@@ -72,9 +79,7 @@ class Experiment:
         return _call("config.mesh", sharding.make_mesh, **self.mesh)
 
     def make_method(self):
-        return _call(
-            "config.method", make_method, preprocess=self.preprocess_record, **self.method
-        )
+        return _call("config.method", make_method, preprocess=self.preprocess_record, **self.method)
 
     def make_optimizer(self) -> Optimizer:
         return _call("config.optim", Optimizer, total_steps=self.total_steps, **self.optim)
@@ -102,6 +107,11 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             **self.loader,
+        )
+
+    def make_checkpoints(self, workdir, *, read_only: bool = False) -> Checkpoints:
+        return _call(
+            "config.checkpoint", Checkpoints, workdir, read_only=read_only, **self.checkpoint
         )
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
@@ -148,6 +158,15 @@ class ScheduledEvaluator:
             raise ConfigError(f"There are no {self.weights} weights to evaluate in this method.")
         return dict(self.evaluator.run(trees.merge(state[self.weights], state["frozen"])))
 
+
+def config_changes(old: dict, new: dict) -> list[str]:
+    """One line for each value that differs between two nested dicts of JSON data."""
+    old, new = (traverse_util.flatten_dict(d, keep_empty_nodes=True, sep=".") for d in (old, new))
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted({*old, *new})
+        if key != "step" and old.get(key, "absent") != new.get(key, "absent")
+    ]
 
 
 def _call(where: str, fn, *args, **kwargs):

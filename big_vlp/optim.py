@@ -86,6 +86,13 @@ class Optimizer:
             )
         return {p: (float(rules[0][1]), float(rules[0][2])) for p, rules in found.items()}
 
+    def describe(self, params) -> dict[str, str]:
+        """{path: how the parameter is treated}, for the table at the start of a run."""
+        return {
+            path: f"trained, lr x{lr:g}, wd x{wd:g}" if lr else "frozen"
+            for path, (lr, wd) in self.assign(params).items()
+        }
+
     def is_trainable(self, params) -> Callable[[str], bool]:
         """Tells by its path whether a parameter is trained."""
         assigned = self.assign(params)

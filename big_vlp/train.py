@@ -1,80 +1,211 @@
 """Trains what a config describes: python -m big_vlp.train --config FILE[:ARGS] --workdir DIR
 
-Read from top to bottom: the step, then the loop. The loop's order is
-save if due -> evaluate if due -> batch of this step -> train step -> log,
-and everything a step does is a function of (config, step, state), so a run that was killed and
-started again with the same command goes on exactly where its last checkpoint is.
+The loop's order is: save if due -> evaluate if due -> batch of this step -> train step -> log.
+Everything a step does is a function of (config, step, state), so a run that was killed goes on
+exactly from its last checkpoint when the same command is given again.
 """
 
-import os
+import contextlib
+import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from big_vlp import sharding, telemetry, trees
-from big_vlp.checkpoint import Checkpoints, abstract, jsonable, restore_frozen, save_frozen
-from big_vlp.experiment import Experiment
+import big_vlp
+from big_vlp import sharding, step, telemetry, trees
+from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
+from big_vlp.experiment import ConfigError, Experiment, config_changes
+from input_pipeline.show import write_contact_sheet
 
-SIGTERM_EXIT = 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 
 
-def make_train_step(method, optimizer):
-    """The update of one step as a pure function.
+class NonFiniteError(Exception):
+    """An update was not finite and the config says to stop."""
 
-    Returns:
-      step_fn(state, batch, step, key) -> (state, metrics). `state` is what `Experiment.init_fn`
-      gives; `step` is the 0-based number of this update; `key` is the run's key. Where loss or
-      gradient is not finite the state stays as it was and `metrics["finite"]` is 0.
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+    """Runs or resumes a training run.
+
+    Args:
+      config: see `Experiment`.
+      workdir: made if missing; one run, one directory.
+
+    Raises:
+      ConfigError: the config cannot be built.
+      CheckpointError: a checkpoint cannot be read or written.
+      NonFiniteError: see `Experiment.on_nonfinite`.
+      SystemExit: status 143 after SIGTERM, with the state saved.
     """
+    workdir = Path(workdir).absolute()
+    experiment = Experiment.from_config(config)
+    total_steps = experiment.total_steps
+    mesh = experiment.make_mesh()
+    method, optimizer = experiment.make_method(), experiment.make_optimizer()
+    loader = experiment.make_loader()
+    evaluators = experiment.make_evaluators(method, mesh)
+    checkpoints = experiment.make_checkpoints(workdir)
 
-    def step_fn(state, batch, step, key):
-        old, opt = state["model"], state["opt"]
+    whole = sharding.replicated(mesh)  # the state; batches are split over the mesh
+    init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
+    init = jax.jit(step.make_init(method, optimizer), out_shardings=whole)
+    train_step = jax.jit(
+        step.make_train_step(method, optimizer), donate_argnums=0, out_shardings=whole
+    )
 
-        def loss_fn(trainable):
-            return method.loss(
-                trainable,
-                state["frozen"],
-                state["averaged"],
-                opt["state"],
-                batch,
-                rng=jax.random.fold_in(key, step),
-                step=step,
-            )
+    meta = {
+        "config": experiment.as_json(),
+        "preprocess": json.loads(experiment.preprocess_record.to_json()),
+        "data_fingerprint": loader.source.fingerprint(),
+        "versions": {"big_vlp": big_vlp.__version__, "jax": jax.__version__},
+    }
+    saved_step = checkpoints.latest_step()
+    first_step = saved_step or 0
+    log = telemetry.MetricLog(workdir, first_step)
+    live = telemetry.LiveLine(total_steps)
+    if saved_step is None:
+        state = init(init_key)
+        save_frozen(workdir, state["frozen"])
+    else:
+        state = restore(checkpoints, saved_step, init, init_key, whole)
+        live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
+        for change in config_changes(checkpoints.meta(saved_step), meta):
+            live.message(f"Changed since that checkpoint: {change}")
 
-        (loss, (method_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(old)
-        grad_norm = optimizer.norm(grads)
-        new, moments = optimizer.update(grads, opt["moments"], old, step)
-        new, averaged = method.after_update(old, new, state["averaged"], step)
+    model = trees.merge(state["model"], state["frozen"])
+    live.message(telemetry.parameter_table(model, optimizer.describe(model)))
+    contact_sheet = workdir / "contact_sheet.png"
+    if first_step == 0 and jax.process_index() == 0:
+        write_contact_sheet(contact_sheet, method, loader.views, loader.batch(0), run_key)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        changed = {
-            "model": new,
-            "averaged": averaged,
-            "opt": {"moments": moments, "state": method_state},
+    def save(i):
+        nonlocal saved_step
+        if i != saved_step:
+            items = {name: state[name] for name in ("model", "averaged", "opt")}
+            checkpoints.save(i, items, {**meta, "step": i})
+            saved_step = i
+
+    def evaluate(i):
+        for name, evaluator in evaluators.items():
+            if evaluator.is_due(i, total_steps):
+                values = evaluator.run(state)
+                log.write(i, name, values)
+                shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                live.message(f"step {i} | {name}: {shown}")
+
+    sigterm = SigtermFlag()
+    clock = Clock(experiment.global_batch)
+    batches = loader.iterate(first_step)
+    for i in range(first_step, total_steps):
+        if checkpoints.is_due(i):
+            save(i)
+        evaluate(i)
+        if sigterm.received:
+            save(i)
+            checkpoints.wait()
+            live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
+            sys.exit(TERMINATED)
+        with clock.waiting():
+            batch = sharding.global_batch(next(batches), mesh)
+        state, metrics = train_step(state, batch, i, run_key)
+        clock.steps += 1
+        if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
+            metrics = {name: float(value) for name, value in metrics.items()}
+            rates = clock.read()
+            log.write(i, telemetry.TRAIN, metrics | rates)
+            live.update(i + 1, metrics["loss"], **rates)
+            if metrics["bad_steps"]:
+                report_bad_step(experiment, state, loader, workdir, live)
+            checkpoints.check()
+    save(total_steps)
+    evaluate(total_steps)
+    checkpoints.close()
+    log.close()
+    live.message(
+        f"Done: {total_steps} steps.\n"
+        f"  checkpoints    {checkpoints.directory}\n"
+        f"  metrics        {workdir / telemetry.LOG_FILE}\n"
+        f"  curves         {telemetry.plot_curves(workdir)}\n"
+        f"  contact sheet  {contact_sheet}"
+    )
+
+
+def restore(checkpoints, saved_step: int, init, init_key, placement) -> dict:
+    """The state of a checkpoint; it must have the structure that `init` gives."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
+        jax.eval_shape(init, init_key),
+    )
+    frozen = restore_frozen(checkpoints.workdir, shapes.pop("frozen"))
+    return {**checkpoints.restore(saved_step, shapes), "frozen": frozen}
+
+
+def report_bad_step(experiment, state, loader, workdir, live) -> None:
+    """Records the first refused update and its batch, once; raises if the config says to stop."""
+    first = int(state["opt"]["bad_steps"]["first"])
+    record = workdir / "nonfinite.json"
+    text = f"The loss or a gradient of step {first} was not finite; the update was refused."
+    if not record.exists():
+        report = {"first_bad_step": first, "record_ids": loader.ids(first)}
+        record.write_text(json.dumps(report, indent=1))
+        live.message(f"{text} Its record ids are in {record}.")
+    if experiment.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"{text} Its record ids are in {record}. Look at these records, or lower the learning "
+            "rate; config.on_nonfinite='skip' goes on without such updates."
+        )
+
+
+class SigtermFlag:
+    """Notes SIGTERM, so that the loop can save between two steps."""
+
+    def __init__(self):
+        self.received = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_):
+        self.received = True
+
+
+class Clock:
+    """Examples per second and the share of time spent waiting for input, since the last reading."""
+
+    def __init__(self, global_batch: int):
+        self.global_batch = global_batch
+        self.steps, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = now - self._start
+        rates = {
+            "examples_per_s": self.steps * self.global_batch / elapsed,
+            "input_wait": self._waited / elapsed,
         }
-        kept = {"model": old, "averaged": state["averaged"]}
-        kept["opt"] = {"moments": opt["moments"], "state": opt["state"]}
-        result = jax.tree.map(lambda n, o: jnp.where(finite, n, o), changed, kept)
-        result["frozen"] = state["frozen"]
-        # Kept on the device, so that the loop need not look at every step.
-        bad = opt["bad_steps"]
-        result["opt"]["bad_steps"] = {
-            "count": bad["count"] + ~finite,
-            "first": jnp.where(finite | (bad["count"] > 0), bad["first"], step),
-        }
-        metrics = {
-            **metrics,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": optimizer.schedule(step),
-            "bad_steps": result["opt"]["bad_steps"]["count"],
-        }
-        return result, metrics
+        self.steps, self._waited, self._start = 0, 0.0, now
+        return rates
 
-    return step_fn
+
+def main(_) -> None:
+    try:
+        train(flags.FLAGS.config, flags.FLAGS.workdir)
+    except (ConfigError, CheckpointError, NonFiniteError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -25,9 +25,7 @@ def attention(query, key, value, *, causal: bool = False, backend: str | None = 
       [B, T, H, D] in the dtype of `query`.
     """
     backend = backend or pick_backend(query.dtype, query.shape[-1])
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation=backend
-    )
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=backend)
 
 
 def attention_weights(query, key):

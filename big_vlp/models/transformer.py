@@ -170,9 +170,7 @@ class Transformer(nn.Module):
                     f"Unknown remat policy {self.remat!r}; choose None or {list(REMAT_POLICIES)}."
                 )
             # Inside a scan XLA cannot undo the recomputation, so the CSE barrier is not needed.
-            block = nn.remat(
-                block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll
-            )
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},

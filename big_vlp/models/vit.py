@@ -49,7 +49,7 @@ def resize_positions(table, grid_in: int, grid_out: tuple[int, int]):
 
 
 class MapHead(nn.Module):
-    """Attention-head pooling: one learned query attends to all tokens (SigLIP, arXiv 2303.15343)."""
+    """SigLIP's pooling (arXiv 2303.15343): one learned query attends to all tokens."""
 
     heads: int
     activation: str

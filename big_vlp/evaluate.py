@@ -1,0 +1,105 @@
+"""Evaluates checkpoints of a run: python -m big_vlp.evaluate --config FILE --workdir DIR
+
+By default the latest checkpoint; `--step N` takes that one; `--follow` takes every checkpoint
+that appears until the last step of the run. Results go to WORKDIR/evaluate/STEP.json; following
+goes on after the steps that have one.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from big_vlp import sharding, step
+from big_vlp.checkpoint import CheckpointError, restore_frozen
+from big_vlp.experiment import ConfigError, Experiment
+
+POLL_SECONDS = 10
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    at_step: int | None = None,
+    follow: bool = False,
+) -> None:
+    """Runs every evaluator of the config, as an evaluator job beside or after training.
+
+    Args:
+      config: that of the run.
+      workdir: that of the run.
+      at_step: which checkpoint; None takes the latest.
+      follow: evaluate every checkpoint from now on; ends with the run's last step.
+
+    Raises:
+      ConfigError: the config cannot be built.
+      CheckpointError: no such checkpoint, or it holds another model.
+    """
+    experiment = Experiment.from_config(config)
+    mesh = experiment.make_mesh()
+    method, optimizer = experiment.make_method(), experiment.make_optimizer()
+    evaluators = experiment.make_evaluators(method, mesh)
+    if not evaluators:
+        raise ConfigError("config.evals is empty: there is nothing to evaluate.")
+    checkpoints = experiment.make_checkpoints(workdir, read_only=True)
+    results = checkpoints.workdir / "evaluate"
+    results.mkdir(parents=True, exist_ok=True)
+
+    whole = sharding.replicated(mesh)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0)),
+    )
+    wanted = {name: shapes[name] for name in {e.weights for e in evaluators.values()}}
+
+    def run(i):
+        state = checkpoints.restore(i, wanted)
+        state["frozen"] = restore_frozen(checkpoints.workdir, shapes["frozen"])
+        values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
+        for name, metrics in values.items():
+            print(f"step {i} | {name} ({evaluators[name].weights} weights)")
+            print("\n".join(f"  {metric:32} {value:.4f}" for metric, value in metrics.items()))
+        sys.stdout.flush()
+        if jax.process_index() == 0:
+            part = results / f"{i}.json.part"
+            part.write_text(json.dumps({"step": i, **values}, indent=1))
+            os.replace(part, results / f"{i}.json")
+
+    if not follow:
+        steps = checkpoints.all_steps()
+        if not steps:
+            raise CheckpointError(
+                f"No complete checkpoint in {checkpoints.directory}; train first, or correct "
+                "--workdir."
+            )
+        run(steps[-1] if at_step is None else at_step)
+        return
+    while not (results / f"{experiment.total_steps}.json").exists():
+        new = [i for i in checkpoints.all_steps() if not (results / f"{i}.json").exists()]
+        if new:
+            run(new[0])
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def main(_) -> None:
+    options = flags.FLAGS
+    try:
+        evaluate(options.config, options.workdir, options.step, options.follow)
+    except (ConfigError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], the config of the run.")
+    flags.DEFINE_string("workdir", None, "The directory of the run.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.")
+    flags.DEFINE_bool("follow", False, "Evaluate every checkpoint as it appears.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

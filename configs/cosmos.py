@@ -1,0 +1,73 @@
+"""COSMOS (arXiv 2412.01814) as published: ViT-B, 32 epochs, two global and six local views.
+
+Options: model=vitb16|vitb32, data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, runlocal.
+Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
+"""
+
+import ml_collections
+
+from big_vlp import config as shared
+
+
+def get_config(arg=None):
+    options = shared.parse_options(arg, model="vitb16", data="cc3m", runlocal=False)
+    pairs = shared.choose("data", shared.PRETRAINING_PAIRS, options.data)
+    image_tower = shared.choose("model", shared.IMAGE_TOWERS, options.model)
+    small, prose = options.data == "cc3m", options.data == "pixelprose"
+
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.global_batch = 1024 if small else 4096
+    config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
+
+    config.data = dict(name="prepared", path=f"data/{options.data}")
+    config.preprocess = dict(image_size=224, tokenizer="clip", context_length=77)
+    config.views = dict(
+        name="cosmos",
+        local_size=96,
+        num_global=2,
+        num_local=6,
+        crop_scale=0.4,
+        caption_mode="textcrop_pixelprose" if prose else "textcrop",
+        num_captions=8,
+    )
+    config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
+
+    config.method = dict(
+        name="cosmos",
+        model=dict(image=image_tower, text=shared.TEXT_TOWER, embed_dim=512),
+        momentum=0.999 if small else 0.99,
+        photometric=dict(
+            global_1=dict(blur_prob=1.0),
+            global_2=dict(blur_prob=0.1, solarize_prob=0.2),
+            local=dict(blur_prob=0.5),
+        ),
+        dtype="bfloat16",
+        remat="dots",
+        accumulate_steps=1,
+    )
+    config.optim = dict(
+        learning_rate=5e-4,
+        warmup_steps=2000,
+        weight_decay=0.5,
+        beta1=0.9,
+        beta2=0.98,
+        epsilon=1e-8,
+    )
+
+    config.mesh = dict(data=-1)
+    config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
+    config.log_every_steps = 50
+    config.on_nonfinite = "stop"
+    coco = dict(
+        evaluator="retrieval",
+        every_steps=2500,
+        data=dict(name="prepared", path="data/coco_val2017"),
+        caption_field="txt",
+        batch_size=512,
+    )
+    config.evals = dict(
+        coco=dict(**coco, weights="model"),
+        coco_teacher=dict(**coco, weights="averaged"),
+    )
+    return shared.run_local(config) if options.runlocal else config

@@ -1,0 +1,77 @@
+"""COSMOS on rendered scenes, on a CPU in minutes; needs no file.
+
+Options: method=cosmos|clip (CLIP on the same towers and captions, for comparison), and
+minutes-long or not: total_steps can be overridden with --config.total_steps.
+"""
+
+import ml_collections
+
+from big_vlp import config as shared
+
+
+def get_config(arg=None):
+    options = shared.parse_options(arg, method="cosmos")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.global_batch = 64
+    config.total_steps = 800
+
+    config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
+    config.preprocess = dict(image_size=48, tokenizer="clip", context_length=48)
+    # No flips and no colour changes: captions speak of sides and colours.
+    config.views = dict(
+        name="cosmos",
+        local_size=24,
+        num_global=2,
+        num_local=2,
+        crop_scale=0.6,
+        min_local_scale=0.2,
+        caption_mode="textcrop",
+        num_captions=4,
+        flip_prob=0.0,
+    )
+    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+
+    config.method = dict(
+        name="cosmos",
+        model=dict(
+            image=dict(patch_size=8, width=128, layers=3, heads=4),
+            text=dict(vocab_size=49_408, width=128, layers=3, heads=4),
+            embed_dim=128,
+        ),
+        momentum=0.99,
+        dtype="float32",
+        unroll=True,
+    )
+    config.optim = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1, clip_norm=1.0)
+
+    config.mesh = dict(data=-1)
+    config.checkpoint = dict(every_steps=200, keep_latest=2)
+    config.log_every_steps = 10
+    config.on_nonfinite = "stop"
+    held_out = dict(data=dict(name="scenes", split="val", size=200, image_size=64), batch_size=50)
+    config.evals = dict(
+        retrieval=dict(
+            evaluator="retrieval",
+            weights="model",
+            every_steps=200,
+            caption_field="caption",
+            **held_out,
+        ),
+        hard_negatives=dict(
+            evaluator="hard_negatives",
+            weights="model",
+            every_steps=200,
+            caption_field="caption",
+            **held_out,
+        ),
+    )
+    if options.method == "clip":
+        config.views = dict(name="clip", caption_mode="random", crop_scale=(0.6, 1.0))
+        config.method = dict(
+            name="clip",
+            model=config.method.model,
+            dtype="float32",
+            unroll=True,
+        )
+    return config

@@ -1,0 +1,111 @@
+"""Zero-shot classification: an image goes to the class whose prompts are nearest.
+
+The class weights are CLIP's (arXiv 2103.00020, section 3.1.4): the mean of the normalised
+features of all prompts of a class, normalised again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluators import common
+
+
+class Evaluator:
+    """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance."""
+
+    def __init__(
+        self,
+        predict_fns,
+        preprocess,
+        mesh: jax.sharding.Mesh,
+        *,
+        data: Mapping[str, Any],
+        class_names: Sequence[str] | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+        batch_size: int = 256,
+    ):
+        """Args as every evaluator's, and:
+
+        data: name and arguments of a data source whose records have `label`.
+        class_names: the name of label 0, 1, ...; by default those of the source.
+        templates: prompts with `{}` in the place of the class name.
+        batch_size: on all devices together; has no influence on the values.
+
+        Raises:
+          ValueError: no labels, no class names, or a template without `{}`.
+        """
+        self._source = common.open_source(data)
+        names = getattr(self._source, "class_names", None) if class_names is None else class_names
+        if not names:
+            raise ValueError(f"The source {data['name']!r} names no classes; set class_names.")
+        wrong = [t for t in templates if t.count("{}") != 1]
+        if wrong or not templates or isinstance(templates, str):
+            raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
+        self._num_classes = len(names)
+        self._prompts = [t.replace("{}", name) for name in names for t in templates]
+        self._batch_size = batch_size
+        self._mesh = mesh
+        self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
+        self._rank = common.RowMap(_rank_of_label, mesh)
+        self._label_of(self._source[0])  # fail now, not after training
+
+    def run(self, model) -> Iterator[tuple[str, float]]:
+        weights = zeroshot_weights(self._towers.texts(model, self._prompts), self._num_classes)
+        images, labels = self._towers.images(model, self._source, self._label_of)
+        labels = np.array(labels, np.int32)
+
+        def load(row):
+            return {"feature": images[row], "label": labels[row]}
+
+        params = common.replicate(weights, self._mesh)
+        rank = self._rank(params, load, len(images), self._batch_size)
+        top1, top5 = (common.hits(rank, k, self._num_classes) for k in (1, 5))
+        yield "top1_accuracy", float(top1.mean())
+        yield "top5_accuracy", float(top5.mean())
+        per_class = [top1[labels == label].mean() for label in np.unique(labels)]
+        yield "mean_per_class_recall", float(np.mean(per_class))
+        yield "top1_accuracy_chance", 1 / self._num_classes
+        yield "top5_accuracy_chance", min(5, self._num_classes) / self._num_classes
+        yield "mean_per_class_recall_chance", 1 / self._num_classes
+
+    def _label_of(self, record) -> int:
+        if "label" not in record:
+            raise ValueError(
+                f"Record {record['id']!r} has no label; zero-shot needs labelled data."
+            )
+        label = int(record["label"])
+        if not 0 <= label < self._num_classes:
+            raise ValueError(
+                f"Record {record['id']!r} has label {label}, but there are {self._num_classes} "
+                "class names; check class_names."
+            )
+        return label
+
+
+def zeroshot_weights(text_features: jax.Array, num_classes: int) -> np.ndarray:
+    """The classifier made of prompts.
+
+    Args:
+      text_features: f32[num_classes * M, D], all M prompts of class 0 first, then of class 1, ...
+      num_classes: C.
+
+    Returns:
+      f32[D, C], unit columns: norm(mean over prompts of norm(text feature)).
+    """
+    unit = _normalise(np.asarray(text_features, np.float32))
+    return _normalise(unit.reshape(num_classes, -1, unit.shape[-1]).mean(axis=1)).T
+
+
+def _normalise(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _rank_of_label(weights, batch):
+    scores = jnp.matmul(batch["feature"], weights, precision="highest")  # [B, C]
+    num_classes = scores.shape[1]
+    positive = jnp.arange(num_classes) == batch["label"][:, None]
+    return common.ranks(scores, positive, jnp.ones(num_classes, jnp.int32))

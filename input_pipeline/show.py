@@ -1,0 +1,99 @@
+"""Shows a batch as the model sees it: python -m input_pipeline.show --config FILE[:ARGS]
+
+Writes a PNG contact sheet: a row per example, all of its views after augmentation on the device,
+its captions below as the tokenizer cut them.
+"""
+
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_EXAMPLES = 6
+_MARGIN, _FONT_SIZE = 8, 13  # pixels
+_MIN_SIDE, _MAX_SIDE = 96, 160  # views are shown between these sizes, local ones in proportion
+
+
+def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step: int = 0) -> None:
+    """Draws the first rows of a batch.
+
+    Args:
+      path: of the PNG.
+      method: its `model_images` gives the augmented views, its `preprocess` undoes normalisation.
+      views: what made the batch; its `tokenizer` gives the captions back.
+      batch: numpy arrays with a batch axis.
+      key: the run's key: the augmentation is that of training step `step`.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, step), len(batch["tokens"]))
+    rows = {name: x[:MAX_EXAMPLES] for name, x in batch.items()}
+    images = method.model_images(rows, keys[:MAX_EXAMPLES])
+    mean, std = (np.asarray(x) for x in (method.preprocess.mean, method.preprocess.std))
+    pixels = [
+        np.clip((np.asarray(x) * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
+        for x in images.values()
+    ]
+    tokens = rows["tokens"].reshape(len(rows["tokens"]), -1, rows["tokens"].shape[-1])
+    captions = [[views.tokenizer.decode(ids) for ids in example] for example in tokens]
+    _draw(pixels, captions).save(path)
+
+
+def _draw(pixels: list[np.ndarray], captions: list[list[str]]) -> Image.Image:
+    """Kinds of views u8[B, V, S, S, 3] and captions [B][C] -> one picture."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    largest = max(x.shape[2] for x in pixels)
+    # Whole factors keep small pixels sharp.
+    scale = min(max(1, -(-_MIN_SIDE // largest)), max(1, _MAX_SIDE // largest))
+    scale = scale if largest <= _MAX_SIDE else _MAX_SIDE / largest
+    sides = [round(x.shape[2] * scale) for x in pixels]
+    width = _MARGIN + sum(x.shape[1] * (s + _MARGIN) for x, s in zip(pixels, sides))
+    width = max(width, 480)
+    columns = int((width - 2 * _MARGIN) / (0.52 * _FONT_SIZE))
+    texts = ["\n".join(_wrapped(example, columns)) for example in captions]
+    line_height = _FONT_SIZE + 4
+    heights = [max(sides) + (t.count("\n") + 1) * line_height + 3 * _MARGIN for t in texts]
+    sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for row, (text, height) in enumerate(zip(texts, heights)):
+        left = _MARGIN
+        for kind, side in zip(pixels, sides):
+            for view in kind[row]:
+                picture = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(picture, (left, top))
+                left += side + _MARGIN
+        draw.multiline_text((_MARGIN, top + max(sides) + _MARGIN), text, "black", font, spacing=3)
+        top += height
+    return sheet
+
+
+def _wrapped(captions: list[str], columns: int) -> list[str]:
+    lines = []
+    for number, caption in enumerate(captions, 1):
+        prefix = f"{number}. " if len(captions) > 1 else ""
+        lines += textwrap.wrap(prefix + caption, columns, subsequent_indent="   ") or [prefix]
+    return lines
+
+
+def main(_) -> None:
+    # Imported here: the library proper knows nothing of training.
+    from big_vlp.experiment import Experiment
+
+    experiment = Experiment.from_config(flags.FLAGS.config)
+    loader, step = experiment.make_loader(), flags.FLAGS.step
+    _, key = jax.random.split(jax.random.key(experiment.seed))
+    write_contact_sheet(
+        flags.FLAGS.output, experiment.make_method(), loader.views, loader.batch(step), key, step
+    )
+    print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    flags.DEFINE_string("output", "contact_sheet.png", "The picture to write.")
+    flags.DEFINE_integer("step", 0, "Whose batch to show.")
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

@@ -1,0 +1,192 @@
+"""Text -> token ids: CLIP's byte-level BPE, and SentencePiece models in SigLIP's convention.
+
+A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
+pickling one for a loader worker costs nothing.
+"""
+
+import functools
+import gzip
+import html
+import pathlib
+import re
+import string
+from collections.abc import Iterable, Sequence
+
+import ftfy
+import numpy as np
+import sentencepiece
+import tokenizers
+
+START_OF_TEXT = 49406
+END_OF_TEXT = 49407
+
+_MERGES = pathlib.Path(__file__).parent / "data" / "clip_bpe_merges.txt.gz"
+# Contractions, runs of letters, single digits, runs of anything else; white space is dropped. So is
+# U+0345: the original matches case-insensitively, where that mark counts as neither kind.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # Latin-1 bytes
+_SPACES = re.compile(r"\s+")
+_NO_PUNCTUATION = str.maketrans({"_": " "} | {c: None for c in string.punctuation if c != "_"})
+
+
+def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer":
+    """The tokenizer of that name: "clip", or "sentencepiece:PATH" with the path of a .model file.
+
+    Raises:
+      ValueError: the name is unknown.
+      FileNotFoundError: there is no file at PATH.
+    """
+    if name == "clip":
+        return ClipTokenizer()
+    kind, _, path = name.partition(":")
+    if kind == "sentencepiece" and path:
+        return SentencePieceTokenizer(path)
+    raise ValueError(f"Unknown tokenizer {name!r}; use 'clip' or 'sentencepiece:PATH'.")
+
+
+class ClipTokenizer:
+    """OpenAI CLIP's lower-casing byte-level BPE.
+
+    Text never yields the two special ids: the literal "<|endoftext|>" in a caption is tokenized
+    like any other characters (OpenAI's code would end the caption there).
+    """
+
+    name = "clip"
+    vocab_size = END_OF_TEXT + 1
+
+    def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Returns i32[n, length]: start of text, ids, end of text, zeros. Text that is too long is
+        cut and still ends with end of text."""
+        bpe = _clip_bpe()
+        ids = (bpe.encode(clean_text(text)).ids for text in _texts(texts))
+        rows = ([START_OF_TEXT, *row, END_OF_TEXT] for row in ids)
+        return _pad(rows, len(texts), length, end_id=END_OF_TEXT, pad_id=0)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a row of ids, cleaned and with a space after every word."""
+        bpe, symbols = _clip_bpe(), _byte_symbols()
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(END_OF_TEXT)] if END_OF_TEXT in ids else ids
+        pieces = "".join(bpe.id_to_token(i) for i in ids if i < START_OF_TEXT)
+        to_byte = dict(zip(symbols, _bytes_in_id_order()))
+        words = pieces.split("</w>")
+        return " ".join(
+            bytes(to_byte[c] for c in word).decode("utf-8", "replace") for word in words
+        ).strip()
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model used the way SigLIP's released tokenizers use theirs.
+
+    Text is lower-cased and stripped of ASCII punctuation. (The authors' training pipeline only
+    lower-cases; their zero-shot prompts and the published ports of the weights are canonicalised
+    like this.) The end-of-sentence id is appended, survives cutting and fills the padding, because
+    SigLIP reads the text feature at the last position.
+
+    Raises:
+      FileNotFoundError: there is no file at `path`.
+    """
+
+    def __init__(self, path: str):
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(
+                f"No SentencePiece model at {path!r}. Put the .model file there, or correct the "
+                "tokenizer name, which must read 'sentencepiece:PATH'."
+            )
+        self.path = path
+        self.name = f"sentencepiece:{path}"
+
+    @property
+    def vocab_size(self) -> int:
+        return _sentencepiece_model(self.path).get_piece_size()
+
+    def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Returns i32[n, length]: ids, then end-of-sentence ids up to `length`.
+
+        Raises:
+          ValueError: the model has no end-of-sentence piece.
+        """
+        model = _sentencepiece_model(self.path)
+        end_id = model.eos_id()
+        if end_id < 0:
+            raise ValueError(f"The SentencePiece model {self.path!r} has no end-of-sentence piece.")
+        rows = ([*model.encode(canonicalize(text)), end_id] for text in _texts(texts))
+        return _pad(rows, len(texts), length, end_id=end_id, pad_id=end_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a row of ids."""
+        return _sentencepiece_model(self.path).decode([int(i) for i in ids])
+
+
+def clean_text(text: str) -> str:
+    """CLIP's cleaning: mends mis-decoded Unicode, unescapes HTML twice, collapses white space,
+    lower-cases."""
+    # Nothing to mend or unescape in plain ASCII, which most captions are; ftfy is the slow part.
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _SPACES.sub(" ", text).strip().lower()
+
+
+def canonicalize(text: str) -> str:
+    """SigLIP's cleaning: lower-cases, drops ASCII punctuation, makes "_" and white space single
+    spaces."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def _texts(texts: Sequence[str]) -> Sequence[str]:
+    # A string is a sequence too: of its characters.
+    if isinstance(texts, str):
+        raise TypeError("A tokenizer takes a list of strings; put the single string in a list.")
+    return texts
+
+
+def _pad(
+    rows: Iterable[list[int]], num_rows: int, length: int, end_id: int, pad_id: int
+) -> np.ndarray:
+    tokens = np.full((num_rows, length), pad_id, np.int32)
+    for i, row in enumerate(rows):
+        if len(row) > length:
+            row = [*row[: length - 1], end_id]
+        tokens[i, : len(row)] = row
+    return tokens
+
+
+@functools.cache
+def _sentencepiece_model(path: str) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=path)
+
+
+@functools.cache
+def _clip_bpe() -> tokenizers.Tokenizer:
+    with gzip.open(_MERGES, "rt", encoding="utf-8") as file:
+        merges = [tuple(line.split()) for line in file]
+    # The order of the pieces defines the ids: bytes, bytes that end a word, merges in order.
+    symbols = _byte_symbols()
+    pieces = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
+    bpe = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=merges,
+            end_of_word_suffix="</w>",
+        )
+    )
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(
+                tokenizers.Regex(_WORDS), behavior="removed", invert=True
+            ),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return bpe
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable characters that stand for bytes, in id order: the bytes that are printable
+    Latin-1 stand for themselves, the others are mapped to characters from 256 on."""
+    shifted = iter(range(256, 512))
+    return [chr(b) if b in _PRINTABLE else chr(next(shifted)) for b in _bytes_in_id_order()]
+
+
+def _bytes_in_id_order() -> list[int]:
+    return [*_PRINTABLE, *(b for b in range(256) if b not in _PRINTABLE)]

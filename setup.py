@@ -1,0 +1,54 @@
+"""Installs big_vlp: `pip install -e .[test]`; configs and tests stay files of the checkout."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "big_vlp" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="big_vlp",
+    version=VERSION,
+    description="Vision-language pretraining in JAX: COSMOS, CLIP and SigLIP on TPU pods and GPUs.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["big_vlp*", "input_pipeline*", "evaluators*"]),
+    package_data={"input_pipeline": ["data/*"]},
+    install_requires=[
+        "absl-py",
+        "array-record>=0.7",
+        "flax>=0.12",
+        "ftfy>=6",
+        "grain>=0.2.12",
+        "jax>=0.10",
+        "matplotlib",
+        "ml_collections>=1.0",
+        "numpy",
+        "opencv-python-headless",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "pillow>=10.1",
+        "rich",
+        "safetensors",
+        "sentencepiece",
+        "simplejpeg",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "tokenizers",
+    ],
+    extras_require={
+        "test": ["chex", "pytest", "pytest-xdist", "ruff"],
+        "torch": ["torch"],
+        "tpu": ["jax[tpu]"],
+        "cuda13": ["jax[cuda13]"],
+        "beam": ["apache-beam"],
+        "wandb": ["wandb"],
+    },
+)
