@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from big_vlp import sharding, step
+from big_vlp import sharding, step, telemetry
 from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 
@@ -63,9 +63,8 @@ def evaluate(
         state["frozen"] = restore_frozen(checkpoints.workdir, shapes["frozen"])
         values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
         for name, metrics in values.items():
-            print(f"step {i} | {name} ({evaluators[name].weights} weights)")
-            print("\n".join(f"  {metric:32} {value:.4f}" for metric, value in metrics.items()))
-        sys.stdout.flush()
+            print(f"step {i}, {name} of the {evaluators[name].weights} weights:")
+            print(telemetry.metric_table(metrics), flush=True)
         if jax.process_index() == 0:
             part = results / f"{i}.json.part"
             part.write_text(json.dumps({"step": i, **values}, indent=1))
@@ -89,6 +88,7 @@ def evaluate(
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     try:
         evaluate(options.config, options.workdir, options.step, options.follow)

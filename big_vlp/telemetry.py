@@ -79,8 +79,10 @@ class MetricLog:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if math.isfinite(value):  # TensorBoard has no mark for the others, only a warning
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step, walltime=now)
+            if math.isfinite(value):
+                # TensorBoard allows no "@" in a name.
+                tag = f"{split}/{name}".replace("@", "_at_")
+                self._tensorboard.add_scalar(tag, value, step, walltime=now)
 
     def close(self) -> None:
         if self._file is not None:
@@ -163,6 +165,17 @@ class LiveLine:
         self._stream.write(start + text + ("" if refresh else "\n"))
         self._stream.flush()
         self._open = refresh
+
+
+def metric_table(values: Mapping[str, float]) -> str:
+    """One line per metric, with what chance gives beside it where the evaluator says so."""
+    lines = []
+    for name, value in values.items():
+        if not name.endswith("_chance"):
+            chance = values.get(f"{name}_chance")
+            beside = "" if chance is None else f"   (chance {chance:.4f})"
+            lines.append(f"  {name:28} {value:9.4f}{beside}")
+    return "\n".join(lines)
 
 
 def parameter_table(params, groups: Mapping[str, str]) -> str:

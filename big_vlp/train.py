@@ -9,12 +9,13 @@ import contextlib
 import json
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import big_vlp
@@ -96,33 +97,33 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             if evaluator.is_due(i, total_steps):
                 values = evaluator.run(state)
                 log.write(i, name, values)
-                shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-                live.message(f"step {i} | {name}: {shown}")
+                table = telemetry.metric_table(values)
+                live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
-    sigterm = SigtermFlag()
     clock = Clock(experiment.global_batch)
     batches = loader.iterate(first_step)
-    for i in range(first_step, total_steps):
-        if checkpoints.is_due(i):
-            save(i)
-        evaluate(i)
-        if sigterm.received:
-            save(i)
-            checkpoints.wait()
-            live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
-            sys.exit(TERMINATED)
-        with clock.waiting():
-            batch = sharding.global_batch(next(batches), mesh)
-        state, metrics = train_step(state, batch, i, run_key)
-        clock.steps += 1
-        if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
-            metrics = {name: float(value) for name, value in metrics.items()}
-            rates = clock.read()
-            log.write(i, telemetry.TRAIN, metrics | rates)
-            live.update(i + 1, metrics["loss"], **rates)
-            if metrics["bad_steps"]:
-                report_bad_step(experiment, state, loader, workdir, live)
-            checkpoints.check()
+    with noting_sigterm() as sigterm:
+        for i in range(first_step, total_steps):
+            if checkpoints.is_due(i):
+                save(i)
+            evaluate(i)
+            if sigterm.is_set():
+                save(i)
+                checkpoints.wait()
+                live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
+                sys.exit(TERMINATED)
+            with clock.waiting():
+                batch = sharding.global_batch(next(batches), mesh)
+            state, metrics = train_step(state, batch, i, run_key)
+            clock.steps += 1
+            if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
+                metrics = {name: float(value) for name, value in metrics.items()}
+                rates = clock.read()
+                log.write(i, telemetry.TRAIN, metrics | rates)
+                live.update(i + 1, metrics["loss"], **rates)
+                if metrics["bad_steps"]:
+                    report_bad_step(experiment, state, loader, workdir, live)
+                checkpoints.check()
     save(total_steps)
     evaluate(total_steps)
     checkpoints.close()
@@ -162,15 +163,15 @@ def report_bad_step(experiment, state, loader, workdir, live) -> None:
         )
 
 
-class SigtermFlag:
-    """Notes SIGTERM, so that the loop can save between two steps."""
-
-    def __init__(self):
-        self.received = False
-        signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_):
-        self.received = True
+@contextlib.contextmanager
+def noting_sigterm():
+    """Gives an event that SIGTERM sets, so that the loop can save between two steps."""
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Clock:
@@ -198,6 +199,7 @@ class Clock:
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
     try:
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (ConfigError, CheckpointError, NonFiniteError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,7 +30,7 @@ def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step:
     """
     keys = jax.random.split(jax.random.fold_in(key, step), len(batch["tokens"]))
     rows = {name: x[:MAX_EXAMPLES] for name, x in batch.items()}
-    images = method.model_images(rows, keys[:MAX_EXAMPLES])
+    images = jax.jit(lambda *args: method.model_images(*args))(rows, keys[:MAX_EXAMPLES])
     mean, std = (np.asarray(x) for x in (method.preprocess.mean, method.preprocess.std))
     pixels = [
         np.clip((np.asarray(x) * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -79,6 +79,7 @@ def _wrapped(captions: list[str], columns: int) -> list[str]:
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
     # Imported here: the library proper knows nothing of training.
     from big_vlp.experiment import Experiment
 

@@ -133,17 +133,16 @@ class Block(nn.Module):
     inits: BlockInit
 
     @nn.compact
-    def __call__(self, x, _):
-        """[B, T, W] -> ([B, T, W], None), the signature of a scan body."""
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
         y = layer_norm("norm1", self.dtype)(x)
         x = x + SelfAttention(self.heads, self.causal, self.dtype, self.inits, name="attn")(y)
         y = layer_norm("norm2", self.dtype)(x)
-        x = x + Mlp(self.activation, self.dtype, self.inits, name="mlp")(y)
-        return x, None
+        return x + Mlp(self.activation, self.dtype, self.inits, name="mlp")(y)
 
 
 class Transformer(nn.Module):
-    """`layers` blocks whose parameters are stacked on a leading axis.
+    """`layers` blocks whose parameters are stacked on a leading axis, under "blocks".
 
     Attributes:
       unroll: True writes every block out in the program (longest compile, best fusion); False
@@ -162,22 +161,43 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[B, T, W] -> [B, T, W]."""
-        block = Block
+        """[B, T, W] -> [B, T, W]; sows "block_outputs" [L, B, T, W] where that is asked for."""
+        # No parent: the block is a pure function of its slice of the stacked parameters.
+        block = Block(self.heads, self.causal, self.activation, self.dtype, self.inits, parent=None)
+        params = self.param("blocks", self._init_blocks, block, x)
+        keep_outputs = self.is_mutable_collection("intermediates")
+
+        def body(x, params):
+            x = block.apply({"params": params}, x)
+            return x, x if keep_outputs else None
+
         if self.remat is not None:
             if self.remat not in REMAT_POLICIES:
                 raise ValueError(
                     f"Unknown remat policy {self.remat!r}; choose None or {list(REMAT_POLICIES)}."
                 )
-            # Inside a scan XLA cannot undo the recomputation, so the CSE barrier is not needed.
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            length=self.layers,
-            unroll=self.layers if self.unroll else 1,
-        )
-        block_args = (self.heads, self.causal, self.activation, self.dtype, self.inits)
-        x, _ = blocks(*block_args, name="blocks")(x, None)
+            # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
+        if self.unroll:
+            outputs = []
+            for layer in _unstack(params, self.layers):
+                x, output = body(x, layer)
+                outputs.append(output)
+            outputs = jnp.stack(outputs) if keep_outputs else None
+        else:
+            x, outputs = jax.lax.scan(body, x, params)
+        if keep_outputs:
+            self.sow("intermediates", "block_outputs", outputs)
         return x
+
+    def _init_blocks(self, rng, block, x):
+        keys = jax.random.split(rng, self.layers)
+        return jax.vmap(lambda key: block.init(key, x)["params"])(keys)
+
+
+def _unstack(tree, length: int) -> list:
+    """Stacked arrays -> one tree per layer. A split's gradient is one concatenation, where the
+    gradient of indexing adds up `length` padded copies."""
+    leaves, structure = jax.tree.flatten(tree)
+    pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * length, axis=0)] for leaf in leaves]
+    return [structure.unflatten(layer) for layer in zip(*pieces)]

@@ -143,7 +143,7 @@ def test_intermediates(case):
     pre = found[f"{image}/norm_pre/__call__"]
     close(rows_of(pre[0], n_global), arrays["mid/vis_ln_pre_global"])
     close(rows_of(pre[1], n_local), arrays["mid/vis_ln_pre_local"])
-    block = found[f"{image}/transformer/blocks/__call__"][0][0][0]  # the first of L
+    block = found[f"{image}/transformer/block_outputs"][0][0]  # the first of L
     assert block.shape[0] == rows
     close(rows_of(block, n_global).swapaxes(0, 1), arrays["mid/vis_block0_global_LND"])
     post = found[f"{image}/norm_post/__call__"][0][:, 1:]
@@ -153,7 +153,7 @@ def test_intermediates(case):
         for i, views in enumerate((n_global, n_local))
     ]
     close(np.concatenate(raw), arrays["mid/image_features_raw"])
-    block = found[f"{text}/transformer/blocks/__call__"][0][0][0]
+    block = found[f"{text}/transformer/block_outputs"][0][0]
     close(rows_of(block, n_text).swapaxes(0, 1), arrays["mid/text_block0_LND"])
     close(rows_of(found[f"{text}/norm_post/__call__"][0], n_text), arrays["mid/text_ln_final"])
     close(rows_of(found[f"{text}/proj/__call__"][0], n_text), arrays["mid/text_features_raw"])

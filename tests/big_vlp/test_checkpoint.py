@@ -1,0 +1,128 @@
+"""Checkpoints: round trip, what is kept, and what is said when they do not fit."""
+
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen, save_frozen
+
+ROOT = Path(__file__).parents[2]
+
+
+def tree(value=1.0):
+    return {"a": {"b": jnp.full((3, 4), value)}, "scalar": jnp.asarray(value)}
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def save(checkpoints, step, value=1.0):
+    items = {"model": tree(value), "averaged": {}, "opt": tree(2 * value)}
+    checkpoints.save(step, items, {"step": step})
+
+
+def test_round_trip(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 7, 3.0)
+    checkpoints.close()
+    reopened = Checkpoints(tmp_path, read_only=True)
+    assert reopened.latest_step() == 7
+    assert reopened.meta(7) == {"step": 7}
+    restored = reopened.restore(7, {"model": shapes(tree()), "averaged": {}, "opt": shapes(tree())})
+    assert restored["averaged"] == {}
+    np.testing.assert_array_equal(restored["model"]["a"]["b"], 3.0)
+    np.testing.assert_array_equal(restored["opt"]["scalar"], 6.0)
+
+
+def test_keep_rules(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every_steps=2, keep_latest=2, keep_every_steps=8)
+    for step in range(20):
+        if checkpoints.is_due(step):
+            save(checkpoints, step)
+    checkpoints.wait()
+    assert checkpoints.all_steps() == [8, 16, 18]
+
+
+def test_another_model(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    checkpoints.wait()
+    other = {"a": {"c": jnp.zeros(2)}, "scalar": jnp.zeros(5)}
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(1, {"model": shapes(other)})
+    for part in ("missing: a/c (2,)", "unexpected: a/b (3, 4)", "scalar is (), should be (5,)"):
+        assert part in str(error.value)
+    with pytest.raises(CheckpointError, match="no item 'averaged'"):
+        checkpoints.restore(1, {"averaged": shapes(tree())})
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 2; it has \[1\]"):
+        checkpoints.restore(2, {"model": shapes(tree())})
+
+
+def test_an_unfinished_save_does_not_count(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    checkpoints.close()
+    (checkpoints.directory / "2.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_frozen_parameters_are_written_once(tmp_path):
+    save_frozen(tmp_path, tree(1.0))
+    save_frozen(tmp_path, tree(2.0))
+    np.testing.assert_array_equal(restore_frozen(tmp_path, shapes(tree()))["a"]["b"], 1.0)
+    with pytest.raises(CheckpointError, match="missing: x"):
+        restore_frozen(tmp_path, shapes({"x": jnp.zeros(1)}))
+    with pytest.raises(CheckpointError, match="frozen"):
+        restore_frozen(tmp_path / "elsewhere", shapes(tree()))
+    assert restore_frozen(tmp_path / "elsewhere", {}) == {}
+
+
+def test_disk_full_keeps_the_previous_checkpoint(tmp_path):
+    """A limit on the size of files makes writes fail as a full disk does."""
+    script = textwrap.dedent(
+        f"""
+        import resource
+        import jax.numpy as jnp
+        from big_vlp.checkpoint import CheckpointError, Checkpoints
+
+        checkpoints = Checkpoints({str(tmp_path)!r}, keep_latest=1)
+        big = {{"w": jnp.arange(1_000_000.0)}}
+        checkpoints.save(1, {{"model": big}}, {{}})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            checkpoints.save(2, {{"model": {{"w": big["w"] + 1}}}}, {{}})
+            checkpoints.wait()
+        except CheckpointError as error:
+            print("CheckpointError:", error)
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CheckpointError: Writing a checkpoint" in result.stdout, result.stderr
+    assert "the last complete one is step 1" in result.stdout
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
+    survivors = Checkpoints(tmp_path)
+    assert survivors.all_steps() == [1]
+    wanted = {"w": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted
+    )
+    np.testing.assert_array_equal(
+        survivors.restore(1, {"model": wanted})["model"]["w"][:3], [0, 1, 2]
+    )

@@ -1,0 +1,218 @@
+"""Configs into parts: every wrong key is one error that names the section and the key."""
+
+import json
+
+import jax
+import ml_collections
+import pytest
+
+from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
+
+
+def make_config(method="cosmos"):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.total_steps, config.global_batch = 6, 4
+    config.preprocess = dict(image_size=16, tokenizer="clip", context_length=8)
+    config.data = dict(name="scenes", split="train", size=10, image_size=32)
+    config.views = dict(
+        name="cosmos", local_size=8, num_local=1, num_captions=3, caption_mode="textcrop"
+    )
+    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=1)
+    tower = dict(width=16, layers=1, heads=2)
+    config.method = dict(
+        name="cosmos",
+        momentum=0.9,
+        model=dict(
+            image=dict(patch_size=8, **tower),
+            text=dict(vocab_size=49_408, **tower),
+            embed_dim=16,
+            pooler_heads=2,
+        ),
+        photometric=dict(global_1=dict(blur_prob=0.0), global_2=dict(), local=dict()),
+        dtype="float32",
+    )
+    config.optim = dict(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1)
+    config.mesh = dict(data=-1)
+    config.checkpoint = dict(every_steps=2, keep_latest=1)
+    config.log_every_steps = 1
+    config.on_nonfinite = "stop"
+    config.evals = dict(
+        held_out=dict(
+            evaluator="retrieval",
+            weights="averaged",
+            every_steps=2,
+            data=dict(name="scenes", split="val", size=5, image_size=32),
+            caption_field="caption",
+        )
+    )
+    if method == "clip":
+        config.views = dict(name="clip")
+        del config.method.momentum, config.method.model.pooler_heads
+        config.method.update(name="clip", photometric=dict(blur_prob=0.0))
+        config.evals.held_out.weights = "model"
+    return config
+
+
+def build(config, workdir):
+    """Everything that a run builds before its first step."""
+    experiment = Experiment.from_config(config)
+    mesh, method = experiment.make_mesh(), experiment.make_method()
+    parts = mesh, method, experiment.make_optimizer(), experiment.make_loader()
+    evaluators = experiment.make_evaluators(method, mesh)
+    experiment.make_checkpoints(workdir).close()
+    return *parts, evaluators
+
+
+def changed(path, value, method="cosmos"):
+    """The config with one dotted key set, made if missing, or deleted where the value is None."""
+    config = make_config(method)
+    *sections, key = path.split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    if value is None:
+        del section[key]
+    else:
+        section[key] = value
+    return config
+
+
+def error(config, workdir):
+    with pytest.raises(ConfigError) as caught:
+        build(config, workdir)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["cosmos", "clip"])
+def test_parts_fit_together(tmp_path, method):
+    mesh, made, optimizer, loader, evaluators = build(make_config(method), tmp_path)
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+    model, averaged, _ = jax.eval_shape(made.init, jax.random.key(0))
+    assert optimizer.is_trainable(model)("logit_scale")
+    assert bool(averaged) == (method == "cosmos")
+    batch = loader.batch(0)
+    assert {k: (x.shape[1:], x.dtype) for k, x in batch.items()} == loader.views.spec()
+    assert {len(x) for x in batch.values()} == {4}
+    assert optimizer.total_steps == loader.total_steps == 6
+    assert evaluators["held_out"].weights == ("averaged" if averaged else "model")
+
+
+SECTIONS = [
+    "preprocess", "data", "views", "loader", "method", "method.model", "method.model.image",
+    "method.model.text", "method.photometric", "method.photometric.local", "optim", "mesh",
+    "checkpoint", "evals.held_out", "evals.held_out.data",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_unknown_key_in_a_section(tmp_path, section):
+    message = error(changed(f"{section}.typo", 3), tmp_path)
+    assert "typo" in message
+    named = {"evals.held_out.data": "evals.held_out"}.get(section, section.split(".model")[0])
+    assert f"config.{named.split('.photometric')[0]}" in message
+
+
+def test_unknown_key_at_the_top(tmp_path):
+    message = error(changed("typo", 3), tmp_path)
+    assert "config:" in message
+    assert "typo" in message
+
+
+@pytest.mark.parametrize("key", ["model.pooler_heads", "momentum"])
+def test_keys_of_another_method_are_unknown(tmp_path, key):
+    message = error(changed(f"method.{key}", 2, method="clip"), tmp_path)
+    assert "config.method" in message
+    assert key.split(".")[-1] in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["views.image_size", "views.context_length", "views.tokenizer", "loader.seed",
+     "loader.global_batch", "optim.total_steps", "method.preprocess", "data.where", "mesh.fn"],
+)  # fmt: skip
+def test_a_key_that_is_set_elsewhere_is_unknown_here(tmp_path, key):
+    message = error(changed(key, 3), tmp_path)
+    section, name = key.split(".")
+    assert f"config.{section}" in message
+    assert name in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "total_steps", "data", "preprocess.image_size", "data.name", "views.name",
+     "method.name", "method.momentum", "method.model.embed_dim", "method.model.image.width",
+     "method.model.image", "method.photometric.local", "optim.learning_rate",
+     "evals.held_out.evaluator", "evals.held_out.every_steps", "evals.held_out.caption_field",
+     "evals.held_out.data.name"],
+)  # fmt: skip
+def test_missing_key(tmp_path, key):
+    message = error(changed(key, None), tmp_path)
+    *section, name = key.split(".")
+    assert ".".join(["config", *section[:1]]) in message
+    assert f"'{name}'" in message
+
+
+@pytest.mark.parametrize(
+    "key, value, parts",
+    [
+        ("on_nonfinite", "ignore", ["config.on_nonfinite", "'ignore'", "stop", "skip"]),
+        ("data.name", "imagenet", ["config.data", "'imagenet'", "scenes"]),
+        ("data.split", "dev", ["config.data", "'dev'"]),
+        ("views.name", "dino", ["config.views", "'dino'"]),
+        ("views.caption_mode", "shuffled", ["config.views", "shuffled"]),
+        ("method.name", "blip", ["config.method", "'blip'", "cosmos"]),
+        ("method.dtype", "bf16", ["config.method", "bf16"]),
+        ("method.remat", "some", ["config.method", "'some'", "dots"]),
+        ("method.model.image.pool", "max", ["config.method", "'max'", "cls"]),
+        ("method.model.image.heads", 3, ["config.method", "3 heads"]),
+        ("preprocess.activation", "relu", ["config", "'relu'", "quick_gelu"]),
+        ("preprocess.image_size", 20, ["config", "20", "patch size 8"]),
+        ("optim.warmup_steps", 7, ["config.optim", "warmup_steps (7)"]),
+        ("mesh.data", 3, ["config.mesh", "data=3"]),
+        ("evals.held_out.evaluator", "bleu", ["config.evals.held_out", "'bleu'", "retrieval"]),
+        ("evals.held_out.weights", "ema", ["config.evals.held_out", "'ema'", "averaged"]),
+        ("evals.held_out.caption_field", "alt", ["config.evals.held_out", "'alt'", "caption"]),
+    ],
+)
+def test_bad_value(tmp_path, key, value, parts):
+    message = error(changed(key, value), tmp_path)
+    for part in parts:
+        assert part in message
+
+
+def test_config_as_json():
+    experiment = Experiment.from_config(make_config())
+    data = experiment.as_json()
+    assert json.loads(json.dumps(data)) == data
+    again = Experiment.from_config(ml_collections.ConfigDict(data))
+    assert again.as_json() == data
+    assert data["method"]["model"]["image"]["patch_size"] == 8
+
+
+class Recorder:
+    def run(self, model):
+        yield "a", 1.0
+        yield "parameters", sorted(model)
+
+
+def test_scheduled_evaluator():
+    evaluator = ScheduledEvaluator(Recorder(), every_steps=4)
+    assert [i for i in range(11) if evaluator.is_due(i, total_steps=10)] == [4, 8, 10]
+    state = {"model": {"x": 1}, "averaged": {}, "frozen": {"y": 2}}
+    assert evaluator.run(state) == {"a": 1.0, "parameters": ["x", "y"]}
+    with pytest.raises(ConfigError, match="no averaged weights"):
+        ScheduledEvaluator(Recorder(), every_steps=4, weights="averaged").run(state)
+
+
+def test_config_changes_name_every_difference():
+    old = {"step": 3, "config": {"seed": 0, "evals": {}, "optim": {"a": 1, "b": [1, 2]}}}
+    new = {"step": 9, "config": {"seed": 1, "evals": {"x": {"k": 1}}, "optim": {"b": [1, 2]}}}
+    assert config_changes(old, old) == []
+    assert config_changes({**old, "step": 8}, old) == []
+    changes = config_changes(old, new)
+    assert "config.seed: 0 -> 1" in changes
+    assert "config.optim.a: 1 -> absent" in changes
+    assert "config.evals.x.k: absent -> 1" in changes
+    assert all("object" not in line and "Node" not in line for line in changes)
+    assert len(changes) <= 4

@@ -1,0 +1,208 @@
+"""The whole program: exact resume after every kind of stop, and faults met on the way."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from big_vlp.checkpoint import CheckpointError, Checkpoints
+from big_vlp.evaluate import evaluate
+from big_vlp.experiment import ConfigError
+from big_vlp.telemetry import read_log
+from big_vlp.train import TERMINATED, NonFiniteError, train
+from input_pipeline.loader import Loader
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "tiny_config.py"
+TIMEOUT = 300
+
+
+def tiny_config(**changes):
+    spec = importlib.util.spec_from_file_location("tiny_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Starts `python -m big_vlp.train` on the tiny config."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(workdir, *options):
+        run = [sys.executable, "-m", "big_vlp.train", f"--config={CONFIG}", f"--workdir={workdir}"]
+        return subprocess.Popen(
+            [*run, *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(command, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    process = command(workdir)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return workdir, output
+
+
+def training_metrics(workdir):
+    """All numbers of every step that do not depend on the clock."""
+    timing = ("examples_per_s", "input_wait")
+    return [
+        (line["step"], {k: v for k, v in line["values"].items() if k not in timing})
+        for line in read_log(workdir)
+        if line["split"] == "train"
+    ]
+
+
+def evaluations(workdir):
+    return [(x["step"], x["values"]) for x in read_log(workdir) if x["split"] != "train"]
+
+
+def wait_for_step(process, workdir, step):
+    log = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"The run did not reach step {step}:\n{process.communicate(timeout=TIMEOUT)[0]}")
+
+
+def test_a_run_leaves_what_it_says(uninterrupted):
+    workdir, output = uninterrupted
+    for name in ("checkpoints", "curves.png", "contact_sheet.png", "metrics.jsonl"):
+        assert (workdir / name).exists()
+        assert str(workdir / name) in output
+    steps = [step for step, _ in training_metrics(workdir)]
+    assert steps == list(range(30))
+    assert [step for step, _ in evaluations(workdir)] == [20, 30]
+    assert Checkpoints(workdir, read_only=True).all_steps() == [25, 30]
+    assert "image_tower/patch/kernel" in output  # the parameter table
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_after_kill_is_bit_equal(command, uninterrupted, tmp_path, workers):
+    process = command(tmp_path)
+    wait_for_step(process, tmp_path, 13)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT)
+    resumed = command(tmp_path, f"--config.loader.num_workers={workers}")
+    output, _ = resumed.communicate(timeout=TIMEOUT)
+    assert resumed.returncode == 0, output
+    assert "Going on from" in output
+    assert ("loader.num_workers: 0 -> 2" in output) == (workers == 2)
+    assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
+    assert evaluations(tmp_path) == evaluations(uninterrupted[0])
+
+
+def test_sigterm_saves_and_resumes(command, uninterrupted, tmp_path):
+    process = command(tmp_path)
+    wait_for_step(process, tmp_path, 6)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == TERMINATED, output
+    stopped_at = Checkpoints(tmp_path, read_only=True).latest_step()
+    assert f"step {stopped_at} is saved" in output
+    assert training_metrics(tmp_path)[-1][0] == stopped_at - 1  # nothing is done twice
+    resumed = command(tmp_path)
+    output, _ = resumed.communicate(timeout=TIMEOUT)
+    assert resumed.returncode == 0, output
+    assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
+
+
+def test_evaluate_gives_what_training_logged(uninterrupted):
+    workdir = uninterrupted[0]
+    evaluate(tiny_config(), workdir)
+    result = json.loads((workdir / "evaluate" / "30.json").read_text())
+    logged = dict(evaluations(workdir))[30]
+    for name, value in logged.items():
+        np.testing.assert_allclose(result["retrieval"][name], value, rtol=1e-5, err_msg=name)
+
+
+def test_evaluate_follows_a_run_to_its_end(uninterrupted, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(uninterrupted[0] / "checkpoints")
+    evaluate(tiny_config(), tmp_path, follow=True)
+    assert sorted(p.name for p in (tmp_path / "evaluate").iterdir()) == ["25.json", "30.json"]
+
+
+def test_evaluate_without_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="checkpoints"):
+        evaluate(tiny_config(), tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
+        train(tiny_config(total_steps=2, optim__warmup_steps=0), tmp_path)
+        evaluate(tiny_config(), tmp_path, at_step=7)
+
+
+def poison(monkeypatch, bad_step):
+    """Puts NaN into the images of one step; float images pass to the model as they are."""
+    clean = Loader.batch
+
+    def batch(self, step):
+        rows = clean(self, step)
+        for name in ("global_images", "local_images"):
+            rows[name] = rows[name].astype(np.float32) / 255
+            if step == bad_step:
+                rows[name][0] = np.nan
+        return rows
+
+    monkeypatch.setattr(Loader, "batch", batch)
+
+
+def test_a_bad_batch_stops_the_run_and_is_named(monkeypatch, tmp_path):
+    poison(monkeypatch, bad_step=3)
+    config = tiny_config(total_steps=6, evals={}, checkpoint__every_steps=1)
+    with pytest.raises(NonFiniteError, match="step 3") as error:
+        train(config, tmp_path)
+    assert "nonfinite.json" in str(error.value)
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["first_bad_step"] == 3
+    assert len(report["record_ids"]) == 8
+    assert all(i.startswith("scenes-train-") for i in report["record_ids"])
+
+
+def test_a_bad_batch_can_be_skipped(monkeypatch, tmp_path):
+    poison(monkeypatch, bad_step=3)
+    train(tiny_config(total_steps=6, evals={}, on_nonfinite="skip"), tmp_path)
+    metrics = dict(training_metrics(tmp_path))
+    assert np.isnan(metrics[3]["loss"])
+    # The step after is finite, so no poisoned weight was kept; the count goes on being shown.
+    assert all(np.isfinite(metrics[i]["loss"]) for i in (0, 1, 2, 4, 5))
+    assert [metrics[i]["bad_steps"] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    train(tiny_config(total_steps=1, optim__warmup_steps=0, evals={}), tmp_path)
+    wider = tiny_config(total_steps=2, optim__warmup_steps=0, evals={})
+    wider.method.model.image.width = 32
+    with pytest.raises(CheckpointError, match="image_tower/class_token is \\(16,\\)"):
+        train(wider, tmp_path)
+
+
+def test_unknown_key_on_the_command_line(command, tmp_path):
+    process = command(tmp_path, "--config.optim.learning_rat=1")
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
+    assert "learning_rat" in output
+
+
+def test_unknown_key_in_the_file(tmp_path):
+    config = tiny_config()
+    config.optim.momentum = 0.9
+    with pytest.raises(ConfigError, match="config.optim.*momentum"):
+        train(config, tmp_path)

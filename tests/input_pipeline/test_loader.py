@@ -1,0 +1,197 @@
+"""Batches are a function of the step: any workers, threads, processes and starting point agree."""
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from input_pipeline.loader import Loader
+from input_pipeline.sources import make_source
+from input_pipeline.views import make_views
+
+SIZE, BATCH, STEPS = 10, 4, 6
+
+
+class Source:
+    """Records that are only an id."""
+
+    def __init__(self, size=SIZE):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        return {"id": f"r{i}"}
+
+
+def draw(record, rng):
+    """The record's number and what its augmentation drew."""
+    return {"row": np.int32(record["id"][1:]), "draw": np.float64(rng.random())}
+
+
+def loader(**changes):
+    options = {"source": Source(), "views": draw, "global_batch": BATCH, "total_steps": STEPS}
+    return Loader(**{**options, "seed": 5, **changes})
+
+
+def scenes(**changes):
+    """A loader whose parts can be sent to worker processes."""
+    views = make_views(
+        "clip", image_size=16, tokenizer="clip", context_length=12, crop_scale=(0.3, 1.0)
+    )
+    return loader(source=make_source("scenes", size=SIZE, image_size=32), views=views, **changes)
+
+
+def same(found, expected):
+    found, expected = list(found), list(expected)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Fails a test that would hang."""
+
+    def stop(*_):
+        raise TimeoutError(f"Nothing happened for {seconds} s.")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_batches_are_stacked_examples():
+    batch = scenes().batch(0)
+    assert batch["image"].shape == (BATCH, 16, 16, 3)
+    assert batch["image"].dtype == np.uint8
+    assert batch["tokens"].shape == (BATCH, 12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_threads": 3}, {"num_threads": 0}])
+def test_iteration_gives_the_batches_in_order(changes):
+    made = scenes(**changes)
+    same(made.iterate(0), map(scenes().batch, range(STEPS)))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_worker_processes_change_nothing(num_workers):
+    with time_limit(120):
+        found = list(scenes(num_workers=num_workers, num_threads=2).iterate(1))
+    same(found, map(scenes().batch, range(1, STEPS)))
+
+
+@pytest.mark.parametrize("start", range(STEPS + 1))
+def test_starting_later_gives_the_rest(start):
+    whole = list(loader().iterate(0))
+    assert len(whole) == STEPS
+    same(loader().iterate(start), whole[start:])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_hold_contiguous_slices(processes):
+    parts = [loader(process_index=i, process_count=processes).batch(3) for i in range(processes)]
+    assert {len(part["row"]) for part in parts} == {BATCH // processes}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    same([joined], [loader().batch(3)])
+
+
+def run_of(made):
+    """Rows and draws of a whole run, in order."""
+    batches = list(made.iterate(0))
+    return (np.concatenate([b[name] for b in batches]) for name in ("row", "draw"))
+
+
+def test_every_epoch_is_another_permutation():
+    """Also where an epoch ends within a batch."""
+    rows, draws = run_of(loader(total_steps=10))
+    epochs = rows.reshape(4, SIZE)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(SIZE))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    # A record is augmented anew each time.
+    assert len(set(draws)) == len(draws)
+
+
+def test_the_batch_size_moves_no_example():
+    """Order and augmentation belong to the position in the run, not to the step."""
+    small, large = run_of(loader(total_steps=10)), run_of(loader(total_steps=5, global_batch=8))
+    for a, b in zip(small, large):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_draw_other_orders_and_augmentation():
+    rows, draws = run_of(loader())
+    other_rows, other_draws = run_of(loader(seed=6))
+    assert (rows != other_rows).any()
+    assert not set(draws) & set(other_draws)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ids_are_those_of_the_batch(processes):
+    made = loader(process_index=processes - 1, process_count=processes)
+    for step in range(STEPS):
+        assert made.ids(step) == [f"r{row}" for row in made.batch(step)["row"]]
+
+
+def test_an_empty_source_is_an_error():
+    with pytest.raises(ValueError, match="data source is empty"):
+        loader(source=Source(0))
+
+
+def test_processes_must_divide_the_batch():
+    with pytest.raises(ValueError, match="global_batch=4 is not divisible by 3 processes"):
+        loader(process_count=3)
+
+
+def test_small_sources_repeat_within_a_batch():
+    rows, _ = run_of(loader(source=Source(3), total_steps=3))
+    assert Counter(rows.tolist()) == {0: 4, 1: 4, 2: 4}
+
+
+def test_errors_of_a_record_come_from_workers_in_full():
+    views = make_views(
+        "clip", image_size=16, tokenizer="clip", context_length=12, caption_mode="long"
+    )
+    made = loader(source=make_source("scenes", size=SIZE, image_size=32), views=views)
+    for num_workers in (0, 1):
+        batches = Loader(**{**vars(made), "num_workers": num_workers}).iterate(0)
+        with time_limit(120), pytest.raises(ValueError, match="Record 'scenes-train-"):
+            next(batches)
+
+
+def children():
+    """Process ids of the loader's workers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers through /proc")
+def test_a_killed_worker_is_an_error_and_no_hang():
+    before = set(children())
+    with time_limit(120):
+        batches = scenes(num_workers=2, total_steps=10_000).iterate(0)
+        next(batches)
+        workers = set(children()) - before
+        assert len(workers) == 2
+        os.kill(workers.pop(), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"orker process.*exit code -9"):
+            for _ in batches:
+                pass

@@ -1,0 +1,46 @@
+"""A COSMOS run on scenes that takes seconds, for tests of the whole program."""
+
+import ml_collections
+
+
+def get_config(arg=None):
+    del arg
+    config = ml_collections.ConfigDict()
+    config.seed = 1
+    config.global_batch = 8
+    config.total_steps = 30
+    config.data = dict(name="scenes", size=100, image_size=48)
+    config.preprocess = dict(image_size=16, tokenizer="clip", context_length=16)
+    config.views = dict(
+        name="cosmos", local_size=8, num_global=2, num_local=1, num_captions=3, crop_scale=0.4
+    )
+    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.method = dict(
+        name="cosmos",
+        model=dict(
+            image=dict(patch_size=8, width=16, layers=2, heads=2),
+            text=dict(vocab_size=49_408, width=16, layers=2, heads=2),
+            embed_dim=16,
+        ),
+        momentum=0.9,
+        photometric=dict(
+            global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
+        ),
+        dtype="float32",
+    )
+    config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
+    config.mesh = dict(data=-1)
+    config.checkpoint = dict(every_steps=5, keep_latest=2)
+    config.log_every_steps = 1
+    config.on_nonfinite = "stop"
+    config.evals = dict(
+        retrieval=dict(
+            evaluator="retrieval",
+            every_steps=20,
+            weights="averaged",
+            data=dict(name="scenes", split="val", size=10, image_size=48),
+            caption_field="caption",
+            batch_size=4,
+        )
+    )
+    return config
