@@ -1,4 +1,4 @@
-"""Real pairs on a CPU: COSMOS, or CLIP, on clip art with noisy titles, in 20 minutes.
+"""Real pairs on a CPU: COSMOS, or CLIP, on clip art with noisy titles, in some ten minutes.
 
 Options: method=cosmos|clip.
 Data: two directories of prepared shards, data/openclipart/train and data/openclipart/val, with
@@ -15,7 +15,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 64
-    config.total_steps = 800
+    config.total_steps = 500
 
     config.data = dict(name="prepared", path="data/openclipart/train")
     # Titles and keywords are a few words long.

@@ -49,7 +49,8 @@ def make_config(method="cosmos"):
     if method == "clip":
         config.views = dict(name="clip")
         del config.method.momentum, config.method.model.pooler_heads
-        config.method.update(name="clip", photometric=dict(blur_prob=0.0))
+        config.method.name = "clip"
+        config.method.photometric = dict(blur_prob=0.0)
         config.evals.held_out.weights = "model"
     return config
 
@@ -172,6 +173,8 @@ def test_missing_key(tmp_path, key):
         ("mesh.data", 3, ["config.mesh", "data=3"]),
         ("evals.held_out.evaluator", "bleu", ["config.evals.held_out", "'bleu'", "retrieval"]),
         ("evals.held_out.weights", "ema", ["config.evals.held_out", "'ema'", "averaged"]),
+        ("evals.held_out.every_steps", 0, ["config.evals.held_out", "every_steps=0"]),
+        ("log_every_steps", 0, ["config.log_every_steps=0"]),
         ("evals.held_out.caption_field", "alt", ["config.evals.held_out", "'alt'", "caption"]),
     ],
 )
@@ -179,6 +182,12 @@ def test_bad_value(tmp_path, key, value, parts):
     message = error(changed(key, value), tmp_path)
     for part in parts:
         assert part in message
+
+
+def test_no_evaluator_waits_for_an_average_that_never_comes(tmp_path):
+    message = error(changed("evals.held_out.weights", "averaged", method="clip"), tmp_path)
+    assert "config.evals.held_out" in message
+    assert "averaged" in message
 
 
 def test_config_as_json():

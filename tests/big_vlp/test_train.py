@@ -96,17 +96,16 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert "image_tower/patch/kernel" in output  # the parameter table
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_after_kill_is_bit_equal(command, uninterrupted, tmp_path, workers):
+def test_resume_after_kill_is_bit_equal_with_other_workers(command, uninterrupted, tmp_path):
     process = command(tmp_path)
     wait_for_step(process, tmp_path, 13)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
-    resumed = command(tmp_path, f"--config.loader.num_workers={workers}")
+    resumed = command(tmp_path, "--config.loader.num_workers=2")
     output, _ = resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 0, output
     assert "Going on from" in output
-    assert ("loader.num_workers: 0 -> 2" in output) == (workers == 2)
+    assert "loader.num_workers: 0 -> 2" in output
     assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
     assert evaluations(tmp_path) == evaluations(uninterrupted[0])
 
@@ -141,12 +140,11 @@ def test_evaluate_follows_a_run_to_its_end(uninterrupted, tmp_path):
     assert sorted(p.name for p in (tmp_path / "evaluate").iterdir()) == ["25.json", "30.json"]
 
 
-def test_evaluate_without_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="checkpoints"):
+def test_evaluate_without_the_checkpoint(uninterrupted, tmp_path):
+    with pytest.raises(CheckpointError, match="No complete checkpoint"):
         evaluate(tiny_config(), tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
-        train(tiny_config(total_steps=2, optim__warmup_steps=0), tmp_path)
-        evaluate(tiny_config(), tmp_path, at_step=7)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; it has \[25, 30\]"):
+        evaluate(tiny_config(), uninterrupted[0], at_step=7)
 
 
 def poison(monkeypatch, bad_step):
@@ -186,12 +184,13 @@ def test_a_bad_batch_can_be_skipped(monkeypatch, tmp_path):
     assert [metrics[i]["bad_steps"] for i in range(6)] == [0, 0, 0, 1, 1, 1]
 
 
-def test_checkpoint_of_another_model(tmp_path):
-    train(tiny_config(total_steps=1, optim__warmup_steps=0, evals={}), tmp_path)
-    wider = tiny_config(total_steps=2, optim__warmup_steps=0, evals={})
+def test_checkpoint_of_another_model(uninterrupted, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(uninterrupted[0] / "checkpoints")
+    wider = tiny_config()
     wider.method.model.image.width = 32
-    with pytest.raises(CheckpointError, match="image_tower/class_token is \\(16,\\)"):
+    with pytest.raises(CheckpointError, match=r"image_tower/class_token is \(16,\)") as error:
         train(wider, tmp_path)
+    assert "image_token_mapping/kernel is (16, 16), should be (32, 16)" in str(error.value)
 
 
 def test_unknown_key_on_the_command_line(command, tmp_path):
@@ -204,5 +203,5 @@ def test_unknown_key_on_the_command_line(command, tmp_path):
 def test_unknown_key_in_the_file(tmp_path):
     config = tiny_config()
     config.optim.momentum = 0.9
-    with pytest.raises(ConfigError, match="config.optim.*momentum"):
+    with pytest.raises(ConfigError, match=r"config\.optim.*momentum"):
         train(config, tmp_path)
