@@ -4,7 +4,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -27,7 +27,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             f"mesh({asked}) does not fit {len(devices)} devices: the sizes must multiply to that "
             "number; at most one may be -1, which takes the rest."
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -37,11 +39,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def batch_devices(mesh: Mesh) -> int:
-    """Over how many devices a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def global_batch(local_batch: dict, mesh: Mesh) -> dict:

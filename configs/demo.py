@@ -13,7 +13,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 64
-    config.total_steps = 400
+    config.total_steps = 300
 
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
     config.preprocess = dict(
@@ -47,7 +47,7 @@ def get_config(arg=None):
     config.optim = dict(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0)
 
     config.mesh = dict(data=-1)
-    config.checkpoint = dict(every_steps=200, keep_latest=2)
+    config.checkpoint = dict(every_steps=100, keep_latest=2)
     config.log_every_steps = 10
     config.on_nonfinite = "stop"
     held_out = dict(data=dict(name="scenes", split="val", size=200, image_size=64), batch_size=50)
