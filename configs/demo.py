@@ -13,7 +13,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 64
-    config.total_steps = 300
+    config.total_steps = 200
 
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
     config.preprocess = dict(

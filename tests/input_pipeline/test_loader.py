@@ -3,6 +3,9 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from input_pipeline.loader import Loader
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
+ROOT = Path(__file__).parents[2]
 SIZE, BATCH, STEPS = 10, 4, 6
 
 
@@ -172,26 +176,75 @@ def test_errors_of_a_record_come_from_workers_in_full():
             next(batches)
 
 
-def children():
-    """Process ids of the loader's workers."""
-    found = []
+def workers(parent):
+    """Process ids of the loader's workers that process `parent` started."""
+    found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"spawn_main" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(status[1]) == parent and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers through /proc")
+def runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="finds workers through /proc"
+)
+
+
+@needs_proc
 def test_a_killed_worker_is_an_error_and_no_hang():
-    before = set(children())
+    before = workers(os.getpid())
     with time_limit(120):
         batches = scenes(num_workers=2, total_steps=10_000).iterate(0)
         next(batches)
-        workers = set(children()) - before
-        assert len(workers) == 2
-        os.kill(workers.pop(), signal.SIGKILL)
+        started = workers(os.getpid()) - before
+        assert len(started) == 2
+        os.kill(started.pop(), signal.SIGKILL)
         with pytest.raises(RuntimeError, match=r"orker process.*exit code -9"):
             for _ in batches:
                 pass
+
+
+PROGRAM = """
+import time
+from absl import flags
+from input_pipeline.loader import Loader
+from input_pipeline.sources import make_source
+from input_pipeline.views import make_views
+
+flags.FLAGS.mark_as_parsed()
+views = make_views("clip", image_size=16, tokenizer="clip", context_length=12)
+source = make_source("scenes", size=10, image_size=32)
+batches = Loader(source, views, 4, total_steps=10_000, seed=0, num_workers=1).iterate(0)
+next(batches)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+@needs_proc
+def test_workers_end_when_the_run_is_killed():
+    """Left alone they would keep their memory, which the next run on the host needs."""
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        with time_limit(120):
+            assert run.stdout.readline() == "ready\n"
+        started = workers(run.pid)
+        run.kill()
+    assert started
+    try:
+        deadline = time.monotonic() + 15
+        while any(map(runs, started)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(runs, started))
+    finally:
+        for process in filter(runs, started):
+            os.kill(process, signal.SIGKILL)
