@@ -43,7 +43,12 @@ def parse_options(arg: str | None, **defaults) -> ml_collections.ConfigDict:
         elif not has_value:
             raise ValueError(f"Config option {name!r} needs a value: {name}=...")
         else:
-            options[name] = kind(value)
+            try:
+                options[name] = kind(value)
+            except ValueError:
+                raise ValueError(
+                    f"Config option {name} is of type {kind.__name__}, not {value!r}."
+                ) from None
     return ml_collections.ConfigDict(options)
 
 

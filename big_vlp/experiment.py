@@ -62,9 +62,16 @@ class Experiment:
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
-        experiment = _call("config", cls, **config.to_dict())
+        """Checks the top level only; each section is checked when its part is made.
+
+        Raises:
+          ConfigError: a key is unknown or missing, or a value is out of range.
+        """
+        experiment = _call("config", cls, config.to_dict())
         if experiment.on_nonfinite not in ("stop", "skip"):
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
+        if experiment.log_every_steps < 1:
+            raise ConfigError(f"config.log_every_steps={experiment.log_every_steps}: 1 or more.")
         return experiment
 
     def as_json(self) -> dict:
@@ -73,49 +80,52 @@ class Experiment:
 
     @functools.cached_property
     def preprocess_record(self) -> Preprocess:
-        return _call("config.preprocess", Preprocess, **self.preprocess)
+        return _call("config.preprocess", Preprocess, self.preprocess)
 
     def make_mesh(self):
-        return _call("config.mesh", sharding.make_mesh, **self.mesh)
+        return _call("config.mesh", sharding.make_mesh, self.mesh)
 
     def make_method(self):
-        return _call("config.method", make_method, preprocess=self.preprocess_record, **self.method)
+        method = _call("config.method", make_method, self.method, preprocess=self.preprocess_record)
+        # Shapes only, within a second: towers check their arguments when they first run.
+        _call("config.method", jax.eval_shape, {}, method.init, jax.random.key(0))
+        return method
 
     def make_optimizer(self) -> Optimizer:
-        return _call("config.optim", Optimizer, total_steps=self.total_steps, **self.optim)
+        return _call("config.optim", Optimizer, self.optim, total_steps=self.total_steps)
 
     def make_views(self):
         pre = self.preprocess_record
         return _call(
             "config.views",
             make_views,
+            self.views,
             image_size=pre.image_size,
             tokenizer=pre.tokenizer,
             context_length=pre.context_length,
-            **self.views,
         )
 
     def make_loader(self) -> Loader:
         return _call(
             "config.loader",
             Loader,
-            source=_call("config.data", make_source, **self.data),
+            self.loader,
+            source=_call("config.data", make_source, self.data),
             views=self.make_views(),
             global_batch=self.global_batch,
             total_steps=self.total_steps,
             seed=self.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            **self.loader,
         )
 
     def make_checkpoints(self, workdir, *, read_only: bool = False) -> Checkpoints:
         return _call(
-            "config.checkpoint", Checkpoints, workdir, read_only=read_only, **self.checkpoint
+            "config.checkpoint", Checkpoints, self.checkpoint, workdir, read_only=read_only
         )
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
-        made = {}
+        made, averaged = {}, jax.eval_shape(method.init, jax.random.key(0))[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
             schedule, arguments = dict(section), {}
@@ -127,13 +137,18 @@ class Experiment:
             evaluator = _call(
                 where,
                 make_evaluator,
+                arguments,
                 arguments.pop("evaluator"),
                 method.predict_fns(),
                 self.preprocess_record,
                 mesh,
-                **arguments,
             )
-            made[name] = _call(where, ScheduledEvaluator, evaluator=evaluator, **schedule)
+            made[name] = _call(where, ScheduledEvaluator, schedule, evaluator=evaluator)
+            if made[name].weights == "averaged" and not averaged:
+                raise ConfigError(
+                    f"{where}.weights is 'averaged', but method {self.method['name']!r} averages "
+                    "nothing; use 'model'."
+                )
         return made
 
 
@@ -148,6 +163,8 @@ class ScheduledEvaluator:
     def __post_init__(self):
         if self.weights not in ("model", "averaged"):
             raise ValueError(f"weights={self.weights!r}; choose model or averaged.")
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps}; give 1 or more.")
 
     def is_due(self, step: int, total_steps: int) -> bool:
         return step == total_steps or (step > 0 and step % self.every_steps == 0)
@@ -161,7 +178,7 @@ class ScheduledEvaluator:
 
 def config_changes(old: dict, new: dict) -> list[str]:
     """One line for each value that differs between two nested dicts of JSON data."""
-    old, new = (traverse_util.flatten_dict(d, keep_empty_nodes=True, sep=".") for d in (old, new))
+    old, new = (traverse_util.flatten_dict(d, sep=".") for d in (old, new))
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted({*old, *new})
@@ -169,11 +186,16 @@ def config_changes(old: dict, new: dict) -> list[str]:
     ]
 
 
-def _call(where: str, fn, *args, **kwargs):
-    """`fn(**kwargs)`; a wrong or missing key, or a bad value, names the section of the config."""
+def _call(where: str, fn, section: dict, /, *args, **given):
+    """`fn(*args, **given, **section)`; what is wrong with a key names the section."""
+    repeated = sorted(given.keys() & section.keys())
+    if repeated:
+        raise ConfigError(f"{where}: {repeated} cannot be set here, other parts decide it.")
     try:
-        return fn(*args, **kwargs)
+        return fn(*args, **given, **section)
     except ConfigError:
         raise
+    except KeyError as error:
+        raise ConfigError(f"{where} lacks the key {error}.") from error
     except (TypeError, ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{where}: {error}") from error

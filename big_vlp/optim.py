@@ -32,7 +32,8 @@ class Optimizer:
       warmup_steps: step i of the warm-up uses learning_rate * (i + 1) / warmup_steps.
       weight_decay: decoupled; multiplied by the scheduled learning rate.
       clip_norm: of the global gradient norm; None does not clip.
-      rules: (regex, learning-rate multiplier, weight-decay multiplier); multiplier 0 freezes.
+      rules: (regex, learning-rate multiplier, weight-decay multiplier); a learning-rate
+        multiplier of 0 freezes.
     """
 
     learning_rate: float

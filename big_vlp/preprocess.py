@@ -30,6 +30,11 @@ class Preprocess:
     std: tuple[float, ...] = CLIP_STD
     activation: str = "gelu"
 
+    def __post_init__(self):
+        for name, known in (("resize", ("shortest", "squash")), ("interpolation", ("bicubic",))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {known}.")
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
 

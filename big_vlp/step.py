@@ -35,7 +35,7 @@ def make_train_step(method, optimizer):
     `step` is the 0-based number of this update and `key` the run's key. Where the loss or a
     gradient is not finite, the update is refused: parameters, averages and moments stay as they
     were, and `opt/bad_steps` counts it, on the device, so that the loop need not look each step.
-    Metrics are fp32 scalars.
+    Metrics are fp32 scalars, but for the count `bad_steps`.
     """
 
     def train_step(state, batch, step, key):

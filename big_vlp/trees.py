@@ -9,6 +9,7 @@ def flatten(tree) -> dict:
 
 
 def unflatten(flat: dict):
+    """The inverse of `flatten`."""
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

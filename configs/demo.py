@@ -10,6 +10,7 @@ from big_vlp import config as shared
 
 def get_config(arg=None):
     options = shared.parse_options(arg, method="cosmos")
+    shared.choose("method", dict.fromkeys(("cosmos", "clip")), options.method)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 64

@@ -5,7 +5,10 @@ an uninterrupted run would have got, with any number of workers, threads and pro
 """
 
 import dataclasses
+import multiprocessing
+import os
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +84,8 @@ class Loader:
         batches = steps.to_iter_dataset(options)
         if self.num_workers:
             batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(self.num_workers, self.prefetch_batches)
+                grain.MultiprocessingOptions(self.num_workers, self.prefetch_batches),
+                _end_with_parent,
             )
         return iter(batches)
 
@@ -92,3 +96,14 @@ class Loader:
         # A string seed is hashed whole, so neighbouring positions are unrelated.
         rng = random.Random(f"{self.seed}/{position}")
         return self.views(self.source[int(index)], rng)
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Ends this worker process when its parent is killed; it would wait for it forever."""
+    del worker_index, worker_count
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -4,6 +4,7 @@ Writes a PNG contact sheet: a row per example, all of its views after augmentati
 its captions below as the tokenizer cut them.
 """
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -81,14 +82,16 @@ def _wrapped(captions: list[str], columns: int) -> list[str]:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     # Imported here: the library proper knows nothing of training.
-    from big_vlp.experiment import Experiment
+    from big_vlp.experiment import ConfigError, Experiment
 
-    experiment = Experiment.from_config(flags.FLAGS.config)
-    loader, step = experiment.make_loader(), flags.FLAGS.step
+    try:
+        experiment = Experiment.from_config(flags.FLAGS.config)
+        loader, method = experiment.make_loader(), experiment.make_method()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    step = flags.FLAGS.step
     _, key = jax.random.split(jax.random.key(experiment.seed))
-    write_contact_sheet(
-        flags.FLAGS.output, experiment.make_method(), loader.views, loader.batch(step), key, step
-    )
+    write_contact_sheet(flags.FLAGS.output, method, loader.views, loader.batch(step), key, step)
     print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
 
 

@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import pytest
 from absl import flags
 
 # Before jax is imported, and for the programs that tests start: test programs run for milliseconds
@@ -18,8 +17,3 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Grain's worker processes want absl's flags parsed, which pytest does not do.
 flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture(scope="module")
-def quick_compile():
-    yield

@@ -52,6 +52,15 @@ _BLOCK = (
 _TOWERS = (("image_tower", "visual.transformer"), ("text_tower", "transformer"))
 _POOLERS = (("image_pooler", "visual.attn_cross_pool"), ("text_pooler", "text_attn_cross_pool"))
 
+# The tensors that tell the sizes, and their numbers of axes.
+_RANKS = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "token_embedding.weight": 2,
+    "positional_embedding": 2,
+    "text_projection": 2,
+}
+
 
 class ConversionError(ValueError):
     """Weights that do not fit; the message names every key that is missing, unexpected or wrong."""
@@ -96,11 +105,14 @@ def from_reference(
     expected = jax.eval_shape(
         lambda key: _to_state(trees.flatten(method.init(key)[0]), jnp), jax.random.key(0)
     )
-    for name, state in states.items():
+    problems = [
+        f"{name}: {line}"
+        for name, state in states.items()
         # Keys contain dots, never slashes: the dicts are flat trees.
-        lines = trees.differences(expected, state)
-        if lines:
-            raise ConversionError(f"{name} weights do not fit:\n  " + "\n  ".join(lines))
+        for line in trees.differences(expected, state)
+    ]
+    if problems:
+        raise ConversionError("The weights do not fit:\n  " + "\n  ".join(problems))
     heads = (model["image"]["heads"], model["text"]["heads"], pooler_heads)
     params = {name: _to_params(state, *heads) for name, state in states.items()}
     return params["student"], params["teacher"], model, preprocess
@@ -112,16 +124,31 @@ def to_reference(params: dict) -> dict[str, np.ndarray]:
 
 
 def _architecture(state, head_dim, text_heads, pooler_heads, tokenizer):
-    try:
-        width, _, patch_size, _ = state["visual.conv1.weight"].shape
-        patches = state["visual.positional_embedding"].shape[0] - 1
-        vocab_size, text_width = state["token_embedding.weight"].shape
-        context_length = state["positional_embedding"].shape[0]
-        embed_dim = state["text_projection"].shape[1]
-    except KeyError as error:
+    problems = [f"missing: {key}" for key in _RANKS if key not in state]
+    problems += [
+        f"wrong shape: {key} is {state[key].shape}, should have {rank} axes"
+        for key, rank in _RANKS.items()
+        if key in state and state[key].ndim != rank
+    ]
+    if problems:
         raise ConversionError(
-            f"Not the weights of a COSMOS model: {error} is missing. Found {sorted(state)[:8]}."
-        ) from error
+            "Not the weights of a COSMOS model:\n  "
+            + "\n  ".join(problems)
+            + f"\nFound {sorted(state)[:8]}."
+        )
+    width, _, patch_size, _ = state["visual.conv1.weight"].shape
+    patches = state["visual.positional_embedding"].shape[0] - 1
+    vocab_size, text_width = state["token_embedding.weight"].shape
+    context_length = state["positional_embedding"].shape[0]
+    embed_dim = state["text_projection"].shape[1]
+    if width % head_dim:
+        raise ConversionError(
+            f"The image tower's width {width} must be a multiple of head_dim={head_dim}."
+        )
+    if text_width % text_heads:
+        raise ConversionError(
+            f"The text tower's width {text_width} must be a multiple of the {text_heads} heads."
+        )
     image = {"patch_size": patch_size, "width": width, "heads": width // head_dim}
     text = {"vocab_size": vocab_size, "width": text_width, "heads": text_heads}
     for part, (_, prefix) in zip((image, text), _TOWERS):

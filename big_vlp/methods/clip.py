@@ -41,6 +41,8 @@ class Method:
     def __post_init__(self):
         if self.loss_type not in ("softmax", "sigmoid"):
             raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
+        if self.photometric is not None:
+            Photometric(**self.photometric)  # raises for a wrong key or value
 
     @property
     def towers(self) -> TwoTowers:
@@ -92,6 +94,7 @@ def tower_arguments(method) -> dict:
     """Arguments of `TwoTowers`, with what the preprocess record fixes filled in."""
     pre, model = method.preprocess, method.model
     return {
+        **model,
         "image": {
             **model["image"],
             "image_size": pre.image_size,
@@ -102,7 +105,6 @@ def tower_arguments(method) -> dict:
             "context_length": pre.context_length,
             "activation": pre.activation,
         },
-        "embed_dim": model["embed_dim"],
         "dtype": jnp.dtype(method.dtype),
         "unroll": method.unroll,
         "remat": method.remat,

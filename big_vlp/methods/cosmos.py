@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
+from big_vlp.augment import Photometric
 from big_vlp.methods import clip
 from big_vlp.models.two_towers import CosmosTowers, over_views
 from big_vlp.preprocess import Preprocess
@@ -36,10 +37,21 @@ class Method:
     unroll: bool = False
     remat: str | None = None
 
+    def __post_init__(self):
+        if self.photometric is None:
+            return
+        kinds = {"global_1", "global_2", "local"}
+        if self.photometric.keys() != kinds:
+            wrong = sorted(self.photometric.keys() ^ kinds)
+            raise ValueError(
+                f"photometric has the keys {sorted(kinds)}; missing or unknown: {wrong}."
+            )
+        for settings in self.photometric.values():
+            Photometric(**settings)  # raises for a wrong key or value
+
     @property
     def towers(self) -> CosmosTowers:
-        heads = {k: self.model[k] for k in ("pooler_heads",) if k in self.model}
-        return CosmosTowers(**clip.tower_arguments(self), **heads)
+        return CosmosTowers(**clip.tower_arguments(self))
 
     def init(self, rng):
         model = clip.init_towers(self.towers, self.preprocess, rng)
@@ -119,8 +131,8 @@ class Method:
         """The teacher's momentum at a step (0-based)."""
         if self.momentum_steps is None:
             return self.momentum
-        progress = jnp.cos(jnp.pi * step / self.momentum_steps)
-        return 1 - (1 - self.momentum) * (progress + 1) / 2
+        progress = jnp.minimum(step / self.momentum_steps, 1)
+        return 1 - (1 - self.momentum) * (jnp.cos(jnp.pi * progress) + 1) / 2
 
     def predict_fns(self):
         def attention_maps(params, batch):

@@ -84,6 +84,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x):
         """[B, T, W] -> [B, T, W]."""
         width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} must be a multiple of the {self.heads} heads.")
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
             dtype=self.dtype,
@@ -119,6 +121,10 @@ class Mlp(nn.Module):
             )
 
         x = dense(4 * width, self.inits.fc1, width, "fc1")(x)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Unknown activation {self.activation!r}; choose one of {list(ACTIVATIONS)}."
+            )
         x = ACTIVATIONS[self.activation](x)
         return dense(width, self.inits.fc2, 4 * width, "fc2")(x)
 

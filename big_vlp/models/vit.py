@@ -45,7 +45,8 @@ def resize_positions(table, grid_in: int, grid_out: tuple[int, int]):
         return table
     rows, cols = (position_weights(grid_in, n) for n in grid_out)
     grid = table.reshape(grid_in, grid_in, -1)
-    return jnp.einsum("ai,bj,ijw->abw", rows, cols, grid).reshape(-1, table.shape[-1])
+    resized = jnp.einsum("ai,bj,ijw->abw", rows, cols, grid, precision="float32")
+    return resized.reshape(-1, table.shape[-1])
 
 
 class MapHead(nn.Module):

@@ -12,8 +12,6 @@ from big_vlp.accumulate import over_micro_batches
 from big_vlp.methods import make_method
 from big_vlp.preprocess import Preprocess
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BATCH = 8
 PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=5)
 MODEL = {

@@ -7,8 +7,6 @@ import pytest
 
 from big_vlp import losses
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SCALE = 9.0
 
 

@@ -17,8 +17,6 @@ from big_vlp.models.vit import ViT, position_weights, resize_positions
 
 VOCABULARY, LENGTH = 40, 7
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def randn(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -9,8 +9,6 @@ import pytest
 from big_vlp import trees
 from big_vlp.optim import Optimizer
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPES = {
     "tower/fc/kernel": (3, 4),
     "tower/fc/bias": (4,),

@@ -16,8 +16,6 @@ from input_pipeline.loader import Loader
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROOT = Path(__file__).parents[2]
 SIZE, LOCAL_SIZE, LENGTH, ROWS = 16, 8, 24, 4
 KEY = jax.random.key(3)
