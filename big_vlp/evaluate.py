@@ -43,7 +43,8 @@ def evaluate(
     """
     experiment = Experiment.from_config(config)
     mesh = experiment.make_mesh()
-    method, optimizer = experiment.make_method(), experiment.make_optimizer()
+    method = experiment.make_method()
+    optimizer = experiment.make_optimizer(method)
     evaluators = experiment.make_evaluators(method, mesh)
     if not evaluators:
         raise ConfigError("config.evals is empty: there is nothing to evaluate.")

@@ -17,6 +17,7 @@ from big_vlp.preprocess import Preprocess
 from evaluators.common import make_evaluator
 from input_pipeline.loader import Loader
 from input_pipeline.sources import make_source
+from input_pipeline.tokenizers import make_tokenizer
 from input_pipeline.views import make_views
 
 
@@ -89,10 +90,19 @@ class Experiment:
         method = _call("config.method", make_method, self.method, preprocess=self.preprocess_record)
         # Shapes only, within a second: towers check their arguments when they first run.
         _call("config.method", jax.eval_shape, {}, method.init, jax.random.key(0))
+        tokenizer = _call("config.preprocess", make_tokenizer, {}, self.preprocess["tokenizer"])
+        if self.method["model"]["text"]["vocab_size"] < tokenizer.vocab_size:
+            raise ConfigError(
+                f"config.method.model.text.vocab_size must be at least {tokenizer.vocab_size}, the "
+                f"size of tokenizer {tokenizer.name!r}."
+            )
         return method
 
-    def make_optimizer(self) -> Optimizer:
-        return _call("config.optim", Optimizer, self.optim, total_steps=self.total_steps)
+    def make_optimizer(self, method) -> Optimizer:
+        optimizer = _call("config.optim", Optimizer, self.optim, total_steps=self.total_steps)
+        model, _, _ = jax.eval_shape(method.init, jax.random.key(0))
+        _call("config.optim", optimizer.assign, {}, model)
+        return optimizer
 
     def make_views(self):
         pre = self.preprocess_record

@@ -48,7 +48,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     experiment = Experiment.from_config(config)
     total_steps = experiment.total_steps
     mesh = experiment.make_mesh()
-    method, optimizer = experiment.make_method(), experiment.make_optimizer()
+    method = experiment.make_method()
+    optimizer = experiment.make_optimizer(method)
     loader = experiment.make_loader()
     evaluators = experiment.make_evaluators(method, mesh)
     checkpoints = experiment.make_checkpoints(workdir)
@@ -101,8 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
     clock = Clock(experiment.global_batch)
-    batches = loader.iterate(first_step)
-    with noting_sigterm() as sigterm:
+    with noting_sigterm() as sigterm, contextlib.closing(loader.iterate(first_step)) as batches:
         for i in range(first_step, total_steps):
             if checkpoints.is_due(i):
                 save(i)

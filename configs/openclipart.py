@@ -16,7 +16,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 64
-    config.total_steps = 500
+    config.total_steps = 350
 
     config.data = dict(name="prepared", path="data/openclipart/train")
     # Titles and keywords are a few words long.

@@ -5,26 +5,25 @@ import jax.numpy as jnp
 
 
 def pick_backend(dtype, head_dim: int) -> str:
-    """The kernel used when none is asked for: cuDNN on GPUs where it applies, XLA elsewhere."""
+    """The kernel: cuDNN's on GPUs for the dtypes and head sizes it takes, XLA's elsewhere."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     if jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     return "xla"
 
 
-def attention(query, key, value, *, causal: bool = False, backend: str | None = None):
+def attention(query, key, value, *, causal: bool = False):
     """Scaled dot-product attention; the softmax is computed in fp32.
 
     Args:
       query: [B, T, H, D].
       key, value: [B, S, H, D].
       causal: position t sees keys 0..t only (needs T == S).
-      backend: "xla" or "cudnn"; None picks by platform and dtype.
 
     Returns:
       [B, T, H, D] in the dtype of `query`.
     """
-    backend = backend or pick_backend(query.dtype, query.shape[-1])
+    backend = pick_backend(query.dtype, query.shape[-1])
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=backend)
 
 

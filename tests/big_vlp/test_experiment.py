@@ -59,7 +59,7 @@ def build(config, workdir):
     """Everything that a run builds before its first step."""
     experiment = Experiment.from_config(config)
     mesh, method = experiment.make_mesh(), experiment.make_method()
-    parts = mesh, method, experiment.make_optimizer(), experiment.make_loader()
+    parts = mesh, method, experiment.make_optimizer(method), experiment.make_loader()
     evaluators = experiment.make_evaluators(method, mesh)
     experiment.make_checkpoints(workdir).close()
     return *parts, evaluators
@@ -226,3 +226,17 @@ def test_config_changes_name_every_difference():
     assert "config.evals.x.k: absent -> 1" in changes
     assert all("object" not in line and "Node" not in line for line in changes)
     assert len(changes) <= 4
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path):
+    config = make_config("clip")
+    config.method.model.text.vocab_size = 1000
+    with pytest.raises(ConfigError, match="vocab_size must be at least 49408"):
+        build(config, tmp_path)
+
+
+def test_optimizer_rules_that_leave_parameters_out(tmp_path):
+    config = make_config("clip")
+    config.optim.rules = ((".*kernel", 1.0, 1.0),)
+    with pytest.raises(ConfigError, match=r"config\.optim.*\n.*no rule covers"):
+        build(config, tmp_path)

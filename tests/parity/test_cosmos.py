@@ -322,6 +322,7 @@ def test_momentum_schedule(case):
     )
     found = [method.momentum_at(i) for i in range(steps)]
     close(found, case.info["momentum_schedule_if_not_fixed"])
+    assert method.momentum_at(2 * steps) == 1
 
 
 def test_position_tables(case):
