@@ -248,9 +248,3 @@ def test_eval_squash():
     squash = dataclasses.replace(PREPROCESS, resize="squash")
     expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(images.eval_image(encode(pixels), squash), np.array(expected))
-
-
-@pytest.mark.parametrize("field, value", [("resize", "longest"), ("interpolation", "bilinear")])
-def test_eval_refuses_unknown_rules(field, value):
-    with pytest.raises(ValueError, match=f"Unknown {field} '{value}'"):
-        images.eval_image(encode(picture(8, 8)), dataclasses.replace(PREPROCESS, **{field: value}))
