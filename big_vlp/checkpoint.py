@@ -22,7 +22,7 @@ class Checkpoints:
 
     Args:
       workdir: made if missing.
-      every_steps: `save_if_due` saves at multiples of it.
+      every_steps: `is_due` says yes at multiples of it.
       keep_latest: how many of the newest checkpoints are kept.
       keep_every_steps: multiples of it are kept for good; None keeps only the newest.
     """

@@ -69,7 +69,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     }
     saved_step = checkpoints.latest_step()
     first_step = saved_step or 0
-    log = telemetry.MetricLog(workdir, first_step)
     live = telemetry.LiveLine(total_steps)
     if saved_step is None:
         state = init(init_key)
@@ -80,6 +79,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         for change in config_changes(checkpoints.meta(saved_step), meta):
             live.message(f"Changed since that checkpoint: {change}")
 
+    # Only now: it drops the lines of steps that will be made again.
+    log = telemetry.MetricLog(workdir, first_step)
     model = trees.merge(state["model"], state["frozen"])
     live.message(telemetry.parameter_table(model, optimizer.describe(model)))
     contact_sheet = workdir / "contact_sheet.png"

@@ -1,4 +1,4 @@
-"""Real pairs on a CPU: COSMOS, or CLIP, on clip art with noisy titles, in some ten minutes.
+"""Real pairs on a CPU: COSMOS, or CLIP, on clip art with noisy titles, in a quarter of an hour.
 
 Options: method=cosmos|clip.
 Data: two directories of prepared shards, data/openclipart/train and data/openclipart/val, with
