@@ -109,7 +109,7 @@ class Checkpoints:
           CheckpointError: there is no such checkpoint, or it holds another model; every
             parameter that differs is named.
         """
-        if step not in self._manager.all_steps():
+        if step not in self.all_steps():
             raise CheckpointError(
                 f"{self.directory} has no checkpoint of step {step}; it has {self.all_steps()}."
             )

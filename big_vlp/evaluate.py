@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -21,6 +22,7 @@ from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 
 POLL_SECONDS = 10
+NO_STEP = -1
 
 
 def evaluate(
@@ -52,46 +54,57 @@ def evaluate(
     results = checkpoints.workdir / "evaluate"
     results.mkdir(parents=True, exist_ok=True)
 
-    whole = sharding.replicated(mesh)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0)),
-    )
+    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    shapes = step.abstract(shapes, experiment.place(shapes, mesh))
     wanted = {name: shapes[name] for name in {e.weights for e in evaluators.values()}}
 
     def run(i):
         state = checkpoints.restore(i, wanted)
         state["frozen"] = restore_frozen(checkpoints.workdir, shapes["frozen"])
         values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
-        for name, metrics in values.items():
-            print(f"step {i}, {name} of the {evaluators[name].weights} weights:")
-            print(telemetry.metric_table(metrics), flush=True)
         if jax.process_index() == 0:
+            for name, metrics in values.items():
+                print(f"step {i}, {name} of the {evaluators[name].weights} weights:")
+                print(telemetry.metric_table(metrics), flush=True)
             part = results / f"{i}.json.part"
             part.write_text(json.dumps({"step": i, **values}, indent=1))
             os.replace(part, results / f"{i}.json")
 
+    def decided(choose):
+        """Step that process 0 chooses: each process may see the directory at another moment."""
+        mine = choose() if jax.process_index() == 0 else NO_STEP
+        return int(np.asarray(sharding.largest_of_processes([mine], mesh))[0])
+
     if not follow:
-        steps = checkpoints.all_steps()
-        if not steps:
+        i = decided(lambda: checkpoints.latest_step() or NO_STEP) if at_step is None else at_step
+        if i == NO_STEP:
             raise CheckpointError(
                 f"No complete checkpoint in {checkpoints.directory}; train first, or correct "
                 "--workdir."
             )
-        run(steps[-1] if at_step is None else at_step)
+        run(i)
         return
-    while not (results / f"{experiment.total_steps}.json").exists():
-        new = [i for i in checkpoints.all_steps() if not (results / f"{i}.json").exists()]
-        if new:
-            run(new[0])
-        else:
+
+    finished = experiment.total_steps + 1
+
+    def next_to_evaluate():
+        done = {int(path.stem) for path in results.glob("*.json")}
+        if experiment.total_steps in done:
+            return finished
+        return min(set(checkpoints.all_steps()) - done, default=NO_STEP)
+
+    while (i := decided(next_to_evaluate)) != finished:
+        if i == NO_STEP:
             time.sleep(POLL_SECONDS)
+        else:
+            run(i)
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     try:
+        sharding.connect_processes()
         evaluate(options.config, options.workdir, options.step, options.follow)
     except (ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")

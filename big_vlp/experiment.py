@@ -83,8 +83,12 @@ class Experiment:
     def preprocess_record(self) -> Preprocess:
         return _call("config.preprocess", Preprocess, self.preprocess)
 
-    def make_mesh(self):
-        return _call("config.mesh", sharding.make_mesh, self.mesh)
+    def make_mesh(self, devices=None):
+        return _call("config.mesh", sharding.make_mesh, self.mesh, devices=devices)
+
+    def place(self, shapes, mesh):
+        """`big_vlp.sharding.placement` of a state's shapes."""
+        return _call("config.mesh", sharding.placement, {}, shapes, mesh)
 
     def make_method(self):
         method = _call("config.method", make_method, self.method, preprocess=self.preprocess_record)
@@ -115,7 +119,11 @@ class Experiment:
             context_length=pre.context_length,
         )
 
-    def make_loader(self) -> Loader:
+    def make_loader(self, mesh=None) -> Loader:
+        """The rows that this process' devices hold on the mesh, or all rows."""
+        rows = None
+        if mesh is not None:
+            rows = _call("config.global_batch", sharding.local_rows, {}, mesh, self.global_batch)
         return _call(
             "config.loader",
             Loader,
@@ -125,8 +133,7 @@ class Experiment:
             global_batch=self.global_batch,
             total_steps=self.total_steps,
             seed=self.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
         )
 
     def make_checkpoints(self, workdir, *, read_only: bool = False) -> Checkpoints:

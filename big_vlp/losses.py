@@ -1,11 +1,28 @@
-"""Contrastive losses over global batches, in fp32, in their plain dense form."""
+"""Contrastive losses over global batches, in fp32, on the devices of the ambient mesh.
+
+Each device holds some rows of the batch. No device ever holds a [batch, batch] matrix: the softmax
+losses gather one side once and work through their own rows in rematerialised blocks, the sigmoid
+loss passes the texts around a ring. Without a mesh (`jax.set_mesh`) there is one device.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from big_vlp.sharding import AXES, BATCH_AXES
+
+# Logits that exist at once on a device: 64 MiB in fp32.
+BLOCK_LOGITS = 2**24
 
 
 def info_nce_pairs(x, y, scale):
     """Symmetric InfoNCE of every view of `x` against every view of `y` (arXiv 2103.00020).
+
+    `y` is what devices gather: give the side with fewer views there.
 
     Args:
       x: unit vectors f32[B, V, D].
@@ -15,11 +32,28 @@ def info_nce_pairs(x, y, scale):
     Returns:
       f32[V, W]: (CE over rows + CE over columns) / 2, mean over the batch.
     """
-    logits = scale * jnp.einsum("bvd,cwd->vwbc", x, y, precision="float32")
-    positives = jnp.diagonal(logits, axis1=2, axis2=3)  # [V, W, B]
-    over_y = jax.nn.logsumexp(logits, axis=3)
-    over_x = jax.nn.logsumexp(logits, axis=2)
-    return jnp.mean((over_y + over_x) / 2 - positives, axis=-1)
+    batch = x.shape[0]
+
+    def on_device(x, y, scale):  # own rows: [b, V, D], [b, W, D]
+        candidates = jax.lax.all_gather(y, BATCH_AXES, tiled=True)  # [B, W, D]
+        own, views, width = x.shape
+        rows = _block_rows(own, candidates.shape[0] * candidates.shape[1])
+
+        def block(x):  # [r, D], one view of r samples
+            logits = scale * jnp.einsum("rd,cwd->rwc", x, candidates, precision="float32")
+            return jax.nn.logsumexp(logits, axis=2), jax.nn.logsumexp(logits, axis=0)
+
+        blocks = jnp.moveaxis(x, 1, 0).reshape(-1, rows, width)  # [V * b / r, r, D]
+        # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+        over_y, over_x = jax.lax.map(jax.checkpoint(block, prevent_cse=False), blocks)
+        over_y = over_y.reshape(views, own, -1)  # [V, b, W], complete
+        over_x = over_x.reshape(views, own // rows, *over_x.shape[1:])  # a part per block
+        over_x = _logsumexp_of_devices(jax.nn.logsumexp(over_x, axis=1))  # [V, W, B]
+        positives = scale * jnp.einsum("bvd,bwd->vw", x, y, precision="float32")
+        own_terms = jnp.sum(over_y, axis=1) / 2 - positives
+        return (jax.lax.psum(own_terms, BATCH_AXES) + jnp.sum(over_x, axis=2) / 2) / batch
+
+    return _shard_map(on_device, (P(BATCH_AXES), P(BATCH_AXES), P()), P())(x, y, scale)
 
 
 def softmax_loss(image, text, scale):
@@ -27,6 +61,7 @@ def softmax_loss(image, text, scale):
     return info_nce_pairs(image[:, None], text[:, None], scale)[0, 0]
 
 
+@jax.custom_vjp
 def sigmoid_loss(image, text, scale, bias):
     """SigLIP's loss (arXiv 2303.15343, Algorithm 1): all pairs, summed over text, mean over images.
 
@@ -34,9 +69,60 @@ def sigmoid_loss(image, text, scale, bias):
       image, text: unit vectors f32[B, D].
       scale, bias: scalars.
     """
-    logits = scale * jnp.einsum("bd,cd->bc", image, text, precision="float32") + bias
-    same = 2 * jnp.eye(logits.shape[0]) - 1
-    return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(same * logits), axis=1))
+    return _sigmoid_ring(image, text, scale, bias)[0]
+
+
+def _sigmoid_ring(image, text, scale, bias):
+    """(loss, its gradients). The ring computes both at once: it passes each text block around with
+    the gradient collected so far, where differentiating a ring would keep every block of it."""
+    batch = image.shape[0]
+
+    def on_device(image, text, scale, bias):  # own rows [b, D]
+        # Every device has its own part of the scalars' gradients, to be summed at the end.
+        scale, bias = (jax.lax.pcast(x, BATCH_AXES, to="varying") for x in (scale, bias))
+        devices = jax.lax.axis_size(BATCH_AXES)
+        to_next = [(i, (i + 1) % devices) for i in range(devices)]
+        rows = _block_rows(image.shape[0], text.shape[0])
+
+        def block_loss(image, text, scale, bias, first_row, is_own):
+            logits = scale * jnp.einsum("bd,cd->bc", image, text, precision="float32") + bias
+            row, column = jnp.ogrid[: logits.shape[0], : logits.shape[1]]
+            same = jnp.where(is_own & (row + first_row == column), 1, -1)
+            return -jnp.sum(jax.nn.log_sigmoid(same * logits)) / batch
+
+        loss_and_grads = jax.value_and_grad(block_loss, argnums=(0, 1, 2, 3))
+        image_blocks = image.reshape(-1, rows, image.shape[1])
+        first_rows = jnp.arange(0, image.shape[0], rows)
+
+        def ring_step(carry, i):
+            text, text_grad, totals, image_grad = carry
+
+            def add_block(sums, block):
+                image, first_row = block
+                value, (d_image, d_text, *d_scalars) = loss_and_grads(
+                    image, text, scale, bias, first_row, i == 0
+                )
+                return jax.tree.map(jnp.add, sums, (d_text, (value, *d_scalars))), d_image
+
+            (text_grad, totals), d_image = jax.lax.scan(
+                add_block, (text_grad, totals), (image_blocks, first_rows)
+            )
+            text, text_grad = jax.lax.ppermute((text, text_grad), BATCH_AXES, to_next)
+            return (text, text_grad, totals, image_grad + d_image), None
+
+        carry = (text, *jax.tree.map(jnp.zeros_like, (text, (scale, scale, bias), image_blocks)))
+        (_, text_grad, totals, image_grad), _ = jax.lax.scan(ring_step, carry, jnp.arange(devices))
+        loss, *scalar_grads = jax.lax.psum(totals, BATCH_AXES)
+        return loss, (image_grad.reshape(image.shape), text_grad, *scalar_grads)
+
+    rows, whole = P(BATCH_AXES), P()
+    ring = _shard_map(on_device, (rows, rows, whole, whole), (whole, (rows, rows, whole, whole)))
+    return ring(image, text, scale, bias)
+
+
+sigmoid_loss.defvjp(
+    _sigmoid_ring, lambda grads, outer: jax.tree.map(lambda grad: outer * grad, grads)
+)
 
 
 def cosmos_losses(student, teacher, scale, distill_scale, num_global):
@@ -52,14 +138,41 @@ def cosmos_losses(student, teacher, scale, distill_scale, num_global):
     Returns:
       (loss, dict of the five [V, W] pair tables and the two terms).
     """
-    pairs = {
-        "clip": info_nce_pairs(student["image"][:, :num_global], student["text"], scale),
-    }
-    for modality in ("image", "text"):
-        for target in ("image", "text"):
-            pairs[f"{modality}_to_teacher_{target}"] = info_nce_pairs(
-                student[f"cross_{modality}"], teacher[target], distill_scale
-            )
+    global_images = student["image"][:, :num_global]
+    pairs = {"clip": info_nce_pairs(student["text"], global_images, scale).T}
+    # One call for all of the teacher's pairs: its features are gathered once.
+    names = ("image", "text")
+    students = jnp.concatenate([student[f"cross_{name}"] for name in names], axis=1)
+    targets = jnp.concatenate([teacher[name] for name in names], axis=1)
+    table = info_nce_pairs(students, targets, distill_scale)
+    num_views, num_targets = student["cross_image"].shape[1], teacher["image"].shape[1]
+    for name, part in zip(names, jnp.split(table, [num_views], axis=0)):
+        for target, quadrant in zip(names, jnp.split(part, [num_targets], axis=1)):
+            pairs[f"{name}_to_teacher_{target}"] = quadrant
     clip = pairs["clip"].mean()
     distill = sum(p.mean() for name, p in pairs.items() if name != "clip") / 4
     return clip + distill, {"pairs": pairs, "clip": clip, "distill": distill}
+
+
+def _logsumexp_of_devices(x):
+    """log(sum over devices of exp(x)), elementwise."""
+    largest = jax.lax.pmax(jax.lax.stop_gradient(x), BATCH_AXES)
+    return largest + jnp.log(jax.lax.psum(jnp.exp(x - largest), BATCH_AXES))
+
+
+def _block_rows(own: int, logits_per_row: int) -> int:
+    """The largest divisor of `own` whose block of logits stays within BLOCK_LOGITS."""
+    most = max(1, BLOCK_LOGITS // logits_per_row)
+    return next(rows for rows in range(min(own, most), 0, -1) if own % rows == 0)
+
+
+def _shard_map(fn, in_specs, out_specs):
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.shard_map(
+        fn, mesh=_one_device() if mesh.empty else mesh, in_specs=in_specs, out_specs=out_specs
+    )
+
+
+@functools.cache
+def _one_device() -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, (AxisType.Auto,) * len(AXES))

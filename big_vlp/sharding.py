@@ -1,6 +1,9 @@
-"""The device mesh and where arrays live on it."""
+"""The device mesh, where arrays live on it, and what the processes of a run agree on."""
 
+import functools
 import math
+import os
+import re
 
 import jax
 import numpy as np
@@ -8,6 +11,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+# Which axis of a parameter "tensor" splits, counted from its end. Attention goes by heads and an
+# MLP by its hidden units, so either costs one sum over devices.
+TENSOR_RULES = (
+    (r".*\b(qkv|query|key|value|key_value)/(kernel|bias)", -2),  # [..., heads, head_dim]
+    (r".*\b(attn|image_pooler|text_pooler|map)/out/kernel", -3),  # [..., heads, head_dim, width]
+    (r".*\bmlp/fc1/(kernel|bias)", -1),
+    (r".*\bmlp/fc2/kernel", -2),
+)
+# Smaller parameters are cheaper to keep on every device than to gather.
+FSDP_MIN_BYTES = 4 * 2**20
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
@@ -28,8 +42,70 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             "number; at most one may be -1, which takes the rest."
         )
     # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
-    grid = np.asarray(devices).reshape(sizes)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+
+
+def placement(tree, mesh: Mesh):
+    """Where every array of a state lives: the tree with a NamedSharding for each leaf.
+
+    "tensor" splits what TENSOR_RULES name; "fsdp" splits the largest axis that it divides, of
+    parameters above FSDP_MIN_BYTES, but never the axis of stacked layers. Only the end of a path
+    and the shape count, so averages and moments live where their parameters do.
+
+    Args:
+      tree: nested dict of arrays or jax.ShapeDtypeStruct.
+
+    Raises:
+      ValueError: the mesh does not divide a parameter that it has to split; names each.
+    """
+    problems = []
+
+    def place(path, leaf):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        try:
+            return NamedSharding(mesh, _spec(path, leaf.shape, mesh))
+        except ValueError as error:
+            problems.append(f"{path} {tuple(leaf.shape)}: {error}")
+
+    placed = jax.tree.map_with_path(place, tree)
+    if problems:
+        raise ValueError("The mesh cannot hold these parameters:\n  " + "\n  ".join(problems))
+    return placed
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    if tensor > 1:
+        for pattern, axis in TENSOR_RULES:
+            if re.fullmatch(pattern, path):
+                if shape[axis] % tensor:
+                    raise ValueError(
+                        f"axis {len(shape) + axis} is split over tensor={tensor}, which must "
+                        f"divide {shape[axis]}"
+                    )
+                axes[axis] = "tensor"
+    # In fp32, whatever the dtype: all that belongs to a parameter is split alike.
+    if fsdp > 1 and 4 * math.prod(shape) > FSDP_MIN_BYTES:
+        first = 1 if re.search(r"\bblocks/", path) else 0
+        free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0]
+        if not free:
+            raise ValueError(f"no free axis is a multiple of fsdp={fsdp}")
+        axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def split_of(leaf) -> str:
+    """How an array is split over the mesh: "fsdp on axis 1", or "whole"."""
+    spec = getattr(leaf.sharding, "spec", ())
+    return ", ".join(f"{name} on axis {axis}" for axis, name in enumerate(spec) if name) or "whole"
+
+
+def bytes_per_device(leaf) -> int:
+    """What an array with a sharding takes on each of its devices."""
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -41,10 +117,86 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def global_batch(local_batch: dict, mesh: Mesh) -> dict:
-    """This process' rows of a batch -> global arrays, split over data and fsdp."""
-    sharding = over_batch(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in local_batch.items()
-    }
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a global batch that this process' devices hold, ascending.
+
+    Processes that share a part of the batch (split over "tensor") get the same rows.
+
+    Raises:
+      ValueError: the batch cannot be split evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split over data * fsdp = {parts} devices; make it "
+            "a multiple."
+        )
+    spans = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (span,) in spans for row in range(*span.indices(batch_size))})
+
+
+def global_batch(local_batch: dict, mesh: Mesh, batch_size: int) -> dict:
+    """The arrays [batch_size, ...], split over data and fsdp, of which this process has some rows.
+
+    Args:
+      local_batch: {name: rows}; rows as `local_rows` lists them.
+    """
+    sharding, rows = over_batch(mesh), local_rows(mesh, batch_size)
+
+    def to_devices(local):
+        def shard(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(rows, start))
+            return local[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return {name: to_devices(local) for name, local in local_batch.items()}
+
+
+def largest_of_processes(values, mesh: Mesh):
+    """The elementwise maximum of what each process gives, the same on all.
+
+    Returns at once; reading the result (np.asarray) waits until the devices have come to it.
+
+    Args:
+      values: i32[N].
+    """
+    if jax.process_count() == 1:
+        return values
+    values = np.asarray(values, np.int32)
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    shape = (mesh.size, *values.shape)
+    rows = jax.make_array_from_callback(shape, sharding, lambda index: values[None])
+    return _largest(replicated(mesh))(rows)
+
+
+@functools.cache
+def _largest(sharding: NamedSharding):
+    return jax.jit(lambda rows: rows.max(axis=0), out_shardings=sharding)
+
+
+def connect_processes() -> None:
+    """Joins the processes of a cluster, where there is one or the environment asks for it.
+
+    To be called before anything else of jax. TPU pods, SLURM, Open MPI and Kubernetes jobs are
+    detected; elsewhere set JAX_COORDINATOR_ADDRESS (host:port on the machine of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      ValueError: an address without the two numbers.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
+        count, index = (os.environ.get(f"JAX_{x}", "") for x in ("NUM_PROCESSES", "PROCESS_ID"))
+        if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+            raise ValueError(
+                f"JAX_NUM_PROCESSES={count!r} and JAX_PROCESS_ID={index!r}: give the number of "
+                "processes and this one's, from 0."
+            )
+        jax.distributed.initialize(num_processes=int(count), process_id=int(index))
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):  # else there is no cluster
+            raise

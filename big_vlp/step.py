@@ -29,6 +29,15 @@ def make_init(method, optimizer):
     return init
 
 
+def abstract(shapes, placement):
+    """Shapes and where they live, as one tree of jax.ShapeDtypeStruct."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        placement,
+    )
+
+
 def make_train_step(method, optimizer):
     """A pure function (state, batch, step, key) -> (state, metrics).
 

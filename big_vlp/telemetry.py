@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboardX import SummaryWriter
 
+from big_vlp import sharding
+
 LOG_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TRAIN = "train"
@@ -182,7 +184,7 @@ def parameter_table(params, groups: Mapping[str, str]) -> str:
     """A text table of all parameters, section by section, with totals.
 
     Args:
-      params: tree of arrays, or of anything with `shape` and `dtype`.
+      params: tree of jax.Array or jax.ShapeDtypeStruct; where they live is shown too.
       groups: path ("image/block/kernel") -> how the optimizer treats it, for example
         "trained, lr x1, wd x0" or "frozen".
 
@@ -203,12 +205,14 @@ def parameter_table(params, groups: Mapping[str, str]) -> str:
             np.dtype(leaf.dtype).name,
             f"{math.prod(leaf.shape):,}",
             groups[path],
+            sharding.split_of(leaf),
+            f"{sharding.bytes_per_device(leaf):,}",
         )
         for path, leaf in leaves.items()
     }
-    header = ("parameter", "shape", "dtype", "size", "group")
-    widths = [max(len(row[i]) for row in (header, *rows.values())) for i in range(5)]
-    left_aligned = (True, False, True, False, True)
+    header = ("parameter", "shape", "dtype", "size", "group", "split", "bytes per device")
+    widths = [max(map(len, column)) for column in zip(header, *rows.values())]
+    left_aligned = (True, False, True, False, True, True, False)
 
     def text(row):
         cells = zip(row, widths, left_aligned)
@@ -230,7 +234,11 @@ def parameter_table(params, groups: Mapping[str, str]) -> str:
         count, size = totals.get(groups[path], (0, 0))
         totals[groups[path]] = count + 1, size + math.prod(leaf.shape)
     everything = sum(size for _, size in totals.values())
-    lines += ["", f"all: {len(leaves)} arrays, {everything:,} parameters"]
+    held = sum(map(sharding.bytes_per_device, leaves.values()))
+    lines += [
+        "",
+        f"all: {len(leaves)} arrays, {everything:,} parameters, {held:,} bytes per device",
+    ]
     for group, (count, size) in sorted(totals.items(), key=lambda item: -item[1][1]):
         lines.append(f"  {group}: {count} arrays, {size:,} parameters ({size / everything:.1%})")
     return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 The loop's order is: save if due -> evaluate if due -> batch of this step -> train step -> log.
 Everything a step does is a function of (config, step, state), so a run that was killed goes on
-exactly from its last checkpoint when the same command is given again.
+exactly from its last checkpoint when the same command is given again. Each process of a cluster
+runs this same program; `big_vlp.sharding.connect_processes` says how they find each other.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -50,15 +52,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     mesh = experiment.make_mesh()
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
-    loader = experiment.make_loader()
+    loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
     checkpoints = experiment.make_checkpoints(workdir)
 
-    whole = sharding.replicated(mesh)  # the state; batches are split over the mesh
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
-    init = jax.jit(step.make_init(method, optimizer), out_shardings=whole)
+    init = step.make_init(method, optimizer)
+    shapes = jax.eval_shape(init, init_key)
+    placement = experiment.place(shapes, mesh)
+    init = jax.jit(init, out_shardings=placement)
     train_step = jax.jit(
-        step.make_train_step(method, optimizer), donate_argnums=0, out_shardings=whole
+        step.make_train_step(method, optimizer),
+        donate_argnums=0,
+        out_shardings=(placement, sharding.replicated(mesh)),
     )
 
     meta = {
@@ -74,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         state = init(init_key)
         save_frozen(workdir, state["frozen"])
     else:
-        state = restore(checkpoints, saved_step, init, init_key, whole)
+        state = restore(checkpoints, saved_step, step.abstract(shapes, placement))
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
         for change in config_changes(checkpoints.meta(saved_step), meta):
             live.message(f"Changed since that checkpoint: {change}")
@@ -83,6 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     log = telemetry.MetricLog(workdir, first_step)
     model = trees.merge(state["model"], state["frozen"])
     live.message(telemetry.parameter_table(model, optimizer.describe(model)))
+    held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
+    live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
     if first_step == 0 and jax.process_index() == 0:
         write_contact_sheet(contact_sheet, method, loader.views, loader.batch(0), run_key)
@@ -102,19 +110,39 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 table = telemetry.metric_table(values)
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
+    def announced(batches, sigterm):
+        """Each batch with the longest text and the SIGTERM that any process has seen. Asked one
+        batch ahead, so that the answer is there when its step is dispatched."""
+        waiting = None
+        for batch in batches:
+            said = [method.text_length(batch), int(sigterm.is_set())]
+            answer = sharding.largest_of_processes(said, mesh)
+            if waiting is not None:
+                yield waiting
+            waiting = batch, answer
+        yield waiting
+
     clock = Clock(experiment.global_batch)
-    with noting_sigterm() as sigterm, contextlib.closing(loader.iterate(first_step)) as batches:
+    with (
+        noting_sigterm() as sigterm,
+        contextlib.closing(loader.iterate(first_step)) as loaded,
+        jax.set_mesh(mesh),
+    ):
+        batches = announced(loaded, sigterm)
         for i in range(first_step, total_steps):
             if checkpoints.is_due(i):
                 save(i)
             evaluate(i)
-            if sigterm.is_set():
+            with clock.waiting():
+                batch, answer = next(batches)
+            text_length, terminated = np.asarray(answer)
+            if terminated:
                 save(i)
                 checkpoints.wait()
                 live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
                 sys.exit(TERMINATED)
-            with clock.waiting():
-                batch = sharding.global_batch(next(batches), mesh)
+            batch = method.cut_text(batch, text_length)
+            batch = sharding.global_batch(batch, mesh, experiment.global_batch)
             state, metrics = train_step(state, batch, i, run_key)
             clock.steps += 1
             if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
@@ -138,14 +166,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     )
 
 
-def restore(checkpoints, saved_step: int, init, init_key, placement) -> dict:
-    """The state of a checkpoint; it must have the structure that `init` gives."""
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
-        jax.eval_shape(init, init_key),
-    )
-    frozen = restore_frozen(checkpoints.workdir, shapes.pop("frozen"))
-    return {**checkpoints.restore(saved_step, shapes), "frozen": frozen}
+def restore(checkpoints, saved_step: int, shapes: dict) -> dict:
+    """The state of a checkpoint; it must have the structure of `shapes`."""
+    items = {name: tree for name, tree in shapes.items() if name != "frozen"}
+    frozen = restore_frozen(checkpoints.workdir, shapes["frozen"])
+    return {**checkpoints.restore(saved_step, items), "frozen": frozen}
 
 
 def report_bad_step(experiment, state, loader, workdir, live) -> None:
@@ -153,7 +178,7 @@ def report_bad_step(experiment, state, loader, workdir, live) -> None:
     first = int(state["opt"]["bad_steps"]["first"])
     record = workdir / "nonfinite.json"
     text = f"The loss or a gradient of step {first} was not finite; the update was refused."
-    if not record.exists():
+    if jax.process_index() == 0 and not record.exists():
         report = {"first_bad_step": first, "record_ids": loader.ids(first)}
         record.write_text(json.dumps(report, indent=1))
         live.message(f"{text} Its record ids are in {record}.")
@@ -202,6 +227,7 @@ class Clock:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
     try:
+        sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (ConfigError, CheckpointError, NonFiniteError) as error:
         sys.exit(f"error: {error}")

@@ -13,6 +13,7 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pkgutil
 from collections import deque
@@ -24,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 import evaluators
+from big_vlp import sharding
 from input_pipeline.images import eval_image
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer
@@ -58,9 +59,9 @@ class RowMap:
     """
 
     def __init__(self, fn: Callable, mesh: Mesh):
-        self._fn = jax.jit(fn, out_shardings=NamedSharding(mesh, P()))
-        self._sharding = NamedSharding(mesh, P(("data", "fsdp")))
-        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._fn = jax.jit(fn, out_shardings=sharding.replicated(mesh))
+        self._mesh = mesh
+        self._shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
 
     def __call__(
         self,
@@ -82,8 +83,7 @@ class RowMap:
           `fn`'s outputs for the `count` real rows, the same numpy array on every host.
         """
         batch_size = -(-min(batch_size, count) // self._shards) * self._shards
-        spans = self._sharding.addressable_devices_indices_map((batch_size,)).values()
-        offsets = sorted({row for (span,) in spans for row in range(*span.indices(batch_size))})
+        offsets = sharding.local_rows(self._mesh, batch_size)
         outputs, running, waiting = [], None, deque()
         with ThreadPoolExecutor(NUM_THREADS) as pool:
 
@@ -103,28 +103,19 @@ class RowMap:
                 for next_start in starts:
                     submit(next_start)
                     break
-                batch = {k: self._to_devices(v, offsets, batch_size) for k, v in local.items()}
+                batch = sharding.global_batch(local, self._mesh, batch_size)
                 previous, running = running, self._fn(params, batch)
                 if previous is not None:  # read one batch late: the device is never idle
                     outputs.append(np.asarray(previous))
         outputs.append(np.asarray(running))
         return np.concatenate(outputs)[:count]
 
-    def _to_devices(self, local: np.ndarray, offsets: Sequence[int], batch_size: int) -> jax.Array:
-        def shard(index):
-            start, stop, _ = index[0].indices(batch_size)
-            first = int(np.searchsorted(offsets, start))
-            return local[first : first + stop - start]
-
-        shape = (batch_size, *local.shape[1:])
-        return jax.make_array_from_callback(shape, self._sharding, shard)
-
 
 def replicate(tree, mesh: Mesh):
     """Puts numpy arrays, equal on all hosts, onto every device of the mesh."""
-    sharding = NamedSharding(mesh, P())
+    whole = sharding.replicated(mesh)
     return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+        lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree
     )
 
 

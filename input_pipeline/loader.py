@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+
+from input_pipeline.order import MixedOrder, shuffled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Loader:
     """Host-local rows of the global batches of a run.
 
     Example number p of the run (its global position) is record `order[p]` of the source: a
-    permutation by (seed, epoch), repeated. Its augmentation is drawn from (seed, p) alone.
+    permutation by (seed, epoch), repeated; for a source that mixes by weight, see `MixedOrder`. Its
+    augmentation is drawn from (seed, p) alone.
 
     Attributes:
       source: see `input_pipeline.sources`.
@@ -29,7 +32,7 @@ class Loader:
       global_batch: rows of a batch over all processes.
       total_steps: length of the run.
       seed: of order and augmentation.
-      process_index, process_count: this process takes a contiguous block of each batch's rows.
+      rows: which rows of each batch this process makes; None makes all.
       num_workers: worker processes; 0 loads in threads of this one.
       num_threads: batches made at a time in each process.
       prefetch_batches: finished batches kept ready in each process.
@@ -40,26 +43,19 @@ class Loader:
     global_batch: int
     total_steps: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
+    rows: Sequence[int] | None = None
     num_workers: int = 0
     num_threads: int = 1
     prefetch_batches: int = 2
 
     def __post_init__(self):
-        if self.global_batch % self.process_count:
-            raise ValueError(
-                f"global_batch={self.global_batch} is not divisible by {self.process_count} "
-                "processes."
-            )
         if not len(self.source):
             raise ValueError("The data source is empty: there is nothing to train on.")
 
-    def positions(self, step: int) -> range:
+    def positions(self, step: int) -> list[int]:
         """Global positions of this process' rows of a step."""
-        rows = self.global_batch // self.process_count
-        first = step * self.global_batch + self.process_index * rows
-        return range(first, first + rows)
+        rows = range(self.global_batch) if self.rows is None else self.rows
+        return [step * self.global_batch + row for row in rows]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process' rows of global batch `step`, stacked."""
@@ -68,9 +64,9 @@ class Loader:
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def ids(self, step: int) -> list[str]:
-        """Record ids of this process' rows of a step, for reports about bad batches."""
-        order = self._order()
-        return [self.source[order[p]]["id"] for p in self.positions(step)]
+        """Record ids of a step's whole global batch, for reports about bad batches."""
+        order, first = self._order(), step * self.global_batch
+        return [self.source[order[p]]["id"] for p in range(first, first + self.global_batch)]
 
     def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ..., total_steps - 1.
@@ -90,7 +86,9 @@ class Loader:
         return iter(batches)
 
     def _order(self):
-        return grain.MapDataset.range(len(self.source)).shuffle(seed=self.seed).repeat()
+        if getattr(self.source, "weights", None) is not None:
+            return MixedOrder(self.source.lengths, self.source.weights, self.seed)
+        return shuffled(len(self.source), self.seed)
 
     def _example(self, index: int, position: int):
         # A string seed is hashed whole, so neighbouring positions are unrelated.

@@ -27,6 +27,7 @@ def get_config(arg=None):
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),
         dtype="float32",
+        text_lengths=(8, 12),
     )
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
     config.mesh = dict(data=-1)

@@ -28,6 +28,15 @@ class Method(Protocol):
     def after_update(self, old: Tree, new: Tree, averaged: Tree, step) -> tuple[Tree, Tree]:
         """Clamps the trainable part and moves the average; `old` is before the optimizer."""
 
+    def text_length(self, batch) -> int:
+        """How many positions of their text the rows of a host's batch need; 0: it is not cut."""
+
+    def cut_text(self, batch, length: int) -> dict:
+        """The batch with text cut to the shortest static length that holds `length` positions.
+
+        Losses and gradients stay the same. `length` is the largest `text_length` of all hosts.
+        """
+
     def model_images(self, batch, keys) -> dict[str, Any]:
         """{view kind: f32[B, V, S, S, 3]}: the augmented, normalised images that train the model.
 

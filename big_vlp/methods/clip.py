@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
@@ -27,6 +28,9 @@ class Method:
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
       unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      text_lengths: captions are cut to the first of these lengths that holds the longest of a
+        batch, or else stay whole. Each length is compiled once. For causal towers only: there
+        nothing depends on what comes after the end of a text.
     """
 
     preprocess: Preprocess
@@ -37,8 +41,10 @@ class Method:
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
+    text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
+        check_text_lengths(self)
         if self.loss_type not in ("softmax", "sigmoid"):
             raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
         if self.photometric is not None:
@@ -77,6 +83,12 @@ class Method:
             loss = losses.sigmoid_loss(image, text, scale, params["logit_bias"])
         return loss, (state, {"logit_scale": scale})
 
+    def text_length(self, batch):
+        return text_length(batch["tokens"]) if self.text_lengths else 0
+
+    def cut_text(self, batch, length):
+        return {**batch, "tokens": batch["tokens"][..., : static_length(self, length)]}
+
     def model_images(self, batch, keys):
         images = to_model_input(batch["image"], keys, self.photometric, self.preprocess)
         return {"image": images[:, None]}
@@ -109,6 +121,29 @@ def tower_arguments(method) -> dict:
         "unroll": method.unroll,
         "remat": method.remat,
     }
+
+
+def check_text_lengths(method) -> None:
+    """Raises ValueError unless the texts of `method` can be cut to its `text_lengths`."""
+    lengths, text = list(method.text_lengths), method.model["text"]
+    if lengths != sorted({n for n in lengths if 0 < n < method.preprocess.context_length}):
+        raise ValueError(
+            f"text_lengths={lengths}: give ascending lengths below the context length "
+            f"{method.preprocess.context_length}."
+        )
+    if lengths and not (text.get("causal", True) and text.get("pool", "eot") == "eot"):
+        raise ValueError("text_lengths needs a causal text tower with pool='eot'.")
+
+
+def text_length(tokens: np.ndarray) -> int:
+    """Positions up to the last end of a text, which is its largest id, in i32[..., T]."""
+    return int(tokens.argmax(axis=-1).max(initial=0)) + 1
+
+
+def static_length(method, length: int) -> int:
+    """The first of the method's text lengths that holds so many positions."""
+    lengths = (*method.text_lengths, method.preprocess.context_length)
+    return next(n for n in lengths if n >= length) if method.text_lengths else lengths[-1]
 
 
 def with_keys(batch, rng):

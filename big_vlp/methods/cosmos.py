@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
@@ -24,7 +25,8 @@ class Method:
         that many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat: as for `methods.clip.Method`.
+      accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
+        captions stay whole: the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
@@ -36,8 +38,10 @@ class Method:
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
+    text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
+        clip.check_text_lengths(self)
         if self.photometric is None:
             return
         kinds = {"global_1", "global_2", "local"}
@@ -63,7 +67,8 @@ class Method:
         Args:
           student, teacher: parameters.
           batch: `global_images` [B, V_g, S_g, S_g, 3], `local_images` [B, V_l, S_l, S_l, 3],
-            `tokens` i32[B, C, T] with the V_g global captions first.
+            `tokens` i32[B, C, T] with the V_g global captions first, or what `cut_text` made of
+            such a batch.
 
         Returns:
           The two dicts that `losses.cosmos_losses` takes.
@@ -72,19 +77,31 @@ class Method:
 
         def encode(rows):
             images = self.model_images(rows, rows["key"])
+            captions = [rows[name] for name in ("tokens", "cut_tokens") if name in rows]
             student_features = clip.apply(
-                self.towers, student, "encode_views", *images.values(), rows["tokens"]
+                self.towers, student, "encode_views", images["global"], images["local"], *captions
             )
-            captions = rows["tokens"][:, :num_global]
             (teacher_image,) = over_views(
                 lambda x: (clip.apply(self.towers, teacher, "encode_image", x),), images["global"]
             )
             (teacher_text,) = over_views(
-                lambda x: (clip.apply(self.towers, teacher, "encode_text", x),), captions
+                lambda x: (clip.apply(self.towers, teacher, "encode_text", x),),
+                rows["tokens"][:, :num_global],
             )
             return student_features, {"image": teacher_image, "text": teacher_text}
 
         return over_micro_batches(encode, clip.with_keys(batch, rng), self.accumulate_steps)
+
+    def text_length(self, batch):
+        local = batch["tokens"][:, batch["global_images"].shape[1] :]
+        return clip.text_length(local) if self.text_lengths else 0
+
+    def cut_text(self, batch, length):
+        whole, local = np.split(batch["tokens"], [batch["global_images"].shape[1]], axis=1)
+        if not (self.text_lengths and local.shape[1]):
+            return batch
+        local = local[..., : clip.static_length(self, length)]
+        return {**batch, "tokens": whole, "cut_tokens": local}
 
     def model_images(self, batch, keys):
         # Student and teacher see the same pixels.

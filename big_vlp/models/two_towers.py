@@ -94,7 +94,7 @@ class CosmosTowers(TwoTowers):
         self.image_pooler = CrossPool(self.pooler_heads, self.dtype)
         self.text_pooler = CrossPool(self.pooler_heads, self.dtype)
 
-    def encode_views(self, global_images, local_images, tokens):
+    def encode_views(self, global_images, local_images, *captions):
         """All views of a batch, plain and cross-modal.
 
         Keys and values of every query come from the first global view of the other modality.
@@ -102,7 +102,8 @@ class CosmosTowers(TwoTowers):
         Args:
           global_images: normalised [B, V_g, S_g, S_g, 3].
           local_images: normalised [B, V_l, S_l, S_l, 3]; V_l may be 0.
-          tokens: i32[B, C, T], the global captions first.
+          captions: i32[B, C_i, T_i] each, the global ones first; C is the number of all. Only the
+            first caption need be whole.
 
         Returns:
           Dict of unit vectors f32: image [B, V_g + V_l, D], text [B, C, D], and their sums with
@@ -112,9 +113,10 @@ class CosmosTowers(TwoTowers):
         if local_images.shape[1]:
             _, local = over_views(self.image_tower, local_images)
             image = jnp.concatenate([image, local], axis=1)
-        words, text = over_views(self.text_tower, tokens)
+        words, text = zip(*(over_views(self.text_tower, tokens) for tokens in captions))
+        text = jnp.concatenate(text, axis=1)
         patches = self.image_token_mapping(patches[:, 0])  # [B, N, D]
-        words = self.text_token_mapping(words[:, 0])  # [B, T, D]
+        words = self.text_token_mapping(words[0][:, 0])  # [B, T, D]
         return {
             "image": l2_normalise(image),
             "text": l2_normalise(text),

@@ -214,11 +214,11 @@ GROUPS = {"image/proj": "lr x1, wd x1", "image/cls": "frozen", "logit_scale": "l
 def test_table_has_every_parameter_and_the_totals():
     table = parameter_table(tree(), GROUPS)
     rows = [re.split(r"\s{2,}", row.strip()) for row in table.splitlines()]
-    assert ["image/proj", "64x32", "float32", "2,048", "lr x1, wd x1"] in rows
-    assert ["image/cls", "64", "bfloat16", "64", "frozen"] in rows
-    assert ["logit_scale", "scalar", "float32", "1", "lr x1, wd x0"] in rows
+    assert ["image/proj", "64x32", "float32", "2,048", "lr x1, wd x1", "whole", "8,192"] in rows
+    assert ["image/cls", "64", "bfloat16", "64", "frozen", "whole", "128"] in rows
+    assert ["logit_scale", "scalar", "float32", "1", "lr x1, wd x0", "whole", "4"] in rows
     assert "image: 2 arrays, 2,112 parameters" in table
-    assert "all: 3 arrays, 2,113 parameters" in table
+    assert "all: 3 arrays, 2,113 parameters, 8,324 bytes per device" in table
     assert "frozen: 1 arrays, 64 parameters (3.0%)" in table
 
 

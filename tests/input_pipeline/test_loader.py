@@ -104,12 +104,10 @@ def test_starting_later_gives_the_rest(start):
     same(loader().iterate(start), whole[start:])
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_hold_contiguous_slices(processes):
-    parts = [loader(process_index=i, process_count=processes).batch(3) for i in range(processes)]
-    assert {len(part["row"]) for part in parts} == {BATCH // processes}
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    same([joined], [loader().batch(3)])
+@pytest.mark.parametrize("rows", [[0, 1], [2, 3], [0, 3], [1]])
+def test_processes_make_their_rows_of_the_global_batch(rows):
+    whole = loader().batch(3)
+    same([loader(rows=rows).batch(3)], [{name: value[rows] for name, value in whole.items()}])
 
 
 def run_of(made):
@@ -143,21 +141,16 @@ def test_seeds_draw_other_orders_and_augmentation():
     assert not set(draws) & set(other_draws)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ids_are_those_of_the_batch(processes):
-    made = loader(process_index=processes - 1, process_count=processes)
+@pytest.mark.parametrize("rows", [None, [2, 3]])
+def test_ids_are_those_of_the_global_batch(rows):
     for step in range(STEPS):
-        assert made.ids(step) == [f"r{row}" for row in made.batch(step)["row"]]
+        expected = [f"r{row}" for row in loader().batch(step)["row"]]
+        assert loader(rows=rows).ids(step) == expected
 
 
 def test_an_empty_source_is_an_error():
     with pytest.raises(ValueError, match="data source is empty"):
         loader(source=Source(0))
-
-
-def test_processes_must_divide_the_batch():
-    with pytest.raises(ValueError, match="global_batch=4 is not divisible by 3 processes"):
-        loader(process_count=3)
 
 
 def test_small_sources_repeat_within_a_batch():
