@@ -35,21 +35,23 @@ def info_nce_pairs(x, y, scale):
     batch = x.shape[0]
 
     def on_device(x, y, scale):  # own rows: [b, V, D], [b, W, D]
-        candidates = jax.lax.all_gather(y, BATCH_AXES, tiled=True)  # [B, W, D]
         own, views, width = x.shape
+        # One matrix product per block needs the views outermost.
+        x, y = jnp.moveaxis(x, 1, 0), jnp.moveaxis(y, 1, 0)
+        candidates = jax.lax.all_gather(y, BATCH_AXES, axis=1, tiled=True)  # [W, B, D]
         rows = _block_rows(own, candidates.shape[0] * candidates.shape[1])
 
         def block(x):  # [r, D], one view of r samples
-            logits = scale * jnp.einsum("rd,cwd->rwc", x, candidates, precision="float32")
+            logits = scale * jnp.einsum("rd,wcd->rwc", x, candidates, precision="float32")
             return jax.nn.logsumexp(logits, axis=2), jax.nn.logsumexp(logits, axis=0)
 
-        blocks = jnp.moveaxis(x, 1, 0).reshape(-1, rows, width)  # [V * b / r, r, D]
+        blocks = x.reshape(-1, rows, width)  # [V * b / r, r, D]
         # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
         over_y, over_x = jax.lax.map(jax.checkpoint(block, prevent_cse=False), blocks)
         over_y = over_y.reshape(views, own, -1)  # [V, b, W], complete
         over_x = over_x.reshape(views, own // rows, *over_x.shape[1:])  # a part per block
         over_x = _logsumexp_of_devices(jax.nn.logsumexp(over_x, axis=1))  # [V, W, B]
-        positives = scale * jnp.einsum("bvd,bwd->vw", x, y, precision="float32")
+        positives = scale * jnp.einsum("vbd,wbd->vw", x, y, precision="float32")
         own_terms = jnp.sum(over_y, axis=1) / 2 - positives
         return (jax.lax.psum(own_terms, BATCH_AXES) + jnp.sum(over_x, axis=2) / 2) / batch
 

@@ -89,10 +89,12 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     # In fp32, whatever the dtype: all that belongs to a parameter is split alike.
     if fsdp > 1 and 4 * math.prod(shape) > FSDP_MIN_BYTES:
         first = 1 if re.search(r"\bblocks/", path) else 0
-        free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % fsdp == 0]
-        if not free:
+        free = [i for i in range(first, len(shape)) if axes[i] is None]
+        fitting = [i for i in free if shape[i] % fsdp == 0]
+        if fitting:
+            axes[max(fitting, key=lambda i: shape[i])] = "fsdp"
+        elif free:
             raise ValueError(f"no free axis is a multiple of fsdp={fsdp}")
-        axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
 
 

@@ -1,0 +1,176 @@
+"""Compiles a training step without running it: python -m big_vlp.compile --config FILE[:ARGS]
+
+Says what each device would hold, how many FLOPs a sample costs, and what the devices send each
+other. With `--topology v5e:4x4` for that TPU slice, on any machine with libtpu installed
+(JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 where there is no TPU); without for the local devices.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import app, flags, logging
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from big_vlp import sharding, step, telemetry, trees
+from big_vlp.experiment import ConfigError, Experiment
+
+_COLLECTIVE = re.compile(
+    r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+    r"(-start)?\(.*?channel_id=(?P<channel>\d+)"
+)
+_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What compiling a step tells.
+
+    Attributes:
+      state_bytes: of the training state, on each device.
+      temporary_bytes: the most that a step needs beside it, on each device.
+      collectives: (kind, array, times in the program) with the largest first; what a loop does is
+        counted once.
+      text: the compiled program.
+    """
+
+    state_bytes: int
+    temporary_bytes: int
+    collectives: list[tuple[str, str, int]]
+    text: str
+
+
+def compile_step(experiment: Experiment, mesh) -> Report:
+    """Compiles the training step of an experiment for the devices of a mesh, real or described.
+
+    Raises:
+      ConfigError: as the parts of `Experiment`.
+    """
+    method = experiment.make_method()
+    optimizer = experiment.make_optimizer(method)
+    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    placement = experiment.place(shapes, mesh)
+    whole = sharding.replicated(mesh)
+    train_step = jax.jit(
+        step.make_train_step(method, optimizer),
+        donate_argnums=0,
+        out_shardings=(placement, whole),
+    )
+    state = step.abstract(shapes, placement)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    with jax.set_mesh(mesh):
+        batch = abstract_batch(experiment, sharding.over_batch(mesh))
+        compiled = train_step.lower(state, batch, number, key).compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Report(
+        state_bytes=sum(map(sharding.bytes_per_device, jax.tree.leaves(state))),
+        temporary_bytes=memory.temp_size_in_bytes,
+        collectives=collectives(text),
+        text=text,
+    )
+
+
+def flops_per_sample(experiment: Experiment) -> float:
+    """FLOPs of a training step as the model needs them, without recomputation.
+
+    Counted on the program of one device with every block written out: a loop counts once.
+    """
+    method = dataclasses.replace(
+        experiment.make_method(), unroll=True, remat=None, accumulate_steps=1
+    )
+    optimizer = experiment.make_optimizer(method)
+    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    batch = abstract_batch(experiment)
+    train_step = jax.jit(step.make_train_step(method, optimizer))
+    cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
+    return cost["flops"] / experiment.global_batch
+
+
+def abstract_batch(experiment: Experiment, placement=None) -> dict:
+    """Shapes of a global batch, its text whole."""
+    return {
+        name: jax.ShapeDtypeStruct((experiment.global_batch, *shape), dtype, sharding=placement)
+        for name, (shape, dtype) in experiment.make_views().spec().items()
+    }
+
+
+def collectives(text: str) -> list[tuple[str, str, int]]:
+    """The collectives of a compiled program: (kind, arrays, times), by size.
+
+    What the compiler has cut into asynchronous pieces is one: they share a channel and a shape.
+    """
+    found = {}
+    for match in _COLLECTIVE.finditer(text):
+        arrays = [f"{a['dtype']}[{a['shape']}]" for a in _ARRAY.finditer(match["result"])]
+        arrays = [a for a in dict.fromkeys(arrays) if not a.endswith("[]")]
+        found[match["kind"], " ".join(arrays) or "scalars", match["channel"]] = None
+    counts = Counter((kind, arrays) for kind, arrays, _ in found)
+    rows = [(kind, arrays, times) for (kind, arrays), times in counts.items()]
+    return sorted(rows, key=lambda row: -_elements(row[1]))
+
+
+def _elements(arrays: str) -> int:
+    shapes = (a["shape"].split(",") for a in _ARRAY.finditer(arrays))
+    return sum(math.prod(int(n) for n in shape if n) for shape in shapes)
+
+
+def make_mesh(experiment: Experiment, topology: str | None):
+    """The config's mesh over the devices of a TPU topology ("v5e:4x4"), or over the local ones.
+
+    Raises:
+      ConfigError: libtpu is not installed, or does not know the topology.
+    """
+    if topology is None:
+        return experiment.make_mesh()
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # of several types
+        raise ConfigError(
+            f"Topology {topology!r} cannot be described: {str(error).splitlines()[0]}. It is "
+            "written as v5e:4x4, and needs libtpu (pip install libtpu)."
+        ) from error
+    return experiment.make_mesh(described.devices)
+
+
+def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
+    """Compiles and prints the report."""
+    experiment = Experiment.from_config(config)
+    mesh = make_mesh(experiment, topology)
+    method = experiment.make_method()
+    optimizer = experiment.make_optimizer(method)
+    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    state = step.abstract(shapes, experiment.place(shapes, mesh))
+    model = trees.merge(state["model"], state["frozen"])
+    print(telemetry.parameter_table(model, optimizer.describe(model)), flush=True)
+    print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
+    report = compile_step(experiment, mesh)
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    print(f"On each of {mesh.size} devices ({sizes}), global batch {experiment.global_batch}:")
+    print(f"  training state  {report.state_bytes / 2**20:10,.1f} MiB")
+    print(f"  a step's work   {report.temporary_bytes / 2**20:10,.1f} MiB")
+    print("Collectives (a loop's counted once):")
+    for kind, arrays, times in report.collectives:
+        print(f"  {times:3} x {kind:18} {arrays}")
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        show(flags.FLAGS.config, flags.FLAGS.topology)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:4x4; default: local devices.")
+    flags.mark_flags_as_required(["config"])
+    app.run(main)
