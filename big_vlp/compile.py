@@ -28,6 +28,10 @@ _COLLECTIVE = re.compile(
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
 
 
+class TooLargeError(Exception):
+    """The step needs more memory than a device has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What compiling a step tells.
@@ -51,6 +55,7 @@ def compile_step(experiment: Experiment, mesh) -> Report:
 
     Raises:
       ConfigError: as the parts of `Experiment`.
+      TooLargeError: the devices lack memory.
     """
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
@@ -68,7 +73,16 @@ def compile_step(experiment: Experiment, mesh) -> Report:
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     with jax.set_mesh(mesh):
         batch = abstract_batch(experiment, sharding.over_batch(mesh))
-        compiled = train_step.lower(state, batch, number, key).compile()
+        lowered = train_step.lower(state, batch, number, key)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise TooLargeError(
+                f"The step does not fit: {str(error).splitlines()[0]} Use more devices, a smaller "
+                "global_batch, method.remat='full', or a larger method.accumulate_steps."
+            ) from error
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Report(
         state_bytes=sum(map(sharding.bytes_per_device, jax.tree.leaves(state))),
@@ -165,7 +179,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         show(flags.FLAGS.config, flags.FLAGS.topology)
-    except ConfigError as error:
+    except (ConfigError, TooLargeError) as error:
         sys.exit(f"error: {error}")
 
 
