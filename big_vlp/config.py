@@ -81,6 +81,8 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.method.model.text.update(**tiny)
     config.method.model.embed_dim = 64
     config.method.dtype = "float32"
+    if "text_lengths" in config.method:
+        config.method.text_lengths = (32,)
     config.optim.update(warmup_steps=5, learning_rate=1e-3)
     config.checkpoint.every_steps = 15
     data = {"name": "scenes", "split": "val", "size": 64, "image_size": 48}

@@ -45,6 +45,7 @@ def get_config(arg=None):
         dtype="bfloat16",
         remat="dots",
         accumulate_steps=1,
+        text_lengths=(32, 48),
     )
     config.optim = dict(
         learning_rate=5e-4,
@@ -55,7 +56,7 @@ def get_config(arg=None):
         epsilon=1e-8,
     )
 
-    config.mesh = dict(data=-1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.log_every_steps = 50
     config.on_nonfinite = "stop"

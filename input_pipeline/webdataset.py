@@ -1,20 +1,23 @@
-"""Reads WebDataset tars: finds the samples, checks their images and captions, yields records.
+"""Reads WebDataset tars: finds the samples, checks their captions, yields records.
 
 A sample is a run of consecutive members with the same key: the member's path up to the first dot of
 its file name; the rest of the name is the member's extension. A tar is indexed first, by walking
 its headers, so that a damaged one is found before any image is decoded.
 """
 
+import glob
+import itertools
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from input_pipeline import images
 from input_pipeline.captions import split_sentences
+from input_pipeline.filters import Tally
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -31,6 +34,28 @@ class Sample:
         offset, size = self.members[extension]
         file.seek(offset)
         return file.read(size)
+
+
+def find_tars(pattern: str) -> list[Path]:
+    """The tars that match, in the order of their names.
+
+    Raises:
+      ValueError: there is none, or two have the same name.
+    """
+    tars = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
+    if not tars:
+        raise ValueError(
+            f"Nothing matches --input {pattern!r}. Put the pattern in quotes, e.g. "
+            "'/data/cc3m/train-*.tar'; patterns know *, ? and [0-9], not {0..9}."
+        )
+    tars.sort(key=lambda tar: tar.name)
+    for one, other in itertools.pairwise(tars):
+        if one.stem == other.stem:
+            raise ValueError(
+                f"{one} and {other} would give the same shard name and record ids. Rename one, or "
+                "make two data sets of them."
+            )
+    return tars
 
 
 def index(path: Path) -> list[Sample]:
@@ -121,32 +146,14 @@ def read_captions(
     return captions, {name for name, value in values.items() if value is not None}
 
 
-@dataclass
-class Tally:
-    """What `read_records` met in one tar.
-
-    dropped: one {key, reason, detail} per sample that gave no record. missing_captions: field ->
-    number of samples without it. captions: field -> number of strings in the records. widths,
-    heights: of the records' images, in pixels.
-    """
-
-    samples: int = 0
-    dropped: list[dict[str, str]] = field(default_factory=list)
-    missing_captions: dict[str, int] = field(default_factory=dict)
-    captions: Counter[str] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    widths: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-
-
 def read_records(
     path: Path, fields: tuple[str, ...], split: bool, tally: Tally
-) -> Iterator[dict[str, Any]]:
-    """Yields a record {id, image, captions} per good sample of a tar, and fills `tally`.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (key, record {id, image, captions}) for the samples of a tar; counts them in `tally`.
 
-    Ids are "<tar stem>/<key>", images the bytes as they were, captions as in `read_captions`. A
-    sample is dropped if it has no caption at all, no or several images, a broken image, or a .json
-    or .txt that cannot be parsed.
+    Ids are "<tar stem>/<key>", images the bytes as they are, not decoded, captions as in
+    `read_captions`. A sample is dropped if it has no caption at all, no or several images, or a
+    .json or .txt that cannot be parsed.
 
     Raises:
       ValueError: the tar is damaged (see `index`), or none of its samples has one of `fields`, or a
@@ -159,30 +166,24 @@ def read_records(
         for sample, captions in zip(
             samples, _read_all_captions(path, file, samples, fields, split, tally)
         ):
-            extensions = [name for name in sample.members if name in IMAGE_EXTENSIONS]
-            reason, detail = "", ""
+            extensions = image_extensions(sample)
             if isinstance(captions, str):
-                reason, detail = "unreadable captions", captions
+                tally.drop(sample.key, "unreadable captions", captions)
             elif not any(captions.values()):
-                reason = "no caption"
+                tally.drop(sample.key, "no caption")
             elif not extensions:
-                reason = "no image"
+                tally.drop(sample.key, "no image")
             elif len(extensions) > 1:
-                reason, detail = "several images", ", ".join(extensions)
+                tally.drop(sample.key, "several images", ", ".join(extensions))
             else:
                 data = sample.read(file, extensions[0])
-                try:
-                    height, width, _ = images.decode(data).shape
-                except ValueError as error:
-                    reason, detail = "broken image", str(error)
-            if reason:
-                tally.dropped.append({"key": sample.key, "reason": reason, "detail": detail})
-                continue
-            tally.formats[_image_format(data)] += 1
-            tally.widths.append(width)
-            tally.heights.append(height)
-            tally.captions.update({name: len(captions[name]) for name in fields})
-            yield {"id": f"{path.stem}/{sample.key}", "image": data, "captions": captions}
+                id_ = f"{path.stem}/{sample.key}"
+                yield sample.key, {"id": id_, "image": data, "captions": captions}
+
+
+def image_extensions(sample: Sample) -> list[str]:
+    """Extensions of a sample's images: exactly one in a good sample."""
+    return [name for name in sample.members if name in IMAGE_EXTENSIONS]
 
 
 def _read_all_captions(
@@ -241,12 +242,3 @@ def _add(samples: list[Sample], keys: set[str], member: tarfile.TarInfo) -> None
 def _type(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return names.get(type(value), "null" if value is None else "a number")
-
-
-def _image_format(data: bytes) -> str:
-    """Format by content; the extension may lie."""
-    if data.startswith(b"\xff\xd8"):
-        return "jpeg"
-    if data.startswith(b"\x89PNG"):
-        return "png"
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "other"

@@ -5,20 +5,109 @@ str) and, where the data has them, boxes, masks, labels and questions. A source 
 cheap to construct, and opens its files lazily, because every loader worker gets a copy.
 """
 
+import hashlib
 import importlib
 import importlib.util
+import operator
 import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 
-def make_source(name: str, **kwargs):
+def make_source(name: str, fraction: float | None = None, **kwargs):
     """Builds `input_pipeline.sources.<name>.Source(**kwargs)`.
 
+    Args:
+      name: module of the source.
+      fraction: keeps about this share of the records, see `Fraction`; by default all.
+
     Raises:
-      ValueError: no such source.
+      ValueError: no such source, or `fraction` is out of range or leaves nothing.
       TypeError: the source does not take one of the arguments.
     """
     if importlib.util.find_spec(f"{__name__}.{name}") is None:
         known = sorted(m.name for m in pkgutil.iter_modules(__path__))
         raise ValueError(f"Unknown data source {name!r}; choose one of {known}.")
     module = importlib.import_module(f"{__name__}.{name}")
-    return module.Source(**kwargs)
+    source = module.Source(**kwargs)
+    return source if fraction is None else Fraction(source, fraction)
+
+
+def check_fields(captions: Sequence[str]) -> tuple[str, ...]:
+    """Names of caption fields, as a tuple.
+
+    Raises:
+      ValueError: one string instead of a list, none, or one twice.
+    """
+    if isinstance(captions, str):
+        raise ValueError(f"captions={captions!r}: give a list of fields, e.g. [{captions!r}].")
+    fields = tuple(captions)
+    if not fields or len(set(fields)) < len(fields):
+        raise ValueError(f"captions={list(fields)}: give at least one field, and each once.")
+    return fields
+
+
+class Fraction:
+    """A fixed random part of a source, in its order.
+
+    A record is kept if a hash of its index is below `fraction`: the same records on every machine,
+    and a smaller fraction is a part of a larger one. Attributes such as `class_names` are those of
+    the whole source.
+
+    Raises:
+      ValueError: `fraction` is not in (0, 1], no record is left, or the source mixes by weight.
+    """
+
+    def __init__(self, source: Any, fraction: float):
+        if isinstance(fraction, bool) or not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction!r}: give a share of the records in (0, 1].")
+        if getattr(source, "weights", None) is not None:
+            raise ValueError(
+                "A weighted mixture takes no fraction: give `fraction` to each of its sources."
+            )
+        self._source = source
+        self._kept = _kept(len(source), fraction)
+        if not len(self._kept):
+            raise ValueError(
+                f"fraction={fraction} leaves none of {len(source):,} records; choose a larger one."
+            )
+        text = f"fraction {float(fraction)!r} of {source.fingerprint()}"
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: {len(self)} records are left.")
+        return self._source[int(self._kept[index])]
+
+    def __getattr__(self, name: str):
+        # Unpickling asks for private names before `_source` is there.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def _kept(size: int, fraction: float) -> np.ndarray:
+    """Indices i64[n], ascending, whose hash falls below `fraction`."""
+    limit = np.uint64(round(fraction * 2**53))
+    parts = []
+    for first in range(0, size, 2**20):  # in parts: the hashes of 30 M indices take a gigabyte
+        indices = np.arange(first, min(first + 2**20, size), dtype=np.uint64)
+        parts.append(indices[_mix(indices) >> np.uint64(11) < limit].astype(np.int64))
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """u64[n] -> u64[n], one output step of SplitMix64 (doi 10.1145/2714064.2660195)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

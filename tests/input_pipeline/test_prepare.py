@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -11,15 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import prepare
+from input_pipeline import prepare, records
 from input_pipeline.sources import make_source
 
 
 def image(seed=0, size=16):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    """JPEG of noise; `seed` a number or a letter, `size` (height, width) or both in one."""
+    seed = ord(seed) if isinstance(seed, str) else seed
+    height, width = size if isinstance(size, tuple) else (size, size)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
@@ -269,3 +274,254 @@ def test_a_data_set_without_records_is_an_error_but_an_empty_shard_is_not(tmp_pa
     assert run(tars, tmp_path / "out", captions="title") == 0
     source = make_source("prepared", path=tmp_path / "out")
     assert len(source) == 1 and source[0]["id"] == "train-1/a"
+
+
+FILTERS = ["--min-side", "12", "--max-aspect-ratio", "2.5", "--min-caption-words", "2"]
+FILTERS += ["--drop-duplicates", "--resize", "16"]
+
+
+def write_mixed_tars(folder, names=("b", "c")):
+    """Tars with a sample for every rule; `names`: their letters, a prefix of the captions."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        write_tar(
+            folder / f"train-{name}.tar",
+            {
+                "wordless": (image(1), {"title": "one"}),  # not the first of its copies
+                "copy": (image(1), {"title": f"{name} the same everywhere"}),
+                "small": (image(2, size=11), {"title": "a small one"}),
+                "wide": (image(3, size=(12, 31)), {"title": "a wide one"}),
+                "large": (image(name, size=(32, 40)), {"title": f"{name} large"}),
+                "twin": (image(name, size=(32, 40)), {"title": f"{name} again"}),
+            },
+        )
+    return folder
+
+
+def ids(folder):
+    source = make_source("prepared", path=folder)
+    return [source[i]["id"] for i in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def mixed_tars(tmp_path_factory):
+    return write_mixed_tars(tmp_path_factory.mktemp("mixed") / "tars")
+
+
+@pytest.fixture(scope="module")
+def filtered(mixed_tars, tmp_path_factory):
+    output = tmp_path_factory.mktemp("filtered") / "data"
+    assert run(mixed_tars, output, *FILTERS, captions="title") == 0
+    return output
+
+
+def test_filters_count_what_they_drop(filtered):
+    assert ids(filtered) == ["train-b/copy", "train-b/large", "train-c/large"]
+    description = json.loads((filtered / "dataset.json").read_text())
+    assert description["dropped"] == {
+        "no caption of allowed length": 2,
+        "small image": 2,
+        "extreme aspect ratio": 2,
+        "duplicate image": 3,
+    }
+    assert description["removed_captions"] == {"fewer than 2 words": 2}
+    assert description["resized"]["images"] == 2
+    assert description["images"]["width"] == {"min": 16, "max": 20, "mean": 18.67}
+    assert description["made_by"]["arguments"][-len(FILTERS) :] == [
+        *["--max-aspect-ratio", "2.5", "--min-side", "12", "--min-caption-words", "2"],
+        *["--drop-duplicates", "--resize", "16"],
+    ]
+    source = make_source("prepared", path=filtered)
+    assert source[0]["image"] == image(1) and source[1]["image"] != image("b", size=(32, 40))
+
+
+def test_the_table_says_what_was_filtered_and_resized(mixed_tars, tmp_path, capsys):
+    assert run(mixed_tars, tmp_path / "out", *FILTERS, captions="title") == 0
+    text = capsys.readouterr().out
+    for row, value in (
+        ("dropped: duplicate image", "3"),
+        ("captions removed: fewer than 2 words", "2"),
+        ("resized", r"2, [\d.]+ -> [\d.]+ MB"),
+    ):
+        assert re.search(rf"{row}\W+{value}\s", text)
+
+
+def test_filtered_output_does_not_depend_on_workers(mixed_tars, filtered, tmp_path):
+    assert run(mixed_tars, tmp_path / "out", *FILTERS, captions="title", workers=3) == 0
+    assert contents(tmp_path / "out") == contents(filtered)
+
+
+def test_a_second_run_with_filters_does_not_read_the_input(mixed_tars, filtered, capsys):
+    before = {path: path.stat().st_ino for path in filtered.iterdir() if path.suffix != ".json"}
+    assert run(mixed_tars, filtered, *FILTERS, captions="title") == 0
+    assert "Looking for duplicates" not in capsys.readouterr().out
+    assert before == {path: path.stat().st_ino for path in before}
+
+
+def test_other_filters_for_the_same_output_are_an_error(mixed_tars, filtered, capsys):
+    before = contents(filtered)
+    assert run(mixed_tars, filtered, *FILTERS[:-2], captions="title") == 1
+    assert "other options" in capsys.readouterr().err
+    assert contents(filtered) == before
+
+
+def test_an_earlier_tar_that_comes_later_takes_over_the_duplicates(tmp_path):
+    tars = write_mixed_tars(tmp_path / "tars")
+    assert run(tars, tmp_path / "out", *FILTERS, captions="title") == 0
+    write_mixed_tars(tars, "a")
+    assert run(tars, tmp_path / "out", *FILTERS, captions="title") == 0
+    assert ids(tmp_path / "out") == ["train-a/copy", *(f"train-{name}/large" for name in "abc")]
+    assert run(tars, tmp_path / "fresh", *FILTERS, captions="title") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_the_search_for_duplicates_continues_where_it_stopped(tmp_path, filtered, capsys):
+    tars = write_mixed_tars(tmp_path / "tars")
+    whole = (tars / "train-c.tar").read_bytes()
+    (tars / "train-c.tar").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "out"
+    assert run(tars, output, *FILTERS, captions="title") == 1
+    captured = capsys.readouterr()
+    assert re.search(r"FAILED .*train-c\.tar: not a complete", captured.out)
+    assert "Duplicates can be told once all input is readable" in captured.err
+    assert [path.suffix for path in output.iterdir()] == [".digests"]
+    (tars / "train-c.tar").write_bytes(whole)
+    assert run(tars, output, *FILTERS, captions="title") == 0
+    assert "reading the images of 1 shards" in capsys.readouterr().out
+    assert contents(output) == contents(filtered)
+
+
+def run_source(output, *arguments, workers=1):
+    return prepare.main(["source", *arguments, "--output", str(output), "--workers", str(workers)])
+
+
+SCENES = ["scenes", "split=val", "size=7", "image_size=40", "--records-per-shard", "3"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    output = tmp_path_factory.mktemp("scenes") / "data"
+    assert run_source(output, *SCENES) == 0
+    return output
+
+
+def test_all_fields_of_a_source_are_kept_in_its_order(scenes):
+    source = make_source("scenes", split="val", size=7, image_size=40)
+    stored = make_source("prepared", path=scenes)
+    assert len(stored) == 7
+    for i in range(7):
+        expected, record = source[i], stored[i]
+        assert record.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(record[name], value)
+    description = json.loads((scenes / "dataset.json").read_text())
+    assert [shard["records"] for shard in description["shards"]] == [3, 3, 1]
+    assert description["fields"]["captions"] == ["caption", "sentences"]
+    assert description["fields"]["boxes"] == "array of float32, 2 axes"
+    assert description["class_names"] == source.class_names
+    assert description["made_by"]["arguments"] == ["source", *SCENES]
+
+
+def test_a_prepared_source_does_not_depend_on_workers_or_attempts(scenes, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run_source(output, *SCENES, workers=2) == 0
+    assert contents(output) == contents(scenes)
+    (output / "dataset.json").unlink()
+    (output / "scenes-00001.array_record").write_bytes(b"half a shard")
+    assert run_source(output, *SCENES) == 0
+    assert "2 of 3 shards are finished" in capsys.readouterr().out
+    assert contents(output) == contents(scenes)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*SCENES[:2], "size=9", *SCENES[3:]],
+        [*SCENES[:-1], "4"],
+        [*SCENES, "--min-side", "3"],
+    ],
+)
+def test_other_arguments_for_the_same_output_are_an_error(scenes, arguments, capsys):
+    before = contents(scenes)
+    assert run_source(scenes, *arguments) == 1
+    assert "other options" in capsys.readouterr().err
+    assert contents(scenes) == before
+
+
+def test_a_source_whose_data_changed_is_made_again(tmp_path):
+    small, large = tmp_path / "small", tmp_path / "data"
+    command = ["--records-per-shard", "2"]
+    assert run_source(small, "scenes", "size=3", "image_size=32") == 0
+    assert run_source(large, "scenes", "size=4", "image_size=32") == 0
+    (tmp_path / "in").symlink_to(small)
+    arguments = ["prepared", f"path={tmp_path / 'in'}", *command]
+    assert run_source(tmp_path / "out", *arguments) == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
+    (tmp_path / "in").unlink()
+    (tmp_path / "in").symlink_to(large)
+    assert run_source(tmp_path / "out", *arguments) == 0
+    assert ids(tmp_path / "out") == ids(large)
+
+
+def write_prepared(folder, examples):
+    """A data set as prepare writes it, of any records."""
+    folder.mkdir()
+    writer = ArrayRecordWriter(str(folder / "a.array_record"), "group_size:1,uncompressed")
+    for example in examples:
+        writer.write(records.encode(example))
+    writer.close()
+    data = (folder / "a.array_record").read_bytes()
+    shard = {"file": "a.array_record", "records": len(examples), "bytes": len(data)}
+    shard["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "dataset.json").write_text(json.dumps({"version": 1, "shards": [shard]}))
+    return folder
+
+
+def test_duplicates_and_broken_images_of_a_source_are_dropped_and_listed(tmp_path):
+    images = {"a": image(1), "cut": image(1)[:200], "b": image(1), "c": image(2), "d": image(2)}
+    examples = [{"id": key, "image": data, "label": 1} for key, data in images.items()]
+    folder = write_prepared(tmp_path / "in", examples)
+    arguments = ["prepared", f"path={folder}", "--records-per-shard", "2", "--drop-duplicates"]
+    assert run_source(tmp_path / "out", *arguments, workers=2) == 0
+    assert ids(tmp_path / "out") == ["a", "c"]
+    dropped = []
+    for path in sorted((tmp_path / "out").glob("*.array_record.json")):
+        dropped += [(d["key"], d["reason"]) for d in json.loads(path.read_text())["dropped"]]
+    assert dropped == [
+        ("cut", "broken image"),
+        ("b", "duplicate image"),
+        ("d", "duplicate image"),
+    ]
+
+
+def test_captions_that_are_one_string_fail_the_run(tmp_path, capsys):
+    example = {"id": "x", "image": image(1), "captions": {"text": "one string"}}
+    folder = write_prepared(tmp_path / "in", [example])
+    assert run_source(tmp_path / "out", "prepared", f"path={folder}") == 1
+    assert "FAILED prepared, records 0 to 0: record 'x': captions must" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "Unknown data source 'nowhere'"),
+        (["scenes", "zise=3"], "source scenes: got an unexpected keyword argument 'zise'"),
+        (["scenes", "size=-1"], "scenes: size is -1"),
+        (["scenes", "size=3", "size=4"], "given twice"),
+        (["prepared", "path=/nowhere"], "is not a prepared data set"),
+        (["scenes", "--min-side", "0"], "--min-side must be at least 1"),
+        (["mixture", 'sources=[{"name": "scenes", "weight": 2}]'], "Shards keep no weights"),
+    ],
+)
+def test_unusable_arguments_of_a_source_are_one_clear_error(arguments, message, tmp_path, capsys):
+    assert run_source(tmp_path / "out", *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["scenes", "3"], ["scenes", "--records-per-shard", "0"]])
+def test_words_that_are_no_arguments_are_refused(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_source(tmp_path / "out", *arguments)
+    assert re.search("'3' is not KEY=VALUE|'0' is not a number from 1", capsys.readouterr().err)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import webdataset
+from input_pipeline import filters, webdataset
 
 
 def image(format="JPEG", width=20, height=10, seed=0):
@@ -29,8 +29,9 @@ def write_tar(path, members):
 
 
 def read(path, fields=("caption",), split=False):
-    tally = webdataset.Tally()
-    return list(webdataset.read_records(path, fields, split, tally)), tally
+    tally = filters.Tally()
+    samples = webdataset.read_records(path, fields, split, tally)
+    return list(filters.passing(samples, filters.Rules(), tally)), tally
 
 
 def one_caption(tmp_path, value, split=False):

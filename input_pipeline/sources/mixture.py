@@ -1,0 +1,101 @@
+"""Source: several sources as one, in proportion to their sizes or by weight."""
+
+import bisect
+import hashlib
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from input_pipeline.sources import make_source
+
+
+class Source:
+    """The records of all components, one after the other.
+
+    Ids are "<component>:<id>", because data sets downloaded in the same way number their records
+    in the same way. `class_names` is there if all components have the same.
+
+    Attributes:
+      lengths: records of each component.
+      weights: None, or what the training loader mixes by: each component's part of the examples, in
+        any unit. It then runs through each component in an order of its own, again and again.
+        Without weights all records are shuffled together, so shares follow the sizes.
+
+    Args:
+      sources: one dict each: `name`, the arguments of that source, and optionally `fraction` and
+        `weight`.
+
+    Raises:
+      ValueError: no sources, an entry without a name, some but not all weighted, or a weight that
+        is not above 0; and what the sources raise, with the entry's number in front.
+    """
+
+    def __init__(self, sources: Sequence[Mapping[str, Any]]):
+        if not sources:
+            raise ValueError("A mixture needs at least one source; `sources` is empty.")
+        entries = [dict(entry) for entry in sources]
+        self.weights = _check_weights([entry.pop("weight", None) for entry in entries])
+        components = [_make(number, entry) for number, entry in enumerate(entries)]
+        self.lengths = [len(component) for component in components]
+        self._components = components
+        self._ends = list(itertools.accumulate(self.lengths))
+        names = [getattr(component, "class_names", None) for component in components]
+        if names[0] and all(other == names[0] for other in names):
+            self.class_names = names[0]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: the mixture has {len(self)} records.")
+        number = bisect.bisect_right(self._ends, index)
+        first = self._ends[number] - self.lengths[number]
+        record = self._components[number][index - first]
+        return {**record, "id": f"{number}:{record['id']}"}
+
+    def fingerprint(self) -> str:
+        parts = [component.fingerprint() for component in self._components]
+        text = f"mixture {parts} {self.weights}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _make(number: int, arguments: dict[str, Any]):
+    if "name" not in arguments:
+        raise ValueError(f"Source {number} of the mixture has no `name`: {arguments}.")
+    try:
+        source = make_source(**arguments)
+    except (OSError, TypeError, ValueError) as error:
+        kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"Source {number} of the mixture: {error}") from error
+    if getattr(source, "weights", None) is not None:
+        raise ValueError(
+            f"Source {number} of the mixture is a weighted mixture itself, whose weights would be "
+            "lost: list its sources in this one."
+        )
+    if not len(source):
+        raise ValueError(f"Source {number} of the mixture ({arguments}) is empty.")
+    return source
+
+
+def _check_weights(weights: list[float | None]) -> list[float] | None:
+    missing = [number for number, weight in enumerate(weights) if weight is None]
+    if len(missing) == len(weights):
+        return None
+    if missing:
+        raise ValueError(
+            f"Sources {missing} of the mixture have no weight, the others do: give all a weight, "
+            "or none, to mix by size."
+        )
+    for number, weight in enumerate(weights):
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ValueError(f"Source {number} of the mixture: weight={weight!r} is no number.")
+        if not 0 < weight < float("inf"):
+            raise ValueError(
+                f"Source {number} of the mixture: weight={weight} must be above 0. Remove a source "
+                "that shall not be used."
+            )
+    return weights

@@ -1,0 +1,329 @@
+"""Tables of captions: formats, the join to downloaded tars by URL, errors."""
+
+import csv
+import io
+import json
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from input_pipeline import tables, tar_index
+from input_pipeline.sources import make_source
+
+COLUMNS = {
+    "image": [f"sub/{i}.jpg" for i in range(5)] + [None],
+    "short": ["A cat. It sits", "12", "", "null", " padded\n", "no image"],
+    "long": ["one", "two\nlines", "", 'a "quoted", one', "...", "x"],
+    "unused": [1, 2, 3, 4, 5, 6],
+}
+LISTS = {**COLUMNS, "long": [["one", " "], ["two", "lines"], [], ["a", "b."], None, ["x"]]}
+FORMATS = ["csv", "tsv", "parquet", "arrow", "arrow stream"]
+
+
+def write_images(folder):
+    (folder / "sub").mkdir(parents=True, exist_ok=True)
+    for i in range(5):
+        (folder / "sub" / f"{i}.jpg").write_bytes(f"image {i}".encode())
+    return folder
+
+
+def write(folder, kind="csv", columns=COLUMNS, name="table"):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{kind.split()[0]}"
+    table = pa.table(columns)
+    if kind in ("csv", "tsv"):
+        with open(path, "w", newline="") as file:
+            rows = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            rows.writerow(columns)
+            rows.writerows(zip(*columns.values()))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    else:
+        new = pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def open_table(path, images, captions=("short", "long"), **more):
+    more = {"image_column": "image", "image_root": images, **more}
+    return make_source("table", path=path, captions=list(captions), **more)
+
+
+def all_of(source):
+    return [source[i] for i in range(len(source))]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rows_with_captions_and_image(tmp_path, images, kind):
+    found = all_of(open_table(write(tmp_path, kind), images))
+    assert [r["id"] for r in found] == ["table/0", "table/1", "table/3", "table/4"]
+    assert [r["image"] for r in found] == [f"image {i}".encode() for i in (0, 1, 3, 4)]
+    assert [list(r["captions"].items()) for r in found] == [
+        [("short", ["A cat. It sits"]), ("long", ["one"])],
+        [("short", ["12"]), ("long", ["two\nlines"])],
+        [("short", ["null"]), ("long", ['a "quoted", one'])],
+        [("short", ["padded"]), ("long", ["..."])],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow stream"])
+def test_lists_of_strings(tmp_path, images, kind):
+    found = all_of(open_table(write(tmp_path, kind, LISTS), images, ("long",)))
+    assert [r["id"] for r in found] == ["table/0", "table/1", "table/3"]
+    assert [r["captions"]["long"] for r in found] == [["one"], ["two", "lines"], ["a", "b."]]
+
+
+def test_splitting_into_sentences(tmp_path, images):
+    source = open_table(write(tmp_path), images, split_sentences=True)
+    assert source[0]["captions"] == {"short": ["A cat", "It sits"], "long": ["one"]}
+    assert source[1]["captions"]["long"] == ["two", "lines"]
+    lists = open_table(write(tmp_path, "parquet", LISTS), images, ("long",), split_sentences=True)
+    assert lists[2]["captions"]["long"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_only_the_columns_that_are_needed_are_loaded(tmp_path, images, kind):
+    source = open_table(write(tmp_path, kind), images, ("long",))
+    assert [t.column_names for t in source._tables()] in ([["long", "image"]], [["image", "long"]])
+
+
+@pytest.mark.parametrize("kind", ["arrow", "arrow stream"])
+def test_arrow_files_are_mapped(tmp_path, images, kind):
+    columns = {**COLUMNS, "long": ["words " * 10**6] * 6}
+    path = write(tmp_path, kind, columns)
+    before = pa.total_allocated_bytes()
+    [table] = tables.load_all([path], ["long"])
+    assert table.nbytes > 3e7
+    assert pa.total_allocated_bytes() - before < 1e6
+
+
+def test_dictionaries_of_strings(tmp_path, images):
+    columns = {**COLUMNS, "short": pa.array(COLUMNS["short"]).dictionary_encode()}
+    source = open_table(write(tmp_path, "parquet", columns), images, ("short",))
+    assert [r["captions"]["short"] for r in all_of(source)] == [
+        ["A cat. It sits"],
+        ["12"],
+        ["null"],
+        ["padded"],
+    ]
+
+
+def test_several_files(tmp_path, images):
+    for i in (1, 0):
+        part = {name: values[3 * i : 3 * i + 3] for name, values in COLUMNS.items()}
+        write(tmp_path / "parts", "parquet", part, f"part-{i}")
+    found = all_of(open_table(tmp_path / "parts" / "*.parquet", images))
+    assert [r["id"] for r in found] == ["part-0/0", "part-0/1", "part-1/0", "part-1/1"]
+    whole = all_of(open_table(write(tmp_path), images))
+    assert [{**r, "id": ""} for r in found] == [{**r, "id": ""} for r in whole]
+
+
+def test_pickling_ships_no_table(tmp_path, images):
+    columns = {name: values * 1000 for name, values in COLUMNS.items()}
+    source = open_table(write(tmp_path, "csv", columns), images)
+    expected = all_of(source)[:20]
+    data = pickle.dumps(source)
+    assert len(data) < 8 * len(source) + 2000  # which rows are used
+    copy = pickle.loads(data)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(copy.__getitem__, range(20))) == expected
+    assert copy.fingerprint() == source.fingerprint()
+
+
+def test_the_fingerprint_covers_contents_and_options(tmp_path, images):
+    source = open_table(write(tmp_path), images)
+    assert open_table(write(tmp_path / "copy"), images).fingerprint() == source.fingerprint()
+    changed = {**COLUMNS, "long": ["ONE", *COLUMNS["long"][1:]]}
+    others = [
+        open_table(write(tmp_path / "changed", columns=changed), images),
+        open_table(write(tmp_path), images, ("long", "short")),
+        open_table(write(tmp_path), images, split_sentences=True),
+    ]
+    assert len({s.fingerprint() for s in (source, *others)}) == 4
+
+
+def write_downloads(folder, urls):
+    """One tar per list of URLs, in which img2dataset's `url` is None for one that has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, part in enumerate(urls):
+        with tarfile.open(folder / f"{i:05d}.tar", "w") as tar:
+            for j, url in enumerate(part):
+                members = {"jpg": f"{i} {j}".encode(), "json": json.dumps({"url": url}).encode()}
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"{j}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    tar_index.build(f"{folder}/*.tar", folder / "index", 1)
+    return folder / "index"
+
+
+URLS = {
+    "Image Path": ["http://a/1", "http://a/2", "http://a/3", None, "http://a/5", "http://a/1"],
+    "raw_caption": ["one", "two", "three", "none", " ", "one again"],
+    "longSV_captions": ["It is. One", "b", "c", "d", ".", "f"],
+}
+CAPTIONS = ["raw_caption", "longSV_captions"]
+
+
+def join(path, downloads, **more):
+    options = {"captions": CAPTIONS, "url_column": "Image Path", "downloads": downloads, **more}
+    return make_source("table", path=path, **options)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    urls = [["http://a/9", None, "http://a/3", "http://a/1"], ["http://a/1", "http://a/5"]]
+    return write_downloads(tmp_path_factory.mktemp("tars"), urls)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_rows_are_joined_to_downloads(tmp_path, downloads, kind):
+    """The first sample of a URL wins; rows that were not downloaded, or say nothing, are out."""
+    source = join(write(tmp_path, kind, URLS), downloads, split_sentences=True)
+    assert all_of(source) == [
+        {
+            "id": f"table/{row}",
+            "image": image,
+            "captions": {"raw_caption": [raw], "longSV_captions": long},
+        }
+        for row, image, raw, long in [
+            (0, b"0 3", "one", ["It is", "One"]),
+            (2, b"0 2", "three", ["c"]),
+            (5, b"0 3", "one again", ["f"]),
+        ]
+    ]
+    copy = pickle.loads(pickle.dumps(source))
+    assert all_of(copy) == all_of(source)
+
+
+def test_the_fingerprint_covers_the_downloads(tmp_path, downloads):
+    path = write(tmp_path, "csv", URLS)
+    fewer = write_downloads(tmp_path / "tars", [["http://a/3", "http://a/1"]])
+    assert join(path, downloads).fingerprint() != join(path, fewer).fingerprint()
+    assert join(path, downloads).fingerprint() == join(path, downloads).fingerprint()
+
+
+def test_a_join_of_many_rows(tmp_path):
+    """Against a dictionary; half of the rows were downloaded, many of them twice."""
+    rng = np.random.default_rng(0)
+    have = rng.integers(0, 2000, (3, 400))
+    index = write_downloads(tmp_path / "tars", [[f"http://a/{u}" for u in part] for part in have])
+    wanted = rng.permutation(2000)
+    columns = {"url": [f"http://a/{u}" for u in wanted], "text": [f"t{u}" for u in wanted]}
+    path = write(tmp_path, "parquet", columns)
+    source = make_source("table", path=path, captions=["text"], url_column="url", downloads=index)
+    first = {}
+    for i, part in enumerate(have):
+        for j, url in enumerate(part):
+            first.setdefault(url, f"{i} {j}".encode())
+    expected = [(f"t{u}", first[u]) for u in wanted if u in first]
+    assert [(r["captions"]["text"][0], r["image"]) for r in all_of(source)] == expected
+
+
+def test_no_url_matches(tmp_path, downloads):
+    columns = {**URLS, "Image Path": [f"http://b/{i}" for i in range(6)]}
+    message = r"None of the 6 URLs .*'Image Path' was downloaded.*'http://b/0'.*5 samp.*'http://a/"
+    with pytest.raises(ValueError, match=message):
+        join(write(tmp_path, "csv", columns), downloads)
+
+
+def test_downloads_without_urls(tmp_path):
+    index = write_downloads(tmp_path / "tars", [[None, None]])
+    with pytest.raises(ValueError, match=r"No sample of the tars indexed in .* has a `url`"):
+        join(write(tmp_path, "csv", URLS), index)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"captions": ["none"]}, r"has no column 'none'; it has image, short, long, unused"),
+        ({"image_column": "picture"}, "has no column 'picture'; it has image"),
+        ({"image_column": None}, "either image_column or url_column"),
+        ({"url_column": "image"}, "either image_column or url_column"),
+        ({"image_column": None, "url_column": "image"}, "url_column and downloads belong together"),
+        ({"downloads": "x"}, "url_column and downloads belong together"),
+        ({"captions": "short"}, "captions='short': give a list"),
+        ({"captions": []}, "give at least one field"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow"])
+def test_bad_arguments(tmp_path, images, kind, options, message):
+    options = {"captions": ["short"], "image_column": "image", "image_root": images, **options}
+    with pytest.raises(ValueError, match=message):
+        make_source("table", path=write(tmp_path, kind), **options)
+
+
+def test_missing_images(tmp_path, images):
+    with pytest.raises(FileNotFoundError, match=r"4 of 4 images are missing: .*nowhere/sub/0\.jpg"):
+        open_table(write(tmp_path), tmp_path / "nowhere")
+
+
+def test_missing_tables(tmp_path, images):
+    with pytest.raises(FileNotFoundError, match=r"Table .*none\.csv does not exist"):
+        open_table(tmp_path / "none.csv", images)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/index\.json does not exist"):
+        join(write(tmp_path, "csv", URLS), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_empty_tables(tmp_path, images, kind):
+    empty = {name: pa.array([], pa.string()) for name in ("image", "short", "long")}
+    with pytest.raises(ValueError, match="has no rows"):
+        open_table(write(tmp_path, kind, empty), images)
+
+
+def test_no_row_is_left(tmp_path, images):
+    with pytest.raises(ValueError, match=r"No row of .* has both a caption in .* and an image"):
+        open_table(write(tmp_path, "csv", {**COLUMNS, "long": ["."] * 6}), images, ("long",))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_tables(tmp_path, images, kind):
+    path = write(tmp_path, kind)
+    path.write_bytes(b'\xff\xfe"' if kind in ("csv", "tsv") else path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"table\.\w+ (cannot be read|has no column)"):
+        open_table(path, images)
+
+
+def test_rows_of_different_lengths(tmp_path, images):
+    (tmp_path / "a.csv").write_text("image,short\nsub/0.jpg,a\nsub/1.jpg,b,c\n")
+    with pytest.raises(ValueError, match=r"a\.csv cannot be read: .*Expected 2 columns, got 3"):
+        open_table(tmp_path / "a.csv", images, ("short",))
+
+
+def test_columns_of_other_types(tmp_path, images):
+    path = write(tmp_path, "parquet", LISTS)
+    with pytest.raises(ValueError, match="column 'unused': int64 where strings or lists"):
+        open_table(path, images, ("unused",))
+    with pytest.raises(ValueError, match="Column 'long' holds lists where one string"):
+        open_table(path, images, ("short",), image_column="long")
+
+
+def test_files_that_are_no_table(tmp_path, images):
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(ValueError, match=r"a\.xlsx is no table; known are \.csv, \.tsv"):
+        open_table(tmp_path / "a.xlsx", images)
+
+
+def test_tables_of_one_name(tmp_path, images):
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    with pytest.raises(ValueError, match="would give the same record ids"):
+        open_table(tmp_path / "*" / "table.csv", images)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_out_of_range(tmp_path, images, index):
+    with pytest.raises(IndexError, match=f"Index {index} is out of range: 4 rows"):
+        open_table(write(tmp_path), images)[index]
