@@ -35,6 +35,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.1",
+        "pyarrow",
         "rich",
         "safetensors",
         "sentencepiece",

@@ -21,9 +21,9 @@ from ml_collections import config_flags
 from big_vlp import sharding, step, telemetry, trees
 from big_vlp.experiment import ConfigError, Experiment
 
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(
-    r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(-start)?\(.*?channel_id=(?P<channel>\d+)"
+    rf"= (?P<result>.*?) (?P<kind>{_KINDS})(-start)?\(.*?channel_id=(?P<channel>\d+)"
 )
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
 

@@ -119,6 +119,18 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def keep_over_batch(x):
+    """Tells the compiler that the leading axis stays split over data and fsdp, and no other is.
+
+    Where parameters are split, it could as well split the activations by features and hold the
+    whole batch. Without an ambient mesh, or where the axis does not divide, `x` is left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a global batch that this process' devices hold, ascending.
 

@@ -63,11 +63,17 @@ def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) ->
     """Crops u8[H, W, 3] to `box` (left, top, width, height); resizes to u8[size, size, 3]."""
     left, top, width, height = box
     crop = image[top : top + height, left : left + width]
+    # The mean of 2x2 pixels has a fast path; any other area filter costs ten times as much.
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+        even = crop[: 2 * height, : 2 * width]
+        crop = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
     shrink = max(width, height) / size
     if shrink <= 1:
         interpolation = cv2.INTER_CUBIC
-    elif shrink <= 2:
-        # Bilinear reads 2x2 pixels per output: up to here it skips none, at a quarter of the cost.
+    elif shrink <= 2 * ASPECT_RATIO[1]:
+        # Bilinear reads 2x2 pixels per output. One side shrinks by less than 2 and skips none; the
+        # other may skip a quarter, which the eye does not see and an exact filter pays dearly for.
         interpolation = cv2.INTER_LINEAR
     else:
         interpolation = cv2.INTER_AREA

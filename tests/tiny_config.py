@@ -1,10 +1,12 @@
-"""A COSMOS run on scenes that takes seconds, for tests of the whole program."""
+"""A run on scenes that takes seconds, for tests of the whole program: method=cosmos|clip."""
 
 import ml_collections
 
+from big_vlp.config import parse_options
+
 
 def get_config(arg=None):
-    del arg
+    options = parse_options(arg, method="cosmos")
     config = ml_collections.ConfigDict()
     config.seed = 1
     config.global_batch = 8
@@ -29,6 +31,10 @@ def get_config(arg=None):
         dtype="float32",
         text_lengths=(8, 12),
     )
+    if options.method == "clip":
+        config.views = dict(name="clip")
+        model, text_lengths = config.method.model, config.method.text_lengths
+        config.method = dict(name="clip", model=model, dtype="float32", text_lengths=text_lengths)
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=5, keep_latest=2)
@@ -38,7 +44,7 @@ def get_config(arg=None):
         retrieval=dict(
             evaluator="retrieval",
             every_steps=20,
-            weights="averaged",
+            weights="averaged" if options.method == "cosmos" else "model",
             data=dict(name="scenes", split="val", size=10, image_size=48),
             caption_field="caption",
             batch_size=4,

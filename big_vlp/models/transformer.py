@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp import sharding
 from big_vlp.models.attention import attention
 
 ACTIVATIONS = {
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
         keep_outputs = self.is_mutable_collection("intermediates")
 
         def body(x, params):
-            x = block.apply({"params": params}, x)
+            x = block.apply({"params": params}, sharding.keep_over_batch(x))
             return x, x if keep_outputs else None
 
         if self.remat is not None:

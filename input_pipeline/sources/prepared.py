@@ -32,7 +32,10 @@ class Source:
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
-        shards = _read_description(self._path)["shards"]
+        description = _read_description(self._path)
+        shards = description["shards"]
+        if "class_names" in description:
+            self.class_names = description["class_names"]
         for shard in shards:
             file = self._path / shard["file"]
             if not file.is_file():

@@ -418,7 +418,7 @@ def test_all_fields_of_a_source_are_kept_in_its_order(scenes):
     assert [shard["records"] for shard in description["shards"]] == [3, 3, 1]
     assert description["fields"]["captions"] == ["caption", "sentences"]
     assert description["fields"]["boxes"] == "array of float32, 2 axes"
-    assert description["class_names"] == source.class_names
+    assert description["class_names"] == source.class_names == stored.class_names
     assert description["made_by"]["arguments"] == ["source", *SCENES]
 
 

@@ -1,0 +1,161 @@
+"""Two processes do what one does: training, evaluation, resume from either, SIGTERM to one."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from big_vlp import sharding
+from big_vlp.checkpoint import Checkpoints
+from big_vlp.experiment import Experiment
+from big_vlp.telemetry import read_log
+from big_vlp.train import TERMINATED
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "tiny_config.py"
+METHODS = ["clip", pytest.param("cosmos", marks=pytest.mark.slow)]
+TIMEOUT = 300
+TIMING = ("examples_per_s", "input_wait")
+
+
+class Cluster:
+    """`count` processes of one program on this machine, with one device each."""
+
+    def __init__(self, count, program, method, workdir):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", f"big_vlp.{program}"]
+        command += [f"--config={CONFIG}:method={method}", f"--workdir={workdir}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if count > 1:
+            environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+            environment["JAX_NUM_PROCESSES"] = str(count)
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env={**environment, "JAX_PROCESS_ID": str(index)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(count)
+        ]
+
+    def finish(self, returncode=0):
+        outputs = []
+        try:
+            for process in self.processes:
+                outputs.append(process.communicate(timeout=TIMEOUT)[0])
+        finally:
+            for process in self.processes:
+                process.kill()
+        assert {p.returncode for p in self.processes} == {returncode}, "\n".join(outputs)
+        return outputs
+
+
+def metrics(workdir):
+    return [
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
+        for x in read_log(workdir)
+    ]
+
+
+def assert_same(found, expected):
+    assert [x[:2] for x in found] == [x[:2] for x in expected]
+    for (step, split, ours), (_, _, reference) in zip(found, expected):
+        assert ours.keys() == reference.keys()
+        for name, value in reference.items():
+            where = f"step {step}, {split}, {name}"
+            np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6, err_msg=where)
+
+
+@pytest.fixture(scope="session", params=METHODS)
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def one_process(method, tmp_path_factory):
+    """A whole run. It evaluates 10 records and trains on 100, by 4 and by 8: neither divides."""
+    workdir = tmp_path_factory.mktemp("one_process")
+    Cluster(1, "train", method, workdir).finish()
+    return workdir
+
+
+def test_sigterm_to_one_of_two_then_one_goes_on(method, one_process, tmp_path):
+    cluster = Cluster(2, "train", method, tmp_path)
+    log, deadline = tmp_path / "metrics.jsonl", time.monotonic() + TIMEOUT
+    while not (log.exists() and '"step": 6,' in log.read_text()):
+        if time.monotonic() > deadline or cluster.processes[0].poll() is not None:
+            cluster.finish()
+            pytest.fail("The run did not reach step 6.")
+        time.sleep(0.02)
+    cluster.processes[1].send_signal(signal.SIGTERM)
+    outputs = cluster.finish(TERMINATED)
+    stopped_at = Checkpoints(tmp_path, read_only=True).latest_step()
+    assert 6 < stopped_at < 30
+    assert f"step {stopped_at} is saved" in outputs[0]
+    assert_same(metrics(tmp_path), metrics(one_process)[:stopped_at])
+
+    Cluster(1, "train", method, tmp_path).finish()
+    assert_same(metrics(tmp_path), metrics(one_process))
+
+
+@pytest.fixture(scope="session")
+def resumed_by_two(method, one_process, tmp_path_factory):
+    """The last steps of that run, by two processes."""
+    workdir = tmp_path_factory.mktemp("resumed") / "run"
+    shutil.copytree(one_process, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    assert Checkpoints(workdir, read_only=True).latest_step() == 25
+    outputs = Cluster(2, "train", method, workdir).finish()
+    assert "Going on from" in outputs[0]
+    return workdir
+
+
+def test_two_go_on_where_one_stopped(one_process, resumed_by_two):
+    assert_same(metrics(resumed_by_two), metrics(one_process))
+
+
+def test_two_evaluate_as_one_does(method, one_process, resumed_by_two):
+    Cluster(2, "evaluate", method, resumed_by_two).finish()
+    found = json.loads((resumed_by_two / "evaluate" / "30.json").read_text())["retrieval"]
+    expected = metrics(one_process)[-1][2]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_the_longest_captions_of_the_two_differ(method):
+    """So the runs above had to agree on a length: some halves of a batch ask for another one."""
+    spec = importlib.util.spec_from_file_location("tiny_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = Experiment.from_config(module.get_config(f"method={method}"))
+    made, loader = experiment.make_method(), experiment.make_loader()
+    lengths = set()
+    for step in range(30):
+        batch = loader.batch(step)
+        halves = [{k: x[rows] for k, x in batch.items()} for rows in (slice(4), slice(4, 8))]
+        cut = [made.cut_text(half, made.text_length(half)) for half in halves]
+        lengths.add(tuple(min(v.shape[-1] for k, v in x.items() if "tokens" in k) for x in cut))
+    assert {(a, b) for a, b in lengths if a != b}
+    assert len({max(pair) for pair in lengths}) > 1
+
+
+def test_coordinator_without_numbers(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    with pytest.raises(ValueError, match="number of processes and this one's, from 0"):
+        sharding.connect_processes()
