@@ -52,6 +52,14 @@ def parse_options(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(options)
 
 
+def prepared(name: str) -> dict:
+    """The `data` section of a pretraining set in data/; merged30m is made of three others."""
+    parts = {"merged30m": ("cc3m", "cc12m", "yfcc15m")}.get(name)
+    if parts is None:
+        return {"name": "prepared", "path": f"data/{name}"}
+    return {"name": "mixture", "sources": tuple(prepared(part) for part in parts)}
+
+
 def choose(what: str, table: dict, name: str):
     """table[name], or a ValueError that lists the choices."""
     if name not in table:

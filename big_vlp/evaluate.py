@@ -61,7 +61,8 @@ def evaluate(
     def run(i):
         state = checkpoints.restore(i, wanted)
         state["frozen"] = restore_frozen(checkpoints.workdir, shapes["frozen"])
-        values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
+        with jax.set_mesh(mesh):
+            values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
         if jax.process_index() == 0:
             for name, metrics in values.items():
                 print(f"step {i}, {name} of the {evaluators[name].weights} weights:")

@@ -19,7 +19,7 @@ def get_config(arg=None):
     config.global_batch = 4096
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
-    config.data = dict(name="prepared", path=f"data/{options.data}")
+    config.data = shared.prepared(options.data)
     config.preprocess = dict(image_size=224, tokenizer="clip", context_length=77)
     config.views = dict(
         name="clip",

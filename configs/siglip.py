@@ -23,7 +23,7 @@ def get_config(arg=None):
     config.global_batch = 16_384
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
-    config.data = dict(name="prepared", path=f"data/{options.data}")
+    config.data = shared.prepared(options.data)
     config.preprocess = dict(
         image_size=224,
         tokenizer=options.tokenizer,

@@ -7,6 +7,7 @@ bicubic filter, as torchvision does, because published numbers depend on it to t
 import io
 import math
 import random
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 
 # One loader worker per core already; a thread pool inside each would only oversubscribe the host.
 cv2.setNumThreads(0)
+
+_memory = threading.local()
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -107,7 +110,7 @@ def random_crops(
     boxes = [random_resized_crop_box(width, height, scale, rng) for _, scale in views]
     if image is None:
         shrink = min(min(box[2:]) / size for box, (size, _) in zip(boxes, views))
-        image = _decode_jpeg(data, height, width, shrink)
+        image = _decode_jpeg(data, height, width, shrink, _scratch(3 * height * width))
     # What the decoder really did: it may have returned the full size after all.
     x_scale, y_scale = image.shape[1] / width, image.shape[0] / height
     crops = [
@@ -149,17 +152,29 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None if colorspace in ("CMYK", "YCCK") else (height, width)
 
 
-def _decode_jpeg(data: bytes, height: int, width: int, shrink: float = 1.0) -> np.ndarray:
+def _decode_jpeg(
+    data: bytes, height: int, width: int, shrink: float = 1.0, buffer: bytearray | None = None
+) -> np.ndarray:
     """RGB pixels, at 1/2, 1/4 or 1/8 of the size where `shrink` >= 2, 4 or 8: skipping DCT
-    coefficients is an antialiased downscaling for free."""
+    coefficients is an antialiased downscaling for free. They lie in `buffer`, if one is given."""
     factor = next((f for f in (8, 4, 2) if shrink >= f), 1)
     try:
         return simplejpeg.decode_jpeg(
-            data, min_height=math.ceil(height / factor), min_width=math.ceil(width / factor)
+            data,
+            min_height=math.ceil(height / factor),
+            min_width=math.ceil(width / factor),
+            buffer=buffer,
         )
     except ValueError:
         # Also raised for harmless oddities, such as stray bytes between segments.
         return _decode_pillow(data)
+
+
+def _scratch(size: int) -> bytearray:
+    """Memory of this thread for an image that nobody keeps: fresh pages would cost a tenth more."""
+    if len(getattr(_memory, "scratch", b"")) < size:
+        _memory.scratch = bytearray(size)
+    return _memory.scratch
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:

@@ -16,7 +16,7 @@ def run(*args):
 def test_without_names_all_are_listed():
     listed = run()
     assert listed.returncode == 0, listed.stderr
-    for name in ("clip_step", "cosmos_step", "end_to_end", "flops", "loader"):
+    for name in ("clip_step", "cosmos_step", "end_to_end", "flops", "loader", "tpu_memory"):
         assert f"{name}: " in listed.stdout
 
 

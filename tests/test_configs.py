@@ -206,7 +206,9 @@ def test_published_cosmos_recipes(data, model):
     optimizer = made.make_optimizer(method)
     assert (made.global_batch, method.momentum, made.total_steps) == COSMOS[data]
     assert method.momentum_steps is None
-    assert made.data == {"name": "prepared", "path": f"data/{data}"}
+    parts = ("cc3m", "cc12m", "yfcc15m") if data == "merged30m" else (data,)
+    sources = made.data.get("sources", (made.data,))
+    assert tuple(sources) == tuple({"name": "prepared", "path": f"data/{p}"} for p in parts)
 
     assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-4, 0.5)
     assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.98, 1e-8)

@@ -30,19 +30,46 @@ def info_nce(x, y, scale):
 
 def test_info_nce_of_every_pair_of_views():
     x, y = units(5, 3, 8), units(5, 2, 8, seed=1)
-    found = losses.info_nce_pairs(x, y, SCALE)
+    found = jax.jit(losses.info_nce_pairs)(x, y, SCALE)
     assert found.shape == (3, 2)
     for v, w in np.ndindex(3, 2):
         expected = info_nce(x[:, v], y[:, w], SCALE)
         np.testing.assert_allclose(found[v, w], expected, rtol=1e-5)
-    np.testing.assert_allclose(losses.info_nce_pairs(y, x, SCALE), found.T, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(losses.info_nce_pairs)(y, x, SCALE), found.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logits", [1, 7, 24, 1000])
+def test_row_blocks_do_not_matter(monkeypatch, logits):
+    """Blocks of one row, of some, of all: the same losses and gradients as in dense form."""
+    x, y = units(6, 3, 8), units(6, 2, 8, seed=1)
+    weights = np.random.default_rng(2).normal(size=(3, 2)).astype(np.float32)
+
+    def dense(x, y, scale):
+        logits = scale * jnp.einsum("bvd,cwd->vwbc", x, y)
+        positives = jnp.diagonal(logits, axis1=2, axis2=3)
+        both = jax.nn.logsumexp(logits, axis=3) + jax.nn.logsumexp(logits, axis=2)
+        return jnp.mean(both / 2 - positives, axis=-1)
+
+    def of(pairs):
+        loss = lambda *args: jnp.sum(weights * pairs(*args))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(x, y, SCALE)
+
+    monkeypatch.setattr(losses, "BLOCK_LOGITS", logits)
+    for found, expected in zip(
+        jax.tree.leaves(of(losses.info_nce_pairs)), jax.tree.leaves(of(dense))
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_softmax_loss():
     image, text = units(6, 8), units(6, 8, seed=1)
     expected = info_nce(image, text, SCALE)
-    np.testing.assert_allclose(losses.softmax_loss(image, text, SCALE), expected, rtol=1e-5)
-    np.testing.assert_allclose(losses.softmax_loss(text, image, SCALE), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(losses.softmax_loss)(image, text, SCALE), expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jax.jit(losses.softmax_loss)(text, image, SCALE), expected, rtol=1e-5
+    )
 
 
 def test_sigmoid_loss():
@@ -51,13 +78,21 @@ def test_sigmoid_loss():
     for i, t in np.ndindex(6, 6):
         logit = SCALE * np.float64(image[i]) @ text[t] + bias
         expected += np.log1p(np.exp(-logit if i == t else logit)) / 6
-    np.testing.assert_allclose(losses.sigmoid_loss(image, text, SCALE, bias), expected, rtol=1e-5)
-    np.testing.assert_allclose(losses.sigmoid_loss(text, image, SCALE, bias), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(losses.sigmoid_loss)(image, text, SCALE, bias), expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jax.jit(losses.sigmoid_loss)(text, image, SCALE, bias), expected, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("loss", [losses.softmax_loss, lambda *x: losses.sigmoid_loss(*x, -3.0)])
+@pytest.mark.parametrize(
+    "loss",
+    [losses.softmax_loss, lambda *x: losses.sigmoid_loss(*x, -3.0)],
+    ids=["softmax", "sigmoid"],
+)
 def test_the_right_pairs_are_the_minimum(loss):
-    image = units(6, 8)
+    image, loss = units(6, 8), jax.jit(loss)
     matched = loss(image, image, SCALE)
     assert matched < loss(image, np.roll(image, 1, axis=0), SCALE)
     # The order of the batch is of no consequence, as long as both sides share it.
@@ -81,7 +116,9 @@ def cosmos_features(views, captions):
 
 def test_cosmos_losses():
     student, teacher = cosmos_features(views=5, captions=3)
-    loss, terms = losses.cosmos_losses(student, teacher, SCALE, 4.0, num_global=2)
+    loss, terms = jax.jit(losses.cosmos_losses, static_argnames="num_global")(
+        student, teacher, SCALE, 4.0, num_global=2
+    )
     clip = np.mean(
         [info_nce(student["image"][:, v], student["text"][:, c], SCALE)
          for v in range(2) for c in range(3)]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,18 @@ def test_checkpoint_of_another_model(uninterrupted, tmp_path):
     with pytest.raises(CheckpointError, match=r"image_tower/class_token is \(16,\)") as error:
         train(wider, tmp_path)
     assert "image_token_mapping/kernel is (16, 16), should be (32, 16)" in str(error.value)
+
+
+def test_a_refused_checkpoint_leaves_the_log_alone(uninterrupted, tmp_path):
+    """Opening the log drops the lines of steps to be made again; here none will be."""
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "30")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    wider = tiny_config()
+    wider.method.model.image.width = 32
+    with pytest.raises(CheckpointError):
+        train(wider, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_unknown_key_on_the_command_line(command, tmp_path):

@@ -251,7 +251,9 @@ def test_losses(case):
     )
     close(scale, arrays["out/logit_scale_exp"])
     close(distill_scale, arrays["out/distill_logit_scale_exp"])
-    total, terms = losses.cosmos_losses(*case.features, scale, distill_scale, case.info["n_global"])
+    total, terms = jax.jit(losses.cosmos_losses, static_argnums=4)(
+        *case.features, scale, distill_scale, case.info["n_global"]
+    )
     names = {
         "clip": "clip",
         "image_to_teacher_image": "img_timg",
