@@ -88,6 +88,9 @@ class Experiment:
 
     def place(self, shapes, mesh):
         """`big_vlp.sharding.placement` of a state's shapes."""
+        # By themselves first: an error names each parameter once, not its average and moments too.
+        parameters = {name: shapes[name] for name in ("model", "frozen")}
+        _call("config.mesh", sharding.placement, {}, parameters, mesh)
         return _call("config.mesh", sharding.placement, {}, shapes, mesh)
 
     def make_method(self):

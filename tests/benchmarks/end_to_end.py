@@ -14,7 +14,7 @@ from pathlib import Path
 from big_vlp.telemetry import TRAIN, read_log
 
 
-def measure(tars: str = "../shared/data/openclipart", steps: int = 40, method: str = "cosmos"):
+def measure(tars: str = "data/tars/openclipart", steps: int = 40, method: str = "cosmos"):
     """Args: directory of train-*.tar and val-*.tar; steps; method=cosmos|clip."""
     if not list(Path(tars).glob("train-*.tar")):
         raise FileNotFoundError(f"no train-*.tar in {tars}: give end_to_end:tars=DIRECTORY")

@@ -5,8 +5,11 @@ import json
 import jax
 import ml_collections
 import pytest
+from jax.sharding import AxisType
 
+from big_vlp import step
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
+from big_vlp.sharding import AXES
 
 
 def make_config(method="cosmos"):
@@ -240,3 +243,32 @@ def test_optimizer_rules_that_leave_parameters_out(tmp_path):
     config.optim.rules = ((".*kernel", 1.0, 1.0),)
     with pytest.raises(ConfigError, match=r"config\.optim.*\n.*no rule covers"):
         build(config, tmp_path)
+
+
+def test_a_mesh_that_cannot_hold_the_model_names_each_parameter_once():
+    experiment = Experiment.from_config(make_config())
+    method = experiment.make_method()
+    init = step.make_init(method, experiment.make_optimizer(method))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), AXES, axis_types=(AxisType.Auto,) * 3)
+    with pytest.raises(ConfigError, match=r"config\.mesh: The mesh cannot hold") as error:
+        experiment.place(shapes, mesh)
+    name = "image_tower/transformer/blocks/attn/qkv/kernel (1, 16, 3, 2, 8)"
+    assert str(error.value).count(name) == 1
+    assert "axis 3 is split over tensor=4, which must divide 2" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"text_lengths": (8,)}, {"text_lengths": (6, 4)}])
+def test_text_lengths_that_cannot_be(change):
+    config = make_config()
+    config.method.update(change)
+    with pytest.raises(ConfigError, match=r"config\.method: text_lengths=.*ascending"):
+        Experiment.from_config(config).make_method()
+
+
+def test_bidirectional_text_cannot_be_cut():
+    config = make_config()
+    config.method.text_lengths = (4,)
+    config.method.model.text.causal = False
+    with pytest.raises(ConfigError, match="text_lengths needs a causal text tower"):
+        Experiment.from_config(config).make_method()

@@ -248,3 +248,13 @@ def test_eval_squash():
     squash = dataclasses.replace(PREPROCESS, resize="squash")
     expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(images.eval_image(encode(pixels), squash), np.array(expected))
+
+
+def test_crops_stay_as_they_are_when_the_next_image_is_read():
+    """The decoder's memory is used again; also where a crop is not resized at all."""
+    data = [encode(picture(64, 64, seed), "JPEG", quality=95) for seed in range(2)]
+    whole = [(64, (1.0, 1.0))]
+    crops = [images.random_crops(item, whole, 0.0, random.Random(0))[0] for item in data]
+    again = images.random_crops(data[0], whole, 0.0, random.Random(0))[0]
+    np.testing.assert_array_equal(crops[0], again)
+    assert (crops[0] != crops[1]).any()
