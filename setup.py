@@ -45,7 +45,7 @@ setup(
         "tokenizers",
     ],
     extras_require={
-        "test": ["chex", "pytest", "pytest-xdist", "ruff"],
+        "test": ["chex", "pytest", "pytest-xdist>=3.7", "ruff"],
         "torch": ["torch"],
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],

@@ -1,14 +1,17 @@
 """A whole COSMOS training step against the same towers run naively, on this CPU, in fp32.
 
-Both sides are one jitted program each, of the same parameters, pixels, captions, optimizer and
+Both sides train the same parameters on the same pixels and captions, with the same optimizer and
 teacher update, and give the same loss (shown). Ours is the step the loop runs. The naive side is
 written like the formulas (arXiv 2412.01814, section 3): every view goes through its tower in a call
 of its own, the poolers get a copy of the first view's tokens for each query and project each copy,
-and each of the 16 + 64 pairs of views has its own [batch, batch] logits. Widths, heads, crops and
-captions are those of ViT-B/32; depth and batch are cut so that it runs on a laptop.
+and each of the 16 + 64 pairs of views has its own [batch, batch] logits. Its towers, poolers, pairs
+and update are compiled, the order of their calls is Python's, as in an eager framework: as a single
+program it takes longer to compile than anybody waits. Widths, heads, crops and captions are those
+of ViT-B/32; depth and batch are cut so that it runs on a laptop.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +42,7 @@ def measure(
         for n in lengths
     }
     # It knows whole captions only, so one naive step stands for both lengths.
-    sides["naive"] = training_step(naive, samples[77])
+    sides["naive"] = naive_step(naive, samples[77])
     loss = {name: side() for name, side in sides.items()}
     times = interleaved(sides, repeats)
     return [
@@ -104,20 +107,55 @@ def training_step(method, samples):
     return run
 
 
+def naive_step(method, samples):
+    """The same for the naive side."""
+    optimizer = Optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
+    key = jax.random.key(0)
+    state = [jax.jit(step.make_init(method, optimizer))(key)]
+    samples = jax.tree.map(jnp.asarray, samples)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, grads):
+        old, averaged, opt = (state[name] for name in ("model", "averaged", "opt"))
+        new, moments = optimizer.update(grads, opt["moments"], old, 0)
+        new, averaged = method.after_update(old, new, averaged, 0)
+        return {**state, "model": new, "averaged": averaged, "opt": {**opt, "moments": moments}}
+
+    def run():
+        def loss(model):
+            rng = jax.random.fold_in(key, 0)
+            return method.loss(model, {}, state[0]["averaged"], {}, samples, rng=rng, step=0)[0]
+
+        value, grads = jax.value_and_grad(loss)(state[0]["model"])
+        state[0] = update(state[0], grads)
+        jax.block_until_ready(state[0])
+        return float(value)
+
+    return run
+
+
 @dataclasses.dataclass(frozen=True)
 class Naive(cosmos.Method):
-    """COSMOS written like its formulas."""
+    """COSMOS written like its formulas, a compiled program for each of its parts."""
+
+    @functools.cached_property
+    def call(self):
+        @functools.partial(jax.jit, static_argnums=1)
+        def call(params, module, *args):
+            return clip.apply(self.towers, params, lambda model: getattr(model, module)(*args))
+
+        return call
+
+    @functools.cached_property
+    def images(self):
+        return jax.jit(self.model_images)
 
     def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
         del step
         student, teacher = trees.merge(trainable, frozen), trees.merge(averaged, frozen)
-        images = self.model_images(batch, jax.random.split(rng, batch["tokens"].shape[0]))
+        call, images = self.call, self.images(batch, clip.with_keys(batch, rng)["key"])
         crops = [x for kind in images.values() for x in jnp.moveaxis(kind, 1, 0)]
         captions = list(jnp.moveaxis(batch["tokens"], 1, 0))
-
-        def call(params, module, *args):
-            return clip.apply(self.towers, params, lambda model: getattr(model, module)(*args))
-
         image = [call(student, "image_tower", x) for x in crops]
         text = [call(student, "text_tower", x) for x in captions]
         patches = call(student, "image_token_mapping", image[0][0])
@@ -152,10 +190,11 @@ class Naive(cosmos.Method):
 
 def mean_of_pairs(views, others, scale):
     """Mean over all pairs of two lists of views f32[B, D] of the symmetric cross-entropy."""
+    return jnp.mean(jnp.stack([info_nce(x, y, scale) for x in views for y in others]))
 
-    def info_nce(x, y):
-        logits = scale * (x @ y.T)
-        rows, columns = (jnp.diagonal(jax.nn.log_softmax(logits, axis=a)) for a in (1, 0))
-        return -(rows + columns).mean() / 2
 
-    return jnp.mean(jnp.stack([info_nce(x, y) for x in views for y in others]))
+@jax.jit
+def info_nce(x, y, scale):
+    logits = scale * (x @ y.T)
+    rows, columns = (jnp.diagonal(jax.nn.log_softmax(logits, axis=a)) for a in (1, 0))
+    return -(rows + columns).mean() / 2
