@@ -37,42 +37,35 @@ class Report:
     """What compiling a step tells.
 
     Attributes:
-      state_bytes: of the training state, on each device.
-      temporary_bytes: the most that a step needs beside it, on each device.
+      temporary_bytes: the most that a step needs beside the training state, on each device.
       collectives: (kind, array, times in the program) with the largest first; what a loop does is
         counted once.
-      text: the compiled program.
     """
 
-    state_bytes: int
     temporary_bytes: int
     collectives: list[tuple[str, str, int]]
-    text: str
 
 
-def compile_step(experiment: Experiment, mesh) -> Report:
-    """Compiles the training step of an experiment for the devices of a mesh, real or described.
+def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_size: int) -> Report:
+    """Compiles a training step of an experiment for the devices of a mesh, real or described.
+
+    Args:
+      parts: (method, optimizer, abstract state), as the experiment makes them for the mesh.
+      image_size, batch_size: one of the plan's shapes.
 
     Raises:
       ConfigError: as the parts of `Experiment`.
       TooLargeError: the devices lack memory.
     """
-    method = experiment.make_method()
-    optimizer = experiment.make_optimizer(method)
-    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    placement = experiment.place(shapes, mesh)
+    method, optimizer, state = parts
+    placement = jax.tree.map(lambda x: x.sharding, state)
+    train_step = step.compiled_step(method, optimizer, placement, mesh)
     whole = sharding.replicated(mesh)
-    train_step = jax.jit(
-        step.make_train_step(method, optimizer),
-        donate_argnums=0,
-        out_shardings=(placement, whole),
-    )
-    state = step.abstract(shapes, placement)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     with jax.set_mesh(mesh):
-        batch = abstract_batch(experiment, sharding.over_batch(mesh))
+        batch = abstract_batch(experiment, image_size, batch_size, sharding.over_batch(mesh))
         lowered = train_step.lower(state, batch, number, key)
         try:
             compiled = lowered.compile()
@@ -83,36 +76,33 @@ def compile_step(experiment: Experiment, mesh) -> Report:
                 f"The step does not fit: {str(error).splitlines()[0]} Use more devices, a smaller "
                 "global_batch, method.remat='full', or a larger method.accumulate_steps."
             ) from error
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    return Report(
-        state_bytes=sum(map(sharding.bytes_per_device, jax.tree.leaves(state))),
-        temporary_bytes=memory.temp_size_in_bytes,
-        collectives=collectives(text),
-        text=text,
-    )
+    memory = compiled.memory_analysis()
+    return Report(memory.temp_size_in_bytes, collectives(compiled.as_text()))
 
 
 def flops_per_sample(experiment: Experiment) -> float:
     """FLOPs of a training step as the model needs them, without recomputation.
 
-    Counted on the program of one device with every block written out: a loop counts once.
+    Counted at the recipe's image size, on the program of one device with every block written out:
+    a loop counts once.
     """
     method = dataclasses.replace(
         experiment.make_method(), unroll=True, remat=None, accumulate_steps=1
     )
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    batch = abstract_batch(experiment)
+    image_size, batch_size = experiment.preprocess_record.image_size, experiment.global_batch
+    batch = abstract_batch(experiment, image_size, batch_size)
     train_step = jax.jit(step.make_train_step(method, optimizer))
     cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
-    return cost["flops"] / experiment.global_batch
+    return cost["flops"] / batch_size
 
 
-def abstract_batch(experiment: Experiment, placement=None) -> dict:
-    """Shapes of a global batch, its text whole."""
+def abstract_batch(experiment: Experiment, image_size: int, size: int, placement=None) -> dict:
+    """Shapes of a global batch of so many examples, its text whole."""
     return {
-        name: jax.ShapeDtypeStruct((experiment.global_batch, *shape), dtype, sharding=placement)
-        for name, (shape, dtype) in experiment.make_views().spec().items()
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
+        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
     }
 
 
@@ -160,19 +150,22 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
     mesh = make_mesh(experiment, topology)
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
-    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    state = step.abstract(shapes, experiment.place(shapes, mesh))
+    state = experiment.abstract_state(method, optimizer, mesh)
     model = trees.merge(state["model"], state["frozen"])
     print(telemetry.parameter_table(model, optimizer.describe(model)), flush=True)
     print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
-    report = compile_step(experiment, mesh)
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    print(f"On each of {mesh.size} devices ({sizes}), global batch {experiment.global_batch}:")
-    print(f"  training state  {report.state_bytes / 2**20:10,.1f} MiB")
-    print(f"  a step's work   {report.temporary_bytes / 2**20:10,.1f} MiB")
-    print("Collectives (a loop's counted once):")
-    for kind, arrays, times in report.collectives:
-        print(f"  {times:3} x {kind:18} {arrays}")
+    state_bytes = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
+    print(f"On each of {mesh.size} devices ({sizes}):")
+    print(f"  training state  {state_bytes / 2**20:10,.1f} MiB")
+    for image_size, batch_size in experiment.make_plan().shapes:
+        parts = method, optimizer, state
+        report = compile_step(experiment, parts, mesh, image_size, batch_size)
+        print(f"A step of {batch_size:,} examples at {image_size} pixels:")
+        print(f"  its work        {report.temporary_bytes / 2**20:10,.1f} MiB")
+        print("  collectives (a loop's counted once):")
+        for kind, arrays, times in report.collectives:
+            print(f"  {times:3} x {kind:18} {arrays}", flush=True)
 
 
 def main(_) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from big_vlp import sharding, step, telemetry
+from big_vlp import sharding, telemetry
 from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 
@@ -54,8 +54,7 @@ def evaluate(
     results = checkpoints.workdir / "evaluate"
     results.mkdir(parents=True, exist_ok=True)
 
-    shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    shapes = step.abstract(shapes, experiment.place(shapes, mesh))
+    shapes = experiment.abstract_state(method, optimizer, mesh)
     wanted = {name: shapes[name] for name in {e.weights for e in evaluators.values()}}
 
     def run(i):
@@ -77,7 +76,9 @@ def evaluate(
         return int(np.asarray(sharding.largest_of_processes([mine], mesh))[0])
 
     if not follow:
-        i = decided(lambda: checkpoints.latest_step() or NO_STEP) if at_step is None else at_step
+        i = at_step
+        if i is None:
+            i = decided(lambda: max(checkpoints.all_steps(), default=NO_STEP))
         if i == NO_STEP:
             raise CheckpointError(
                 f"No complete checkpoint in {checkpoints.directory}; train first, or correct "
@@ -107,7 +108,7 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except (ConfigError, CheckpointError) as error:
+    except (sharding.ClusterError, ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -9,13 +9,14 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from big_vlp import sharding, trees
+from big_vlp import sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
 from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
 from evaluators.common import make_evaluator
 from input_pipeline.loader import Loader
+from input_pipeline.plan import make_plan
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer
 from input_pipeline.views import make_views
@@ -32,6 +33,7 @@ class Experiment:
     Attributes:
       seed: of initialisation, data order and augmentation.
       total_steps, global_batch: length of the run and rows of a batch over all processes.
+      plan: `input_pipeline.plan.make_plan`: which image size and batch each step has.
       preprocess: `big_vlp.preprocess.Preprocess`; views and method take their sizes from it.
       data: `input_pipeline.sources.make_source`.
       views: `input_pipeline.views.make_views`.
@@ -49,6 +51,7 @@ class Experiment:
     seed: int
     total_steps: int
     global_batch: int
+    plan: dict
     preprocess: dict
     data: dict
     views: dict
@@ -86,54 +89,72 @@ class Experiment:
     def make_mesh(self, devices=None):
         return _call("config.mesh", sharding.make_mesh, self.mesh, devices=devices)
 
-    def place(self, shapes, mesh):
-        """`big_vlp.sharding.placement` of a state's shapes."""
-        # By themselves first: an error names each parameter once, not its average and moments too.
-        parameters = {name: shapes[name] for name in ("model", "frozen")}
-        _call("config.mesh", sharding.placement, {}, parameters, mesh)
-        return _call("config.mesh", sharding.placement, {}, shapes, mesh)
-
     def make_method(self):
-        method = _call("config.method", make_method, self.method, preprocess=self.preprocess_record)
+        given = {"preprocess": self.preprocess_record}
+        num_classes = self.make_views(self.preprocess_record.image_size).num_classes
+        if num_classes is not None:
+            given["num_classes"] = num_classes
+        method = _call("config.method", make_method, self.method, **given)
         # Shapes only, within a second: towers check their arguments when they first run.
         _call("config.method", jax.eval_shape, {}, method.init, jax.random.key(0))
+        if self.preprocess_record.tokenizer is not None:
+            self._check_vocab_size()
+        return method
+
+    def _check_vocab_size(self):
         tokenizer = _call("config.preprocess", make_tokenizer, {}, self.preprocess["tokenizer"])
         if self.method["model"]["text"]["vocab_size"] < tokenizer.vocab_size:
             raise ConfigError(
                 f"config.method.model.text.vocab_size must be at least {tokenizer.vocab_size}, the "
                 f"size of tokenizer {tokenizer.name!r}."
             )
-        return method
 
     def make_optimizer(self, method) -> Optimizer:
         optimizer = _call("config.optim", Optimizer, self.optim, total_steps=self.total_steps)
-        model, _, _ = jax.eval_shape(method.init, jax.random.key(0))
-        _call("config.optim", optimizer.assign, {}, model)
+        parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+        _call("config.optim", optimizer.assign, {}, parameters)
         return optimizer
 
-    def make_views(self):
-        pre = self.preprocess_record
+    def abstract_state(self, method, optimizer, mesh):
+        """Shapes of the training state and where each array lives: jax.ShapeDtypeStruct leaves."""
+        shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+        # Parameters by themselves first: an error names each once, not its average and moments too.
+        parameters = {name: shapes[name] for name in ("model", "frozen")}
+        _call("config.mesh", sharding.placement, {}, parameters, mesh)
+        return step.abstract(shapes, sharding.placement(shapes, mesh))
+
+    def make_plan(self):
         return _call(
-            "config.views",
-            make_views,
-            self.views,
-            image_size=pre.image_size,
-            tokenizer=pre.tokenizer,
-            context_length=pre.context_length,
+            "config.plan",
+            make_plan,
+            self.plan,
+            image_size=self.preprocess_record.image_size,
+            global_batch=self.global_batch,
+            total_steps=self.total_steps,
+            seed=self.seed,
         )
+
+    def make_views(self, image_size: int):
+        pre, given = self.preprocess_record, {"image_size": image_size}
+        if pre.tokenizer is not None:
+            given |= {"tokenizer": pre.tokenizer, "context_length": pre.context_length}
+        return _call("config.views", make_views, self.views, **given)
 
     def make_loader(self, mesh=None) -> Loader:
         """The rows that this process' devices hold on the mesh, or all rows."""
-        rows = None
+        plan, rows = self.make_plan(), None
         if mesh is not None:
-            rows = _call("config.global_batch", sharding.local_rows, {}, mesh, self.global_batch)
+            rows = {
+                size: _call("config.global_batch", sharding.local_rows, {}, mesh, size)
+                for _, size in plan.shapes
+            }
         return _call(
             "config.loader",
             Loader,
             self.loader,
             source=_call("config.data", make_source, self.data),
-            views=self.make_views(),
-            global_batch=self.global_batch,
+            views={size: self.make_views(size) for size, _ in plan.shapes},
+            plan=plan,
             total_steps=self.total_steps,
             seed=self.seed,
             rows=rows,

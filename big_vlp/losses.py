@@ -178,3 +178,47 @@ def _shard_map(fn, in_specs, out_specs):
 @functools.cache
 def _one_device() -> Mesh:
     return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, (AxisType.Auto,) * len(AXES))
+
+
+def multi_label_targets(labels, num_classes: int):
+    """Label ids i32[B, K], padded with -1, in any order and number -> bool[B, num_classes].
+
+    Compared instead of scattered, so that each device can make its own rows and classes.
+    """
+    return (labels[:, :, None] == jnp.arange(num_classes)).any(axis=1)
+
+
+def binary_cross_entropy(logits, labels, positive_weight: float = 1.0):
+    """Multi-label loss: over the classes summed, per example (arXiv 2404.15653, section 3).
+
+    An example without labels counts as one of which nothing is true.
+
+    Args:
+      logits: [B, C].
+      labels: i32[B, K], the true classes, padded with -1.
+      positive_weight: factor of the terms of true classes.
+
+    Returns:
+      f32[B].
+    """
+    logits = logits.astype(jnp.float32)
+    true = multi_label_targets(labels, logits.shape[1])
+    # -log sigmoid(z) = softplus(-z) where true, -log(1 - sigmoid(z)) = softplus(z) where not.
+    terms = jax.nn.softplus(jnp.where(true, -logits, logits))
+    return (terms * jnp.where(true, positive_weight, 1.0)).sum(axis=1)
+
+
+def cross_entropy(logits, label, smoothing: float = 0.0):
+    """Softmax loss with label smoothing (arXiv 1512.00567), per example.
+
+    Args:
+      logits: [B, C].
+      label: i32[B].
+      smoothing: the share of the target that is spread over all classes.
+
+    Returns:
+      f32[B].
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    target = (jnp.arange(logits.shape[1]) == label[:, None]) * (1 - smoothing)
+    return -((target + smoothing / logits.shape[1]) * log_probabilities).sum(axis=1)

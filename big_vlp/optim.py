@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import serialization
 
@@ -24,7 +25,7 @@ DEFAULT_RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW, linear warm-up, then cosine to zero.
+    """AdamW, linear warm-up, then cosine to the final learning rate.
 
     Attributes:
       learning_rate: its peak.
@@ -33,7 +34,8 @@ class Optimizer:
       weight_decay: decoupled; multiplied by the scheduled learning rate.
       clip_norm: of the global gradient norm; None does not clip.
       rules: (regex, learning-rate multiplier, weight-decay multiplier); a learning-rate
-        multiplier of 0 freezes.
+        multiplier of 0 freezes; one number per layer is for stacked blocks.
+      final_learning_rate: where the cosine ends.
     """
 
     learning_rate: float
@@ -45,6 +47,7 @@ class Optimizer:
     epsilon: float = 1e-8
     clip_norm: float | None = None
     rules: tuple = DEFAULT_RULES
+    final_learning_rate: float = 0.0
 
     def __post_init__(self):
         if not 0 <= self.warmup_steps <= self.total_steps:
@@ -58,10 +61,11 @@ class Optimizer:
         warm = (step + 1) / max(self.warmup_steps, 1)
         rest = max(self.total_steps - self.warmup_steps, 1)
         cosine = (1 + jnp.cos(jnp.pi * (step - self.warmup_steps) / rest)) / 2
-        return self.learning_rate * jnp.where(step < self.warmup_steps, warm, cosine)
+        low, high = self.final_learning_rate, self.learning_rate
+        return jnp.where(step < self.warmup_steps, high * warm, low + (high - low) * cosine)
 
-    def assign(self, params, partial: bool = False) -> dict[str, tuple[float, float]]:
-        """{path: (learning-rate multiplier, weight-decay multiplier)}.
+    def assign(self, params, partial: bool = False) -> dict[str, tuple[float | tuple, float]]:
+        """{path: (learning-rate multiplier or one per layer, weight-decay multiplier)}.
 
         Args:
           params: the whole model, or a part of it with `partial`.
@@ -77,6 +81,13 @@ class Optimizer:
             for p, rules in found.items()
             if len(rules) > 1
         ]
+        flat = trees.flatten(params)
+        problems += [
+            f"rule {rule!r} gives {len(lr)} learning rates to {p} {tuple(flat[p].shape)}"
+            for p, rules in found.items()
+            for rule, lr, _ in rules
+            if isinstance(lr, tuple) and flat[p].shape[:1] != (len(lr),)
+        ]
         used = {r[0] for rules in found.values() for r in rules}
         if not partial:
             unused = [r[0] for r in self.rules if r[0] not in used]
@@ -85,14 +96,16 @@ class Optimizer:
             raise ValueError(
                 "optim.rules must cover every parameter exactly once:\n  " + "\n  ".join(problems)
             )
-        return {p: (float(rules[0][1]), float(rules[0][2])) for p, rules in found.items()}
+        return {p: (rules[0][1], float(rules[0][2])) for p, rules in found.items()}
 
     def describe(self, params) -> dict[str, str]:
         """{path: how the parameter is treated}, for the table at the start of a run."""
-        return {
-            path: f"trained, lr x{lr:g}, wd x{wd:g}" if lr else "frozen"
+        params, statistics = trees.split_statistics(params)
+        rules = {
+            path: f"trained, lr {_times(lr)}, wd {_times(wd)}" if lr else "frozen"
             for path, (lr, wd) in self.assign(params).items()
         }
+        return rules | dict.fromkeys(trees.flatten(statistics), "running statistic")
 
     def is_trainable(self, params) -> Callable[[str], bool]:
         """Tells by its path whether a parameter is trained."""
@@ -113,6 +126,8 @@ class Optimizer:
 
         def apply(path, parameter, direction):
             lr, wd = assigned[path]
+            if isinstance(lr, tuple):
+                lr = np.array(lr, np.float32).reshape(-1, *[1] * (parameter.ndim - 1))
             return parameter - learning_rate * lr * (direction + self.weight_decay * wd * parameter)
 
         flat, directions = trees.flatten(trainable), trees.flatten(direction)
@@ -124,3 +139,9 @@ class Optimizer:
         if self.clip_norm is None:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def _times(multiplier) -> str:
+    if isinstance(multiplier, tuple):
+        return f"x{multiplier[0]:g}..{multiplier[-1]:g}"
+    return f"x{multiplier:g}"

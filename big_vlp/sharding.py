@@ -22,6 +22,11 @@ TENSOR_RULES = (
 )
 # Smaller parameters are cheaper to keep on every device than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
+CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+class ClusterError(Exception):
+    """The processes of a run cannot find each other; the message says what to set."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
@@ -193,24 +198,32 @@ def _largest(sharding: NamedSharding):
 def connect_processes() -> None:
     """Joins the processes of a cluster, where there is one or the environment asks for it.
 
-    To be called before anything else of jax. TPU pods, SLURM, Open MPI and Kubernetes jobs are
-    detected; elsewhere set JAX_COORDINATOR_ADDRESS (host:port on the machine of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    To be called before anything else of jax. What clusters jax detects is its own affair (TPU pods,
+    SLURM, Open MPI and others); elsewhere set JAX_COORDINATOR_ADDRESS (host:port on the machine of
+    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ValueError: an address without the two numbers.
+      ClusterError: a part of the three is missing or wrong, or a cluster cannot be joined.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-        count, index = (os.environ.get(f"JAX_{x}", "") for x in ("NUM_PROCESSES", "PROCESS_ID"))
+    address, count, index = (os.environ.get(name, "") for name in CLUSTER_VARIABLES)
+    asked = {}
+    if count or index:
         if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-            raise ValueError(
-                f"JAX_NUM_PROCESSES={count!r} and JAX_PROCESS_ID={index!r}: give the number of "
-                "processes and this one's, from 0."
-            )
-        jax.distributed.initialize(num_processes=int(count), process_id=int(index))
-        return
+            raise ClusterError(_how_to_connect())
+        asked = {"num_processes": int(count), "process_id": int(index)}
+    if (asked or address) and not re.fullmatch(r".+:\d+", address):
+        raise ClusterError(_how_to_connect())
     try:
-        jax.distributed.initialize()
-    except ValueError as error:
+        jax.distributed.initialize(**asked)
+    except (ValueError, RuntimeError) as error:
         if "coordinator_address" not in str(error):  # else there is no cluster
-            raise
+            raise ClusterError(f"{_how_to_connect()} ({error})") from error
+
+
+def _how_to_connect() -> str:
+    found = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in CLUSTER_VARIABLES)
+    return (
+        f"Cannot join the processes of this run with {found}. Give host:port on the machine of "
+        "process 0, the number of processes, and this one's, from 0; or none of them on a cluster "
+        "that jax detects."
+    )

@@ -4,27 +4,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from big_vlp import trees
+from big_vlp import sharding, trees
 
 
 def make_init(method, optimizer):
     """A pure function key -> the state of step 0.
 
-    The state is {"model", "averaged", "opt", "frozen"}, nested dicts of arrays: trainable
-    parameters, their average (or {}), everything only training needs, frozen parameters (or {}).
+    The state is {"model", "averaged", "opt", "frozen"}, nested dicts of arrays: what changes in
+    training (trainable parameters and running statistics), its average (or {}), everything only
+    training needs, frozen parameters (or {}).
     """
 
     def init(key):
-        model, averaged, method_state = method.init(key)
-        is_trainable = optimizer.is_trainable(model)
-        trainable, frozen = trees.split(model, is_trainable)
+        model, averaged = method.init(key)
+        parameters, statistics = trees.split_statistics(model)
+        is_trainable = optimizer.is_trainable(parameters)
+        trainable, frozen = trees.split(parameters, is_trainable)
+        averaged, averaged_statistics = trees.split_statistics(averaged)
         averaged, _ = trees.split(averaged, is_trainable)
         opt = {
             "moments": optimizer.init(trainable),
-            "method": method_state,
             "bad_steps": {"count": jnp.int32(0), "first": jnp.int32(-1)},
         }
-        return {"model": trainable, "averaged": averaged, "opt": opt, "frozen": frozen}
+        return {
+            "model": trees.merge(trainable, statistics),
+            "averaged": trees.merge(averaged, averaged_statistics),
+            "opt": opt,
+            "frozen": frozen,
+        }
 
     return init
 
@@ -42,35 +49,37 @@ def make_train_step(method, optimizer):
     """A pure function (state, batch, step, key) -> (state, metrics).
 
     `step` is the 0-based number of this update and `key` the run's key. Where the loss or a
-    gradient is not finite, the update is refused: parameters, averages and moments stay as they
-    were, and `opt/bad_steps` counts it, on the device, so that the loop need not look each step.
-    Metrics are fp32 scalars, but for the count `bad_steps`.
+    gradient is not finite, the update is refused: parameters, statistics, averages and moments
+    stay as they were, and `opt/bad_steps` counts it, on the device, so that the loop need not look
+    each step. Metrics are fp32 scalars, but for the count `bad_steps`.
     """
 
     def train_step(state, batch, step, key):
         old, averaged, opt, frozen = (state[k] for k in ("model", "averaged", "opt", "frozen"))
+        trainable, statistics = trees.split_statistics(old)
 
         def loss_fn(trainable):
             return method.loss(
                 trainable,
                 frozen,
                 averaged,
-                opt["method"],
+                statistics,
                 batch,
                 rng=jax.random.fold_in(key, step),
                 step=step,
             )
 
-        (loss, (method_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(old)
+        (loss, (statistics, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         grad_norm = optax.tree.norm(grads)
-        new, moments = optimizer.update(grads, opt["moments"], old, step)
+        new, moments = optimizer.update(grads, opt["moments"], trainable, step)
+        new = trees.merge(new, statistics)
         new, new_averaged = method.after_update(old, new, averaged, step)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        accepted = (new, new_averaged, moments, method_state)
-        refused = (old, averaged, opt["moments"], opt["method"])
-        new, new_averaged, moments, method_state = jax.tree.map(
-            lambda a, r: jnp.where(finite, a, r), accepted, refused
+        new, new_averaged, moments = jax.tree.map(
+            lambda accepted, refused: jnp.where(finite, accepted, refused),
+            (new, new_averaged, moments),
+            (old, averaged, opt["moments"]),
         )
         bad = opt["bad_steps"]
         bad = {
@@ -84,7 +93,20 @@ def make_train_step(method, optimizer):
             "learning_rate": optimizer.schedule(step),
             "bad_steps": bad["count"],
         }
-        opt = {"moments": moments, "method": method_state, "bad_steps": bad}
+        opt = {"moments": moments, "bad_steps": bad}
         return {"model": new, "averaged": new_averaged, "opt": opt, "frozen": frozen}, metrics
 
     return train_step
+
+
+def compiled_step(method, optimizer, placement, mesh):
+    """The training step as runs execute it: jitted, its state donated and kept where it lives.
+
+    Args:
+      placement: of the state, see `big_vlp.sharding.placement`.
+    """
+    return jax.jit(
+        make_train_step(method, optimizer),
+        donate_argnums=0,
+        out_shardings=(placement, sharding.replicated(mesh)),
+    )

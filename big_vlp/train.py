@@ -57,15 +57,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     checkpoints = experiment.make_checkpoints(workdir)
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
-    init = step.make_init(method, optimizer)
-    shapes = jax.eval_shape(init, init_key)
-    placement = experiment.place(shapes, mesh)
-    init = jax.jit(init, out_shardings=placement)
-    train_step = jax.jit(
-        step.make_train_step(method, optimizer),
-        donate_argnums=0,
-        out_shardings=(placement, sharding.replicated(mesh)),
-    )
+    shapes = experiment.abstract_state(method, optimizer, mesh)
+    placement = jax.tree.map(lambda x: x.sharding, shapes)
+    train_step = step.compiled_step(method, optimizer, placement, mesh)
 
     meta = {
         "config": experiment.as_json(),
@@ -77,10 +71,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     first_step = saved_step or 0
     live = telemetry.LiveLine(total_steps)
     if saved_step is None:
+        init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
         state = init(init_key)
         save_frozen(workdir, state["frozen"])
     else:
-        state = restore(checkpoints, saved_step, step.abstract(shapes, placement))
+        state = restore(checkpoints, saved_step, shapes)
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
         for change in config_changes(checkpoints.meta(saved_step), meta):
             live.message(f"Changed since that checkpoint: {change}")
@@ -93,7 +88,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
     if first_step == 0 and jax.process_index() == 0:
-        write_contact_sheet(contact_sheet, method, loader.views, loader.batch(0), run_key)
+        views = loader.views[loader.plan(0)[0]]
+        write_contact_sheet(contact_sheet, method, views, loader.batch(0), run_key)
 
     def save(i):
         nonlocal saved_step
@@ -122,7 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             waiting = batch, answer
         yield waiting
 
-    clock = Clock(experiment.global_batch)
+    clock = Clock()
     with (
         noting_sigterm() as sigterm,
         contextlib.closing(loader.iterate(first_step)) as loaded,
@@ -142,9 +138,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
                 sys.exit(TERMINATED)
             batch = method.cut_text(batch, text_length)
-            batch = sharding.global_batch(batch, mesh, experiment.global_batch)
+            global_batch = loader.plan(i)[1]
+            batch = sharding.global_batch(batch, mesh, global_batch)
             state, metrics = train_step(state, batch, i, run_key)
-            clock.steps += 1
+            clock.examples += global_batch
             if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
                 metrics = {name: float(value) for name, value in metrics.items()}
                 rates = clock.read()
@@ -203,9 +200,8 @@ def noting_sigterm():
 class Clock:
     """Examples per second and the share of time spent waiting for input, since the last reading."""
 
-    def __init__(self, global_batch: int):
-        self.global_batch = global_batch
-        self.steps, self._waited, self._start = 0, 0.0, time.monotonic()
+    def __init__(self):
+        self.examples, self._waited, self._start = 0, 0.0, time.monotonic()
 
     @contextlib.contextmanager
     def waiting(self):
@@ -217,10 +213,10 @@ class Clock:
         now = time.monotonic()
         elapsed = now - self._start
         rates = {
-            "examples_per_s": self.steps * self.global_batch / elapsed,
+            "examples_per_s": self.examples / elapsed,
             "input_wait": self._waited / elapsed,
         }
-        self.steps, self._waited, self._start = 0, 0.0, now
+        self.examples, self._waited, self._start = 0, 0.0, now
         return rates
 
 
@@ -229,7 +225,7 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (ConfigError, CheckpointError, NonFiniteError) as error:
+    except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,6 +2,8 @@
 
 from flax import traverse_util
 
+STATISTICS = "batch_stats"
+
 
 def flatten(tree) -> dict:
     """Nested dict -> {"a/b/c": leaf}, in sorted order."""
@@ -22,10 +24,19 @@ def split(tree, keep):
     )
 
 
+def split_statistics(model):
+    """(parameters, running statistics), each a nested dict without empty parts.
+
+    Statistics are what training moves without a gradient and inference needs: all below the key
+    "batch_stats".
+    """
+    return split(model, lambda path: not path.startswith(f"{STATISTICS}/"))
+
+
 def merge(a, b):
     """The union of two trees with disjoint paths."""
-    if not b:
-        return a
+    if not a or not b:
+        return a or b
     return unflatten({**flatten(a), **flatten(b)})
 
 

@@ -46,6 +46,7 @@ def get_config(arg=None):
         epsilon=1e-6,
     )
 
+    config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.log_every_steps = 50

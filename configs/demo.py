@@ -47,6 +47,7 @@ def get_config(arg=None):
     )
     config.optim = dict(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0)
 
+    config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=100, keep_latest=2)
     config.log_every_steps = 10

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -28,22 +28,22 @@ class Loader:
 
     Attributes:
       source: see `input_pipeline.sources`.
-      views: `views(record, rng) -> dict of arrays`, see `input_pipeline.views`.
-      global_batch: rows of a batch over all processes.
+      views: {image size: `views(record, rng) -> dict of arrays`}, see `input_pipeline.views`.
+      plan: image size and global batch of each step, see `input_pipeline.plan`.
       total_steps: length of the run.
       seed: of order and augmentation.
-      rows: which rows of each batch this process makes; None makes all.
+      rows: {global batch: which of its rows this process makes}; None makes all.
       num_workers: worker processes; 0 loads in threads of this one.
       num_threads: batches made at a time in each process.
       prefetch_batches: finished batches kept ready in each process.
     """
 
     source: Any
-    views: Any
-    global_batch: int
+    views: Mapping[int, Any]
+    plan: Callable[[int], tuple[int, int, int]]
     total_steps: int
     seed: int
-    rows: Sequence[int] | None = None
+    rows: Mapping[int, Sequence[int]] | None = None
     num_workers: int = 0
     num_threads: int = 1
     prefetch_batches: int = 2
@@ -54,19 +54,20 @@ class Loader:
 
     def positions(self, step: int) -> list[int]:
         """Global positions of this process' rows of a step."""
-        rows = range(self.global_batch) if self.rows is None else self.rows
-        return [step * self.global_batch + row for row in rows]
+        _, size, first = self.plan(step)
+        rows = range(size) if self.rows is None else self.rows[size]
+        return [first + row for row in rows]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process' rows of global batch `step`, stacked."""
-        order = self._order()
-        examples = [self._example(order[p], p) for p in self.positions(step)]
+        order, views = self._order(), self.views[self.plan(step)[0]]
+        examples = [self._example(order[p], p, views) for p in self.positions(step)]
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def ids(self, step: int) -> list[str]:
         """Record ids of a step's whole global batch, for reports about bad batches."""
-        order, first = self._order(), step * self.global_batch
-        return [self.source[order[p]]["id"] for p in range(first, first + self.global_batch)]
+        order, (_, size, first) = self._order(), self.plan(step)
+        return [self.source[order[p]]["id"] for p in range(first, first + size)]
 
     def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches start_step, start_step + 1, ..., total_steps - 1.
@@ -90,10 +91,10 @@ class Loader:
             return MixedOrder(self.source.lengths, self.source.weights, self.seed)
         return shuffled(len(self.source), self.seed)
 
-    def _example(self, index: int, position: int):
+    def _example(self, index: int, position: int, views):
         # A string seed is hashed whole, so neighbouring positions are unrelated.
         rng = random.Random(f"{self.seed}/{position}")
-        return self.views(self.source[int(index)], rng)
+        return views(self.source[int(index)], rng)
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:

@@ -1,7 +1,7 @@
 """Shows a batch as the model sees it: python -m input_pipeline.show --config FILE[:ARGS]
 
 Writes a PNG contact sheet: a row per example, all of its views after augmentation on the device,
-its captions below as the tokenizer cut them.
+the texts or labels that it is trained with below.
 """
 
 import sys
@@ -25,11 +25,12 @@ def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step:
     Args:
       path: of the PNG.
       method: its `model_images` gives the augmented views, its `preprocess` undoes normalisation.
-      views: what made the batch; its `tokenizer` gives the captions back.
+      views: what made the batch; its `texts` says what the model is told beside the images.
       batch: numpy arrays with a batch axis.
       key: the run's key: the augmentation is that of training step `step`.
     """
-    keys = jax.random.split(jax.random.fold_in(key, step), len(batch["tokens"]))
+    size = len(next(iter(batch.values())))
+    keys = jax.random.split(jax.random.fold_in(key, step), size)
     rows = {name: x[:MAX_EXAMPLES] for name, x in batch.items()}
     images = jax.jit(lambda *args: method.model_images(*args))(rows, keys[:MAX_EXAMPLES])
     mean, std = (np.asarray(x) for x in (method.preprocess.mean, method.preprocess.std))
@@ -37,9 +38,7 @@ def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step:
         np.clip((np.asarray(x) * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
         for x in images.values()
     ]
-    tokens = rows["tokens"].reshape(len(rows["tokens"]), -1, rows["tokens"].shape[-1])
-    captions = [[views.tokenizer.decode(ids) for ids in example] for example in tokens]
-    _draw(pixels, captions).save(path)
+    _draw(pixels, views.texts(rows)).save(path)
 
 
 def _draw(pixels: list[np.ndarray], captions: list[list[str]]) -> Image.Image:
@@ -91,7 +90,8 @@ def main(_) -> None:
         sys.exit(f"error: {error}")
     step = flags.FLAGS.step
     _, key = jax.random.split(jax.random.key(experiment.seed))
-    write_contact_sheet(flags.FLAGS.output, method, loader.views, loader.batch(step), key, step)
+    views = loader.views[loader.plan(step)[0]]
+    write_contact_sheet(flags.FLAGS.output, method, views, loader.batch(step), key, step)
     print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
 
 

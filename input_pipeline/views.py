@@ -61,6 +61,8 @@ class ClipViews:
         self.crop_scale = _checked_scale(crop_scale)
         self.flip_prob = _checked_probability(flip_prob)
 
+    num_classes = None
+
     def spec(self) -> Spec:
         """name -> (shape, dtype) of one example."""
         s, t = self.image_size, self.context_length
@@ -75,6 +77,10 @@ class ClipViews:
         (image,) = _crops(record, [(self.image_size, self.crop_scale)], self.flip_prob, rng)
         texts = _sample_captions(record, self.caption_mode, 1, rng)
         return {"image": image, "tokens": self.tokenizer(texts, self.context_length)[0]}
+
+    def texts(self, batch: dict) -> list[list[str]]:
+        """What the model reads beside each image of a batch: its caption, as it was cut."""
+        return [[self.tokenizer.decode(ids)] for ids in batch["tokens"]]
 
 
 class CosmosViews:
@@ -134,6 +140,8 @@ class CosmosViews:
         self.num_captions = num_captions
         self.flip_prob = _checked_probability(flip_prob)
 
+    num_classes = None
+
     def spec(self) -> Spec:
         """name -> (shape, dtype) of one example."""
         g, s = self.image_size, self.local_size
@@ -161,6 +169,10 @@ class CosmosViews:
             "local_images": np.array(crops[self.num_global :], np.uint8).reshape(local_shape),
             "tokens": self.tokenizer(texts, self.context_length),
         }
+
+    def texts(self, batch: dict) -> list[list[str]]:
+        """What the model reads beside the images of each example: its captions, as cut."""
+        return [[self.tokenizer.decode(ids) for ids in example] for example in batch["tokens"]]
 
 
 def _crops(

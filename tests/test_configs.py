@@ -65,7 +65,8 @@ def test_all_options_build(tmp_path, monkeypatch, name):
     }
     methods, checkpoints = {}, {}
     for made in distinct.values():
-        views, key = made.make_views(), json.dumps([made.method, made.preprocess])
+        views = made.make_views(made.preprocess_record.image_size)
+        key = json.dumps([made.method, made.preprocess])
         method = methods[key] = methods.get(key) or made.make_method()
         checkpoints[json.dumps(made.checkpoint)] = made
         assert made.make_optimizer(method).total_steps == made.total_steps
@@ -174,7 +175,7 @@ def test_a_full_size_step_traces(name, arg):
     optimizer = made.make_optimizer(method)
     batch = {
         key: jax.ShapeDtypeStruct((made.global_batch, *shape), dtype)
-        for key, (shape, dtype) in made.make_views().spec().items()
+        for key, (shape, dtype) in made.make_views(224).spec().items()
     }
     key = jax.random.key(0)
     state = jax.eval_shape(step.make_init(method, optimizer), key)
@@ -217,7 +218,7 @@ def test_published_cosmos_recipes(data, model):
         exempt = re.search(r"bias$|norm|class_token|logit_scale", path)
         assert (lr, wd) == (1, 0 if exempt else 1), path
 
-    views = made.make_views()
+    views = made.make_views(224)
     sizes = views.image_size, views.local_size, views.num_global, views.num_local
     assert sizes == (224, 96, 2, 6)
     assert (views.global_scale, views.local_scale) == ((0.4, 1.0), (0.05, 0.4))

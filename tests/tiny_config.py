@@ -36,6 +36,7 @@ def get_config(arg=None):
         model, text_lengths = config.method.model, config.method.text_lengths
         config.method = dict(name="clip", model=model, dtype="float32", text_lengths=text_lengths)
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
+    config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=5, keep_latest=2)
     config.log_every_steps = 1

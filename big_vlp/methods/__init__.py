@@ -12,21 +12,25 @@ Tree = Any  # nested dicts of arrays
 class Method(Protocol):
     """An objective as pure functions over plain nested dicts of arrays.
 
-    `model` is everything inference needs. The loop splits it into a trainable and a frozen part
-    and differentiates only the trainable one. `averaged` is an average over the trainable part
-    (a teacher, an EMA) or {}; `state` is what else changes from step to step, or {}.
+    `model` is everything inference needs: parameters and, under "batch_stats", running statistics
+    (see `trees.split_statistics`). The loop splits the parameters into a trainable and a frozen
+    part and differentiates only the trainable one. `averaged` is an average over the trainable
+    part and the statistics (a teacher, an EMA) or {}.
     """
 
-    def init(self, rng) -> tuple[Tree, Tree, Tree]:
-        """(model, averaged, state) from a key; `averaged` covers the whole model here."""
+    def init(self, rng) -> tuple[Tree, Tree]:
+        """(model, averaged) from a key; `averaged` covers the whole model here."""
 
     def loss(
-        self, trainable: Tree, frozen: Tree, averaged: Tree, state: Tree, batch, *, rng, step
+        self, trainable: Tree, frozen: Tree, averaged: Tree, statistics: Tree, batch, *, rng, step
     ) -> tuple[Any, tuple[Tree, dict]]:
-        """Scalar loss of the global batch, and (new state, dict of scalar metrics)."""
+        """Scalar loss of the global batch, and (new statistics, dict of scalar metrics)."""
 
     def after_update(self, old: Tree, new: Tree, averaged: Tree, step) -> tuple[Tree, Tree]:
-        """Clamps the trainable part and moves the average; `old` is before the optimizer."""
+        """Clamps the trainable part and moves the average.
+
+        `old` is the trainable part and the statistics before this step, `new` after it.
+        """
 
     def text_length(self, batch) -> int:
         """How many positions of their text the rows of a host's batch need; 0: it is not cut."""

@@ -60,9 +60,9 @@ class Method:
         )
 
     def init(self, rng):
-        return init_towers(self.towers, self.preprocess, rng), {}, {}
+        return init_towers(self.towers, self.preprocess, rng), {}
 
-    def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
+    def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged, step
         params = trees.merge(trainable, frozen)
 
@@ -81,7 +81,7 @@ class Method:
             loss = losses.softmax_loss(image, text, scale)
         else:
             loss = losses.sigmoid_loss(image, text, scale, params["logit_bias"])
-        return loss, (state, {"logit_scale": scale})
+        return loss, (statistics, {"logit_scale": scale})
 
     def text_length(self, batch):
         return text_length(batch["tokens"]) if self.text_lengths else 0
@@ -143,7 +143,7 @@ def text_length(tokens: np.ndarray) -> int:
 def static_length(method, length: int) -> int:
     """The first of the method's text lengths that holds so many positions."""
     lengths = (*method.text_lengths, method.preprocess.context_length)
-    return next(n for n in lengths if n >= length) if method.text_lengths else lengths[-1]
+    return next(n for n in lengths if n >= length)
 
 
 def with_keys(batch, rng):

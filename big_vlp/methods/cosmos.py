@@ -59,7 +59,7 @@ class Method:
 
     def init(self, rng):
         model = clip.init_towers(self.towers, self.preprocess, rng)
-        return model, jax.tree.map(jnp.copy, model), {}
+        return model, jax.tree.map(jnp.copy, model)
 
     def features(self, student, teacher, batch, rng):
         """Student features of all views and teacher features of the global ones.
@@ -120,7 +120,7 @@ class Method:
         local = views("local", images[1], keys[:, num_global:])
         return {"global": jnp.concatenate([first, others], axis=1), "local": local}
 
-    def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
+    def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del step
         student = trees.merge(trainable, frozen)
         teacher = trees.merge(averaged, frozen)
@@ -136,7 +136,7 @@ class Method:
             "logit_scale": scale,
             "distill_logit_scale": distill_scale,
         }
-        return loss, (state, metrics)
+        return loss, (statistics, metrics)
 
     def after_update(self, old, new, averaged, step):
         # The teacher follows the student as it was before this step's update.

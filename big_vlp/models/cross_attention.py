@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models.attention import attention, attention_weights
-from big_vlp.models.transformer import layer_norm, torch_kernel_init
+from big_vlp.models.norms import layer_norm
+from big_vlp.models.transformer import torch_kernel_init
 
 # Xavier over PyTorch's fused [D, 3 * D] input projection, also where its parts stand apart.
 _fused_xavier_init = jax.nn.initializers.variance_scaling(0.5, "fan_in", "uniform")

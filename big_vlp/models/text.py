@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vlp.models.transformer import Transformer, clip_text_init, layer_norm, normal
+from big_vlp.models.norms import layer_norm
+from big_vlp.models.transformer import Transformer, clip_text_init, normal
 
 
 class TextTransformer(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_vlp import sharding
 from big_vlp.models.attention import attention
+from big_vlp.models.norms import layer_norm
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -45,12 +46,16 @@ def torch_bias_init(fan_in: int):
 
 
 class BlockInit(NamedTuple):
-    """Initialisers of a block's four kernels (flax hands DenseGeneral's to them as 2-D)."""
+    """Initialisers of a block's four kernels (flax hands DenseGeneral's to them as 2-D).
+
+    `mlp_bias` makes the initialiser of the MLP's biases from their layer's number of inputs.
+    """
 
     qkv: Callable = xavier_init
     out: Callable = torch_kernel_init
     fc1: Callable = torch_kernel_init
     fc2: Callable = torch_kernel_init
+    mlp_bias: Callable = torch_bias_init
 
 
 def clip_text_init(width: int, layers: int) -> BlockInit:
@@ -63,11 +68,6 @@ def clip_text_init(width: int, layers: int) -> BlockInit:
         fc1=normal((2 * width) ** -0.5),
         fc2=normal(proj_std),
     )
-
-
-def layer_norm(name: str, dtype) -> nn.LayerNorm:
-    """LayerNorm with two-pass fp32 statistics (the one-pass form loses digits)."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -101,11 +101,12 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around an activation; hidden width is 4x."""
+    """Two linear layers around an activation; the hidden width is `mlp_dim`, by default 4x."""
 
     activation: str
     dtype: jnp.dtype
     inits: BlockInit
+    mlp_dim: int | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -117,17 +118,18 @@ class Mlp(nn.Module):
                 features,
                 dtype=self.dtype,
                 kernel_init=kernel_init,
-                bias_init=torch_bias_init(fan_in),
+                bias_init=self.inits.mlp_bias(fan_in),
                 name=name,
             )
 
-        x = dense(4 * width, self.inits.fc1, width, "fc1")(x)
+        hidden = self.mlp_dim or 4 * width
+        x = dense(hidden, self.inits.fc1, width, "fc1")(x)
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"Unknown activation {self.activation!r}; choose one of {list(ACTIVATIONS)}."
             )
         x = ACTIVATIONS[self.activation](x)
-        return dense(width, self.inits.fc2, 4 * width, "fc2")(x)
+        return dense(width, self.inits.fc2, hidden, "fc2")(x)
 
 
 class Block(nn.Module):
@@ -138,14 +140,16 @@ class Block(nn.Module):
     activation: str
     dtype: jnp.dtype
     inits: BlockInit
+    mlp_dim: int | None = None
+    norm: Callable = layer_norm
 
     @nn.compact
     def __call__(self, x):
         """[B, T, W] -> [B, T, W]."""
-        y = layer_norm("norm1", self.dtype)(x)
+        y = self.norm("norm1", self.dtype)(x)
         x = x + SelfAttention(self.heads, self.causal, self.dtype, self.inits, name="attn")(y)
-        y = layer_norm("norm2", self.dtype)(x)
-        return x + Mlp(self.activation, self.dtype, self.inits, name="mlp")(y)
+        y = self.norm("norm2", self.dtype)(x)
+        return x + Mlp(self.activation, self.dtype, self.inits, self.mlp_dim, name="mlp")(y)
 
 
 class Transformer(nn.Module):
@@ -155,6 +159,8 @@ class Transformer(nn.Module):
       unroll: True writes every block out in the program (longest compile, best fusion); False
         compiles one block and loops. The parameters are the same.
       remat: None, or a name of `REMAT_POLICIES`: what the backward pass recomputes.
+      mlp_dim: hidden width of the MLPs; None is four times the width.
+      norm: `norm(name, dtype)` makes the module that normalises.
     """
 
     layers: int
@@ -165,12 +171,23 @@ class Transformer(nn.Module):
     inits: BlockInit
     unroll: bool
     remat: str | None
+    mlp_dim: int | None = None
+    norm: Callable = layer_norm
 
     @nn.compact
     def __call__(self, x):
         """[B, T, W] -> [B, T, W]; sows "block_outputs" [L, B, T, W] where that is asked for."""
         # No parent: the block is a pure function of its slice of the stacked parameters.
-        block = Block(self.heads, self.causal, self.activation, self.dtype, self.inits, parent=None)
+        block = Block(
+            self.heads,
+            self.causal,
+            self.activation,
+            self.dtype,
+            self.inits,
+            self.mlp_dim,
+            self.norm,
+            parent=None,
+        )
         params = self.param("blocks", self._init_blocks, block, x)
         keep_outputs = self.is_mutable_collection("intermediates")
 

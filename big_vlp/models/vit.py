@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.attention import attention
+from big_vlp.models.norms import layer_norm
 from big_vlp.models.transformer import (
     BlockInit,
     Mlp,
     Transformer,
-    layer_norm,
     normal,
     torch_bias_init,
     torch_kernel_init,

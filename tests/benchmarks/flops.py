@@ -48,11 +48,11 @@ def flops(model: str, batch: int, dtype: str) -> float:
     method = dataclasses.replace(
         experiment.make_method(), dtype=dtype, unroll=True, remat=None, photometric=None
     )
-    student, teacher, _ = jax.eval_shape(method.init, jax.random.key(0))
+    student, teacher = jax.eval_shape(method.init, jax.random.key(0))
     samples = {
         # Floats pass as already normalised.
         name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32 if name == "tokens" else jnp.float32)
-        for name, (shape, _) in experiment.make_views().spec().items()
+        for name, (shape, _) in experiment.make_views(config.preprocess.image_size).spec().items()
     }
 
     def features(student, teacher, samples):

@@ -78,7 +78,7 @@ def main():
     for name, arguments in METHODS.items():
         plain = make_method(preprocess=PREPROCESS, dtype="float32", unroll=True, **arguments)
         batch = make_batch(name)
-        params = jax.jit(lambda key, method=plain: method.init(key)[:2])(jax.random.key(0))
+        params = jax.jit(lambda key, method=plain: method.init(key))(jax.random.key(0))
         results[name] = {"plain": evaluate(plain, params, batch)}
         method = dataclasses.replace(plain, unroll=False, remat="full", accumulate_steps=2)
         cut = method.cut_text(batch, method.text_length(batch))

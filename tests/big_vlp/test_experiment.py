@@ -7,7 +7,6 @@ import ml_collections
 import pytest
 from jax.sharding import AxisType
 
-from big_vlp import step
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
 from big_vlp.sharding import AXES
 
@@ -36,6 +35,7 @@ def make_config(method="cosmos"):
         dtype="float32",
     )
     config.optim = dict(learning_rate=1e-3, warmup_steps=2, weight_decay=0.1)
+    config.plan = dict(name="constant")
     config.mesh = dict(data=-1)
     config.checkpoint = dict(every_steps=2, keep_latest=1)
     config.log_every_steps = 1
@@ -92,11 +92,11 @@ def error(config, workdir):
 def test_parts_fit_together(tmp_path, method):
     mesh, made, optimizer, loader, evaluators = build(make_config(method), tmp_path)
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
-    model, averaged, _ = jax.eval_shape(made.init, jax.random.key(0))
+    model, averaged = jax.eval_shape(made.init, jax.random.key(0))
     assert optimizer.is_trainable(model)("logit_scale")
     assert bool(averaged) == (method == "cosmos")
     batch = loader.batch(0)
-    assert {k: (x.shape[1:], x.dtype) for k, x in batch.items()} == loader.views.spec()
+    assert {k: (x.shape[1:], x.dtype) for k, x in batch.items()} == loader.views[16].spec()
     assert {len(x) for x in batch.values()} == {4}
     assert optimizer.total_steps == loader.total_steps == 6
     assert evaluators["held_out"].weights == ("averaged" if averaged else "model")
@@ -248,11 +248,10 @@ def test_optimizer_rules_that_leave_parameters_out(tmp_path):
 def test_a_mesh_that_cannot_hold_the_model_names_each_parameter_once():
     experiment = Experiment.from_config(make_config())
     method = experiment.make_method()
-    init = step.make_init(method, experiment.make_optimizer(method))
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    optimizer = experiment.make_optimizer(method)
     mesh = jax.sharding.AbstractMesh((1, 1, 4), AXES, axis_types=(AxisType.Auto,) * 3)
     with pytest.raises(ConfigError, match=r"config\.mesh: The mesh cannot hold") as error:
-        experiment.place(shapes, mesh)
+        experiment.abstract_state(method, optimizer, mesh)
     name = "image_tower/transformer/blocks/attn/qkv/kernel (1, 16, 3, 2, 8)"
     assert str(error.value).count(name) == 1
     assert "axis 3 is split over tensor=4, which must divide 2" in str(error.value)

@@ -148,3 +148,21 @@ def test_the_table_shows_where_parameters_live():
     leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
     assert sharding.split_of(leaf) == "fsdp on axis 2"
     assert sharding.bytes_per_device(leaf) == 8 * 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "here:1"},
+        {"JAX_NUM_PROCESSES": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "here", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+    ],
+)
+def test_processes_that_cannot_be_joined(monkeypatch, variables):
+    for name in sharding.CLUSTER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(sharding.ClusterError, match="Give host:port on the machine of process 0"):
+        sharding.connect_processes()

@@ -126,6 +126,40 @@ def test_sigterm_saves_and_resumes(command, uninterrupted, tmp_path):
     assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
 
 
+ON_EIGHT_DEVICES = """
+import sys
+from big_vlp import sharding
+from big_vlp.train import train
+from tests.big_vlp.test_train import tiny_config
+
+sharding.FSDP_MIN_BYTES = 64
+train(tiny_config(mesh__fsdp=2, mesh__tensor=2), sys.argv[1])
+"""
+
+
+def test_eight_devices_go_on_from_one(uninterrupted, tmp_path):
+    """A checkpoint moves to another mesh, on which everything is split, and training is the same:
+    loader, augmentation, loss, update, teacher."""
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "30")
+    run = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "run")],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "on each of 8 devices" in run.stderr
+    assert "Going on from" in run.stderr
+    found, expected = (training_metrics(path)[25:] for path in (tmp_path / "run", uninterrupted[0]))
+    assert [step for step, _ in found] == [25, 26, 27, 28, 29]
+    for (_, ours), (_, plain) in zip(found, expected):
+        for name, value in plain.items():
+            np.testing.assert_allclose(ours[name], value, rtol=1e-5, err_msg=name)
+
+
 def test_evaluate_gives_what_training_logged(uninterrupted):
     workdir = uninterrupted[0]
     evaluate(tiny_config(), workdir)
@@ -139,6 +173,13 @@ def test_evaluate_follows_a_run_to_its_end(uninterrupted, tmp_path):
     (tmp_path / "checkpoints").symlink_to(uninterrupted[0] / "checkpoints")
     evaluate(tiny_config(), tmp_path, follow=True)
     assert sorted(p.name for p in (tmp_path / "evaluate").iterdir()) == ["25.json", "30.json"]
+
+
+def test_evaluate_takes_a_checkpoint_of_step_0(uninterrupted, tmp_path):
+    """SIGTERM before the first step leaves one."""
+    shutil.copytree(uninterrupted[0] / "checkpoints" / "25", tmp_path / "checkpoints" / "0")
+    evaluate(tiny_config(), tmp_path)
+    assert [p.name for p in (tmp_path / "evaluate").iterdir()] == ["0.json"]
 
 
 def test_evaluate_without_the_checkpoint(uninterrupted, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.loader import Loader
+from input_pipeline.plan import Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
@@ -38,9 +39,11 @@ def draw(record, rng):
     return {"row": np.int32(record["id"][1:]), "draw": np.float64(rng.random())}
 
 
-def loader(**changes):
-    options = {"source": Source(), "views": draw, "global_batch": BATCH, "total_steps": STEPS}
-    return Loader(**{**options, "seed": 5, **changes})
+def loader(views=draw, global_batch=BATCH, total_steps=STEPS, rows=None, **changes):
+    plan = Constant(image_size=16, global_batch=global_batch, total_steps=total_steps, seed=5)
+    rows = None if rows is None else {global_batch: rows}
+    options = {"source": Source(), "views": {16: views}, "plan": plan, "rows": rows}
+    return Loader(**{**options, "total_steps": total_steps, "seed": 5, **changes})
 
 
 def scenes(**changes):
@@ -264,13 +267,15 @@ PROGRAM = """
 import time
 from absl import flags
 from input_pipeline.loader import Loader
+from input_pipeline.plan import Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
 flags.FLAGS.mark_as_parsed()
 views = make_views("clip", image_size=16, tokenizer="clip", context_length=12)
 source = make_source("scenes", size=10, image_size=32)
-batches = Loader(source, views, 4, total_steps=10_000, seed=0, num_workers=1).iterate(0)
+plan = Constant(image_size=16, global_batch=4, total_steps=10_000, seed=0)
+batches = Loader(source, {16: views}, plan, 10_000, seed=0, num_workers=1).iterate(0)
 next(batches)
 print("ready", flush=True)
 time.sleep(120)

@@ -13,6 +13,7 @@ from big_vlp.methods import make_method
 from big_vlp.preprocess import Preprocess
 from input_pipeline import show
 from input_pipeline.loader import Loader
+from input_pipeline.plan import Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
@@ -36,7 +37,8 @@ def make(name, rows=ROWS, **view_options):
         **({"momentum": 0.9} if name == "cosmos" else {}),
     )
     source = make_source("scenes", size=20, image_size=32)
-    return method, views, Loader(source, views, rows, total_steps=2, seed=0).batch(1)
+    plan = Constant(image_size=SIZE, global_batch=rows, total_steps=2, seed=0)
+    return method, views, Loader(source, {SIZE: views}, plan, total_steps=2, seed=0).batch(1)
 
 
 def cosmos(num_local=2, **options):
