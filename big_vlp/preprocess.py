@@ -13,27 +13,52 @@ class Preprocess:
 
     Attributes:
       image_size: side of the square input, in pixels.
-      resize: "shortest" (shortest side to `image_size`, then centre crop) or "squash".
-      interpolation: "bicubic" (PIL's, with antialiasing).
+      tokenizer: name for `input_pipeline.tokenizers.make_tokenizer`; None where the model takes no
+        text.
+      context_length: tokens per caption; 0 without text.
+      resize: "shortest" (shortest side to `resize_size`, then centre crop) or "squash".
+      resize_size: pixels, for "shortest" only; None is `image_size`.
+      crop_rounding: of the centre crop's offsets where they end in a half: "even" (torchvision's)
+        or "down" (that of CatLIP's code, arXiv 2404.15653).
+      interpolation: "bicubic" or "bilinear" (PIL's, with antialiasing).
       mean, std: per-channel, for pixels in 0..1.
       activation: the MLP non-linearity the weights were trained with.
-      tokenizer: name for `input_pipeline.tokenizers.make_tokenizer`.
-      context_length: tokens per caption.
+
+    Raises:
+      ValueError: an unknown rule, or values that contradict each other.
     """
 
     image_size: int
-    tokenizer: str
-    context_length: int
+    tokenizer: str | None = None
+    context_length: int = 0
     resize: str = "shortest"
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     activation: str = "gelu"
+    resize_size: int | None = None
+    crop_rounding: str = "even"
 
     def __post_init__(self):
-        for name, known in (("resize", ("shortest", "squash")), ("interpolation", ("bicubic",))):
+        for name, known in (
+            ("resize", ("shortest", "squash")),
+            ("interpolation", ("bicubic", "bilinear")),
+            ("crop_rounding", ("even", "down")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {known}.")
+        if (self.tokenizer is None) != (self.context_length == 0):
+            raise ValueError(
+                f"tokenizer={self.tokenizer!r} with context_length={self.context_length}: set "
+                "both, or neither where the model takes no text."
+            )
+        if self.resize_size is not None and (
+            self.resize != "shortest" or self.resize_size < self.image_size
+        ):
+            raise ValueError(
+                f"resize_size={self.resize_size} is for resize='shortest' and at least image_size; "
+                f"got resize={self.resize!r}, image_size={self.image_size}."
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)

@@ -6,6 +6,8 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
 
   encode_image(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, D], L2-normalised
   encode_text(model, {"tokens": i32[B, T], "mask": bool[B]}) -> f32[B, D], L2-normalised
+  classify(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, C], logits
+  segment(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, H, W, C], logits
 
 `mask` is False for rows that only pad the last batch to the devices.
 """
@@ -17,7 +19,7 @@ import math
 import os
 import pkgutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -59,7 +61,8 @@ class RowMap:
     """
 
     def __init__(self, fn: Callable, mesh: Mesh):
-        self._fn = jax.jit(fn, out_shardings=sharding.replicated(mesh))
+        self._gathered = jax.jit(fn, out_shardings=sharding.replicated(mesh))
+        self._split = jax.jit(fn, out_shardings=sharding.over_batch(mesh))
         self._mesh = mesh
         self._shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
 
@@ -82,9 +85,34 @@ class RowMap:
         Returns:
           `fn`'s outputs for the `count` real rows, the same numpy array on every host.
         """
+        batches = self._batches(self._gathered, params, load, count, batch_size)
+        return np.concatenate([np.asarray(output) for _, output in batches])[:count]
+
+    def local(self, params, load, count: int, batch_size: int) -> Iterator[tuple[int, jax.Array]]:
+        """As calling it, for outputs that are too large to be gathered.
+
+        Yields:
+          (row, output on one device) of the real rows that this process' devices hold, each once.
+          All processes together yield every row; those that share rows yield them several times.
+        """
+        for start, output in self._batches(self._split, params, load, count, batch_size):
+            # Devices along "tensor" hold copies of the same rows.
+            parts = {
+                part.index[0].indices(len(output))[0]: part.data
+                for part in output.addressable_shards
+            }
+            for first, rows in sorted(parts.items()):
+                real = min(len(rows), count - start - first)
+                for offset in range(real):
+                    with own_device(rows):
+                        row = rows[offset]
+                    yield start + first + offset, row
+
+    def _batches(self, fn, params, load, count: int, batch_size: int):
+        """Yields (first row, output) of every batch, padded."""
         batch_size = -(-min(batch_size, count) // self._shards) * self._shards
         offsets = sharding.local_rows(self._mesh, batch_size)
-        outputs, running, waiting = [], None, deque()
+        running, waiting = None, deque()
         with ThreadPoolExecutor(NUM_THREADS) as pool:
 
             def submit(start):
@@ -104,11 +132,15 @@ class RowMap:
                     submit(next_start)
                     break
                 batch = sharding.global_batch(local, self._mesh, batch_size)
-                previous, running = running, self._fn(params, batch)
+                previous, running = running, (start, fn(params, batch))
                 if previous is not None:  # read one batch late: the device is never idle
-                    outputs.append(np.asarray(previous))
-        outputs.append(np.asarray(running))
-        return np.concatenate(outputs)[:count]
+                    yield previous
+        yield running
+
+
+def own_device(x: jax.Array):
+    """A context for computing with an array on one device, whatever mesh is ambient."""
+    return jax.set_mesh(Mesh(np.array(list(x.devices())), ("device",)))
 
 
 def replicate(tree, mesh: Mesh):
@@ -141,17 +173,63 @@ def gather_rows(local: Mapping[int, Any], count: int) -> list:
     return [merged[row] for row in range(count)]
 
 
+def require(predict_fns: Mapping[str, Callable], *names: str) -> None:
+    """Raises ValueError where `predict_fns` lacks one of these."""
+    missing = sorted(set(names) - set(predict_fns))
+    if missing:
+        raise ValueError(
+            f"This evaluator needs the predict functions {missing}; the method offers "
+            f"{sorted(predict_fns)}. Remove the evaluator or train a method that has them."
+        )
+
+
+def num_outputs(fn: Callable, model, preprocess, mesh: Mesh) -> int:
+    """Length of the last axis of what a function of {"image", "mask"} returns; runs nothing."""
+    side, rows = preprocess.image_size, mesh.size
+    batch = {
+        "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    }
+    return jax.eval_shape(fn, model, batch).shape[-1]
+
+
+def map_images(
+    row_map: RowMap,
+    model,
+    source,
+    preprocess,
+    batch_size: int,
+    describe: Callable[[dict], Any],
+) -> tuple[np.ndarray, list]:
+    """Applies a function of {"image", "mask"} to all images of a source.
+
+    Each record is read once and by one host.
+
+    Args:
+      describe: what to keep of a record besides its image, as JSON data.
+
+    Returns:
+      Outputs [N, ...] and the N descriptions, in the source's order, on every host.
+    """
+    described = {}
+
+    def load(row):
+        record = source[row]
+        described[row] = describe(record)
+        return {"image": image_of(record, preprocess)}
+
+    outputs = row_map(model, load, len(source), batch_size)
+    return outputs, gather_rows(described, len(source))
+
+
 class Towers:
     """The two encoders of `predict_fns`, applied to a source's images and to strings."""
 
     def __init__(self, predict_fns: Mapping[str, Callable], preprocess, mesh, batch_size: int):
-        """Raises ValueError where `predict_fns` lacks one of the encoders."""
-        missing = {"encode_image", "encode_text"} - set(predict_fns)
-        if missing:
-            raise ValueError(
-                f"This evaluator needs the predict functions {sorted(missing)}; the method offers "
-                f"{sorted(predict_fns)}. Remove the evaluator or train a method that has them."
-            )
+        """Raises ValueError where `predict_fns` lacks one of the encoders, or there is no text."""
+        require(predict_fns, "encode_image", "encode_text")
+        if preprocess.tokenizer is None:
+            raise ValueError("This evaluator needs text, but the model has no tokenizer.")
         self._encode_image = RowMap(predict_fns["encode_image"], mesh)
         self._encode_text = RowMap(predict_fns["encode_text"], mesh)
         self._tokenizer = make_tokenizer(preprocess.tokenizer)
@@ -162,23 +240,10 @@ class Towers:
         self._batch_size = batch_size
 
     def images(self, model, source, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
-        """Encodes all images of a source, each record read once and by one host.
-
-        Args:
-          describe: what to keep of a record besides its image, as JSON data.
-
-        Returns:
-          Features f32[N, D] and the N descriptions, in the source's order, on every host.
-        """
-        described = {}
-
-        def load(row):
-            record = source[row]
-            described[row] = describe(record)
-            return {"image": eval_image(record["image"], self._preprocess)}
-
-        features = self._encode_image(model, load, len(source), self._batch_size)
-        return features, gather_rows(described, len(source))
+        """Encodes all images of a source to features f32[N, D]; otherwise as `map_images`."""
+        return map_images(
+            self._encode_image, model, source, self._preprocess, self._batch_size, describe
+        )
 
     def texts(self, model, texts: Sequence[str]) -> np.ndarray:
         """Encodes strings to features f32[len(texts), D]."""
@@ -196,6 +261,35 @@ def open_source(data: Mapping[str, Any]):
     if len(source) == 0:
         raise ValueError(f"The data source {dict(data)} has no records to evaluate.")
     return source
+
+
+def image_of(record: Mapping[str, Any], preprocess) -> np.ndarray:
+    """The record's evaluation image u8[S, S, 3].
+
+    Raises:
+      ValueError: it cannot be decoded.
+    """
+    try:
+        return eval_image(record["image"], preprocess)
+    except ValueError as error:
+        raise ValueError(f"Record {record['id']!r}: {error}") from error
+
+
+def label_of(record: Mapping[str, Any], num_classes: int | None = None) -> int:
+    """The record's label, below `num_classes` if that is known.
+
+    Raises:
+      ValueError: it has none, or one that is no class.
+    """
+    if "label" not in record:
+        raise ValueError(f"Record {record['id']!r} has no label; use labelled data.")
+    label = int(record["label"])
+    if num_classes is not None and not 0 <= label < num_classes:
+        raise ValueError(
+            f"Record {record['id']!r} has label {label}, which is none of {num_classes} classes; "
+            "check the data and its class names."
+        )
+    return label
 
 
 def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
@@ -242,3 +336,32 @@ def ranks(scores: jax.Array, positive: jax.Array, weight: jax.Array) -> jax.Arra
 def hits(rank: np.ndarray, k: int, candidates: int) -> np.ndarray:
     """bool, shape of `rank`: which ranks (from 0) are among the first k of so many candidates."""
     return rank < min(k, candidates)
+
+
+def rank_of_label(scores: jax.Array, label: jax.Array) -> jax.Array:
+    """`ranks` of one right class each: f32[B, C] and i32[B] -> i32[B]."""
+    num_classes = scores.shape[1]
+    positive = jnp.arange(num_classes) == label[:, None]
+    return ranks(scores, positive, jnp.ones(num_classes, jnp.int32))
+
+
+def accuracies(
+    rank: np.ndarray, labels: np.ndarray, num_classes: int
+) -> Iterator[tuple[str, float]]:
+    """Yields the metrics of single-label classification, and their chance.
+
+    `mean_per_class_recall` is the mean over the classes that have an image of the share of their
+    images that are right.
+
+    Args:
+      rank: i32[N], of the true class, see `ranks`.
+      labels: i32[N].
+    """
+    top1, top5 = (hits(rank, k, num_classes) for k in (1, 5))
+    yield "top1_accuracy", float(top1.mean())
+    yield "top5_accuracy", float(top5.mean())
+    per_class = [top1[labels == label].mean() for label in np.unique(labels)]
+    yield "mean_per_class_recall", float(np.mean(per_class))
+    yield "top1_accuracy_chance", 1 / num_classes
+    yield "top5_accuracy_chance", min(5, num_classes) / num_classes
+    yield "mean_per_class_recall_chance", 1 / num_classes

@@ -63,27 +63,10 @@ class Evaluator:
 
         params = common.replicate(weights, self._mesh)
         rank = self._rank(params, load, len(images), self._batch_size)
-        top1, top5 = (common.hits(rank, k, self._num_classes) for k in (1, 5))
-        yield "top1_accuracy", float(top1.mean())
-        yield "top5_accuracy", float(top5.mean())
-        per_class = [top1[labels == label].mean() for label in np.unique(labels)]
-        yield "mean_per_class_recall", float(np.mean(per_class))
-        yield "top1_accuracy_chance", 1 / self._num_classes
-        yield "top5_accuracy_chance", min(5, self._num_classes) / self._num_classes
-        yield "mean_per_class_recall_chance", 1 / self._num_classes
+        yield from common.accuracies(rank, labels, self._num_classes)
 
     def _label_of(self, record) -> int:
-        if "label" not in record:
-            raise ValueError(
-                f"Record {record['id']!r} has no label; zero-shot needs labelled data."
-            )
-        label = int(record["label"])
-        if not 0 <= label < self._num_classes:
-            raise ValueError(
-                f"Record {record['id']!r} has label {label}, but there are {self._num_classes} "
-                "class names; check class_names."
-            )
-        return label
+        return common.label_of(record, self._num_classes)
 
 
 def zeroshot_weights(text_features: jax.Array, num_classes: int) -> np.ndarray:
@@ -106,6 +89,4 @@ def _normalise(x: np.ndarray) -> np.ndarray:
 
 def _rank_of_label(weights, batch):
     scores = jnp.matmul(batch["feature"], weights, precision="highest")  # [B, C]
-    num_classes = scores.shape[1]
-    positive = jnp.arange(num_classes) == batch["label"][:, None]
-    return common.ranks(scores, positive, jnp.ones(num_classes, jnp.int32))
+    return common.rank_of_label(scores, batch["label"])

@@ -1,7 +1,7 @@
 """Encoded image bytes -> uint8 RGB arrays: training crops (fast) and evaluation images (exact).
 
 Training crops come from libjpeg-turbo and OpenCV. Evaluation images go through Pillow's antialiased
-bicubic filter, as torchvision does, because published numbers depend on it to the pixel.
+filters, as torchvision does, because published numbers depend on it to the pixel.
 """
 
 import io
@@ -121,23 +121,27 @@ def random_crops(
 
 
 def eval_image(data: bytes, preprocess: "Preprocess") -> np.ndarray:
-    """Evaluation image u8[S, S, 3], equal to the pixel with Pillow's bicubic resize.
+    """Evaluation image u8[S, S, 3], equal to the pixel with Pillow's resize.
 
-    "shortest": the shortest side to S, the other to int(S * long / short), then the centre crop
-    with torchvision's rounding of its offsets. "squash": both sides to S.
+    "shortest": the shortest side to R = resize_size (by default S), the other to
+    int(R * long / short), then the centre crop; halves of its offsets go to the even neighbour, or
+    down. "squash": both sides to S.
 
     Raises:
       ValueError: as `decode`.
     """
     size = preprocess.image_size
+    resampling = Image.Resampling[preprocess.interpolation.upper()]
     image = Image.fromarray(decode(data))
     if preprocess.resize == "squash":
-        return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+        return np.array(image.resize((size, size), resampling))
     width, height = image.size
-    long_side = int(size * max(width, height) / min(width, height))
-    width, height = (size, long_side) if width <= height else (long_side, size)
-    resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    short_side = preprocess.resize_size or size
+    long_side = int(short_side * max(width, height) / min(width, height))
+    width, height = (short_side, long_side) if width <= height else (long_side, short_side)
+    resized = np.array(image.resize((width, height), resampling))
+    rounded = round if preprocess.crop_rounding == "even" else math.floor
+    left, top = rounded((width - size) / 2), rounded((height - size) / 2)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 

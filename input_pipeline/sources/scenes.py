@@ -17,7 +17,7 @@ from input_pipeline.scene_render import render
 from input_pipeline.scene_text import write_caption, write_question, write_sentences
 
 # Raise with any change of what a record holds: resumed runs must notice.
-VERSION = 1
+VERSION = 2
 
 # Splits are disjoint ranges of seeds, this far apart; and how many scenes one has unless told.
 _SPLIT_SPAN = 2**40
@@ -84,6 +84,7 @@ class Source:
       nouns: the names of the shapes in the scene, each once.
       boxes f32[N, 4] and phrases, one for each of 3 to 5 objects; each phrase is in the caption.
       label: index in `class_names` of the largest object's shape.
+      labels: those of all shapes in the scene, ascending, each once.
       mask u8[image_size, image_size]: 0 background, 1 + index in `class_names` elsewhere.
       question, answers: one question, a list with its one answer.
       hard_negatives: five wrong versions of the caption, see `scene_text.write_caption`.
@@ -129,6 +130,7 @@ class Source:
             "boxes": np.array([o.box for o in objects], np.float32),
             "phrases": [o.phrase for o in objects],
             "label": SHAPES.index(objects[0].shape),
+            "labels": sorted({SHAPES.index(o.shape) for o in objects}),
             "mask": mask,
             "question": scene.question,
             "answers": [scene.answer],

@@ -82,6 +82,21 @@ def test_rows_come_back_in_order_without_padding(count):
     assert sum(mask.sum() for mask in masks) == count
 
 
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_local_rows_are_those_of_the_call(count):
+    def double(params, batch):
+        return params * batch["x"]
+
+    def load(row):
+        return {"x": np.float32([row, -row])}
+
+    row_map = common.RowMap(double, toy.mesh())
+    rows = list(row_map.local(np.float32(2), load, count, batch_size=3))
+    assert [row for row, _ in rows] == list(range(count))
+    expected = row_map(np.float32(2), load, count, batch_size=3)
+    np.testing.assert_array_equal([np.asarray(output) for _, output in rows], expected)
+
+
 def test_an_error_while_loading_reaches_the_caller():
     def load(row):
         raise ValueError(f"row {row} is broken")
@@ -132,6 +147,9 @@ def test_missing_parts_are_named():
         toy.evaluate("retreival", source, model)
     with pytest.raises(ValueError, match=r"encode_text.*generate"):
         common.Towers({"encode_image": None, "generate": None}, toy.PREPROCESS, toy.mesh(), 4)
+    textless = dataclasses.replace(toy.PREPROCESS, tokenizer=None, context_length=0)
+    with pytest.raises(ValueError, match="needs text, but the model has no tokenizer"):
+        common.Towers(toy.PREDICT_FNS, textless, toy.mesh(), 4)
     with pytest.raises(ValueError, match="no records"):
         toy.evaluate("retrieval", toy.ToySource({"caption": []}), model, caption_field="caption")
 

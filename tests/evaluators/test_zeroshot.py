@@ -86,7 +86,7 @@ def test_a_constant_or_broken_encoder_scores_nothing(value):
 
 def test_bad_input_is_explained():
     model = toy.random_model()
-    with pytest.raises(ValueError, match=r"label 9.*8 class names"):
+    with pytest.raises(ValueError, match=r"label 9.*8 classes"):
         evaluate(model, [0, 9])
     with pytest.raises(ValueError, match=r"{}.*'a photo'"):
         evaluate(model, templates=["a photo", "a {}"])

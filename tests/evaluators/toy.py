@@ -1,9 +1,10 @@
 """A toy world for evaluator tests, and a script that evaluates it on several devices or processes.
 
-Image i is a grey square of level 2 * i (PNG, so decoding is exact); the encoders are look-up
-tables, which makes every score a choice of the test.
+Image i is a grey square of level 2 * i (PNG, so decoding is exact); the encoders and heads are
+look-up tables, which makes every score a choice of the test.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -18,15 +19,18 @@ from big_vlp.preprocess import Preprocess
 from evaluators import common
 
 PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=12)
+WHOLE = dataclasses.replace(PREPROCESS, resize="squash")
 WORDS = ["red", "green", "blue", "cat", "dog", "tree", "car", "house",
          "sky", "boat", "lamp", "fish", "horse", "bread", "chair", "stone"]  # fmt: skip
 
 
 class ToySource:
-    """Records whose caption fields, labels and hard negatives are given as lists."""
+    """Records whose caption fields, labels and hard negatives are given as lists; so is the value
+    of any other field."""
 
-    def __init__(self, captions, labels=None, hard_negatives=None, class_names=None):
-        self.fields, self.labels, self.hard_negatives = captions, labels, hard_negatives
+    def __init__(self, captions, label=None, hard_negatives=None, class_names=None, **more):
+        self.fields, self.label, self.hard_negatives = captions, label, hard_negatives
+        self.more = more
         if class_names:
             self.class_names = class_names
 
@@ -41,18 +45,22 @@ class ToySource:
             "image": file.getvalue(),
             "captions": {field: texts[i] for field, texts in self.fields.items()},
         }
-        if self.labels is not None:
-            record["label"] = self.labels[i]
+        if self.label is not None:
+            record["label"] = self.label[i]
         if self.hard_negatives is not None and self.hard_negatives[i] is not None:
             record["hard_negatives"] = self.hard_negatives[i]
-        return record
+        return record | {name: values[i] for name, values in self.more.items()}
 
 
-def encode_image(model, batch):
-    """Row `level / 2` of model["image"]."""
-    assert batch["image"].dtype == jnp.uint8
-    index = batch["image"][:, 0, 0, 0].astype(jnp.int32) // 2
-    return model["image"][index]
+def look_up(name):
+    """A predict function: row `level / 2` of model[name]."""
+
+    def predict(model, batch):
+        assert batch.keys() == {"image", "mask"} and batch["image"].dtype == jnp.uint8
+        index = batch["image"][:, 0, 0, 0].astype(jnp.int32) // 2
+        return model[name][index]
+
+    return predict
 
 
 def encode_text(model, batch):
@@ -63,7 +71,12 @@ def encode_text(model, batch):
     return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
 
 
-PREDICT_FNS = {"encode_image": encode_image, "encode_text": encode_text}
+PREDICT_FNS = {
+    "encode_image": look_up("image"),
+    "encode_text": encode_text,
+    "classify": look_up("logits"),
+    "segment": look_up("maps"),
+}
 
 
 def random_model(seed=0, images=128, width=16):
@@ -72,6 +85,8 @@ def random_model(seed=0, images=128, width=16):
     return {
         "image": table / np.linalg.norm(table, axis=1, keepdims=True),
         "word": rng.normal(size=(49408, width)).astype(np.float32),
+        "logits": rng.normal(size=(images, 5)).astype(np.float32),
+        "maps": rng.normal(size=(images, 4, 4, 5)).astype(np.float32),
     }
 
 
@@ -91,17 +106,19 @@ def mesh(tensor=1):
     return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
 
 
-def evaluate(name, source, model, tensor=1, **config):
+def evaluate(name, source, model, tensor=1, preprocess=PREPROCESS, **config):
     """All that an evaluator yields, with `source` in the place of what `data` describes."""
     original = common.make_source
     common.make_source = lambda name: source
+    devices = mesh(tensor)
     try:
         evaluator = common.make_evaluator(
-            name, PREDICT_FNS, PREPROCESS, mesh(tensor), data={"name": "toy"}, **config
+            name, PREDICT_FNS, preprocess, devices, data={"name": "toy"}, **config
         )
     finally:
         common.make_source = original
-    return dict(evaluator.run(model))
+    with jax.set_mesh(devices):  # as jobs do
+        return dict(evaluator.run(model))
 
 
 def uneven_world():
@@ -114,7 +131,11 @@ def uneven_world():
     labels = rng.integers(0, 5, 19).tolist()
     negatives = [None if i % 5 == 0 else [f"{c[0]} {w}" for w in WORDS[: 1 + i % 3]] for i, c in
                  enumerate(captions)]  # fmt: skip
-    return ToySource({"caption": captions}, labels, negatives, class_names=WORDS[:5])
+    several = [np.flatnonzero(rng.random(5) < 0.3).tolist() for _ in range(19)]
+    masks = [rng.integers(0, 6, rng.integers(3, 9, 2)).astype(np.uint8) for _ in range(19)]
+    return ToySource(
+        {"caption": captions}, labels, negatives, WORDS[:5], labels=several, mask=masks
+    )
 
 
 def evaluate_all(tensor=1, batch_size=6):
@@ -124,6 +145,9 @@ def evaluate_all(tensor=1, batch_size=6):
         "retrieval": evaluate("retrieval", source, model, caption_field="caption", **args),
         "zeroshot": evaluate("zeroshot", source, model, templates=["a {}", "no {}!"], **args),
         "hard_negatives": evaluate("hard_negatives", source, model, **args),
+        "classification": evaluate("classification", source, model, **args),
+        "average_precision": evaluate("average_precision", source, model, **args),
+        "segmentation": evaluate("segmentation", source, model, preprocess=WHOLE, **args),
     }
 
 

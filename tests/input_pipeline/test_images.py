@@ -220,34 +220,49 @@ PREPROCESS = Preprocess(image_size=32, tokenizer="clip", context_length=77)
 
 @pytest.mark.parametrize("size", [(64, 48), (33, 32), (32, 35), (47, 101), (20, 11), (32, 32)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_eval_image_is_pillows(size, format):
+@pytest.mark.parametrize("short", [None, 32, 33, 40])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_eval_image_is_pillows(size, format, short, interpolation):
     data = encode(picture(*size), format)
     image = Image.open(io.BytesIO(data)).convert("RGB")
+    filter = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[interpolation]
     width, height = size
+    side = short or 32
     if width < height:
-        image = image.resize((32, int(32 * height / width)), Image.Resampling.BICUBIC)
+        image = image.resize((side, int(side * height / width)), filter)
     else:
-        image = image.resize((int(32 * width / height), 32), Image.Resampling.BICUBIC)
+        image = image.resize((int(side * width / height), side), filter)
     left = round((image.width - 32) / 2.0)
     top = round((image.height - 32) / 2.0)
     expected = np.array(image.crop((left, top, left + 32, top + 32)))
-    result = images.eval_image(data, PREPROCESS)
+    rule = dataclasses.replace(PREPROCESS, interpolation=interpolation, resize_size=short)
+    result = images.eval_image(data, rule)
     np.testing.assert_array_equal(result, expected)
     assert result.flags.c_contiguous and result.dtype == np.uint8
 
 
-@pytest.mark.parametrize("width, left", [(33, 0), (34, 1), (35, 2), (37, 2), (39, 4)])
-def test_eval_crop_rounds_half_to_even(width, left):
-    pixels = picture(width, 32)
-    result = images.eval_image(encode(pixels), PREPROCESS)
-    np.testing.assert_array_equal(result, pixels[:, left : left + 32])
+@pytest.mark.parametrize(
+    "rounding, width, left",
+    [("even", 33, 0), ("even", 34, 1), ("even", 35, 2), ("even", 37, 2), ("even", 39, 4),
+     ("down", 33, 0), ("down", 34, 1), ("down", 35, 1), ("down", 37, 2), ("down", 39, 3)],
+)  # fmt: skip
+def test_eval_crop_rounds_halves(rounding, width, left):
+    rule = dataclasses.replace(PREPROCESS, crop_rounding=rounding)
+    wide = picture(width, 32)
+    result = images.eval_image(encode(wide), rule)
+    np.testing.assert_array_equal(result, wide[:, left : left + 32])
+    high = wide.transpose(1, 0, 2)
+    result = images.eval_image(encode(high), rule)
+    np.testing.assert_array_equal(result, high[left : left + 32])
 
 
 def test_eval_squash():
     pixels = picture(70, 50)
     squash = dataclasses.replace(PREPROCESS, resize="squash")
-    expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(images.eval_image(encode(pixels), squash), np.array(expected))
+    for interpolation in ("BICUBIC", "BILINEAR"):
+        rule = dataclasses.replace(squash, interpolation=interpolation.lower())
+        expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling[interpolation])
+        np.testing.assert_array_equal(images.eval_image(encode(pixels), rule), np.array(expected))
 
 
 def test_crops_stay_as_they_are_when_the_next_image_is_read():

@@ -216,6 +216,7 @@ def test_boxes_are_tight_and_the_mask_is_labelled(image_size):
         assert not rest.any()  # no mask outside the boxes
         assert max(areas) == areas[0]
         assert record["label"] == SHAPES.index(objects[0].shape)
+        assert record["labels"] == (np.unique(mask[mask > 0]) - 1).tolist()
     # In pixels. A sharp point has no pixel centre in its last pixel or so, hence more than 0.5.
     assert np.abs(misses).max() < 1.5
     assert np.abs(misses).mean() < 0.5
@@ -352,7 +353,8 @@ def test_version_is_raised_with_the_generator():
         for s in SCENES[::10]
     ]
     digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-    assert digest == {1: "3da59bf424bcbef5"}[VERSION]
+    # Version 2 has one field more, `labels`.
+    assert digest == {1: "3da59bf424bcbef5", 2: "3da59bf424bcbef5"}[VERSION]
 
 
 def test_fingerprint_follows_what_decides_the_data():
