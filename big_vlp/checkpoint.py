@@ -127,6 +127,19 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] if name in wanted else {} for name in items}
 
+    def has(self, step: int, item: str) -> bool:
+        """Whether a checkpoint holds an item; empty ones are not written."""
+        return (self.directory / str(step) / item).exists()
+
+    def shapes(self, step: int, item: str) -> dict[str, Any]:
+        """{path: its shape and dtype} of an item."""
+        return trees.flatten(dict(self._manager.item_metadata(step)[item]))
+
+    def frozen_shapes(self) -> dict[str, Any]:
+        """{path: its shape and dtype} of the run's frozen parameters."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            return trees.flatten(dict(checkpointer.metadata(self.workdir / "frozen").item_metadata))
+
     def meta(self, step: int) -> dict:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]

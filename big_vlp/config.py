@@ -1,15 +1,35 @@
 """What recipes in configs/ share: mini-options, tower sizes, data sets, and the laptop version."""
 
 import math
+from pathlib import Path
 
 import ml_collections
+
+import input_pipeline
+
+# The vocabulary of the scenes' captions, and how many shapes they have.
+SCENES_VOCABULARY = str(Path(input_pipeline.__file__).parent / "data" / "scenes_vocabulary.tsv")
+NUM_SHAPES = 8
 
 # Width, layers and heads of the towers in the literature's standard sizes.
 IMAGE_TOWERS = {
     "vitb32": {"patch_size": 32, "width": 768, "layers": 12, "heads": 12},
     "vitb16": {"patch_size": 16, "width": 768, "layers": 12, "heads": 12},
 }
+CATLIP_TOWERS = {
+    "b16": {"width": 768, "layers": 12, "heads": 12},
+    "l16": {"width": 1024, "layers": 24, "heads": 16},
+    "h16": {"width": 1280, "layers": 32, "heads": 20},
+}
 TEXT_TOWER = {"vocab_size": 49_408, "width": 512, "layers": 12, "heads": 8}
+
+# Optimizer rules of CatLIP (arXiv 2404.15653). The published recipe spares vectors from decay, but
+# its class token is stored as a matrix and decays, as the augmentation's scalars do.
+CATLIP_RULES = (
+    ("(tower|classifier)/.*(kernel|position_embedding|class_token)", 1.0, 1.0),
+    ("(tower|classifier)/.*(bias|scale)", 1.0, 0.0),
+    ("augment/.*", 1.0, 1.0),
+)
 
 # Pairs in each pretraining set, as trained on by COSMOS (arXiv 2412.01814).
 PRETRAINING_PAIRS = {
@@ -72,6 +92,30 @@ def steps_of(pairs: int, global_batch: int, epochs: int) -> int:
     return math.ceil(math.ceil(pairs / global_batch) / 16) * 16 * epochs
 
 
+def layerwise_rules(layers: int, decay: float) -> tuple:
+    """Optimizer rules of fine-tuning with learning rates that fall towards the first layer.
+
+    Block k of L learns at decay^(L - k), what is before the blocks at decay^(L + 1), the final norm
+    at decay; the classifier at 1 and without weight decay, as in the reference.
+
+    Args:
+      layers: L, blocks of the image tower.
+    """
+    blocks = tuple(round(decay ** (layers - k), 5) for k in range(layers))
+    first = round(decay ** (layers + 1), 5)
+    matrices, vectors = ".*(kernel|position_embedding|class_token)", ".*(bias|scale)"
+    rules = []
+    for part, rate in (
+        ("tower/transformer/blocks/", blocks),
+        ("tower/(?!transformer|norm_post)", first),
+        ("tower/norm_post/", decay),
+    ):
+        rules += [(part + vectors, rate, 0.0)]
+        if part != "tower/norm_post/":
+            rules += [(part + matrices, rate, 1.0)]
+    return (*rules, ("classifier/.*", 1.0, 0.0), ("augment/.*", first, 1.0))
+
+
 def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same recipe in a minute on a laptop: scenes, tiny towers, few steps, fp32."""
     config.total_steps = 30
@@ -79,18 +123,8 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.log_every_steps = 5
     config.data = {"name": "scenes", "image_size": 48}
     config.preprocess.image_size = 32
-    config.preprocess.context_length = 48
-    if "local_size" in config.views:
-        config.views.update(local_size=16, num_local=2, num_captions=4)
-    config.views.caption_mode = "textcrop" if config.views.name == "cosmos" else "random"
     config.loader.num_workers = 0
-    tiny = {"width": 64, "layers": 2, "heads": 2}
-    config.method.model.image.update(patch_size=8, **tiny)
-    config.method.model.text.update(**tiny)
-    config.method.model.embed_dim = 64
     config.method.dtype = "float32"
-    if "text_lengths" in config.method:
-        config.method.text_lengths = (32,)
     config.optim.update(warmup_steps=5, learning_rate=1e-3)
     config.checkpoint.every_steps = 15
     data = {"name": "scenes", "split": "val", "size": 64, "image_size": 48}
@@ -99,4 +133,36 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         evaluator.update(every_steps=15, batch_size=32)
         if "caption_field" in evaluator:
             evaluator.caption_field = "caption"
+    tiny = {"width": 64, "layers": 2, "heads": 2}
+    if "tokenizer" not in config.preprocess:
+        return _run_classifier_local(config, tiny)
+    config.preprocess.context_length = 48
+    if "local_size" in config.views:
+        config.views.update(local_size=16, num_local=2, num_captions=4)
+    config.views.caption_mode = "textcrop" if config.views.name == "cosmos" else "random"
+    config.method.model.image.update(patch_size=8, **tiny)
+    config.method.model.text.update(**tiny)
+    config.method.model.embed_dim = 64
+    if "text_lengths" in config.method:
+        config.method.text_lengths = (32,)
+    return config
+
+
+def _run_classifier_local(config, tower):
+    config.preprocess.resize_size = None
+    if config.plan.name == "variable":
+        config.plan.update(sizes=(16, 32, 48), batch_multiple=8)
+    if config.method.augment is not None:
+        config.method.augment.total_steps = config.total_steps
+    if "vocabulary" in config.views:
+        config.views.vocabulary = SCENES_VOCABULARY
+        config.views.stored = False
+    if "num_classes" in config.views:
+        config.views.num_classes = NUM_SHAPES
+    if "init" in config:
+        config.init = None
+    config.method.model.update(**tower)
+    rules = config.optim.rules
+    if any(isinstance(rate, tuple) for _, rate, _ in rules):  # of full-size towers
+        config.optim.rules = layerwise_rules(tower["layers"], 0.75)
     return config

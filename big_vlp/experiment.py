@@ -12,8 +12,10 @@ from flax import traverse_util
 from big_vlp import sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
+from big_vlp.model_dir import Labels
 from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
+from big_vlp.warm_start import WarmStart
 from evaluators.common import make_evaluator
 from input_pipeline.loader import Loader
 from input_pipeline.plan import make_plan
@@ -46,6 +48,7 @@ class Experiment:
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
+      init: `big_vlp.warm_start.WarmStart`: which weights the run starts from; None: random ones.
     """
 
     seed: int
@@ -63,6 +66,7 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
+    init: dict | None = None
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
@@ -123,6 +127,9 @@ class Experiment:
         _call("config.mesh", sharding.placement, {}, parameters, mesh)
         return step.abstract(shapes, sharding.placement(shapes, mesh))
 
+    def make_warm_start(self) -> WarmStart | None:
+        return None if self.init is None else _call("config.init", WarmStart, self.init)
+
     def make_plan(self):
         return _call(
             "config.plan",
@@ -143,6 +150,9 @@ class Experiment:
     def make_loader(self, mesh=None) -> Loader:
         """The rows that this process' devices hold on the mesh, or all rows."""
         plan, rows = self.make_plan(), None
+        source = _call("config.data", make_source, self.data)
+        views = {size: self.make_views(size) for size, _ in plan.shapes}
+        self._check_stored_labels(source, next(iter(views.values())))
         if mesh is not None:
             rows = {
                 size: _call("config.global_batch", sharding.local_rows, {}, mesh, size)
@@ -152,13 +162,35 @@ class Experiment:
             "config.loader",
             Loader,
             self.loader,
-            source=_call("config.data", make_source, self.data),
-            views={size: self.make_views(size) for size, _ in plan.shapes},
+            source=source,
+            views=views,
             plan=plan,
             total_steps=self.total_steps,
             seed=self.seed,
             rows=rows,
         )
+
+    def _check_stored_labels(self, source, views):
+        if getattr(views, "stored", False):
+            expected, found = (
+                views.vocabulary.fingerprint(),
+                getattr(source, "label_vocabulary", None),
+            )
+            if found != expected:
+                raise ConfigError(
+                    f"config.views.stored: the data were prepared with the labels of vocabulary "
+                    f"{found}, and config.views.vocabulary is {expected}. Prepare them again with "
+                    "--labels, or set stored=False to mine labels in training."
+                )
+
+    def labels(self, loader) -> Labels | None:
+        """The classes that a classifier learns: of a vocabulary, or the data source's."""
+        views = next(iter(loader.views.values()))
+        vocabulary = getattr(views, "vocabulary", None)
+        if vocabulary is not None:
+            return Labels(tuple(vocabulary.names), tuple(vocabulary.keys))
+        names = getattr(loader.source, "class_names", None)
+        return None if views.num_classes is None or names is None else Labels(tuple(names))
 
     def make_checkpoints(self, workdir, *, read_only: bool = False) -> Checkpoints:
         return _call(

@@ -222,3 +222,23 @@ def cross_entropy(logits, label, smoothing: float = 0.0):
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     target = (jnp.arange(logits.shape[1]) == label[:, None]) * (1 - smoothing)
     return -((target + smoothing / logits.shape[1]) * log_probabilities).sum(axis=1)
+
+
+def pixel_cross_entropy(logits, labels):
+    """Softmax loss over the pixels that have a label, per image.
+
+    The mean over a batch is the sum of all losses divided by that of all counts: a mean of means
+    would weigh the pixels of sparsely labelled images higher.
+
+    Args:
+      logits: [B, H, W, C].
+      labels: integers [B, H, W], -1 where a pixel does not count.
+
+    Returns:
+      (f32[B], i32[B]): the sum over pixels, and how many count.
+    """
+    logits = logits.astype(jnp.float32)
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]  # compared, not scattered
+    counted = labels >= 0
+    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_label, logits, 0).sum(axis=-1)
+    return jnp.where(counted, loss, 0).sum(axis=(1, 2)), counted.sum(axis=(1, 2))

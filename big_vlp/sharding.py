@@ -20,6 +20,8 @@ TENSOR_RULES = (
     (r".*\bmlp/fc1/(kernel|bias)", -1),
     (r".*\bmlp/fc2/kernel", -2),
 )
+# By classes; their number is the data's, so a classifier that does not divide stays whole.
+CLASSIFIER = r".*\bclassifier/(kernel|bias)"
 # Smaller parameters are cheaper to keep on every device than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -91,6 +93,8 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
                         f"divide {shape[axis]}"
                     )
                 axes[axis] = "tensor"
+        if re.fullmatch(CLASSIFIER, path) and shape[-1] % tensor == 0:
+            axes[-1] = "tensor"
     # In fp32, whatever the dtype: all that belongs to a parameter is split alike.
     if fsdp > 1 and 4 * math.prod(shape) > FSDP_MIN_BYTES:
         first = 1 if re.search(r"\bblocks/", path) else 0

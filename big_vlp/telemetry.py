@@ -27,6 +27,8 @@ from big_vlp import sharding
 LOG_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TRAIN = "train"
+# Endings of metrics that say what a model would get that knows nothing, or only frequencies.
+REFERENCES = ("chance", "baseline")
 
 
 class MetricLog:
@@ -170,14 +172,21 @@ class LiveLine:
 
 
 def metric_table(values: Mapping[str, float]) -> str:
-    """One line per metric, with what chance gives beside it where the evaluator says so."""
+    """One line per metric, with what chance or a baseline gives where the evaluator says so."""
     lines = []
     for name, value in values.items():
-        if not name.endswith("_chance"):
-            chance = values.get(f"{name}_chance")
-            beside = "" if chance is None else f"   (chance {chance:.4f})"
+        if _metric_of(name) == name:
+            found = {r: values[f"{name}_{r}"] for r in REFERENCES if f"{name}_{r}" in values}
+            beside = "".join(f"   ({r} {v:.4f})" for r, v in found.items())
             lines.append(f"  {name:28} {value:9.4f}{beside}")
     return "\n".join(lines)
+
+
+def _metric_of(name: str) -> str:
+    """The metric itself where the name is that of a reference value, such as "R@1_chance"."""
+    for reference in REFERENCES:
+        name = name.removesuffix(f"_{reference}")
+    return name
 
 
 def parameter_table(params, groups: Mapping[str, str]) -> str:
@@ -247,7 +256,7 @@ def parameter_table(params, groups: Mapping[str, str]) -> str:
 def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
     """Draws the log: the training losses, and a panel per family of each evaluator's metrics.
 
-    Chance (metrics that end in `_chance`) is dotted, in its metric's colour. Steps whose loss was
+    Chance and baselines (`REFERENCES`) are dotted, in their metric's colour. Steps whose loss was
     not finite are marked at the foot of the panel.
 
     Returns:
@@ -296,7 +305,9 @@ def _family(split: str, name: str) -> str | None:
     """The panel a metric belongs to: R@1, R@5, R@10 share one, ranks share one; None: not drawn."""
     if split == TRAIN:
         return f"{TRAIN}: losses" if "loss" in name else None
-    name = name.removesuffix("_chance")
+    name = _metric_of(name)
+    if name.startswith("num_"):
+        return None  # it describes the data
     if name.endswith("_rank"):
         return f"{split}: rank"
     return f"{split}: {name.split('@')[0]}@k" if "@" in name else f"{split}: accuracy"
@@ -305,7 +316,7 @@ def _family(split: str, name: str) -> str | None:
 def _draw(axes, title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     colours = {}
     for name, (steps, values) in curves.items():
-        metric = name.removesuffix("_chance")
+        metric = _metric_of(name)
         colour = colours.setdefault(metric, f"C{len(colours) % 10}")
         finite = np.isfinite(values)
         if not finite.all():

@@ -55,6 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
     checkpoints = experiment.make_checkpoints(workdir)
+    warm_start = experiment.make_warm_start()
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
@@ -73,6 +74,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     if saved_step is None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
         state = init(init_key)
+        if warm_start is not None:
+            class_names = getattr(loader.source, "class_names", None)
+            state, note = warm_start.apply(state, mesh, class_names)
+            live.message(note)
         save_frozen(workdir, state["frozen"])
     else:
         state = restore(checkpoints, saved_step, shapes)
@@ -88,6 +93,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
     if first_step == 0 and jax.process_index() == 0:
+        if (labels := experiment.labels(loader)) is not None:
+            labels.save(workdir)
         views = loader.views[loader.plan(0)[0]]
         write_contact_sheet(contact_sheet, method, views, loader.batch(0), run_key)
 

@@ -46,8 +46,8 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
             for shard in shards
         ],
     }
-    for name in ("removed_captions", "resized"):
-        if total := _total(shard[name] for shard in shards):
+    for name in ("removed_captions", "resized", "labels"):
+        if total := _total(shard.get(name, {}) for shard in shards):
             description[name] = total
     return description
 
@@ -72,6 +72,9 @@ def summary(console: Console, description: dict[str, Any], seconds: float) -> No
         missing = description["missing_captions"].get(field)
         note = f" (no such field in {missing:,} samples)" if missing else ""
         table.add_row(f"captions: {field}", f"{count:,}{note}")
+    if labels := description.get("labels"):
+        text = f"{labels['labels']:,}, {labels['records without']:,} records without"
+        table.add_row("labels", text)
     for name, count in statistics["formats"].items():
         table.add_row(f"images: {name}", f"{count:,}")
     for side in ("width", "height"):

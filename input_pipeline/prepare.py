@@ -18,7 +18,10 @@ from rich.console import Console
 
 from input_pipeline import description, records, shards, tar_index, webdataset
 from input_pipeline.filters import Rules, Tally
+from input_pipeline.label_mining import MODES
+from input_pipeline.labelling import Labeller
 from input_pipeline.sources import make_source
+from input_pipeline.vocabulary import Vocabulary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         help="WebDataset tars: image + .json and/or .txt",
         description="One shard per tar. Images are checked and stored as they are.",
     )
-    command.add_argument(
-        "--input", required=True, metavar="'DIR/*.tar'", help="pattern of the tars, in quotes"
-    )
+    _add_tars(command)
     command.add_argument(
         "--captions",
         required=True,
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="split captions at full stops and line ends, as COSMOS expects",
     )
-    _add_common_arguments(command)
+    _add_output(command)
+    _add_rules(command)
     command.set_defaults(run=_run_webdataset)
     command = commands.add_parser(
         "source",
@@ -66,18 +68,36 @@ def main(argv: list[str] | None = None) -> int:
         help='its arguments: JSON (true, 3, \'["a", "b"]\') or else text',
     )
     command.add_argument("--records-per-shard", type=_positive, default=5000, metavar="N")
-    _add_common_arguments(command)
+    _add_output(command)
+    _add_rules(command)
     command.set_defaults(run=_run_source)
-    tar_index.add_command(commands)
+    command = commands.add_parser(
+        "index",
+        help="WebDataset tars, to be read where they are",
+        description="Finds the samples of every tar, for the sources webdataset and table. Images "
+        "are not looked at. An interrupted run continues where it stopped.",
+    )
+    _add_tars(command)
+    _add_output(command)
+    command.set_defaults(run=_run_index)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        shards.say(Console(), "Interrupted. Run the same command to continue.")
+        return 130
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+def _add_tars(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input", required=True, metavar="'DIR/*.tar'", help="pattern of the tars, in quotes"
+    )
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", required=True, type=Path, metavar="DIR")
     command.add_argument(
         "--workers",
@@ -86,6 +106,9 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes (default: one per CPU); the output does not depend on it",
     )
+
+
+def _add_rules(command: argparse.ArgumentParser) -> None:
     rules = command.add_argument_group("filters", "all off by default")
     rules.add_argument(
         "--max-aspect-ratio", type=float, metavar="X", help="of the longer to the shorter side"
@@ -108,6 +131,16 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PIXELS",
         help="make larger images this small on their shorter side (JPEG, quality 95)",
+    )
+    command.add_argument(
+        "--labels",
+        type=Path,
+        metavar="VOCABULARY",
+        help="store the classes that the captions of each record name (CatLIP), see "
+        "input_pipeline.vocabulary",
+    )
+    command.add_argument(
+        "--label-mode", choices=MODES, help=f"how captions become synsets (default: {MODES[0]})"
     )
 
 
@@ -205,7 +238,15 @@ def _run_source(args: argparse.Namespace) -> int:
     arguments += ["--records-per-shard", str(args.records_per_shard)]
     names = getattr(source, "class_names", None)
     extra = {} if names is None else {"class_names": list(names)}
+    if (fingerprint := getattr(source, "label_vocabulary", None)) is not None:
+        size = source.num_label_classes
+        extra["label_vocabulary"] = {"fingerprint": fingerprint, "size": size}
     return _prepare(args, jobs, options, arguments, "records", extra)
+
+
+def _run_index(args: argparse.Namespace) -> int:
+    tar_index.build(args.input, args.output, args.workers)
+    return 0
 
 
 def _prepare(
@@ -225,18 +266,23 @@ def _prepare(
         drop_duplicates=args.drop_duplicates,
         resize=args.resize,
     )
+    options, extra = {**options, **rules.options()}, extra or {}
+    arguments = arguments + rules.arguments()
+    labeller = None
+    if args.labels is None and args.label_mode:
+        raise ValueError("--label-mode says how --labels is to be used: give both.")
+    if args.labels is not None:
+        mode = args.label_mode or MODES[0]
+        labeller = Labeller(Vocabulary.load(args.labels), mode)
+        options["labels"] = extra["label_vocabulary"] = labeller.description()
+        arguments += ["--labels", args.labels.name, "--label-mode", mode]
     started = time.monotonic()
     console = Console()
-    options = {**options, **rules.options()}
-    try:
-        written = shards.write(jobs, args.output, options, rules, args.workers, unit, console)
-    except KeyboardInterrupt:
-        shards.say(console, "Interrupted. Run the same command to continue.")
-        return 130
+    written = shards.write(jobs, args.output, options, rules, args.workers, unit, console, labeller)
     if not any(shard["records"] for shard in written):
         reasons = description.dropped(written)
         raise ValueError(f"No record is left: every sample was dropped ({reasons}).")
-    contents = description.describe(written, arguments + rules.arguments()) | (extra or {})
+    contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
     shards.write_json(dataset_file, contents)
     description.summary(console, contents, time.monotonic() - started)

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import filters, records
 from input_pipeline.filters import Rules, Tally
+from input_pipeline.labelling import Labeller
 
 # One record per chunk makes random access cheap; encoded images do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -61,16 +63,18 @@ def write(
     workers: int,
     unit: str,
     console: Console,
+    labeller: Labeller | None = None,
 ) -> list[dict[str, Any]]:
     """Writes all shards that are not there yet; returns the JSON of every shard, in order.
 
     Args:
       jobs: in the order of the data set.
       output: directory of the shards.
-      options: all that decides the contents of a shard beside its job, `rules` included: recorded,
-        and compared on the next run.
+      options: all that decides the contents of a shard beside its job, `rules` and `labeller`
+        included: recorded, and compared on the next run.
       workers: processes.
       unit: of the jobs' sizes, for the progress bar.
+      labeller: adds labels to the records.
 
     Raises:
       ValueError: jobs failed (they were reported on the console), the directory holds something
@@ -90,7 +94,7 @@ def write(
     if shards:
         say(console, f"{len(shards)} of {len(jobs)} shards are finished already.")
     tasks = [
-        (job, (job, output, options, rules, later_copies.get(job.file)))
+        (job, (job, output, options, rules, later_copies.get(job.file), labeller))
         for job in jobs
         if job.file not in shards
     ]
@@ -205,7 +209,8 @@ def _finished_shards(
     finished, strangers = {}, []
     for path in sorted(output.iterdir()):
         file = path.name.removesuffix(".json")
-        if path.name == records.DATASET_FILE or path.name.startswith("."):
+        # A vocabulary made of the data set may lie beside it.
+        if path.name == records.DATASET_FILE or path.name.startswith((".", "vocabulary.")):
             continue
         if not file.endswith(SHARD_SUFFIX):
             raise ValueError(f"{path} does not belong to a data set: use an empty --output.")
@@ -244,13 +249,21 @@ def _start_worker() -> None:
 
 
 def _write_shard(
-    job: Job, output: Path, options: dict[str, Any], rules: Rules, duplicates: list[int] | None
+    job: Job,
+    output: Path,
+    options: dict[str, Any],
+    rules: Rules,
+    duplicates: list[int] | None,
+    labeller: Labeller | None,
 ) -> dict[str, Any] | str:
     """Writes one shard and its JSON. Returns the JSON, or the reason of the failure."""
     temporary = output / f".{job.file}.{os.getpid()}{_TEMPORARY_SUFFIX}"
     try:
-        tally = Tally()
+        tally, labels = Tally(), Counter()
         passing = filters.passing(job.read(tally), rules, tally, frozenset(duplicates or ()))
+        if labeller is not None:
+            passing = labeller.label(passing, labels)
+            tally.fields["labels"] = "list"
         count = _write_records(temporary, passing)
         with open(temporary, "rb") as shard:
             checksum = hashlib.file_digest(shard, "sha256").hexdigest()
@@ -278,6 +291,8 @@ def _write_shard(
         }
         if duplicates is not None:
             info["duplicates"] = duplicates
+        if labeller is not None:
+            info["labels"] = dict(labels)
         # The JSON of a replaced shard must not vouch for its successor.
         (output / f"{job.file}.json").unlink(missing_ok=True)
         os.replace(temporary, output / job.file)

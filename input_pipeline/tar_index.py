@@ -5,7 +5,6 @@ what else is known about the tar, and `index.json`, written last, describes all.
 complete or absent, so a killed run continues where it stopped. `tar_reader` reads the result.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -25,39 +24,6 @@ from input_pipeline.captions import split_sentences
 from input_pipeline.tar_reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
 
 _SUFFIX = ".npy"
-
-
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `index` to the commands of `python -m input_pipeline.prepare`."""
-    command = commands.add_parser(
-        "index",
-        help="WebDataset tars, to be read where they are",
-        description="Finds the samples of every tar, for the sources webdataset and table. Images "
-        "are not looked at. An interrupted run continues where it stopped.",
-    )
-    command.add_argument(
-        "--input", required=True, metavar="'DIR/*.tar'", help="pattern of the tars, in quotes"
-    )
-    command.add_argument("--output", required=True, type=Path, metavar="DIR")
-    command.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        metavar="N",
-        help="processes (default: one per CPU); the output does not depend on it",
-    )
-    command.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {args.workers}.")
-    try:
-        build(args.input, args.output, args.workers)
-    except KeyboardInterrupt:
-        shards.say(Console(), "Interrupted. Run the same command to continue.")
-        return 130
-    return 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Colour jitter, greyscale, blur, solarise and normalisation run on the device, ov
 images leave here as uint8.
 """
 
+import importlib
 import random
 from collections.abc import Sequence
 
@@ -12,21 +13,29 @@ import numpy as np
 from input_pipeline import captions, images
 from input_pipeline.tokenizers import make_tokenizer
 
+VIEWS = {
+    "clip": ("input_pipeline.views", "ClipViews"),
+    "cosmos": ("input_pipeline.views", "CosmosViews"),
+    "catlip": ("input_pipeline.label_views", "CatlipViews"),
+    "labels": ("input_pipeline.label_views", "LabelViews"),
+    "segmentation": ("input_pipeline.mask_views", "SegmentationViews"),
+}
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
-def make_views(name: str, **kwargs) -> "ClipViews | CosmosViews":
-    """The views of that name, "clip" or "cosmos", built with `kwargs`.
+def make_views(name: str, **kwargs):
+    """The views of that name, built with `kwargs`.
+
+    Views are `views(record, rng) -> {name: array}`, with `spec()` of these arrays, `texts(batch)`
+    for people, and `num_classes` where they decide it, else None.
 
     Raises:
       ValueError: the name is unknown.
       TypeError: the class does not take one of the keywords.
     """
-    if name == "clip":
-        return ClipViews(**kwargs)
-    if name == "cosmos":
-        return CosmosViews(**kwargs)
-    raise ValueError(f"Unknown views {name!r}; use 'clip' or 'cosmos'.")
+    if name not in VIEWS:
+        raise ValueError(f"Unknown views {name!r}; choose one of {list(VIEWS)}.")
+    return getattr(importlib.import_module(VIEWS[name][0]), VIEWS[name][1])(**kwargs)
 
 
 class ClipViews:
@@ -58,10 +67,10 @@ class ClipViews:
         self.tokenizer = make_tokenizer(tokenizer)
         self.context_length = context_length
         self.caption_mode = caption_mode
-        self.crop_scale = _checked_scale(crop_scale)
-        self.flip_prob = _checked_probability(flip_prob)
+        self.crop_scale = checked_scale(crop_scale)
+        self.flip_prob = checked_probability(flip_prob)
 
-    num_classes = None
+    num_classes = None  # text is free
 
     def spec(self) -> Spec:
         """name -> (shape, dtype) of one example."""
@@ -74,7 +83,7 @@ class ClipViews:
         Raises:
           ValueError: the image cannot be decoded, or the caption mode does not fit the record.
         """
-        (image,) = _crops(record, [(self.image_size, self.crop_scale)], self.flip_prob, rng)
+        (image,) = crops_of(record, [(self.image_size, self.crop_scale)], self.flip_prob, rng)
         texts = _sample_captions(record, self.caption_mode, 1, rng)
         return {"image": image, "tokens": self.tokenizer(texts, self.context_length)[0]}
 
@@ -134,13 +143,13 @@ class CosmosViews:
         self.context_length = context_length
         self.image_size, self.local_size = image_size, local_size
         self.num_global, self.num_local = num_global, num_local
-        self.global_scale = _checked_scale((crop_scale, 1.0))
-        self.local_scale = _checked_scale((min_local_scale, crop_scale))
+        self.global_scale = checked_scale((crop_scale, 1.0))
+        self.local_scale = checked_scale((min_local_scale, crop_scale))
         self.caption_mode = caption_mode
         self.num_captions = num_captions
-        self.flip_prob = _checked_probability(flip_prob)
+        self.flip_prob = checked_probability(flip_prob)
 
-    num_classes = None
+    num_classes = None  # text is free
 
     def spec(self) -> Spec:
         """name -> (shape, dtype) of one example."""
@@ -160,7 +169,7 @@ class CosmosViews:
         """
         views = [(self.image_size, self.global_scale)] * self.num_global
         views += [(self.local_size, self.local_scale)] * self.num_local
-        crops = _crops(record, views, self.flip_prob, rng)
+        crops = crops_of(record, views, self.flip_prob, rng)
         local_shape = (self.num_local, self.local_size, self.local_size, 3)
         texts = _sample_captions(record, self.caption_mode, self.num_captions, rng)
         return {
@@ -175,12 +184,13 @@ class CosmosViews:
         return [[self.tokenizer.decode(ids) for ids in example] for example in batch["tokens"]]
 
 
-def _crops(
+def crops_of(
     record: dict,
     views: Sequence[tuple[int, tuple[float, float]]],
     flip_prob: float,
     rng: random.Random,
 ) -> list[np.ndarray]:
+    """Random crops of a record's image, see `images.random_crops`; an error names the record."""
     try:
         return images.random_crops(record["image"], views, flip_prob, rng)
     except ValueError as error:
@@ -197,14 +207,14 @@ def _sample_captions(record: dict, mode: str, k: int, rng: random.Random) -> lis
         raise type(error)(f"Record {record['id']!r}: {error}") from error
 
 
-def _checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
+def checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
     low, high = scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"A crop scale is a range of area shares within (0, 1], got {scale}.")
     return low, high
 
 
-def _checked_probability(p: float) -> float:
+def checked_probability(p: float) -> float:
     if not 0 <= p <= 1:
         raise ValueError(f"flip_prob is a probability, got {p}.")
     return p

@@ -7,20 +7,24 @@ import inspect
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from big_vlp import step
+from big_vlp import step, trees
 from big_vlp.augment import Photometric
+from big_vlp.config import SCENES_VOCABULARY
 from big_vlp.experiment import ConfigError, Experiment
+from input_pipeline import synsets
 from input_pipeline.tokenizers import make_tokenizer
 
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
 RECIPES = ("cosmos", "clip", "siglip")
+DEMOS = ("demo", "openclipart")  # with a choice of methods
 
 
 @functools.cache
@@ -33,12 +37,14 @@ def module(name):
 
 def documented(name):
     """The option strings that the docstring's "Options:" paragraph allows, all combinations."""
-    paragraph = re.search(r"Options:(.*?)(\n\n|\nData:|$)", module(name).__doc__, re.DOTALL)[1]
+    found = re.search(r"Options:(.*?)(\n\n|\nData:|$)", module(name).__doc__, re.DOTALL)
+    paragraph = found[1] if found else ""
     choices = [
         # What is written in capitals is the user's to fill in.
         [f"{option}={value}" for value in values.split("|") if not re.search("[A-Z]", value)]
         for option, values in re.findall(r"(\w+)=([\w:]+(?:\|[\w:]+)*)", paragraph)
     ]
+    choices = [values for values in choices if values]
     if "runlocal" in paragraph:
         choices.append(["runlocal=false", "runlocal"])
     return [",".join(options) for options in itertools.product(*choices)]
@@ -57,7 +63,10 @@ def test_documented_options_are_found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_options_build(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)  # where there are no prepared data
+    monkeypatch.chdir(tmp_path)  # where there are no prepared data, only vocabularies
+    for data in ("cc3m", "datacomp", "openclipart"):
+        (tmp_path / "data" / data).mkdir(parents=True)
+        shutil.copy(SCENES_VOCABULARY, tmp_path / "data" / data / "vocabulary.tsv")
     # Many options give the same parts, and in a laptop's version the same everything.
     distinct = {
         json.dumps(made.as_json()): made
@@ -73,21 +82,22 @@ def test_all_options_build(tmp_path, monkeypatch, name):
         made.make_mesh()
         assert made.log_every_steps > 0
         spec = views.spec()
-        # Ids beyond the table would be looked up as NaN.
-        assert (
-            make_tokenizer(made.preprocess_record.tokenizer).vocab_size
-            <= (made.method["model"]["text"]["vocab_size"])
-        )
-        assert spec["tokens"][0][-1] == made.preprocess_record.context_length
+        if made.preprocess_record.tokenizer is not None:
+            # Ids beyond the table would be looked up as NaN.
+            tokenizer = make_tokenizer(made.preprocess_record.tokenizer)
+            assert tokenizer.vocab_size <= made.method["model"]["text"]["vocab_size"]
+            assert spec["tokens"][0][-1] == made.preprocess_record.context_length
         check_evaluators(made)
         if made.data["name"] == "scenes":  # it needs no file, so all of it can be built
             loader = made.make_loader()
-            assert {k: (x.shape[1:], x.dtype) for k, x in loader.batch(0).items()} == spec
+            if made.plan["name"] == "constant":
+                found = {k: (x.shape[1:], x.dtype) for k, x in loader.batch(0).items()}
+                assert found == spec
             averaged = jax.eval_shape(method.init, jax.random.key(0))[1]
             for evaluator in made.make_evaluators(method, made.make_mesh()).values():
                 assert evaluator.weights == "model" or averaged
         else:
-            with pytest.raises(ConfigError, match=r"config.data: .*dataset.json does not exist"):
+            with pytest.raises(ConfigError, match=r"config.data: .*(not exist|is not in)"):
                 made.make_loader()
     for number, made in enumerate(checkpoints.values()):
         made.make_checkpoints(tmp_path / str(number)).close()
@@ -95,7 +105,7 @@ def test_all_options_build(tmp_path, monkeypatch, name):
 
 def check_evaluators(made):
     """Each evaluator exists and takes the section's arguments; the data need not be there."""
-    assert made.evals
+    assert made.evals or made.method["name"] == "catlip"  # which publishes no held-out data
     for section in made.evals.values():
         arguments = dict(section)
         evaluator = importlib.import_module(f"evaluators.{arguments.pop('evaluator')}").Evaluator
@@ -117,7 +127,9 @@ def test_unknown_options(name, arg):
     + [(name, "data=laion", "'laion'.*cc12m") for name in RECIPES]
     + [(name, "runlocal=maybe", "runlocal is a switch, not 'maybe'") for name in RECIPES]
     + [(name, "model", "model.*needs a value") for name in RECIPES]
-    + [(name, "method=siglip", "'siglip'.*cosmos") for name in NAMES if name not in RECIPES]
+    + [(name, "method=siglip", "'siglip'.*cosmos") for name in DEMOS]
+    + [("catlip", "model=vitb16", "'vitb16'.*h16"), ("catlip", "data=yfcc", "'yfcc'.*cc3m")]
+    + [("transfer", "task=cifar", "'cifar'.*places"), ("transfer", "mode=lora", "'lora'.*probe")]
     + [("siglip", "vocab_size=32k", "vocab_size.*'32k'")],
 )
 def test_bad_options(name, arg, message):
@@ -133,13 +145,16 @@ def test_configs_do_not_share_state(name):
     assert module(name).get_config().to_dict() == before
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, "catlip", "transfer"])
 def test_runlocal_is_the_same_recipe_but_small(name):
     full, local = (module(name).get_config(arg).to_dict() for arg in ("", "runlocal"))
     assert full.keys() == local.keys()
     assert local["data"]["name"] == "scenes"
     assert local["method"]["name"] == full["method"]["name"]
-    assert local["method"]["model"]["image"]["width"] < full["method"]["model"]["image"]["width"]
+    widths = [
+        x["method"]["model"].get("image", x["method"]["model"])["width"] for x in (local, full)
+    ]
+    assert widths[0] < widths[1]
     assert local["total_steps"] * local["global_batch"] < 1000
 
 
@@ -187,6 +202,96 @@ def test_a_full_size_step_traces(name, arg):
     assert {x.dtype.name for x in jax.tree.leaves(state["model"])} == {"float32"}
     assert {"loss", "grad_norm", "learning_rate", "bad_steps"} < metrics.keys()
     assert all(x.shape == () for x in metrics.values())
+
+
+@pytest.fixture
+def words_24320(tmp_path, monkeypatch):
+    """A vocabulary as large as the released one, of any synsets."""
+    keys = list(synsets.load())[:24_320]
+    lines = [f"{key}\t{30_000 - i}\t{synsets.load().name(key)}\n" for i, key in enumerate(keys)]
+    (tmp_path / "data" / "datacomp").mkdir(parents=True)
+    (tmp_path / "data" / "datacomp" / "vocabulary.tsv").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+
+
+# Parameters with the classifier of 24,320 words, per-GPU batch and GPUs, peak learning rate.
+CATLIP = {
+    "b16": (104_657_414, 1e-3),
+    "l16": (328_766_214, 6e-4),
+    "h16": (663_152_646, 4e-4),
+}
+
+
+@pytest.mark.parametrize("model", CATLIP)
+def test_published_catlip_recipes(words_24320, model):
+    parameters, peak = CATLIP[model]
+    made = experiment("catlip", f"model={model}")
+    method = made.make_method()
+    optimizer = made.make_optimizer(method)
+    shapes, statistics = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+    assert len(trees.flatten(statistics)) == 4
+    assert (made.global_batch, made.total_steps, len(made.make_plan().shapes)) == (
+        65_536,
+        200_000,
+        13,
+    )
+    assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, peak / 100)
+    assert (optimizer.weight_decay, optimizer.warmup_steps, optimizer.clip_norm) == (0.2, 10_000, 1)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.999, 1e-8)
+    for path, (_, wd) in optimizer.assign(shapes).items():
+        assert wd == (0 if re.search(r"(bias|scale)$", path) else 1), path
+    assert (method.ema_momentum, method.prior, method.positive_weight) == (5e-4, 0.5, 1.0)
+    views = made.make_views(224)
+    assert (views.crop_scale, views.flip_prob) == ((0.08, 1.0), 0.5)
+    pre = made.preprocess_record
+    assert (pre.resize_size, pre.interpolation, pre.mean, pre.std) == (
+        232, "bilinear", (0, 0, 0), (1, 1, 1),
+    )  # fmt: skip
+
+
+TRANSFER = {  # (task, mode): epochs, batch, peak and final learning rate, decay, sizes
+    ("imagenet", "probe"): (30, 256, 3e-5, 1e-6, 0.0, 1),
+    ("imagenet", "finetune"): (10, 512, 3e-5, 3e-6, 0.05, 7),
+    ("places", "finetune"): (10, 512, 3e-5, 3e-6, 0.05, 7),
+    ("coco", "finetune"): (10, 128, 1e-5, 1e-6, 0.05, 25),
+}
+IMAGES = {"imagenet": 1_281_167, "places": 1_803_460, "coco": 118_287}
+
+
+@pytest.mark.parametrize("task, mode", TRANSFER)
+def test_published_transfer_recipes(task, mode):
+    epochs, batch, peak, final, decay, sizes = TRANSFER[task, mode]
+    made = experiment("transfer", f"task={task},mode={mode}")
+    optimizer = made.make_optimizer(method := made.make_method())
+    assert made.global_batch == batch
+    assert abs(made.total_steps * batch / IMAGES[task] - epochs) < 0.01
+    assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, final)
+    assert optimizer.weight_decay == decay
+    assert len(made.make_plan().shapes) == sizes
+    trainable = optimizer.is_trainable(
+        parameters := trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])[0]
+    )
+    frozen = [path for path in trees.flatten(parameters) if not trainable(path)]
+    assert bool(frozen) == (mode == "probe")
+    assert all(path.startswith("tower/") for path in frozen)
+
+
+def test_learning_rates_that_fall_towards_the_first_layer():
+    made = experiment("transfer", "mode=finetune,layer_decay=0.5,model=b16")
+    method = made.make_method()
+    parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+    rules = made.make_optimizer(method).assign(parameters)
+    blocks = tuple(round(0.5 ** (12 - k), 5) for k in range(12))
+    for path, (rate, decay) in rules.items():
+        if path.startswith("tower/transformer"):
+            assert rate == blocks
+        elif path.startswith("tower/norm_post"):
+            assert rate == 0.5
+        elif path.startswith("classifier"):
+            assert (rate, decay) == (1, 0)
+        else:
+            assert rate == round(0.5**13, 5)
 
 
 COSMOS = {  # data: (global batch, momentum, steps), arXiv 2412.01814 and its training scripts

@@ -1,8 +1,8 @@
-"""A run on scenes that takes seconds, for tests of the whole program: method=cosmos|clip."""
+"""A run on scenes that takes seconds, for tests of the whole program: method=cosmos|clip|catlip."""
 
 import ml_collections
 
-from big_vlp.config import parse_options
+from big_vlp.config import CATLIP_RULES, SCENES_VOCABULARY, parse_options
 
 
 def get_config(arg=None):
@@ -35,6 +35,12 @@ def get_config(arg=None):
         config.views = dict(name="clip")
         model, text_lengths = config.method.model, config.method.text_lengths
         config.method = dict(name="clip", model=model, dtype="float32", text_lengths=text_lengths)
+    if options.method == "catlip":
+        config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+        config.views = dict(name="catlip", vocabulary=SCENES_VOCABULARY)
+        model = dict(width=16, layers=2, heads=2, num_positions=4)
+        augment = dict(total_steps=30)
+        config.method = dict(name="catlip", model=model, augment=augment, dtype="float32")
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
     config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -51,4 +57,19 @@ def get_config(arg=None):
             batch_size=4,
         )
     )
+    if options.method == "catlip":
+        config.optim.rules = CATLIP_RULES
+        config.plan = dict(name="variable", sizes=(16, 32), batch_multiple=8)
+        words = dict(
+            name="mined_labels", vocabulary=SCENES_VOCABULARY, data=config.evals.retrieval.data
+        )
+        config.evals = dict(
+            words=dict(
+                evaluator="average_precision",
+                every_steps=20,
+                weights="averaged",
+                data=words,
+                batch_size=4,
+            )
+        )
     return config

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import trees
+from big_vlp.convert.common import ConversionError, backward, forward
 from big_vlp.methods.cosmos import Method
 from big_vlp.preprocess import Preprocess
 
@@ -60,10 +61,6 @@ _RANKS = {
     "positional_embedding": 2,
     "text_projection": 2,
 }
-
-
-class ConversionError(ValueError):
-    """Weights that do not fit; the message names every key that is missing, unexpected or wrong."""
 
 
 def from_reference(
@@ -168,7 +165,7 @@ def _count_layers(state, prefix):
 
 
 def _to_params(state, image_heads, text_heads, pooler_heads):
-    flat = {path: _forward(kind, state[key]) for path, key, kind in _DIRECT}
+    flat = {path: forward(kind, state[key]) for path, key, kind in _DIRECT}
     for (tower, prefix), heads in zip(_TOWERS, (image_heads, text_heads)):
         blocks = [
             _block_to_params(state, f"{prefix}.resblocks.{i}.", heads)
@@ -190,7 +187,7 @@ def _to_params(state, image_heads, text_heads, pooler_heads):
 
 
 def _block_to_params(state, prefix, heads):
-    block = {path: _forward(kind, state[prefix + key]) for path, key, kind in _BLOCK}
+    block = {path: forward(kind, state[prefix + key]) for path, key, kind in _BLOCK}
     attention = _attention_to_params(state, f"{prefix}attn.", heads)
     return block | {f"attn/{name}": value for name, value in attention.items()}
 
@@ -209,13 +206,13 @@ def _attention_to_params(state, prefix, heads):
 
 def _to_state(flat, xp):
     """Flat parameters -> reference state dict, with the array functions of `xp`."""
-    state = {key: _backward(kind, flat[path]) for path, key, kind in _DIRECT}
+    state = {key: backward(kind, flat[path]) for path, key, kind in _DIRECT}
     for tower, prefix in _TOWERS:
         start = f"{tower}/transformer/blocks/"
         stacked = {k.removeprefix(start): v for k, v in flat.items() if k.startswith(start)}
         for i in range(stacked["norm1/scale"].shape[0]):
             block, key_start = {k: v[i] for k, v in stacked.items()}, f"{prefix}.resblocks.{i}."
-            state |= {key_start + key: _backward(kind, block[path]) for path, key, kind in _BLOCK}
+            state |= {key_start + key: backward(kind, block[path]) for path, key, kind in _BLOCK}
             attention = {k.removeprefix("attn/"): v for k, v in block.items()}
             state |= _attention_to_state(attention, f"{key_start}attn.")
     for pooler, prefix in _POOLERS:
@@ -238,14 +235,3 @@ def _attention_to_state(attention, prefix):
         f"{prefix}out_proj.weight": attention["out/kernel"].reshape(-1, width).T,
         f"{prefix}out_proj.bias": attention["out/bias"],
     }
-
-
-_TRANSPOSE = {"linear": ((1, 0), (1, 0)), "conv": ((2, 3, 1, 0), (3, 2, 0, 1))}
-
-
-def _forward(kind, value):
-    return value if kind == "same" else value.transpose(_TRANSPOSE[kind][0])
-
-
-def _backward(kind, value):
-    return value if kind == "same" else value.transpose(_TRANSPOSE[kind][1])

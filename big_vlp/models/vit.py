@@ -169,3 +169,12 @@ class ViT(nn.Module):
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
         )
         return tokens, projection(pooled)
+
+    def embed(self, images, train: bool = False):
+        """The images themselves: no part of this tower depends on the whole batch."""
+        del train
+        return images
+
+    def encode(self, images):
+        """As `__call__`; with `embed` what `catlip_vit.Classifier` asks of a tower."""
+        return self(images)

@@ -22,6 +22,11 @@ class Source:
     Construction checks that every shard is there with its full size, but opens none: shards are
     opened on first use, once per process. Reading is thread-safe; pickling ships file names only.
 
+    Attributes, where the data set has them:
+      class_names: of the records' `label`.
+      label_vocabulary: fingerprint of the vocabulary that their `labels` were stored with.
+      num_label_classes: size of that vocabulary.
+
     Args:
       path: directory that holds the shards and their dataset.json.
 
@@ -36,6 +41,9 @@ class Source:
         shards = description["shards"]
         if "class_names" in description:
             self.class_names = description["class_names"]
+        if "label_vocabulary" in description:
+            self.label_vocabulary = description["label_vocabulary"]["fingerprint"]
+            self.num_label_classes = description["label_vocabulary"]["size"]
         for shard in shards:
             file = self._path / shard["file"]
             if not file.is_file():

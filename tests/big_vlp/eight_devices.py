@@ -1,4 +1,4 @@
-"""Losses and gradients of every method on meshes of eight devices; prints them as JSON.
+"""Losses, gradients and statistics of every method on meshes of eight devices; prints them as JSON.
 
 A program of its own, since the number of devices is fixed when jax starts. For each method: the
 plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
@@ -34,6 +34,13 @@ METHODS = {
     "cosmos": dict(
         name="cosmos", model={**MODEL, "pooler_heads": 4}, momentum=0.9, text_lengths=(6, 8)
     ),
+    # BatchNorm over the global batch, and a classifier that "tensor" splits.
+    "catlip": dict(
+        name="catlip",
+        model={"width": 16, "layers": 2, "heads": 4, "num_positions": 4},
+        num_classes=24,
+        augment={"total_steps": 10},
+    ),
 }
 
 
@@ -44,6 +51,9 @@ def make_batch(name):
     lengths = rng.integers(2, 8, (BATCH, 4))  # the longest needs 8 of 10
     tokens[np.arange(10) >= lengths[..., None]] = 0
     np.put_along_axis(tokens, lengths[..., None], 63, axis=-1)
+    if name == "catlip":
+        labels = rng.integers(-1, 24, (BATCH, 5)).astype(np.int32)
+        return {"image": rng.random((BATCH, 32, 32, 3)).astype(np.float32), "labels": labels}
     if name != "cosmos":
         return {"image": images(16, 16), "tokens": tokens[:, 0]}
     return {
@@ -61,13 +71,18 @@ def evaluate(method, params, batch, mesh=None):
         batch = sharding.global_batch(batch, mesh, BATCH)
         split = sum(sharding.bytes_per_device(x) < x.nbytes for x in jax.tree.leaves(params[0]))
 
-    def loss(model, averaged, batch):
-        return method.loss(model, {}, averaged, {}, batch, rng=jax.random.key(1), step=0)[0]
+    def loss(model, averaged, statistics, batch):
+        rng = jax.random.key(1)
+        value, (new, _) = method.loss(model, {}, averaged, statistics, batch, rng=rng, step=0)
+        return value, new
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(*params, batch)
+    model, statistics = trees.split_statistics(params[0])
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, statistics), grads = step(model, params[1], statistics, batch)
+    arrays = trees.flatten(trees.merge(grads, statistics))
     return {
         "loss": float(value),
-        "grads": {path: np.asarray(g).ravel().tolist() for path, g in trees.flatten(grads).items()},
+        "arrays": {path: np.asarray(x).ravel().tolist() for path, x in arrays.items()},
         "split": split,
     }
 
@@ -82,7 +97,7 @@ def main():
         results[name] = {"plain": evaluate(plain, params, batch)}
         method = dataclasses.replace(plain, unroll=False, remat="full", accumulate_steps=2)
         cut = method.cut_text(batch, method.text_length(batch))
-        if method.text_lengths:
+        if "text_lengths" in arguments:
             assert min(x.shape[-1] for k, x in cut.items() if "tokens" in k) == 8
         sharding.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
         for sizes, devices in MESHES.items():

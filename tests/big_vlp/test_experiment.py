@@ -7,8 +7,10 @@ import ml_collections
 import pytest
 from jax.sharding import AxisType
 
+from big_vlp.config import CATLIP_RULES, SCENES_VOCABULARY
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
 from big_vlp.sharding import AXES
+from input_pipeline.vocabulary import Vocabulary
 
 
 def make_config(method="cosmos"):
@@ -271,3 +273,68 @@ def test_bidirectional_text_cannot_be_cut():
     config.method.model.text.causal = False
     with pytest.raises(ConfigError, match="text_lengths needs a causal text tower"):
         Experiment.from_config(config).make_method()
+
+
+def catlip_config(**views):
+    config = make_config("clip")
+    config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    config.data.size = 20
+    config.plan = dict(name="variable", sizes=(16, 32, 48), batch_multiple=2)
+    config.views = dict(name="catlip", vocabulary=SCENES_VOCABULARY, **views)
+    model = dict(width=16, layers=1, heads=2, num_positions=4)
+    config.method = dict(name="catlip", model=model, dtype="float32")
+    config.optim.rules = CATLIP_RULES[:2]
+    config.evals = dict()
+    return config
+
+
+def test_parts_of_a_classifier_fit_together(tmp_path):
+    _, method, optimizer, loader, _ = build(catlip_config(), tmp_path)
+    assert method.num_classes == len(Vocabulary.load(SCENES_VOCABULARY)) == 37
+    labels = Experiment.from_config(catlip_config()).labels(loader)
+    assert labels.names[0] == "large.n.01" and labels.keys[0] == "n5096191"
+    seen = {size: batch["image"].shape for size, batch in
+            ((loader.plan(i)[0], loader.batch(i)) for i in range(6))}  # fmt: skip
+    assert all(shape[1:] == (size, size, 3) for size, shape in seen.items())
+    assert all(shape[0] == dict(loader.plan.shapes)[size] for size, shape in seen.items())
+    assert (
+        optimizer.describe(jax.eval_shape(method.init, jax.random.key(0))[0])[
+            "batch_stats/tower/stem/norm0/mean"
+        ]
+        == "running statistic"
+    )
+
+
+def test_stored_labels_must_be_of_the_vocabulary(tmp_path):
+    message = error(catlip_config(stored=True), tmp_path)
+    assert "config.views.stored" in message and "--labels" in message
+    config = catlip_config(stored=True)
+    config.data = dict(name="mined_labels", data=config.data, vocabulary=SCENES_VOCABULARY)
+    build(config, tmp_path)
+    config.views.vocabulary_size = 5
+    assert "config.views.stored" in error(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("plan.name", "linear", "config.plan: Unknown plan 'linear'"),
+        ("plan.sizes", (), "config.plan: sizes=()"),
+        ("plan.batch_multiple", 0, "config.plan: batch_multiple=0"),
+        ("views.vocabulary", "nowhere.tsv", "config.views: There is no vocabulary nowhere.tsv"),
+        ("method.prior", 2.0, "config.method: prior=2.0"),
+        ("method.num_classes", 3, "config.method: ['num_classes'] cannot be set here"),
+        ("init", dict(model="x", classifier="old"), "config.init: classifier='old'"),
+        ("init", dict(modle="x"), "config.init"),
+    ],
+)
+def test_wrong_values_of_a_classifier(tmp_path, key, value, named):
+    config = catlip_config()
+    if key == "init":
+        config.init = value
+    else:
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError) as caught:
+        build(config, tmp_path)
+        Experiment.from_config(config).make_warm_start()
+    assert named in str(caught.value)

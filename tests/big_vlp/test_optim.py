@@ -129,6 +129,29 @@ def test_rules_scale_learning_rate_and_decay():
     same(run(made, trainable)[0], adamw(made, trainable))
 
 
+def test_a_learning_rate_for_each_layer():
+    """Row k of a stacked parameter moves as if it were a parameter of its own with that rate."""
+    rates = (0.0, 0.5, 1.0)
+    layered = optimizer(rules=(("tower/fc/kernel", rates, 1.0), ("(?!tower/fc/kernel).*", 1, 0)))
+    found = run(layered, arrays())[0]["tower"]["fc"]["kernel"]
+    for row, rate in enumerate(rates):
+        plain = optimizer(
+            rules=(("tower/fc/kernel", rate or 1e-30, 1.0), ("(?!tower/fc/kernel).*", 1, 0))
+        )
+        expected = run(plain, arrays())[0]["tower"]["fc"]["kernel"][row]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-6)
+    assert layered.describe(arrays())["tower/fc/kernel"] == "trained, lr x0..1, wd x1"
+    wrong = optimizer(rules=(("tower/fc/kernel", (1.0, 1.0), 1.0), ("(?!tower/fc/kernel).*", 1, 0)))
+    with pytest.raises(ValueError, match=r"gives 2 learning rates to tower/fc/kernel \(3, 4\)"):
+        wrong.assign(arrays())
+
+
+def test_running_statistics_are_no_parameters():
+    described = optimizer().describe({**arrays(), "batch_stats": {"norm": {"mean": np.ones(2)}}})
+    assert described["batch_stats/norm/mean"] == "running statistic"
+    assert described["tower/fc/bias"].startswith("trained")
+
+
 def test_frozen_parameters_have_no_moments():
     made = optimizer(rules=RULES)
     trainable, _ = trees.split(arrays(), made.is_trainable(arrays()))
@@ -180,6 +203,13 @@ def test_schedule():
     traced = jax.jit(made.schedule)(jnp.arange(11))
     np.testing.assert_allclose(traced, found, rtol=1e-6, atol=1e-6)
     assert traced.dtype == jnp.float32
+
+
+def test_schedule_ends_at_the_final_learning_rate():
+    made = optimizer(learning_rate=2.0, final_learning_rate=0.5, total_steps=10, warmup_steps=4)
+    assert float(made.schedule(3)) == float(made.schedule(4)) == 2.0
+    assert float(made.schedule(7)) == pytest.approx(1.25)
+    assert float(made.schedule(10)) == pytest.approx(0.5)
 
 
 def test_schedule_without_warm_up_and_without_decay():

@@ -16,7 +16,7 @@ from big_vlp import sharding
 from big_vlp.sharding import AXES, global_batch, local_rows, make_mesh, placement
 
 ROOT = Path(__file__).parents[2]
-METHODS = ("clip", "siglip", "cosmos")
+METHODS = ("clip", "siglip", "cosmos", "catlip")
 MESHES = ("1,1,1", "8,1,1", "2,4,1", "2,2,2")
 
 
@@ -42,13 +42,13 @@ def eight_devices():
 def test_every_mesh_gives_the_plain_losses_and_gradients(eight_devices, method, mesh):
     plain, found = eight_devices[method]["plain"], eight_devices[method][mesh]
     assert found["loss"] == pytest.approx(plain["loss"], rel=1e-5)
-    assert found["grads"].keys() == plain["grads"].keys()
+    assert found["arrays"].keys() == plain["arrays"].keys()
     # Keys' biases have no gradient in theory; what rounding leaves is measured on the whole.
-    largest = max(np.abs(g).max() for g in plain["grads"].values())
-    for path, expected in plain["grads"].items():
+    largest = max(np.abs(g).max() for g in plain["arrays"].values())
+    for path, expected in plain["arrays"].items():
         size = max(np.abs(expected).max(), 1e-3 * largest)
         np.testing.assert_allclose(
-            found["grads"][path], expected, rtol=0, atol=1e-5 * size, err_msg=path
+            found["arrays"][path], expected, rtol=0, atol=1e-5 * size, err_msg=path
         )
 
 

@@ -236,6 +236,8 @@ def test_curves_show_losses_and_evaluations(tmp_path):
             names = ("image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@1_chance")
             log.write(step, "coco", dict.fromkeys(names, 0.1) | {"image_to_text_mean_rank": 9.0})
             log.write(step, "pets", {"top1_accuracy": 0.5, "top1_accuracy_chance": 0.1})
+            words = {"macro_ap": 0.3, "macro_ap_baseline": 0.1, "num_classes_present": 37}
+            log.write(step, "words", words)
         loss = math.nan if step in (7, 8) else 300 - step
         log.write(step, "train", {"loss": loss, "clip_loss": 1.0, "lr": 1e-3})
     log.close()
@@ -245,6 +247,7 @@ def test_curves_show_losses_and_evaluations(tmp_path):
         "coco: image_to_text_R@k": sorted(names),
         "coco: rank": ["image_to_text_mean_rank"],
         "pets: accuracy": ["top1_accuracy", "top1_accuracy_chance"],
+        "words: accuracy": ["macro_ap", "macro_ap_baseline"],
     }
     steps, values = panels["train: losses"]["loss"]
     np.testing.assert_array_equal(steps, np.arange(300))
@@ -256,6 +259,15 @@ def test_curves_show_losses_and_evaluations(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         telemetry.CURVES_FILE, telemetry.LOG_FILE, "tensorboard",
     ]  # fmt: skip
+
+
+def test_what_chance_or_frequencies_give_stands_beside_the_metric():
+    values = {"ap": 0.5, "top1": 0.25, "top1_chance": 0.1, "ap_baseline": 0.125}
+    lines = telemetry.metric_table(values).splitlines()
+    assert [line.split() for line in lines] == [
+        ["ap", "0.5000", "(baseline", "0.1250)"],
+        ["top1", "0.2500", "(chance", "0.1000)"],
+    ]
 
 
 def test_curves_need_a_log(tmp_path):

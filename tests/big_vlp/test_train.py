@@ -25,11 +25,11 @@ CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300
 
 
-def tiny_config(**changes):
+def tiny_config(arg=None, **changes):
     spec = importlib.util.spec_from_file_location("tiny_config", CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(arg)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return config
 
@@ -124,6 +124,20 @@ def test_sigterm_saves_and_resumes(command, uninterrupted, tmp_path):
     output, _ = resumed.communicate(timeout=TIMEOUT)
     assert resumed.returncode == 0, output
     assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
+
+
+def test_catlip_resumes_across_image_sizes_bit_equally(tmp_path):
+    """Sizes and batches follow the plan; statistics, average and curriculum go on with the rest."""
+    changes = dict(total_steps=8, checkpoint__every_steps=3, checkpoint__keep_latest=5)
+    config = tiny_config("method=catlip", **changes)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "killed" / "checkpoints" / str(step))
+    train(config, tmp_path / "killed")
+    assert training_metrics(tmp_path / "killed") == training_metrics(tmp_path / "whole")
+    assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole")
+    assert (tmp_path / "whole" / "labels.json").exists()
 
 
 ON_EIGHT_DEVICES = """

@@ -39,3 +39,12 @@ def test_differences_name_every_path():
         "unexpected: c/z (4,)",
         "wrong shape: a is (1,), should be ()",
     ]
+
+
+def test_statistics_are_a_part_of_their_own():
+    statistics = {"batch_stats": {"tower": {"mean": np.ones(2)}}}
+    parameters, found = trees.split_statistics({**TREE, **statistics})
+    assert trees.flatten(parameters).keys() == trees.flatten(TREE).keys()
+    assert found == statistics
+    assert trees.split_statistics(TREE)[1] == {}
+    assert trees.merge({}, statistics) == trees.merge(statistics, {}) == statistics

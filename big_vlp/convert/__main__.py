@@ -1,0 +1,143 @@
+"""Released weights <-> model directories: python -m big_vlp.convert import|export SYSTEM FROM TO
+
+`import` reads a .safetensors file, or a .pt file where torch is installed (weights only: nothing
+stored in it is executed), and writes a model directory that training starts from (config.init) and
+`big_vlp.show` reads. `export` writes a model directory's weights in the reference's names.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from absl import logging
+
+from big_vlp.checkpoint import CheckpointError
+from big_vlp.convert import catlip, cosmos
+from big_vlp.convert.common import ConversionError
+from big_vlp.model_dir import Labels, open_model, save_model
+from input_pipeline.vocabulary import Vocabulary
+
+SYSTEMS = ("catlip", "cosmos")
+
+
+def import_catlip(source: Path, target: Path, vocabulary: Path | None) -> None:
+    """A classifier's state dict -> model directory.
+
+    Args:
+      vocabulary: file that names the classes; without it they are numbers.
+    """
+    model, arguments, preprocess = catlip.from_reference(read_state(source))
+    count = arguments["num_classes"]
+    labels = Labels(tuple(f"class {i}" for i in range(count)))
+    if vocabulary is not None:
+        found = Vocabulary.load(vocabulary, count)
+        if len(found) < count:
+            raise ConversionError(f"{vocabulary} has {len(found)} classes, the weights {count}.")
+        labels = Labels(tuple(found.names), tuple(found.keys))
+    save_model(target, {"model": model}, {"name": "catlip", **arguments}, preprocess, labels)
+
+
+def import_cosmos(source: Path, target: Path) -> None:
+    """A training checkpoint with student and teacher -> model directory."""
+    student, teacher, model, preprocess = cosmos.from_reference(read_nested(source))
+    method = {"name": "cosmos", "model": model, "momentum": 1.0}
+    save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
+
+
+def export(system: str, source: Path, target: Path) -> None:
+    """A model directory -> a .safetensors file: of CatLIP the average where there is one, of COSMOS
+    student and teacher, with these words in front of their keys."""
+    if target.exists():
+        raise ConversionError(f"{target} exists; give a new file.")
+    if system == "catlip":
+        state = catlip.to_reference(open_model(source).load())
+    else:
+        nets = {"student": "model", "teacher": "averaged"}
+        state = {
+            f"{net}.{key}": value
+            for net, weights in nets.items()
+            for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
+        }
+    state = {key: np.asarray(value, order="C") for key, value in state.items()}
+    safetensors.numpy.save_file(state, target)
+
+
+def read_state(path: Path) -> dict[str, np.ndarray]:
+    """A flat state dict.
+
+    Raises:
+      ConversionError: the file cannot be read as one.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ConversionError(
+                f"{path} is no safetensors file, or a damaged one: {error}."
+            ) from error
+    state = _read_pt(path)
+    for name in ("model_state_dict", "state_dict"):  # of a whole training checkpoint
+        state = state.get(name, state)
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def read_nested(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """{"student": state dict, "teacher": state dict}; see `read_state`."""
+    if path.suffix == ".safetensors":
+        flat, nested = read_state(path), {}
+        for key, value in flat.items():
+            net, _, name = key.partition(".")
+            nested.setdefault(net, {})[name] = value
+        return nested
+    return {
+        net: {key: value.numpy() for key, value in state.items()}
+        for net, state in _read_pt(path).items()
+        if net in ("student", "teacher")
+    }
+
+
+def _read_pt(path: Path) -> dict:
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f"Reading {path.name} needs torch: pip install 'big_vlp[torch]'; or convert the file "
+            "to .safetensors elsewhere."
+        ) from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of several types
+        raise ConversionError(f"{path} is no file of weights: {error}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m big_vlp.convert", description=__doc__)
+    parser.add_argument("direction", choices=("import", "export"))
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("source", type=Path, metavar="FROM")
+    parser.add_argument("target", type=Path, metavar="TO")
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="names the classes of a catlip import"
+    )
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # of the checkpoint library
+    try:
+        if not args.source.exists():
+            raise ConversionError(f"{args.source} does not exist.")
+        if args.direction == "export":
+            export(args.system, args.source, args.target)
+        elif args.system == "catlip":
+            import_catlip(args.source, args.target, args.vocabulary)
+        else:
+            import_cosmos(args.source, args.target)
+    except (CheckpointError, ConversionError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {args.target}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Classification with a pretrained image tower: linear probe and fine-tuning (arXiv 2404.15653,
+section 4). What is frozen is the optimizer's affair; a frozen tower has no backward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp import losses, trees
+from big_vlp.accumulate import over_micro_batches
+from big_vlp.methods import catlip
+from big_vlp.models.catlip_vit import CatlipViT, Classifier
+from big_vlp.models.vit import ViT
+from big_vlp.preprocess import Preprocess
+from big_vlp.range_augment import RangeAugment
+
+TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An image tower and a linear classifier, trained on one or on several labels per image.
+
+    Attributes:
+      num_classes: of the data set.
+      tower: "catlip_vit" or "vit" (the towers of CLIP, SigLIP and COSMOS).
+      model: arguments of the tower.
+      multi_label: False: softmax over `label`; True: sigmoids over `labels`.
+      label_smoothing: of the softmax loss, in training.
+      train_statistics: whether BatchNorm sees the batch and moves its running statistics; False for
+        a frozen tower.
+      ema_momentum: share of the new weights in the average after each step; None keeps none.
+      augment, accumulate_steps, dtype, unroll, remat: as in `methods.catlip.Method`.
+    """
+
+    preprocess: Preprocess
+    num_classes: int
+    tower: str
+    model: dict
+    multi_label: bool = False
+    label_smoothing: float = 0.0
+    train_statistics: bool = True
+    ema_momentum: float | None = None
+    augment: dict | None = None
+    accumulate_steps: int = 1
+    dtype: str = "bfloat16"
+    unroll: bool = False
+    remat: str | None = None
+
+    def __post_init__(self):
+        if self.tower not in TOWERS:
+            raise ValueError(f"Unknown tower {self.tower!r}; choose one of {list(TOWERS)}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
+        if self.multi_label and self.label_smoothing:
+            raise ValueError("label_smoothing is for one label per image; set it to 0.")
+        if self.augment is not None:
+            RangeAugment(**self.augment)  # raises for a wrong key or value
+
+    @property
+    def classifier(self) -> Classifier:
+        arguments = dict(self.model)
+        if self.tower == "vit":
+            arguments["image_size"] = self.preprocess.image_size
+            arguments["activation"] = self.preprocess.activation
+        tower = TOWERS[self.tower](
+            **arguments, dtype=jnp.dtype(self.dtype), unroll=self.unroll, remat=self.remat
+        )
+        return Classifier(tower, self.num_classes)
+
+    def init(self, rng):
+        model = catlip.init_model(self, rng)
+        return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
+
+    def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
+        del averaged
+        params = trees.merge(trainable, frozen)
+        tokens, statistics, augment_loss = catlip.train_tokens(
+            self, params, statistics, batch["image"], rng, step, self.train_statistics
+        )
+
+        def classify(rows):
+            logits = catlip.classify(self.classifier, params, rows["tokens"])
+            if self.multi_label:
+                return losses.binary_cross_entropy(logits, rows["labels"])
+            return losses.cross_entropy(logits, rows["label"], self.label_smoothing)
+
+        rows = {"tokens": tokens, **{k: v for k, v in batch.items() if k != "image"}}
+        loss = over_micro_batches(classify, rows, self.accumulate_steps).mean()
+        metrics = {"classification_loss": loss, "augment_loss": augment_loss}
+        return loss + augment_loss, (statistics, metrics)
+
+    def text_length(self, batch):
+        return 0
+
+    def cut_text(self, batch, length):
+        return batch
+
+    def model_images(self, batch, keys):
+        return catlip.model_images(self, batch, keys)
+
+    def after_update(self, old, new, averaged, step):
+        if self.ema_momentum is None:
+            return new, averaged
+        return new, catlip.moving_average(averaged, new, self.ema_momentum)
+
+    def predict_fns(self):
+        activation = jax.nn.sigmoid if self.multi_label else jax.nn.softmax
+        return catlip.predict_fns(self.classifier, self.preprocess, activation)

@@ -1,0 +1,162 @@
+"""Reads models back: a model directory is what a run, or a converter, leaves.
+
+It holds `checkpoints/STEP` (weights, and as JSON the config and the preprocess record), `frozen`
+where a run froze parameters, and `labels.json` where the model has a classifier.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vlp import sharding, step, trees
+from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen
+from big_vlp.methods import make_method
+from big_vlp.preprocess import Preprocess
+
+LABELS_FILE = "labels.json"
+WEIGHTS = ("model", "averaged")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The classes of a classifier.
+
+    Attributes:
+      names: for people, such as "dog.n.01".
+      keys: of WordNet synsets ("n2084071"), or None where classes are no synsets.
+    """
+
+    names: tuple[str, ...]
+    keys: tuple[str, ...] | None = None
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / LABELS_FILE).write_text(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Labels | None":
+        path = directory / LABELS_FILE
+        if not path.exists():
+            return None
+        fields = json.loads(path.read_text())
+        return cls(tuple(fields["names"]), fields["keys"] and tuple(fields["keys"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """What a model directory says about itself; `load` reads the weights.
+
+    Attributes:
+      directory: of the model.
+      step: of the checkpoint.
+      weights: "model" or "averaged".
+      meta: the checkpoint's JSON.
+      labels: classes, or None.
+    """
+
+    directory: Path
+    step: int
+    weights: str
+    meta: dict
+    labels: Labels | None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess.from_json(json.dumps(self.meta["preprocess"]))
+
+    def make_method(self):
+        """The method that the weights belong to."""
+        given: dict[str, Any] = {"preprocess": self.preprocess}
+        section = self.meta["config"]["method"]
+        if self.labels is not None and "num_classes" not in section:
+            given["num_classes"] = len(self.labels.names)
+        return make_method(**section, **given)
+
+    def load(self, mesh=None) -> dict:
+        """The weights and what was frozen, as one nested dict of arrays on the mesh.
+
+        Raises:
+          CheckpointError: they cannot be read.
+        """
+        mesh = sharding.make_mesh() if mesh is None else mesh
+        checkpoints = Checkpoints(self.directory, read_only=True)
+
+        def read(shapes, restore):
+            shapes = trees.unflatten(
+                {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in shapes.items()}
+            )
+            return restore(step.abstract(shapes, sharding.placement(shapes, mesh)))
+
+        weights = read(
+            checkpoints.shapes(self.step, self.weights),
+            lambda shapes: checkpoints.restore(self.step, {self.weights: shapes})[self.weights],
+        )
+        frozen = self.directory / "frozen"
+        if not frozen.exists():
+            return weights
+        from_frozen = read(
+            checkpoints.frozen_shapes(), lambda shapes: restore_frozen(self.directory, shapes)
+        )
+        return trees.merge(weights, from_frozen)
+
+
+def open_model(
+    directory: str | Path, weights: str | None = None, at_step: int | None = None
+) -> StoredModel:
+    """Looks at a model directory.
+
+    Args:
+      directory: of a run or a converted model.
+      weights: "model" or "averaged"; by default the average where there is one.
+      at_step: which checkpoint; by default the latest.
+
+    Raises:
+      CheckpointError: there is no such model.
+    """
+    directory = Path(directory).absolute()
+    if weights not in (None, *WEIGHTS):
+        raise CheckpointError(f"weights={weights!r}; choose model or averaged.")
+    checkpoints, steps = None, []
+    if directory.is_dir():
+        checkpoints = Checkpoints(directory, read_only=True)
+        steps = checkpoints.all_steps()
+    if not steps:
+        raise CheckpointError(f"{directory} is no model directory: it has no complete checkpoint.")
+    at_step = steps[-1] if at_step is None else at_step
+    if at_step not in steps:
+        raise CheckpointError(f"{directory} has no checkpoint of step {at_step}; it has {steps}.")
+    found = [name for name in reversed(WEIGHTS) if checkpoints.has(at_step, name)]
+    weights = weights or found[0]
+    if weights not in found:
+        raise CheckpointError(f"{directory} has no {weights!r} weights; it has {found}.")
+    meta = checkpoints.meta(at_step)
+    return StoredModel(directory, at_step, weights, meta, Labels.load(directory))
+
+
+def save_model(
+    directory: str | Path, items: dict, method: dict, preprocess: Preprocess, labels: Labels | None
+) -> None:
+    """Writes a converted model as a model directory of one checkpoint, step 0.
+
+    Args:
+      directory: new, or empty.
+      items: {"model": tree, "averaged": tree or {}}.
+      method: the section `method` of a config: name and arguments.
+
+    Raises:
+      CheckpointError: there is a model already, or it cannot be written.
+    """
+    directory = Path(directory).absolute()
+    if (directory / "checkpoints").exists():
+        raise CheckpointError(f"{directory} holds a model already; give another directory.")
+    record = json.loads(preprocess.to_json())
+    meta = {"config": {"method": method, "preprocess": record}, "preprocess": record, "step": 0}
+    if labels is not None:
+        labels.save(directory)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(0, {k: jax.tree.map(np.asarray, v) for k, v in items.items()}, meta)
+    checkpoints.close()

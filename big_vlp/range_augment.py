@@ -1,0 +1,124 @@
+"""RangeAugment (arXiv 2212.10553): photometric augmentation whose strength is learned.
+
+Six scalars bound how far brightness, contrast and noise go. A loss pulls the change they make
+towards a target that grows over training, so that augmentation starts mild and ends strong.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+# name: ((lowest low, highest low), (lowest high, highest high), initial low, initial high)
+RANGES = {
+    "brightness": ((0.1, 0.9), (1.1, 10.0), 0.5, 1.5),
+    "contrast": ((0.1, 0.9), (1.1, 10.0), 0.5, 1.5),
+    "noise": ((0.0, 5e-5), (1e-4, 1.0), 0.0, 0.1),
+}
+LOSS_SCALE = 100 / 255**2
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeAugment:
+    """What is done to images in 0..1 before the tower sees them, in training only.
+
+    Attributes:
+      total_steps: length of the curriculum; later steps keep its last target.
+      start_psnr, end_psnr: the change aimed at, as a peak signal-to-noise ratio in dB.
+    """
+
+    total_steps: int
+    start_psnr: float = 40.0
+    end_psnr: float = 20.0
+
+    def __post_init__(self):
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps={self.total_steps}; give the length of the curriculum.")
+
+    def init(self) -> dict:
+        """The six parameters {name: {"low", "high"}}, f32 scalars."""
+        return {
+            name: {"low": jnp.float32(low), "high": jnp.float32(high)}
+            for name, (_, _, low, high) in RANGES.items()
+        }
+
+    def apply(self, params, images, keys):
+        """Augments f32[B, H, W, 3] in 0..1; differentiable with respect to `params`.
+
+        The three operations come in one random order for the whole batch; each changes half of
+        the images, by magnitudes drawn from its range.
+
+        Args:
+          keys: one random key per image.
+
+        Returns:
+          f32[B, H, W, 3] in 0..1.
+        """
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (2, len(RANGES))))(keys)  # [B, 2, 3]
+        # An image is among the chosen half if fewer than half have drawn less.
+        rank = jnp.argsort(jnp.argsort(draws[:, 0], axis=0), axis=0)
+        chosen = rank < max(1, images.shape[0] // 2)  # [B, 3]
+        order = jax.random.permutation(jax.random.fold_in(keys[0], 0), len(RANGES))
+
+        def change(op):
+            name = list(RANGES)[op]
+
+            def run(x):
+                low, high = bounds(params, name)
+                magnitude = low + draws[:, 1, op] * (high - low)
+                changed = OPERATIONS[name](x, magnitude[:, None, None, None], keys)
+                return jnp.where(chosen[:, op, None, None, None], changed, x)
+
+            return run
+
+        for op in order:
+            images = jax.lax.switch(op, [change(i) for i in range(len(RANGES))], images)
+        return jnp.clip(images, 0, 1)
+
+    def loss(self, images, augmented, step):
+        """Smooth L1 distance of the change, per image, to the target of the step; f32 scalar."""
+        change = jnp.square(255 * (augmented - images)).mean(axis=(1, 2, 3))
+        distance = jnp.abs(change - self.target(step))
+        smooth = jnp.where(distance < 1, distance**2 / 2, distance - 0.5)
+        return smooth.mean() * LOSS_SCALE
+
+    def target(self, step):
+        """The mean squared error aimed at in a step (0-based), in grey levels squared."""
+        start, end = (mean_squared_error(psnr) for psnr in (self.start_psnr, self.end_psnr))
+        progress = jnp.minimum(step, self.total_steps) / (self.total_steps + 1)
+        return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
+
+
+def mean_squared_error(psnr: float) -> float:
+    """Grey levels squared at a peak signal-to-noise ratio in dB."""
+    return 10 ** ((20 * math.log10(255) - psnr) / 10)
+
+
+def bounds(params, name: str):
+    """(low, high) of an operation's magnitude, each squashed into its own range."""
+    low_range, high_range, _, _ = RANGES[name]
+    pairs = ((params[name]["low"], low_range), (params[name]["high"], high_range))
+    return tuple(jax.nn.sigmoid(p) * (b - a) + a for p, (a, b) in pairs)
+
+
+def brightness(images, magnitude, keys):
+    """images f32[B, H, W, 3], magnitude f32[B, 1, 1, 1]; 1 changes nothing."""
+    del keys
+    return images * magnitude
+
+
+def contrast(images, magnitude, keys):
+    """Away from the mean of each channel; 1 changes nothing."""
+    del keys
+    mean = images.mean(axis=(1, 2), keepdims=True)
+    return (1 - magnitude) * mean + magnitude * images
+
+
+def noise(images, magnitude, keys):
+    """Gaussian, of standard deviation `magnitude`."""
+    normal = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+    return images + magnitude * normal
+
+
+OPERATIONS = {"brightness": brightness, "contrast": contrast, "noise": noise}

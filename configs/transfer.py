@@ -1,0 +1,133 @@
+"""Classification with a pretrained image tower (arXiv 2404.15653, section 4 and appendix).
+
+Options: task=imagenet|places|coco|scenes, mode=probe|finetune, init=random|transfer (of the
+classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fraction=1.0 of the
+training images, layer_decay=1.0 (learning rates that fall towards the first layer), runlocal.
+Data: see "Labelled data" in docs/data.md. task=scenes needs no file, and runlocal no model.
+"""
+
+import ml_collections
+
+from big_vlp import config as shared
+from input_pipeline.plan import catlip_sizes
+
+# Training images, classes, and source of training and validation data.
+TASKS = {
+    "imagenet": (
+        1_281_167,
+        1000,
+        dict(name="tfds", dataset="imagenet2012", split="train", label="label"),
+        dict(name="tfds", dataset="imagenet2012", split="validation", label="label"),
+    ),
+    "places": (
+        1_803_460,
+        365,
+        dict(name="tfds", dataset="places365_small", split="train", label="label"),
+        dict(name="tfds", dataset="places365_small", split="validation", label="label"),
+    ),
+    "coco": (
+        118_287,
+        80,
+        dict(name="coco_labels", annotations="data/coco/annotations/instances_train2017.json",
+             images="data/coco/train2017"),
+        dict(name="coco_labels", annotations="data/coco/annotations/instances_val2017.json",
+             images="data/coco/val2017"),
+    ),
+    "scenes": (
+        20_000,
+        8,
+        dict(name="scenes", split="train", size=20_000, image_size=64),
+        dict(name="scenes", split="val", size=500, image_size=64),
+    ),
+}  # fmt: skip
+
+
+def get_config(arg=None):
+    options = shared.parse_options(
+        arg,
+        task="imagenet",
+        mode="probe",
+        init="random",
+        start="runs/catlip",
+        model="b16",
+        fraction=1.0,
+        layer_decay=1.0,
+        runlocal=False,
+    )
+    images, num_classes, train, val = shared.choose("task", TASKS, options.task)
+    shared.choose("mode", dict.fromkeys(("probe", "finetune")), options.mode)
+    tower = shared.choose("model", shared.CATLIP_TOWERS, options.model)
+    probe, multi_label = options.mode == "probe", options.task == "coco"
+    size = 512 if multi_label else 224
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.global_batch = 256 if probe else 128 if multi_label else 512
+    steps_per_epoch = max(1, round(images * options.fraction / config.global_batch))
+    config.total_steps = (30 if probe else 10) * steps_per_epoch
+    config.init = dict(model=options.start, classifier=options.init)
+
+    config.data = dict(train, fraction=options.fraction) if options.fraction < 1 else train
+    config.preprocess = dict(
+        image_size=size,
+        resize_size=232 if size == 224 else 512,
+        interpolation="bilinear",
+        crop_rounding="down",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    config.plan = dict(name="constant")
+    if not probe:
+        low, high, count, multiple = (256, 768, 25, 16) if multi_label else (128, 320, 7, 32)
+        sizes = catlip_sizes(low, high, count, base=size, multiple=multiple)
+        config.plan = dict(name="variable", sizes=sizes, batch_multiple=8)
+    config.views = dict(
+        name="labels",
+        num_classes=num_classes,
+        multi_label=multi_label,
+        crop_scale=(0.08, 1.0),
+        flip_prob=0.5,
+    )
+    config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
+
+    config.method = dict(
+        name="transfer",
+        tower="catlip_vit",
+        model=tower,
+        multi_label=multi_label,
+        label_smoothing=0.0 if multi_label else 0.1,
+        train_statistics=not probe,
+        ema_momentum=None if probe else 5e-4,
+        augment=None if probe else dict(total_steps=config.total_steps),
+        dtype="bfloat16",
+        remat=None if probe else "dots",
+    )
+    frozen = (("tower/.*", 0.0, 0.0), ("classifier/.*", 1.0, 1.0))
+    rules = shared.CATLIP_RULES
+    if options.layer_decay != 1:
+        rules = shared.layerwise_rules(tower["layers"], options.layer_decay)
+    config.optim = dict(
+        learning_rate=1e-5 if multi_label and not probe else 3e-5,
+        final_learning_rate=1e-6 if multi_label or probe else 3e-6,
+        warmup_steps=min(500, config.total_steps // 10),
+        weight_decay=0.0 if probe else 0.05,
+        beta2=0.999,
+        clip_norm=1.0,
+        rules=frozen if probe else rules,
+    )
+
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.checkpoint = dict(every_steps=1000, keep_latest=2)
+    config.log_every_steps = 50
+    config.on_nonfinite = "stop"
+    config.evals = dict(
+        val=dict(
+            evaluator="average_precision" if multi_label else "classification",
+            weights="model" if probe else "averaged",
+            every_steps=steps_per_epoch,
+            data=val,
+            batch_size=256,
+        )
+    )
+    if options.runlocal:
+        config = shared.run_local(config)
+    return config

@@ -1,0 +1,240 @@
+"""The classes of CatLIP: synsets by how often captions name them. Builds a vocabulary of data sets:
+
+    python -m input_pipeline.vocabulary --input data/cc3m --threshold 500 --output vocabulary.tsv
+
+A vocabulary is a text file, one synset per line, the most frequent first; a synset's place in it is
+its class. Beside it, with other endings: .json, what it covers of the captions, and .png, counts by
+rank. `label_mining` says how captions become synsets; every occurrence counts (the paper, arXiv
+2404.15653, does not say whether repeated words do).
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import os
+import pickle
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from input_pipeline import synsets
+
+_COLUMNS = "# key\tcount\tname"
+
+
+class Vocabulary:
+    """Synsets in the order of their classes.
+
+    Attributes:
+      keys: e.g. "n2084071"; class i is keys[i].
+      counts: how often each occurred in the captions.
+      names: e.g. "dog.n.01".
+
+    Raises:
+      ValueError: there is none, one is there twice, is none of WordNet 3.0, or counts rise.
+    """
+
+    def __init__(self, keys: Sequence[str], counts: Sequence[int]):
+        self.keys, self.counts = tuple(keys), tuple(counts)
+        nouns = synsets.load()
+        for key in self.keys:
+            if key not in nouns:
+                raise ValueError(
+                    f"{key!r} is no noun of WordNet {synsets.VERSION}: this vocabulary is of "
+                    "another one. (A key is n and the offset, without leading zeros.)"
+                )
+        if not self.keys:
+            raise ValueError("The vocabulary is empty.")
+        self._index = {key: i for i, key in enumerate(self.keys)}
+        if len(self._index) < len(self.keys):
+            twice = next(key for i, key in enumerate(self.keys) if self._index[key] != i)
+            raise ValueError(f"The vocabulary has {twice} twice.")
+        for before, after in itertools.pairwise(self.counts):
+            if after > before:
+                raise ValueError(f"The most frequent must come first; {before} is before {after}.")
+        self.names = tuple(nouns.name(key) for key in self.keys)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, size: int | None = None) -> "Vocabulary":
+        """Reads a file that this module, or the reference, has written.
+
+        Args:
+          path: text, or a pickle of {key: count} (ends in .pkl, or begins like one). Nothing that
+            is stored in a pickle is executed: it may hold a dict of str and int only.
+          size: keeps only so many of the first, if there are more.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is malformed, or as the class says.
+        """
+        if size is not None and size < 1:
+            raise ValueError(f"size={size}: keep at least one class of {path}.")
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no vocabulary {path}. `python -m input_pipeline.vocabulary` makes one."
+            )
+        data = path.read_bytes()
+        is_pickle = path.suffix in (".pkl", ".pickle") or data.startswith(b"\x80")
+        try:
+            rows = _read_pickle(data) if is_pickle else _read_text(data)
+            vocabulary = cls([key for key, _, _ in rows], [count for _, count, _ in rows])
+            for (key, _, name), expected in zip(rows, vocabulary.names):
+                if name not in (expected, None):
+                    raise ValueError(
+                        f"{key} is {expected} in WordNet {synsets.VERSION}, not {name}: this "
+                        "vocabulary is of another one."
+                    )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return vocabulary if size is None else cls(vocabulary.keys[:size], vocabulary.counts[:size])
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self.keys)
+
+    def index(self, key: str) -> int:
+        """The class of a synset.
+
+        Raises:
+          ValueError: it is not in the vocabulary.
+        """
+        if key not in self._index:
+            raise ValueError(f"{key!r} is not in the vocabulary of {len(self)} synsets.")
+        return self._index[key]
+
+    def labels(self, keys: Iterable[str]) -> list[int]:
+        """Classes of the keys that are in the vocabulary, ascending, each once."""
+        return sorted({self._index[key] for key in keys if key in self._index})
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the keys in their order: equal ones, equal classes."""
+        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
+
+    def write(self, path: Path, comments: Sequence[str]) -> None:
+        """Writes the text file; `comments` are its first lines."""
+        lines = [f"# {comment}" for comment in comments] + [_COLUMNS]
+        rows = zip(self.keys, self.counts, self.names)
+        lines += [f"{key}\t{count}\t{name}" for key, count, name in rows]
+        path.write_text("\n".join(lines) + "\n", "ascii", newline="\n")
+
+
+def _read_text(data: bytes) -> list[tuple[str, int, str]]:
+    """(key, count, name) of every line."""
+    rows = []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if line.startswith("#"):
+            continue
+        key, *rest = line.split("\t")
+        if len(rest) != 2 or not (rest[0].isascii() and rest[0].isdecimal()):
+            raise ValueError(f"line {number} is not KEY, COUNT, NAME between tabs: {line[:80]!r}")
+        rows.append((key, int(rest[0]), rest[1]))
+    return rows
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds what needs no class or function: numbers, strings, and containers of them."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it refers to something outside")
+
+
+def _read_pickle(data: bytes) -> list[tuple[str, int, None]]:
+    """(key, count, no name) of every item, in the order of the dict."""
+    try:
+        counts = _PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # A damaged pickle raises almost anything.
+        raise ValueError(f"this pickle cannot be read as plain data ({error}).") from None
+    if type(counts) is not dict or not all(
+        type(key) is str and type(count) is int for key, count in counts.items()
+    ):
+        raise ValueError("this pickle does not hold a dict of str and int.")
+    return [(key, count, None) for key, count in counts.items()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    # Imported here: programs that read vocabularies do not count any.
+    from input_pipeline import vocabulary_beam, vocabulary_count, vocabulary_report
+    from input_pipeline.label_mining import MODES
+
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.vocabulary",
+        description="Counts the synsets that captions name and keeps the frequent ones.",
+        epilog="With --runner, options that are not listed here go to Apache Beam.",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="DIR|NAME:KEY=VALUE,...",
+        help="prepared shards, or any data source with its arguments; may be repeated",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.tsv")
+    parser.add_argument(
+        "--threshold",
+        type=_from(0),
+        default=500,
+        metavar="N",
+        help="keep synsets that occur more than N times (default: 500, as published)",
+    )
+    parser.add_argument(
+        "--size", type=_from(1), metavar="N", help="keep only the N most frequent of them"
+    )
+    parser.add_argument(
+        "--captions",
+        type=lambda text: tuple(text.split(",")),
+        metavar="FIELD,...",
+        help="caption fields that count (default: all)",
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default=MODES[0], help="how captions become synsets"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_from(1),
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes (default: one per CPU); the output does not depend on it",
+    )
+    parser.add_argument(
+        "--runner", metavar="NAME", help="count on Apache Beam instead, e.g. DirectRunner"
+    )
+    args, more = parser.parse_known_args(argv)
+    if more and not args.runner:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    try:
+        if args.output.suffix != ".tsv":
+            raise ValueError(f"--output must end in .tsv, got {str(args.output)!r}.")
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        job = vocabulary_count.plan(args.input, args.captions, args.mode)
+        if args.runner:
+            totals = vocabulary_beam.run(job, args.output, args.runner, more)
+        else:
+            totals = vocabulary_count.run(job, args.workers)
+        vocabulary_report.write(totals, job, args.threshold, args.size, args.output)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _from(lowest: int):
+    """A parser of whole numbers from `lowest` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {lowest} on")
+        return int(text)
+
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

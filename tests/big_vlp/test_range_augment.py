@@ -1,0 +1,73 @@
+"""RangeAugment: half of a batch by each operation, from learned ranges, towards a moving target."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vlp import range_augment
+from big_vlp.range_augment import RANGES, RangeAugment, bounds, mean_squared_error
+
+AUGMENT = RangeAugment(total_steps=100)
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def images():
+    # Away from 0 and 1, so that little is clipped.
+    return jnp.asarray(np.random.default_rng(0).uniform(0.4, 0.6, (ROWS, 6, 6, 3)), jnp.float32)
+
+
+def keys(seed, rows=ROWS):
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+def test_initial_ranges():
+    """The squashing makes them much wider than the numbers they are made of."""
+    params = AUGMENT.init()
+    np.testing.assert_allclose(bounds(params, "brightness"), (0.598, 8.376), rtol=1e-3)
+    np.testing.assert_allclose(bounds(params, "contrast"), (0.598, 8.376), rtol=1e-3)
+    np.testing.assert_allclose(bounds(params, "noise"), (2.5e-5, 0.525), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_each_operation_changes_half_of_the_batch(monkeypatch, images, name):
+    others = {n: lambda x, m, k: x for n in RANGES if n != name}
+    monkeypatch.setattr(range_augment, "OPERATIONS", {**range_augment.OPERATIONS, **others})
+    for seed in range(4):
+        out = AUGMENT.apply(AUGMENT.init(), images, keys(seed))
+        changed = np.abs(out - images).max(axis=(1, 2, 3)) > 1e-7
+        assert changed.sum() == ROWS // 2
+    single = AUGMENT.apply(AUGMENT.init(), images[:1], keys(0, rows=1))
+    assert np.abs(single - images[:1]).max() > 1e-7  # at least one
+
+
+def test_a_function_of_the_keys_alone(images):
+    first, again, other = (AUGMENT.apply(AUGMENT.init(), images, keys(s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+    assert first.min() >= 0 and first.max() <= 1
+
+
+def test_gradients_reach_the_ranges(images):
+    def loss(params):
+        out = AUGMENT.apply(params, images, keys(0))
+        return AUGMENT.loss(images, out, 50)
+
+    grads = jax.grad(loss)(AUGMENT.init())
+    assert all(np.isfinite(g) and g != 0 for g in jax.tree.leaves(grads))
+
+
+def test_the_target_grows_from_mild_to_strong():
+    targets = [float(AUGMENT.target(step)) for step in (0, 25, 50, 75, 100, 200)]
+    assert targets == sorted(targets)
+    assert targets[0] == pytest.approx(mean_squared_error(40.0), rel=1e-5)
+    assert targets[-2] == pytest.approx(mean_squared_error(20.0), rel=1e-3)
+    assert targets[-1] == targets[-2]
+
+
+def test_the_loss_is_least_at_the_target(images):
+    target = AUGMENT.target(0)
+    shift = jnp.sqrt(target) / 255
+    losses = [float(AUGMENT.loss(images, images + s * shift, 0)) for s in (0.8, 1.0, 1.2)]
+    assert losses[1] < 1e-5 < min(losses[0], losses[2])

@@ -1,0 +1,77 @@
+"""The command that says which words a model has for an image."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_vlp.methods import make_method
+from big_vlp.model_dir import Labels, save_model
+from big_vlp.preprocess import Preprocess
+from big_vlp.show import main, words
+from input_pipeline.sources import make_source
+
+PREPROCESS = Preprocess(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+TOWER = {"width": 16, "layers": 1, "heads": 2, "num_positions": 4}
+NAMES = ("dog.n.01", "cat.n.01", "sofa.n.01", "car.n.01")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A classifier that says the same of every image: cat, car, dog, sofa."""
+    directory = tmp_path_factory.mktemp("model")
+    section = {"name": "catlip", "model": TOWER, "num_classes": 4, "dtype": "float32"}
+    tree, _ = make_method(**section, preprocess=PREPROCESS).init(jax.random.key(0))
+    tree["classifier"]["kernel"] *= 0
+    tree["classifier"]["bias"] = np.float32([0, 3, -2, 1])
+    save_model(directory, {"model": tree}, section, PREPROCESS, Labels(NAMES))
+    return str(directory)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "scene.jpg"
+    path.write_bytes(make_source("scenes", size=1, image_size=48)[0]["image"])
+    return path
+
+
+def test_the_most_probable_come_first(model, image):
+    (found,) = words(model, [image], top=3, weights=None)
+    assert [name for name, _ in found] == ["cat.n.01", "car.n.01", "dog.n.01"]
+    probabilities = 1 / (1 + np.exp(-np.array([3, 1, 0])))
+    np.testing.assert_allclose([p for _, p in found], probabilities, rtol=1e-5)
+
+
+def test_table_and_picture(model, image, tmp_path, capsys):
+    png = tmp_path / "words.png"
+    arguments = ["words", "--model", model, "--image", str(image), str(image)]
+    assert main([*arguments, "--top", "2", "--output", str(png)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("cat.n.01") == 2 and "0.953" in text and "dog.n.01" not in text
+    with Image.open(png) as picture:
+        assert picture.height > 600  # a row for each image
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--model": "nowhere"}, "no model directory"),
+        ({"--image": "nowhere.jpg"}, "nowhere.jpg"),
+        ({"--top": "0"}, "give 1 or more"),
+        ({"--weights": "averaged"}, r"has no 'averaged' weights"),
+    ],
+)
+def test_what_cannot_be_shown(model, image, tmp_path, capsys, change, message):
+    options = {"--model": model, "--image": str(image), **change}
+    output = tmp_path / "words.png"
+    arguments = [part for option in options.items() for part in option]
+    assert main(["words", *arguments, "--output", str(output)]) == 1
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_file_that_is_no_image(model, tmp_path, capsys):
+    path = tmp_path / "text.jpg"
+    path.write_text("no image")
+    assert main(["words", "--model", model, "--image", str(path)]) == 1
+    assert str(path) in capsys.readouterr().err

@@ -1,0 +1,322 @@
+"""CatLIP against numbers of the reference implementation, for every fixture at hand.
+
+All sizes come from the fixture. The method and the step are the ones the training loop uses, once
+plainly and once with scanned, rematerialised blocks and accumulation.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vlp import losses, range_augment, step, trees
+from big_vlp.config import CATLIP_RULES
+from big_vlp.convert import catlip as convert
+from big_vlp.methods.catlip import Method
+from big_vlp.models.catlip_vit import resize_positions
+from big_vlp.optim import Optimizer
+from big_vlp.range_augment import RangeAugment
+from input_pipeline.label_mining import LabelMiner
+
+DIRECTORY = os.environ.get("BIG_VLP_FIXTURES")
+FILES = [
+    path
+    for path in (sorted(Path(DIRECTORY).glob("catlip_*.npz")) if DIRECTORY else [])
+    if any(name.startswith("logits/") for name in np.load(path).files)
+]
+CAPTION_FILES = sorted(Path(DIRECTORY).glob("catlip_captions*.jsonl")) if DIRECTORY else []
+# Another tagger than the reference's: what its nouns and ours must have in common at least.
+PRECISION = RECALL = 0.95
+TOLERANCE = 3e-5  # of an array's largest magnitude
+needs_models = pytest.mark.skipif(
+    not FILES, reason="BIG_VLP_FIXTURES names no catlip_*.npz with logits"
+)
+needs_captions = pytest.mark.skipif(
+    not CAPTION_FILES, reason="BIG_VLP_FIXTURES names no catlip_captions*.jsonl"
+)
+EXECUTIONS = {
+    "plain": {"unroll": True, "remat": None, "accumulate_steps": 1},
+    "scan_remat": {"unroll": False, "remat": "full", "accumulate_steps": 2},
+}
+
+
+class Case(NamedTuple):
+    arrays: dict
+    info: dict
+    model: dict
+    method: Method
+
+
+def close(actual, expected, name=""):
+    expected = np.asarray(expected)
+    actual = np.asarray(actual).reshape(expected.shape)
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=TOLERANCE * max(np.abs(expected).max(), 1e-30), err_msg=name
+    )
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def arrays(request):
+    return dict(np.load(request.param))
+
+
+@pytest.fixture(scope="module", params=EXECUTIONS)
+def case(arrays, request):
+    info = json.loads(str(arrays["config_json"]))
+    model, arguments, preprocess = convert.from_reference(
+        state_dict(arrays), head_dim=info["head_dim"]
+    )
+    method = Method(preprocess=preprocess, dtype="float32", **arguments)
+    return Case(arrays, info, model, dataclasses.replace(method, **EXECUTIONS[request.param]))
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def state_dict(arrays):
+    return {k.removeprefix("sd/"): v for k, v in arrays.items() if k.startswith("sd/")}
+
+
+def sizes(arrays, prefix):
+    return [k.removeprefix(prefix) for k in arrays if k.startswith(prefix)]
+
+
+def images_of(arrays, size):
+    return np.moveaxis(arrays[f"image_u8/{size}"], 1, -1)
+
+
+def channels_first(x, like):
+    """Tokens [B, N, W] -> [B, W, rows, cols]."""
+    return np.moveaxis(np.asarray(x), 2, 1).reshape(like.shape)
+
+
+@needs_models
+def test_state_dict_round_trip(arrays):
+    state = state_dict(arrays)
+    model, _, _ = convert.from_reference(
+        state, head_dim=json.loads(str(arrays["config_json"]))["head_dim"]
+    )
+    found = convert.to_reference(model, convert._out_name(state))
+    assert found.keys() == state.keys()
+    for key, value in state.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+            assert found[key].dtype == value.dtype
+
+
+@needs_models
+def test_forward_at_every_size(case):
+    classify, features = (case.method.predict_fns()[k] for k in ("classify", "features"))
+    for size in sizes(case.arrays, "logits/"):
+        batch = {"image": images_of(case.arrays, size)}
+        close(jax.jit(classify)(case.model, batch), case.arrays[f"logits/{size}"], size)
+        close(jax.jit(features)(case.model, batch), case.arrays[f"cls_feature/{size}"], size)
+
+
+@needs_models
+def test_what_happens_inside(case):
+    """Stem, tokens with positions, tokens after each block, patch tokens after the last norm."""
+    tower = case.method.classifier.tower
+    params, statistics = trees.split_statistics(case.model)
+    variables = {"params": params["tower"], "batch_stats": statistics["batch_stats"]["tower"]}
+    for size in sizes(case.arrays, "stem/"):
+        expected = {k.rpartition("/")[0]: v for k, v in case.arrays.items() if k.endswith(size)}
+        images = images_of(case.arrays, size).astype(np.float32) / 255
+        embedded = tower.apply(variables, images, method="embed")
+        positions = resize_positions(params["tower"]["position_embedding"], embedded.shape[1])
+        close(channels_first(embedded - positions, expected["stem"]), expected["stem"], size)
+        cls = jnp.broadcast_to(params["tower"]["class_token"], (len(images), 1, tower.width))
+        tokens_in = jnp.concatenate([cls, embedded], axis=1)
+        close(tokens_in, expected["tokens_in"], size)
+        (tokens, _), sown = tower.apply(
+            variables, embedded, method="encode", mutable=["intermediates"]
+        )
+        blocks = sown["intermediates"]["transformer"]["block_outputs"][0]
+        names = sorted(name for name in expected if name.startswith("tokens_block"))
+        assert len(names) == len(blocks) == tower.layers
+        for number, name in enumerate(names):
+            close(blocks[int(name.removeprefix("tokens_block"))], expected[name], name)
+            assert number < tower.layers
+        like = expected["image_embeddings"]
+        close(channels_first(tokens, like), like, size)
+
+
+@needs_models
+def test_position_tables(case):
+    table = case.model["tower"]["position_embedding"]
+    for count in sizes(case.arrays, "pos_table/"):
+        close(resize_positions(table, int(count)), case.arrays[f"pos_table/{count}"], count)
+
+
+def padded_labels(multi_hot):
+    """Multi-hot [B, C] -> i32[B, K], padded with -1."""
+    rows = [np.flatnonzero(row) for row in multi_hot]
+    labels = np.full((len(rows), max(1, *map(len, rows))), -1, np.int32)
+    for row, ids in zip(labels, rows):
+        row[: len(ids)] = ids
+    return labels
+
+
+@needs_models
+def test_binary_cross_entropy(case):
+    for size in sizes(case.arrays, "targets/"):
+        logits, targets = case.arrays[f"logits/{size}"], case.arrays[f"targets/{size}"]
+        found = losses.binary_cross_entropy(logits, padded_labels(targets))
+        close(found.mean(), case.arrays["bce/batch_mean"])
+        close(found.sum(), case.arrays["bce/sum"])
+        close(found.sum() / targets.size, case.arrays["bce/mean"])
+        close(found, case.arrays["bce/none"].sum(axis=1))
+        by_class = [
+            losses.binary_cross_entropy(logits[:, [c]], np.where(targets[:, [c]] == 1, 0, -1))
+            for c in range(targets.shape[1])
+        ]
+        close(np.stack(by_class, axis=1), case.arrays["bce/none"])
+
+
+@needs_models
+def test_training_step(case):
+    """Loss, gradients, clipping, AdamW, EMA, BatchNorm's statistics; RangeAugment is off there."""
+    arrays, recipe = case.arrays, case.info["train_step"]
+    size = sizes(arrays, "targets/")[0]
+    batch = {"image": images_of(arrays, size), "labels": padded_labels(arrays[f"targets/{size}"])}
+    method = dataclasses.replace(case.method, augment=None, ema_momentum=recipe["ema_momentum"])
+    model = {k: v for k, v in case.model.items() if k != "augment"}
+    optimizer = Optimizer(
+        learning_rate=recipe["lr"],
+        total_steps=10**9,  # the rate stays at its peak
+        warmup_steps=0,
+        weight_decay=recipe["weight_decay"],
+        beta1=recipe["betas"][0],
+        beta2=recipe["betas"][1],
+        epsilon=recipe["eps"],
+        clip_norm=recipe["clip"],
+        rules=tuple(rule for rule in CATLIP_RULES if "augment" not in rule[0]),
+    )
+    params, statistics = trees.split_statistics(model)
+
+    def loss_of(params):
+        key = jax.random.key(0)
+        return method.loss(params, {}, {}, statistics, batch, rng=key, step=0)[0]
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(params)
+    close(loss, arrays["train/loss"])
+    out = convert._out_name(state_dict(arrays))
+    found = convert.to_reference({**grads, **statistics}, out)
+    found = {name: found[name] for name in case.info["grad_norm_names"]}
+    for name in sizes(arrays, "train/grad/"):
+        close(found[name], arrays[f"train/grad/{name}"], name)
+    norms = [np.linalg.norm(value.astype(np.float64)) for value in found.values()]
+    close(norms, arrays["train/grad_norm_each"])
+
+    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    state |= {"model": jax.tree.map(jnp.asarray, model)}
+    state |= {"averaged": state["model"]}
+    state["opt"]["bad_steps"]["first"] = jnp.int32(-1)
+    train_step = jax.jit(step.make_train_step(method, optimizer))
+    state, metrics = train_step(state, batch, 0, jax.random.key(0))
+    close(metrics["loss"], arrays["train/loss"])
+    close(metrics["grad_norm"], arrays["train/grad_norm_total_before_clip"])
+    for part, prefix in (("model", "train/after_step/"), ("averaged", "train/ema_after_step/")):
+        after = convert.to_reference(state[part], out)
+        for name in sizes(arrays, prefix):
+            if name.endswith("num_batches_tracked"):
+                continue
+            expected = np.array(arrays[prefix + name])
+            if name in found:
+                # The gradient of a key's bias is zero, as softmax ignores it, but for rounding;
+                # Adam's first step makes steps of full size of that noise.
+                noise = np.abs(found[name]) < 1e-6 * np.abs(found[name]).max()
+                assert (np.abs(after[name] - expected)[noise] <= 2.01 * recipe["lr"]).all()
+                expected[noise] = after[name][noise]
+            close(after[name], expected, prefix + name)
+
+
+@needs_models
+def test_logits_in_training_mode(case):
+    size = sizes(case.arrays, "targets/")[0]
+    params, statistics = trees.split_statistics(case.model)
+    variables = {"params": {k: params[k] for k in ("tower", "classifier")}, **statistics}
+    images = images_of(case.arrays, size).astype(np.float32) / 255
+    logits, _ = case.method.classifier.apply(variables, images, True, mutable=["batch_stats"])
+    close(logits, case.arrays["train/logits"])
+
+
+def curriculum_length(steps, targets):
+    """Not stored, but the target of a step half-way tells it."""
+    start, end = targets[0], targets[-1]
+    half = np.argmin(np.abs(targets - (start + end) / 2))
+    angle = np.arccos(2 * (targets[half] - end) / (start - end) - 1)
+    return round(np.pi * steps[half] / angle) - 1
+
+
+@needs_models
+def test_range_augment(arrays):
+    """Bounds, operations and the loss' curriculum."""
+    params = {
+        name: {bound: arrays[f"sd/neural_augmentor.{name}._{bound}"] for bound in ("low", "high")}
+        for name in range_augment.RANGES
+    }
+    for name in params:
+        expected = [arrays[f"aug/{name}_low"], arrays[f"aug/{name}_high"]]
+        close(range_augment.bounds(params, name), expected, name)
+    magnitude = arrays["aug/magnitude"]
+    size = next(
+        s
+        for s in sizes(arrays, "image_u8/")
+        if arrays[f"image_u8/{s}"].shape[0] == magnitude.shape[0]
+    )
+    images = images_of(arrays, size).astype(np.float32) / 255
+    outputs = {}
+    for name in ("brightness", "contrast"):
+        outputs[name] = jnp.clip(range_augment.OPERATIONS[name](images, magnitude, None), 0, 1)
+        (stored,) = (k for k in arrays if k.startswith(f"aug/{name}_out_sample"))
+        rows = [int(row) for row in stored.rpartition("sample")[2].split("_")]
+        expected = np.moveaxis(arrays[stored], 1, -1)
+        _, height, width, _ = expected.shape
+        close(outputs[name][np.array(rows), :height, :width], expected, name)
+    steps = arrays["aug/psnr_iterations"]
+    augment = RangeAugment(total_steps=curriculum_length(steps, arrays["aug/psnr_target_mse"]))
+    found = [augment.target(int(i)) for i in steps]
+    close(found, arrays["aug/psnr_target_mse"])
+    found = [augment.loss(images, outputs["brightness"], int(i)) for i in steps]
+    close(found, arrays["aug/psnr_loss_brightness"])
+
+
+def read_captions(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+
+
+@needs_captions
+@pytest.mark.parametrize("path", CAPTION_FILES, ids=lambda path: path.stem)
+def test_captions_give_the_same_keys_in_the_same_order(path):
+    miner = LabelMiner()
+    rows = read_captions(path)
+    wrong = [row["id"] for row in rows if miner.keys(row["caption"]) != row["keys"]]
+    assert rows and not wrong, f"{len(wrong)} of {len(rows)} captions differ: {wrong[:20]}"
+
+
+@needs_captions
+@pytest.mark.parametrize("path", CAPTION_FILES, ids=lambda path: path.stem)
+def test_nouns_are_mostly_the_same(path):
+    rows = [row for row in read_captions(path) if "keys_if_pos_noun_filtered" in row]
+    if not rows:
+        pytest.skip(f"{path.name} has no keys_if_pos_noun_filtered")
+    pytest.importorskip("textblob", reason="the extra [pos] is not installed")
+    miner = LabelMiner("paper")
+    found = Counter((row["id"], key) for row in rows for key in miner.keys(row["caption"]))
+    expected = Counter((row["id"], key) for row in rows for key in row["keys_if_pos_noun_filtered"])
+    common = (found & expected).total()
+    precision, recall = common / found.total(), common / expected.total()
+    print(f"{path.name}: nouns with precision {precision:.3f}, recall {recall:.3f}")
+    assert precision >= PRECISION and recall >= RECALL
