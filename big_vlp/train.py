@@ -92,9 +92,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
+    labels = experiment.labels(loader)
+    if labels is not None and jax.process_index() == 0:
+        labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:
-        if (labels := experiment.labels(loader)) is not None:
-            labels.save(workdir)
         views = loader.views[loader.plan(0)[0]]
         write_contact_sheet(contact_sheet, method, views, loader.batch(0), run_key)
 
