@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # name: ((lowest low, highest low), (lowest high, highest high), initial low, initial high)
 RANGES = {
@@ -59,21 +60,16 @@ class RangeAugment:
         # An image is among the chosen half if fewer than half have drawn less.
         rank = jnp.argsort(jnp.argsort(draws[:, 0], axis=0), axis=0)
         chosen = rank < max(1, images.shape[0] // 2)  # [B, 3]
-        order = jax.random.permutation(jax.random.fold_in(keys[0], 0), len(RANGES))
-
-        def change(op):
-            name = list(RANGES)[op]
-
-            def run(x):
-                low, high = bounds(params, name)
-                magnitude = low + draws[:, 1, op] * (high - low)
-                changed = OPERATIONS[name](x, magnitude[:, None, None, None], keys)
-                return jnp.where(chosen[:, op, None, None, None], changed, x)
-
-            return run
-
-        for op in order:
-            images = jax.lax.switch(op, [change(i) for i in range(len(RANGES))], images)
+        shares = [
+            jnp.where(chosen[:, [op]], share(low + draws[:, 1, op] * (high - low)), UNCHANGED)
+            for op, (share, (low, high)) in enumerate(
+                (OPERATIONS[name], bounds(params, name)) for name in RANGES
+            )
+        ]
+        shares = jnp.stack(shares)  # [3, B, 3]
+        noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+        for op in jax.random.permutation(jax.random.fold_in(keys[0], 0), len(RANGES)):
+            images = mix(images, shares[op], noise)
         return jnp.clip(images, 0, 1)
 
     def loss(self, images, augmented, step):
@@ -102,23 +98,30 @@ def bounds(params, name: str):
     return tuple(jax.nn.sigmoid(p) * (b - a) + a for p, (a, b) in pairs)
 
 
-def brightness(images, magnitude, keys):
-    """images f32[B, H, W, 3], magnitude f32[B, 1, 1, 1]; 1 changes nothing."""
-    del keys
-    return images * magnitude
+# Each operation on an image is a sum of shares of the image, of its mean per channel, and of noise;
+# so the order can be drawn on the device without compiling each operation at each place.
+UNCHANGED = np.array([1, 0, 0], np.float32)
 
 
-def contrast(images, magnitude, keys):
+def brightness(magnitude):
+    """f32[B] -> shares f32[B, 3]; 1 changes nothing."""
+    return jnp.stack([magnitude, jnp.zeros_like(magnitude), jnp.zeros_like(magnitude)], axis=1)
+
+
+def contrast(magnitude):
     """Away from the mean of each channel; 1 changes nothing."""
-    del keys
-    mean = images.mean(axis=(1, 2), keepdims=True)
-    return (1 - magnitude) * mean + magnitude * images
+    return jnp.stack([magnitude, 1 - magnitude, jnp.zeros_like(magnitude)], axis=1)
 
 
-def noise(images, magnitude, keys):
+def noise(magnitude):
     """Gaussian, of standard deviation `magnitude`."""
-    normal = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
-    return images + magnitude * normal
+    return jnp.stack([jnp.ones_like(magnitude), jnp.zeros_like(magnitude), magnitude], axis=1)
 
 
 OPERATIONS = {"brightness": brightness, "contrast": contrast, "noise": noise}
+
+
+def mix(images, shares, noise):
+    """Images f32[B, H, W, 3], shares f32[B, 3], noise like the images -> images."""
+    image, mean, random = (shares[:, i, None, None, None] for i in range(3))
+    return image * images + mean * images.mean(axis=(1, 2), keepdims=True) + random * noise

@@ -83,7 +83,9 @@ class WarmStart:
 
     def _wanted(self, fresh: dict, old: dict) -> list[str]:
         """Paths to take over; each must be there in its shape."""
-        parts = ("tower/", "batch_stats/") + (("classifier/",) if self.classifier == "copy" else ())
+        parts = ("tower/", "batch_stats/tower/") + (
+            ("classifier/",) if self.classifier == "copy" else ()
+        )
         expected = {path: x for path, x in fresh.items() if path.startswith(parts)}
         found = {path: x for path, x in old.items() if path.startswith(parts)}
         if _CLASS_TOKEN not in expected:  # dense tasks do without

@@ -14,12 +14,12 @@ import safetensors.numpy
 from absl import logging
 
 from big_vlp.checkpoint import CheckpointError
-from big_vlp.convert import catlip, cosmos
+from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.common import ConversionError
 from big_vlp.model_dir import Labels, open_model, save_model
 from input_pipeline.vocabulary import Vocabulary
 
-SYSTEMS = ("catlip", "cosmos")
+SYSTEMS = ("catlip", "catlip_segmentation", "cosmos")
 
 
 def import_catlip(source: Path, target: Path, vocabulary: Path | None) -> None:
@@ -39,6 +39,12 @@ def import_catlip(source: Path, target: Path, vocabulary: Path | None) -> None:
     save_model(target, {"model": model}, {"name": "catlip", **arguments}, preprocess, labels)
 
 
+def import_segmentation(source: Path, target: Path) -> None:
+    """A segmentation model's state dict -> model directory."""
+    model, arguments, preprocess = catlip_dense.segmentation_from_reference(read_state(source))
+    save_model(target, {"model": model}, {"name": "segmentation", **arguments}, preprocess, None)
+
+
 def import_cosmos(source: Path, target: Path) -> None:
     """A training checkpoint with student and teacher -> model directory."""
     student, teacher, model, preprocess = cosmos.from_reference(read_nested(source))
@@ -51,8 +57,10 @@ def export(system: str, source: Path, target: Path) -> None:
     student and teacher, with these words in front of their keys."""
     if target.exists():
         raise ConversionError(f"{target} exists; give a new file.")
-    if system == "catlip":
-        state = catlip.to_reference(open_model(source).load())
+    if system.startswith("catlip"):
+        dense = system == "catlip_segmentation"
+        convert = catlip_dense.segmentation_to_reference if dense else catlip.to_reference
+        state = convert(open_model(source).load())
     else:
         nets = {"student": "model", "teacher": "averaged"}
         state = {
@@ -130,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
             export(args.system, args.source, args.target)
         elif args.system == "catlip":
             import_catlip(args.source, args.target, args.vocabulary)
+        elif args.system == "catlip_segmentation":
+            import_segmentation(args.source, args.target)
         else:
             import_cosmos(args.source, args.target)
     except (CheckpointError, ConversionError, OSError, ValueError) as error:

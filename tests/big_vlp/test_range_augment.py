@@ -32,7 +32,8 @@ def test_initial_ranges():
 
 @pytest.mark.parametrize("name", RANGES)
 def test_each_operation_changes_half_of_the_batch(monkeypatch, images, name):
-    others = {n: lambda x, m, k: x for n in RANGES if n != name}
+    nothing = lambda m: jnp.tile(range_augment.UNCHANGED, (len(m), 1))  # noqa: E731
+    others = dict.fromkeys(set(RANGES) - {name}, nothing)
     monkeypatch.setattr(range_augment, "OPERATIONS", {**range_augment.OPERATIONS, **others})
     for seed in range(4):
         out = AUGMENT.apply(AUGMENT.init(), images, keys(seed))
@@ -40,6 +41,21 @@ def test_each_operation_changes_half_of_the_batch(monkeypatch, images, name):
         assert changed.sum() == ROWS // 2
     single = AUGMENT.apply(AUGMENT.init(), images[:1], keys(0, rows=1))
     assert np.abs(single - images[:1]).max() > 1e-7  # at least one
+
+
+def test_operations_are_what_their_names_say(images):
+    """As they are written down, against shares of image, mean and noise."""
+    m = np.linspace(0.2, 3, ROWS, dtype=np.float32)
+    by_row = m[:, None, None, None]
+    noise = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)
+    expected = {
+        "brightness": images * by_row,
+        "contrast": (1 - by_row) * images.mean(axis=(1, 2), keepdims=True) + by_row * images,
+        "noise": images + by_row * noise,
+    }
+    for name, value in expected.items():
+        found = range_augment.mix(images, range_augment.OPERATIONS[name](m), noise)
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_a_function_of_the_keys_alone(images):

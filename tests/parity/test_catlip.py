@@ -19,8 +19,12 @@ import pytest
 from big_vlp import losses, range_augment, step, trees
 from big_vlp.config import CATLIP_RULES
 from big_vlp.convert import catlip as convert
+from big_vlp.convert import catlip_dense as dense
 from big_vlp.methods.catlip import Method
-from big_vlp.models.catlip_vit import resize_positions
+from big_vlp.methods.segmentation import Method as Segmentation
+from big_vlp.methods.segmentation import mean_pixel_loss, upsample
+from big_vlp.models.catlip_vit import CatlipViT, resize_positions
+from big_vlp.models.dense import Pyramid, as_map
 from big_vlp.optim import Optimizer
 from big_vlp.range_augment import RangeAugment
 from input_pipeline.label_mining import LabelMiner
@@ -40,6 +44,17 @@ needs_models = pytest.mark.skipif(
 )
 needs_captions = pytest.mark.skipif(
     not CAPTION_FILES, reason="BIG_VLP_FIXTURES names no catlip_captions*.jsonl"
+)
+DENSE_FILES = sorted(Path(DIRECTORY).glob("catlip_*dense*.npz")) if DIRECTORY else []
+SEGMENTATION, PYRAMIDS = (
+    [path for path in DENSE_FILES if any(name.startswith(part) for name in np.load(path).files)]
+    for part in ("seg/", "fpn/")
+)
+needs_segmentation = pytest.mark.skipif(
+    not SEGMENTATION, reason="BIG_VLP_FIXTURES names no catlip_*dense*.npz with seg/"
+)
+needs_pyramids = pytest.mark.skipif(
+    not PYRAMIDS, reason="BIG_VLP_FIXTURES names no catlip_*dense*.npz with fpn/"
 )
 EXECUTIONS = {
     "plain": {"unroll": True, "remat": None, "accumulate_steps": 1},
@@ -279,7 +294,8 @@ def test_range_augment(arrays):
     images = images_of(arrays, size).astype(np.float32) / 255
     outputs = {}
     for name in ("brightness", "contrast"):
-        outputs[name] = jnp.clip(range_augment.OPERATIONS[name](images, magnitude, None), 0, 1)
+        shares = range_augment.OPERATIONS[name](magnitude.reshape(-1))
+        outputs[name] = jnp.clip(range_augment.mix(images, shares, 0 * images), 0, 1)
         (stored,) = (k for k in arrays if k.startswith(f"aug/{name}_out_sample"))
         rows = [int(row) for row in stored.rpartition("sample")[2].split("_")]
         expected = np.moveaxis(arrays[stored], 1, -1)
@@ -320,3 +336,146 @@ def test_nouns_are_mostly_the_same(path):
     precision, recall = common / found.total(), common / expected.total()
     print(f"{path.name}: nouns with precision {precision:.3f}, recall {recall:.3f}")
     assert precision >= PRECISION and recall >= RECALL
+
+
+def close_maps(actual, expected, name=""):
+    """Maps are [B, h, w, C] here and [B, C, h, w] there."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.ndim == 4:
+        actual = np.moveaxis(actual, 3, 1)
+    assert actual.shape == expected.shape, name
+    atol = TOLERANCE * max(np.abs(expected).max(), 1e-30)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=name)
+
+
+def part(path, name):
+    """(state dict, other arrays, sizes) of "seg" or "fpn"."""
+    arrays = dict(np.load(path))
+    info = json.loads(str(arrays["config_json"]))
+    found = {k.removeprefix(f"{name}/"): x for k, x in arrays.items() if k.startswith(f"{name}/")}
+    state = {k.removeprefix("sd/"): x for k, x in found.items() if k.startswith("sd/")}
+    others = {k: x for k, x in found.items() if not k.startswith("sd/")}
+    head_dim = info["embed_dim"] // info["n_attn_heads"]
+    return state, others, {**info[name], "head_dim": head_dim}
+
+
+def as_images(array):
+    return np.moveaxis(array, 1, -1)
+
+
+def same_state(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def segmentation(path):
+    """(model, method, other arrays, state dict)."""
+    state, arrays, info = part(path, "seg")
+    model, arguments, preprocess = dense.segmentation_from_reference(
+        state,
+        head_dim=info["head_dim"],
+        output_stride=info["output_stride"],
+        rates=tuple(info["aspp_rates"]),
+    )
+    assert arguments["num_classes"] == info["n_classes"]
+    assert arguments["head"]["channels"] == info["aspp_out_channels"]
+    method = Segmentation(preprocess=preprocess, dtype="float32", **arguments)
+    return model, method, arrays, state
+
+
+@needs_segmentation
+@pytest.mark.parametrize("path", SEGMENTATION, ids=lambda path: path.stem)
+def test_segmentation_round_trip(path):
+    model, _, _, state = segmentation(path)
+    out = dense._out_name(state, dense.ENCODER)
+    same_state(dense.segmentation_to_reference(model, out), state)
+
+
+@needs_segmentation
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("path", SEGMENTATION, ids=lambda path: path.stem)
+def test_segmentation(path, execution):
+    model, method, arrays, _ = segmentation(path)
+    method = dataclasses.replace(
+        method, **{k: v for k, v in EXECUTIONS[execution].items() if k != "accumulate_steps"}
+    )
+    params, statistics = trees.split_statistics(model)
+    images = as_images(arrays.pop("image_u8"))
+    segmenter, size = method.segmenter, images.shape[1:3]
+
+    def inside(network, images):
+        tokens, _ = network.tower(images)
+        maps = as_map(tokens, size, network.tower.output_stride)
+        return maps, network.head.features(maps), network(images)
+
+    variables = {"params": {k: params[k] for k in ("tower", "head")}, **statistics}
+    run = jax.jit(lambda images: segmenter.apply(variables, images, method=inside))
+    out_l5, aspp, logits = run(images.astype(np.float32) / 255)
+    close_maps(out_l5, arrays.pop("out_l5"), "out_l5")
+    close_maps(aspp, arrays.pop("aspp"), "aspp")
+    close_maps(logits, arrays.pop("logits_stride8"), "logits_stride8")
+
+    coarse = jax.jit(method.predict_fns()["segment"])(model, {"image": images})
+    pixels = upsample(coarse, images.shape[1:3])
+    assert pixels.shape == (*images.shape[:3], method.num_classes)
+    close_maps(pixels[:, ::8, ::8], arrays.pop("logits_subsampled_8"), "logits_subsampled_8")
+
+    labels = arrays.pop("mask").astype(np.int32)
+    expected = arrays.pop("loss_ce_ignore-1")
+    assert (labels == -1).any() and (labels >= 0).any()
+    close_maps(mean_pixel_loss(logits, labels + 1), expected, "loss of the method")
+    sums, counts = losses.pixel_cross_entropy(pixels, labels)
+    close_maps(sums.sum() / counts.sum(), expected, "loss of all pixels at once")
+    assert not arrays, f"not compared: {list(arrays)}"
+
+
+@needs_pyramids
+@pytest.mark.parametrize("path", PYRAMIDS, ids=lambda path: path.stem)
+def test_pyramid_round_trip(path):
+    state, _, info = part(path, "fpn")
+    model, _ = dense.fpn_from_reference(state, head_dim=info["head_dim"])
+    same_state(dense.fpn_to_reference(model, dense._out_name(state, "")), state)
+    state = {f"model.backbone.encoder.{key}": value for key, value in state.items()}
+    again, _ = dense.fpn_from_reference(
+        {**state, "model.rpn.head.weight": np.zeros(3)},
+        head_dim=info["head_dim"],
+        prefix="model.backbone.encoder.",
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, model)
+    out = dense._out_name(state, "model.backbone.encoder.")
+    same_state(dense.fpn_to_reference(again, out, "model.backbone.encoder."), state)
+
+
+@needs_pyramids
+@pytest.mark.parametrize("path", PYRAMIDS, ids=lambda path: path.stem)
+def test_pyramid_at_every_size(path):
+    """With as many tokens as channels the reference's LayerNorm is another; both are checked."""
+    state, arrays, info = part(path, "fpn")
+    model, arguments = dense.fpn_from_reference(state, head_dim=info["head_dim"])
+    params, statistics = trees.split_statistics(model)
+    variables = {"params": {k: params[k] for k in ("tower", "fpn")}, **statistics}
+    sizes = [k.removeprefix("image_u8/") for k in arrays if k.startswith("image_u8/")]
+    assert sizes
+    for size in sizes:
+        images = as_images(arrays.pop(f"image_u8/{size}")).astype(np.float32) / 255
+        quirk = images.shape[1] * images.shape[2] // 16**2 == arguments["width"]
+        results = {}
+        for channel_first in (True, False):
+            network = Pyramid(CatlipViT(**arguments, channel_first_norm=channel_first))
+            maps, pooled = jax.jit(network.apply)(variables, images)
+            # The largest map is stored in part.
+            maps["l2"] = maps["l2"][:, ::4, ::4]
+            results[channel_first] = {**{f"out_{k}": v for k, v in maps.items()}, "mean": pooled}
+        difference = np.abs(results[True]["out_l4"] - results[False]["out_l4"]).max()
+        assert (difference > 0.1) if quirk else (difference < 1e-5), size
+        expected = {k: arrays.pop(f"{k}/{size}") for k in ("out_l2", "out_l3", "out_l4", "out_l5")}
+        expected["mean"] = arrays.pop(f"cls_embedding/{size}")
+        for channel_first, found in results.items():
+            if channel_first or not quirk:
+                assert found.keys() == expected.keys()
+                for name, value in expected.items():
+                    close_maps(found[name], value, f"{name} at {size}")
+    assert not arrays, f"not compared: {list(arrays)}"

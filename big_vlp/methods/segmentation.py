@@ -1,0 +1,183 @@
+"""Semantic segmentation with a CatLIP tower and DeepLabv3 (arXiv 2404.15653, appendix)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp import losses, trees
+from big_vlp.augment import normalise
+from big_vlp.methods import catlip
+from big_vlp.models.catlip_vit import CatlipViT
+from big_vlp.models.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
+from big_vlp.preprocess import Preprocess
+from big_vlp.range_augment import RangeAugment
+
+# Rows of pixels whose logits exist at once in training: of 150 classes at 512 pixels, whole images
+# would take 150 MB each, several times over.
+BLOCK_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One class for every pixel.
+
+    Attributes:
+      num_classes: of the data set.
+      model: arguments of `CatlipViT`; the published models have no class token and an output
+        stride of 8.
+      head: arguments of `DeepLabV3` but for `num_classes`.
+      ema_momentum: share of the new weights in the average after each step; None keeps none.
+      augment: arguments of `RangeAugment`, or None for none.
+      dtype: of the computation; parameters, logits and loss are fp32.
+      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+    """
+
+    preprocess: Preprocess
+    num_classes: int
+    model: dict
+    head: dict = dataclasses.field(default_factory=dict)
+    ema_momentum: float | None = None
+    augment: dict | None = None
+    dtype: str = "bfloat16"
+    unroll: bool = False
+    remat: str | None = None
+
+    def __post_init__(self):
+        if self.num_classes < 1:
+            raise ValueError("num_classes must be 1 or more.")
+        if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
+            raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
+        if self.augment is not None:
+            RangeAugment(**self.augment)  # raises for a wrong key or value
+
+    @property
+    def segmenter(self) -> Segmenter:
+        dtype = jnp.dtype(self.dtype)
+        tower = CatlipViT(**self.model, dtype=dtype, unroll=self.unroll, remat=self.remat)
+        return Segmenter(tower, DeepLabV3(self.num_classes, **self.head, dtype=dtype))
+
+    def init(self, rng):
+        size = self.preprocess.image_size
+        variables = self.segmenter.init(rng, jnp.zeros((1, size, size, 3)))
+        model = dict(variables["params"])
+        model[trees.STATISTICS] = variables[trees.STATISTICS]
+        if self.augment is not None:
+            model["augment"] = RangeAugment(**self.augment).init()
+        return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
+
+    def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
+        """Batch: `image` u8[B, S, S, 3] and `mask`, integers [B, S, S], 0 or 1 + class."""
+        del averaged
+        params = trees.merge(trainable, frozen)
+        logits, statistics, augment_loss = self._train_logits(
+            params, statistics, batch["image"], rng, step
+        )
+        loss = mean_pixel_loss(logits, batch["mask"])
+        metrics = {
+            "segmentation_loss": loss,
+            "augment_loss": augment_loss,
+            "labelled_pixels": (batch["mask"] > 0).mean(),
+        }
+        return loss + augment_loss, (statistics, metrics)
+
+    def _train_logits(self, params, statistics, images, rng, step):
+        """(logits at the tower's stride, new running statistics, loss of the augmentation)."""
+        augment_key, dropout_key = jax.random.split(rng)
+        keys = jax.random.split(augment_key, images.shape[0])
+        augment = RangeAugment(**self.augment) if self.augment is not None else None
+        pre, segmenter, size = self.preprocess, self.segmenter, images.shape[1:3]
+
+        def embed(params, statistics, images):
+            images, augment_loss = normalise(images, 0, 1), jnp.float32(0)
+            if augment is not None:
+                clean, images = images, augment.apply(params["augment"], images, keys)
+                augment_loss = augment.loss(clean, images, step)
+            tokens, statistics = segmenter.apply(
+                {"params": _network(params), **statistics},
+                normalise(images, pre.mean, pre.std),
+                True,
+                method="embed",
+                mutable=[trees.STATISTICS],
+            )
+            return tokens, statistics, augment_loss
+
+        if self.remat is not None:  # else the stem's large maps are kept for the whole batch
+            embed = jax.checkpoint(embed)
+        tokens, statistics, augment_loss = embed(params, statistics, images)
+        logits, statistics = segmenter.apply(
+            {"params": _network(params), **statistics},
+            tokens,
+            size,
+            True,
+            method="decode",
+            rngs={"dropout": dropout_key},
+            mutable=[trees.STATISTICS],
+        )
+        return logits, statistics, augment_loss
+
+    def text_length(self, batch):
+        return 0
+
+    def cut_text(self, batch, length):
+        return batch
+
+    def model_images(self, batch, keys):
+        return catlip.model_images(self, batch, keys)
+
+    def after_update(self, old, new, averaged, step):
+        if self.ema_momentum is None:
+            return new, averaged
+        return new, catlip.moving_average(averaged, new, self.ema_momentum)
+
+    def predict_fns(self):
+        """`segment`: evaluation batches {"image": u8[B, H, W, 3]} -> logits f32[B, h, w, C].
+
+        They stay at the tower's stride: the reference resizes them straight to the mask's size, as
+        the evaluator does.
+        """
+
+        def segment(model, batch):
+            params, statistics = trees.split_statistics(model)
+            images = normalise(batch["image"], self.preprocess.mean, self.preprocess.std)
+            return self.segmenter.apply({"params": _network(params), **statistics}, images)
+
+        return {"segment": segment}
+
+
+def upsample(logits, size):
+    """f32[B, h, w, C] -> f32[B, *size, C], bilinear with corners aligned."""
+    return resize_bilinear(logits, *_weights(logits.shape[1:3], size))
+
+
+def mean_pixel_loss(logits, mask):
+    """Softmax loss, averaged over the labelled pixels of the batch; 0 if there is none.
+
+    Args:
+      logits: f32[B, h, w, C], resized here to the mask's size.
+      mask: integers [B, H, W], 0 where a pixel does not count, 1 + class elsewhere.
+    """
+    batch, height, width = mask.shape
+    rows, columns = _weights(logits.shape[1:3], (height, width))
+    size = next(n for n in range(min(height, BLOCK_ROWS), 0, -1) if height % n == 0)
+    blocks = {
+        "rows": rows.reshape(-1, size, rows.shape[1]),
+        "labels": jnp.moveaxis(mask.reshape(batch, -1, size, width), 1, 0).astype(jnp.int32) - 1,
+    }
+
+    def block(block):
+        pixels = resize_bilinear(logits, block["rows"], columns)
+        return losses.pixel_cross_entropy(pixels, block["labels"])
+
+    # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+    sums, counts = jax.lax.map(jax.checkpoint(block, prevent_cse=False), blocks)
+    return sums.sum() / jnp.maximum(counts.sum(), 1)
+
+
+def _weights(size_in, size_out):
+    return tuple(bilinear_weights(a, b) for a, b in zip(size_in, size_out))
+
+
+def _network(params: dict) -> dict:
+    """The modules' own part of a model's parameters."""
+    return {name: params[name] for name in ("tower", "head")}
