@@ -8,7 +8,10 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
   encode_text(model, {"tokens": i32[B, T], "mask": bool[B]}) -> f32[B, D], L2-normalised
   classify(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, C], logits
   segment(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, H, W, C], logits
+  token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
+  generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt
 
+Rows are those of `input_pipeline.cogvlm_views`: `images`, `tokens`, `token_types`, `loss_mask`.
 `mask` is False for rows that only pad the last batch to the devices.
 """
 

@@ -1,4 +1,4 @@
-"""Text -> token ids: CLIP's byte-level BPE, and SentencePiece models in SigLIP's convention.
+"""Text -> token ids: CLIP's byte-level BPE, and SentencePiece models as SigLIP or LLaMA use them.
 
 A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
 pickling one for a loader worker costs nothing.
@@ -20,7 +20,10 @@ import tokenizers
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 
-_MERGES = pathlib.Path(__file__).parent / "data" / "clip_bpe_merges.txt.gz"
+_DATA = pathlib.Path(__file__).parent / "data"
+_MERGES = _DATA / "clip_bpe_merges.txt.gz"
+# Of the embedded scenes, made by `python -m input_pipeline.train_tokenizer`.
+_SCENES_MODEL = _DATA / "scenes_llama.model"
 # Contractions, runs of letters, single digits, runs of anything else; white space is dropped. So is
 # U+0345: the original matches case-insensitively, where that mark counts as neither kind.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
@@ -29,8 +32,11 @@ _SPACES = re.compile(r"\s+")
 _NO_PUNCTUATION = str.maketrans({"_": " "} | {c: None for c in string.punctuation if c != "_"})
 
 
-def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer":
-    """The tokenizer of that name: "clip", or "sentencepiece:PATH" with the path of a .model file.
+def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | LlamaTokenizer":
+    """The tokenizer of that name.
+
+    "clip"; "sentencepiece:PATH" and "llama:PATH" with the path of a .model file, used as SigLIP or
+    as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`.
 
     Raises:
       ValueError: the name is unknown.
@@ -41,7 +47,12 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer":
     kind, _, path = name.partition(":")
     if kind == "sentencepiece" and path:
         return SentencePieceTokenizer(path)
-    raise ValueError(f"Unknown tokenizer {name!r}; use 'clip' or 'sentencepiece:PATH'.")
+    if kind == "llama" and path:
+        return LlamaTokenizer(path)
+    raise ValueError(
+        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'llama:PATH' or "
+        "'llama:scenes'."
+    )
 
 
 class ClipTokenizer:
@@ -116,6 +127,74 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids."""
         return _sentencepiece_model(self.path).decode([int(i) for i in ids])
+
+
+class LlamaTokenizer:
+    """A SentencePiece model used the way LLaMA and Vicuna use theirs.
+
+    Text is taken as it is: case, spaces and line ends survive. Every piece of text that is encoded
+    by itself begins with a space of its own ("\u2581"); digits are single tokens; what the
+    vocabulary lacks becomes bytes. Special ids are added by whoever lays out the tokens, and text
+    never yields them ("</s>" in a caption is four or more ordinary tokens).
+
+    Args:
+      path: of the .model file, or "scenes" for the embedded one.
+
+    Raises:
+      FileNotFoundError: there is no file at `path`.
+    """
+
+    def __init__(self, path: str):
+        self.path = str(_SCENES_MODEL) if path == "scenes" else path
+        if not pathlib.Path(self.path).is_file():
+            raise FileNotFoundError(
+                f"No SentencePiece model at {path!r}. Put LLaMA's or Vicuna's tokenizer.model "
+                "there, or make one with `python -m input_pipeline.train_tokenizer`; the "
+                "tokenizer's name must read 'llama:PATH'."
+            )
+        self.name = f"llama:{path}"
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.get_piece_size()
+
+    @property
+    def bos_id(self) -> int:
+        return self._special("bos", self._model.bos_id())
+
+    @property
+    def eos_id(self) -> int:
+        return self._special("eos", self._model.eos_id())
+
+    @property
+    def pad_id(self) -> int:
+        """That of the unknown piece where the model has no padding, as in LLaMA: 0."""
+        pad_id = self._model.pad_id()
+        return self._model.unk_id() if pad_id < 0 else pad_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special ones; none for an empty text."""
+        return self._model.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids: exactly what was encoded. Special ids are silent; an id that the model
+        lacks (networks may have more outputs) counts as the unknown piece."""
+        model = self._model
+        # A model says -1 of what it has not.
+        silent = {model.bos_id(), model.eos_id(), model.pad_id()} - {-1}
+        ids = [int(i) for i in ids if int(i) not in silent]
+        return model.decode([i if 0 <= i < self.vocab_size else model.unk_id() for i in ids])
+
+    @property
+    def _model(self) -> sentencepiece.SentencePieceProcessor:
+        return _sentencepiece_model(self.path)
+
+    def _special(self, kind: str, id_: int) -> int:
+        if id_ < 0:
+            raise ValueError(
+                f"The SentencePiece model {self.path!r} has no {kind} piece, which LLaMA's have."
+            )
+        return id_
 
 
 def clean_text(text: str) -> str:

@@ -19,6 +19,7 @@ VIEWS = {
     "catlip": ("input_pipeline.label_views", "CatlipViews"),
     "labels": ("input_pipeline.label_views", "LabelViews"),
     "segmentation": ("input_pipeline.mask_views", "SegmentationViews"),
+    "cogvlm": ("input_pipeline.cogvlm_views", "CogvlmViews"),
 }
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 

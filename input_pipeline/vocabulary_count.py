@@ -126,7 +126,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     captions = None if captions is None else check_fields(captions)
     sources = []
     for text in inputs:
-        name, arguments = _parse(text)
+        name, arguments = parse_input(text)
         try:
             source = make_source(name, **arguments)
         except TypeError as error:
@@ -150,7 +150,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     return Job(parts, described, captions, mode)
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse_input(text: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the source that an --input means."""
     if os.path.isdir(text):
         return "prepared", {"path": os.path.abspath(text)}

@@ -203,7 +203,7 @@ def test_other_sources_and_the_mode_of_the_paper(tmp_path):
     ],
 )
 def test_inputs(text, expected):
-    assert vocabulary_count._parse(text) == expected
+    assert vocabulary_count.parse_input(text) == expected
 
 
 @pytest.mark.parametrize(

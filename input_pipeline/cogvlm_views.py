@@ -1,0 +1,256 @@
+"""Views of CogVLM (arXiv 2311.03079): an image, a prompt and the answer to learn, in one row.
+
+A row is `bos | boi patches eoi | prompt answer eos | padding`. Image slots hold the padding id;
+the model puts its image features there. Evaluators lay out their prompts with the same `Rows`.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from big_vlp.preprocess import Preprocess
+from input_pipeline import conversations, images, templates
+from input_pipeline.conversations import Turn
+from input_pipeline.tokenizers import LlamaTokenizer, make_tokenizer
+from input_pipeline.views import Spec
+
+LANGUAGE, VISION, PADDING = 0, 1, -1
+# Captions have an empty prompt, as in pretraining.
+TEMPLATES = {
+    "vqa": "vqa",
+    "rec": "chat_old",
+    "reg": "chat_old",
+    "grounded": "chat_old",
+    "conversation": "chat_old",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Lays out one image and text as arrays of a fixed length.
+
+    Attributes:
+      tokenizer: name of a LLaMA tokenizer, see `make_tokenizer`.
+      image_size: side of the squashed image, in pixels.
+      context_length: tokens of text: prompt, answer and end of sentence.
+      patch_size: of the image encoder, in pixels.
+      pool: patches per image slot, along each side: 2 where a 2x2 convolution follows the encoder.
+
+    Raises:
+      ValueError: another tokenizer, or sizes that do not divide.
+    """
+
+    tokenizer: str
+    image_size: int
+    context_length: int
+    patch_size: int = 14
+    pool: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.text, LlamaTokenizer):
+            raise ValueError(
+                f"CogVLM's rows need a LLaMA tokenizer, 'llama:PATH', not {self.tokenizer!r}."
+            )
+        if min(self.image_size, self.patch_size, self.pool) < 1:
+            raise ValueError(
+                f"image_size={self.image_size}, patch_size={self.patch_size} and pool={self.pool} "
+                "must be 1 or more."
+            )
+        if self.image_size % (self.patch_size * self.pool):
+            raise ValueError(
+                f"image_size={self.image_size} is no multiple of patch_size * pool = "
+                f"{self.patch_size * self.pool}."
+            )
+        if self.context_length < 2:
+            raise ValueError(f"context_length={self.context_length} leaves no room for text.")
+
+    @functools.cached_property
+    def text(self) -> LlamaTokenizer:
+        return make_tokenizer(self.tokenizer)
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that an image takes: its patches, after pooling, boi and eoi."""
+        return (self.image_size // (self.patch_size * self.pool)) ** 2 + 2
+
+    @property
+    def length(self) -> int:
+        return 1 + self.num_slots + self.context_length
+
+    def image(self, data: bytes) -> np.ndarray:
+        """u8[1, S, S, 3]: the whole image, squashed by Pillow's bicubic filter as the reference
+        does. Nothing is cropped or flipped: boxes and "left of" stay true.
+
+        Raises:
+          ValueError: the bytes cannot be decoded.
+        """
+        return images.eval_image(data, Preprocess(self.image_size, resize="squash"))[None]
+
+    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        """{"tokens": i32[T], "token_types": i32[T]} of a prompt to be continued.
+
+        Raises:
+          ValueError: it is longer than `context_length`.
+        """
+        ids = self.text.encode(prompt)
+        self._check_room(ids, self.context_length)
+        row = self._row(ids, [])
+        return {"tokens": row["tokens"], "token_types": row["token_types"]}
+
+    def example(self, template: str, turn: Turn) -> dict[str, np.ndarray]:
+        """{"tokens": i32[T], "token_types": i32[T], "loss_mask": bool[T]} of a prompt and its
+        answer, tokenized each by itself. The loss mask marks what is to be predicted: answer and
+        end of sentence.
+
+        What is too long loses its oldest rounds of history, then the end of its answer and with it
+        the end of sentence: nobody learns to stop there. (The reference drops examples whose prompt
+        nearly fills the row.)
+
+        Raises:
+          ValueError: the prompt without history leaves no room for an answer.
+        """
+        answer = [*self.text.encode(turn.answer), self.text.eos_id]
+        for start in range(len(turn.history) + 1):
+            prompt = self.text.encode(
+                templates.make_prompt(template, turn.query, turn.history[start:])
+            )
+            if len(prompt) + len(answer) <= self.context_length:
+                break
+        self._check_room(prompt, self.context_length - 1)
+        return self._row(prompt, answer[: self.context_length - len(prompt)])
+
+    def texts(self, tokens: np.ndarray, loss_mask: np.ndarray) -> tuple[str, str]:
+        """Prompt and answer of a row, decoded; "</s>" where the answer ends by itself."""
+        ids, learnt = tokens[1 + self.num_slots :], loss_mask[1 + self.num_slots :]
+        first = int(learnt.argmax()) if learnt.any() else len(ids)
+        prompt, answer = ids[:first], ids[learnt]
+        end = "</s>" if self.text.eos_id in answer else ""
+        return self.text.decode(prompt), self.text.decode(answer) + end
+
+    def _check_room(self, prompt: list[int], most: int) -> None:
+        if len(prompt) > most:
+            raise ValueError(
+                f"its prompt {self.text.decode(prompt)[:80]!r} has {len(prompt)} tokens; with "
+                f"context_length={self.context_length} it may have {most}. Raise context_length, "
+                "or leave the record out."
+            )
+
+    def _row(self, prompt: list[int], answer: list[int]) -> dict[str, np.ndarray]:
+        start = 1 + self.num_slots
+        middle, end = start + len(prompt), start + len(prompt) + len(answer)
+        tokens = np.full(self.length, self.text.pad_id, np.int32)
+        tokens[0] = self.text.bos_id
+        tokens[start:end] = [*prompt, *answer]
+        types = np.full(self.length, PADDING, np.int32)
+        types[:end] = LANGUAGE
+        types[1:start] = VISION
+        loss_mask = np.zeros(self.length, bool)
+        loss_mask[middle:end] = True
+        return {"tokens": tokens, "token_types": types, "loss_mask": loss_mask}
+
+
+class CogvlmViews:
+    """The whole image, squashed, and one task about it, drawn by weight among those that the record
+    has the data for; see `input_pipeline.conversations` for tasks.
+
+    Args:
+      image_size, tokenizer, context_length, patch_size, pool: see `Rows`.
+      tasks: task -> weight.
+      templates: task -> template, see `input_pipeline.templates`, where it is not that of
+        TEMPLATES; captions have none.
+      caption_fields: the captions that count; None for all.
+      history: see `conversations.make_turn`.
+
+    Raises:
+      ValueError: a value is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        tokenizer: str,
+        context_length: int,
+        patch_size: int = 14,
+        pool: int = 1,
+        tasks: Mapping[str, float] = {"caption": 1.0},
+        templates: Mapping[str, str] = {},
+        caption_fields: Sequence[str] | None = None,
+        history: str = "all",
+    ):
+        self.rows = Rows(tokenizer, image_size, context_length, patch_size, pool)
+        self.tasks = _checked_tasks(tasks)
+        self.templates = {"caption": "base", **_checked_templates(templates)}
+        if isinstance(caption_fields, str):
+            raise ValueError(f"caption_fields={caption_fields!r}: give a list of fields, or None.")
+        self.caption_fields = None if caption_fields is None else tuple(caption_fields)
+        conversations.check_history(history)
+        self.history = history
+
+    num_classes = None  # text is free
+
+    def spec(self) -> Spec:
+        """name -> (shape, dtype) of one example."""
+        s, t = self.rows.image_size, self.rows.length
+        return {
+            "images": ((1, s, s, 3), np.dtype(np.uint8)),
+            "tokens": ((t,), np.dtype(np.int32)),
+            "token_types": ((t,), np.dtype(np.int32)),
+            "loss_mask": ((t,), np.dtype(bool)),
+        }
+
+    def __call__(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
+        """Returns {"images": u8[1, S, S, 3], "tokens": i32[T], "token_types": i32[T] (0 language,
+        1 vision, -1 padding), "loss_mask": bool[T]}.
+
+        Raises:
+          ValueError: the image cannot be decoded, the record has nothing for any of the tasks, what
+            it has is malformed, or a prompt alone is too long. All name the record.
+        """
+        task, turn = self._draw(record, rng)
+        try:
+            row = self.rows.example(self.templates[task], turn)
+            return {"images": self.rows.image(record["image"]), **row}
+        except ValueError as error:
+            raise ValueError(
+                f"Record {record['id']!r}: {error} Training does not skip records."
+            ) from error
+
+    def texts(self, batch: dict) -> list[list[str]]:
+        """What the model reads and learns to write beside each image: "prompt | answer"."""
+        pairs = (self.rows.texts(*row) for row in zip(batch["tokens"], batch["loss_mask"]))
+        return [[f"{prompt} | {answer}"] for prompt, answer in pairs]
+
+    def _draw(self, record: dict, rng: random.Random) -> tuple[str, Turn]:
+        tasks = dict(self.tasks)
+        while tasks:
+            (task,) = rng.choices(list(tasks), list(tasks.values()))
+            turn = conversations.make_turn(task, record, rng, self.caption_fields, self.history)
+            if turn is not None:
+                return task, turn
+            del tasks[task]
+        fields = ", ".join(sorted(set(record) - {"id", "image"}))
+        only = "" if self.caption_fields is None else f" (captions: only {self.caption_fields})"
+        raise ValueError(
+            f"Record {record['id']!r} has nothing for the tasks {list(self.tasks)}{only}; it has "
+            f"{fields}. Training does not skip records: choose other tasks, or leave it out."
+        )
+
+
+def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:
+    for task in tasks:
+        conversations.check_task(task)
+    wanted = {task: weight for task, weight in tasks.items() if weight}
+    if not wanted or min(wanted.values()) < 0:
+        raise ValueError(f"tasks={dict(tasks)}: give weights, none below 0 and one above.")
+    return wanted
+
+
+def _checked_templates(given: Mapping[str, str]) -> dict[str, str]:
+    for task, template in given.items():
+        if task not in TEMPLATES:
+            raise ValueError(f"templates names {task!r}; those are for {list(TEMPLATES)}.")
+        templates.check_template(template)
+    return {**TEMPLATES, **given}
