@@ -80,11 +80,8 @@ class Method:
 
         rows = {"tokens": tokens, "labels": batch["labels"]}
         loss = over_micro_batches(row_losses, rows, self.accumulate_steps).mean()
-        metrics = {
-            "classification_loss": loss,
-            "augment_loss": augment_loss,
-            "labels_per_image": (batch["labels"] >= 0).sum(axis=1).mean(),
-        }
+        metrics = {"labels_per_image": (batch["labels"] >= 0).sum(axis=1).mean()}
+        metrics |= loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 
     def model_images(self, batch, keys):
@@ -148,6 +145,11 @@ def train_tokens(method, params, statistics, images, rng, step, train_statistics
     if method.remat is not None:  # else the stem's large maps are kept for the whole batch
         run = jax.checkpoint(run)
     return run(params, statistics, images, keys)
+
+
+def loss_terms(method, name: str, loss, augment_loss) -> dict:
+    """The parts of the loss as metrics, where there are two."""
+    return {} if method.augment is None else {name: loss, "augment_loss": augment_loss}
 
 
 def classify(classifier, params, tokens):

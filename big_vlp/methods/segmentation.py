@@ -74,11 +74,8 @@ class Method:
             params, statistics, batch["image"], rng, step
         )
         loss = mean_pixel_loss(logits, batch["mask"])
-        metrics = {
-            "segmentation_loss": loss,
-            "augment_loss": augment_loss,
-            "labelled_pixels": (batch["mask"] > 0).mean(),
-        }
+        metrics = {"labelled_pixels": (batch["mask"] > 0).mean()}
+        metrics |= catlip.loss_terms(self, "segmentation_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 
     def _train_logits(self, params, statistics, images, rng, step):

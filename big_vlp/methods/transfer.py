@@ -87,7 +87,7 @@ class Method:
 
         rows = {"tokens": tokens, **{k: v for k, v in batch.items() if k != "image"}}
         loss = over_micro_batches(classify, rows, self.accumulate_steps).mean()
-        metrics = {"classification_loss": loss, "augment_loss": augment_loss}
+        metrics = catlip.loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 
     def text_length(self, batch):

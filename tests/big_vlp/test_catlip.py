@@ -83,6 +83,17 @@ def test_loss_is_the_published_formula(batch):
     np.testing.assert_allclose(weighted, expected + 2 * positive, rtol=1e-5)
 
 
+@pytest.mark.parametrize("augment", [None, {"total_steps": 5}])
+def test_parts_of_the_loss_are_logged_where_there_are_two(batch, augment):
+    method = make(augment=augment)
+    model, _ = method.init(jax.random.key(0))
+    (loss, (_, metrics)), _ = loss_of(method, model, batch)
+    assert metrics["labels_per_image"] == 6 / ROWS
+    parts = [metrics[name] for name in metrics if name.endswith("_loss")]
+    assert len(parts) == (2 if augment else 0)
+    assert not parts or sum(parts) == pytest.approx(float(loss))
+
+
 def test_extreme_logits_stay_finite():
     z = jnp.array([[1e4, -1e4]])
     for labels in ([[0, -1]], [[1, -1]], [[-1, -1]]):

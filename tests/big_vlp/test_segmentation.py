@@ -162,7 +162,7 @@ def test_the_model_and_its_average():
 def test_a_step_moves_statistics_of_tower_and_head():
     model, _ = fresh()
     loss, grads, statistics, metrics = evaluate(method())(model)
-    assert 0.3 < loss < 3 * np.log(CLASSES) and loss == metrics["segmentation_loss"]
+    assert 0.3 < loss < 3 * np.log(CLASSES)
     assert metrics["labelled_pixels"] == pytest.approx(0.8, abs=0.05)
     _, old = trees.split_statistics(model)
     assert jax.tree.structure(statistics) == jax.tree.structure(old)
