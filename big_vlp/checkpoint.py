@@ -175,11 +175,10 @@ class _WriteErrors:
 
 
 def save_frozen(workdir: str | Path, frozen: dict) -> None:
-    """Writes the frozen parameters of a run once; a complete copy is left alone."""
-    path = Path(workdir).absolute() / "frozen"
-    if frozen and not path.exists():
+    """Writes the frozen parameters of a run that begins, over those of one that never saved."""
+    if frozen:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, frozen)
+            checkpointer.save(Path(workdir).absolute() / "frozen", frozen, force=True)
 
 
 def restore_frozen(workdir: str | Path, frozen: dict) -> dict:

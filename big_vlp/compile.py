@@ -86,9 +86,10 @@ def flops_per_sample(experiment: Experiment) -> float:
     Counted at the recipe's image size, on the program of one device with every block written out:
     a loop counts once.
     """
-    method = dataclasses.replace(
-        experiment.make_method(), unroll=True, remat=None, accumulate_steps=1
-    )
+    method = experiment.make_method()
+    plain = {"unroll": True, "remat": None, "accumulate_steps": 1}
+    fields = {field.name for field in dataclasses.fields(method)}
+    method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
     image_size, batch_size = experiment.preprocess_record.image_size, experiment.global_batch

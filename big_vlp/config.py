@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 
 import input_pipeline
+from input_pipeline.plan import make_plan
 
 # The vocabulary of the scenes' captions, and how many shapes they have.
 SCENES_VOCABULARY = str(Path(input_pipeline.__file__).parent / "data" / "scenes_vocabulary.tsv")
@@ -21,6 +22,7 @@ CATLIP_TOWERS = {
     "l16": {"width": 1024, "layers": 24, "heads": 16},
     "h16": {"width": 1280, "layers": 32, "heads": 20},
 }
+DEMO_TOWER = {"width": 128, "layers": 3, "heads": 4, "num_positions": 16}
 TEXT_TOWER = {"vocab_size": 49_408, "width": 512, "layers": 12, "heads": 8}
 
 # Optimizer rules of CatLIP (arXiv 2404.15653). The published recipe spares vectors from decay, but
@@ -90,6 +92,14 @@ def choose(what: str, table: dict, name: str):
 def steps_of(pairs: int, global_batch: int, epochs: int) -> int:
     """Steps of a run; epochs are rounded up to 16 batches, as in the published runs."""
     return math.ceil(math.ceil(pairs / global_batch) / 16) * 16 * epochs
+
+
+def mean_batch(plan: dict, image_size: int, global_batch: int) -> float:
+    """Examples of a step on average over a plan's sizes, which are drawn alike."""
+    made = make_plan(
+        **plan, image_size=image_size, global_batch=global_batch, total_steps=0, seed=0
+    )
+    return sum(batch for _, batch in made.shapes) / len(made.shapes)
 
 
 def layerwise_rules(layers: int, decay: float) -> tuple:
@@ -164,5 +174,6 @@ def _run_classifier_local(config, tower):
     config.method.model.update(**tower)
     rules = config.optim.rules
     if any(isinstance(rate, tuple) for _, rate, _ in rules):  # of full-size towers
-        config.optim.rules = layerwise_rules(tower["layers"], 0.75)
+        decay = next(rate for pattern, rate, _ in rules if "norm_post" in pattern)
+        config.optim.rules = layerwise_rules(tower["layers"], decay)
     return config

@@ -131,7 +131,7 @@ class Experiment:
         return None if self.init is None else _call("config.init", WarmStart, self.init)
 
     def make_plan(self):
-        return _call(
+        plan = _call(
             "config.plan",
             make_plan,
             self.plan,
@@ -140,6 +140,14 @@ class Experiment:
             total_steps=self.total_steps,
             seed=self.seed,
         )
+        steps = self.method.get("accumulate_steps", 1)
+        wrong = [size for _, size in plan.shapes if steps < 1 or size % steps]
+        if wrong:
+            raise ConfigError(
+                f"config.method.accumulate_steps={steps} does not divide the batches {wrong}; "
+                "change config.global_batch, or config.plan.batch_multiple where batches vary."
+            )
+        return plan
 
     def make_views(self, image_size: int):
         pre, given = self.preprocess_record, {"image_size": image_size}
@@ -154,9 +162,9 @@ class Experiment:
         views = {size: self.make_views(size) for size, _ in plan.shapes}
         self._check_stored_labels(source, next(iter(views.values())))
         if mesh is not None:
+            where = "config.global_batch" if len(plan.shapes) == 1 else "config.plan.batch_multiple"
             rows = {
-                size: _call("config.global_batch", sharding.local_rows, {}, mesh, size)
-                for _, size in plan.shapes
+                size: _call(where, sharding.local_rows, {}, mesh, size) for _, size in plan.shapes
             }
         return _call(
             "config.loader",

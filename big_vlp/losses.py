@@ -1,8 +1,8 @@
-"""Contrastive losses over global batches, in fp32, on the devices of the ambient mesh.
+"""Losses, in fp32; the contrastive ones over global batches, on the devices of the ambient mesh.
 
-Each device holds some rows of the batch. No device ever holds a [batch, batch] matrix: the softmax
-losses gather one side once and work through their own rows in rematerialised blocks, the sigmoid
-loss passes the texts around a ring. Without a mesh (`jax.set_mesh`) there is one device.
+There each device holds some rows of the batch. No device ever holds a [batch, batch] matrix: the
+softmax losses gather one side once and work through their own rows in rematerialised blocks, the
+sigmoid loss passes the texts around a ring. Without a mesh (`jax.set_mesh`) there is one device.
 """
 
 import functools
@@ -242,3 +242,19 @@ def pixel_cross_entropy(logits, labels):
     counted = labels >= 0
     loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_label, logits, 0).sum(axis=-1)
     return jnp.where(counted, loss, 0).sum(axis=(1, 2)), counted.sum(axis=(1, 2))
+
+
+def next_tokens(logits, tokens, mask):
+    """Softmax loss of a language model, per row.
+
+    Args:
+      logits: [B, T, V].
+      tokens: ids i32[B, T] that they predict.
+      mask: bool[B, T], which of them count.
+
+    Returns:
+      (f32[B] summed losses, i32[B] number of tokens that count).
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+    return -jnp.where(mask, chosen, 0).sum(axis=1), mask.sum(axis=1, dtype=jnp.int32)

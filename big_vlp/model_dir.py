@@ -68,10 +68,22 @@ class StoredModel:
     def preprocess(self) -> Preprocess:
         return Preprocess.from_json(json.dumps(self.meta["preprocess"]))
 
-    def make_method(self):
-        """The method that the weights belong to."""
+    def make_method(self, *names: str):
+        """The method that the weights belong to.
+
+        Args:
+          names: which methods the caller can use; none: all.
+
+        Raises:
+          CheckpointError: it is another.
+        """
         given: dict[str, Any] = {"preprocess": self.preprocess}
         section = self.meta["config"]["method"]
+        if names and section["name"] not in names:
+            raise CheckpointError(
+                f"{self.directory} is a model of method {section['name']!r}; this needs one of "
+                f"{', '.join(names)}."
+            )
         if self.labels is not None and "num_classes" not in section:
             given["num_classes"] = len(self.labels.names)
         return make_method(**section, **given)

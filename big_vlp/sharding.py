@@ -19,9 +19,11 @@ TENSOR_RULES = (
     (r".*\b(attn|image_pooler|text_pooler|map)/out/kernel", -3),  # [..., heads, head_dim, width]
     (r".*\bmlp/fc1/(kernel|bias)", -1),
     (r".*\bmlp/fc2/kernel", -2),
+    (r".*\bmlp/(gate|up)/kernel", -1),
+    (r".*\bmlp/down/kernel", -2),
 )
-# By classes; their number is the data's, so a classifier that does not divide stays whole.
-CLASSIFIER = r".*\bclassifier/(kernel|bias)"
+# By classes, or by tokens; their number is the data's, so what does not divide stays whole.
+CLASSIFIER = r".*\b(classifier|language/head)/(kernel|bias)"
 # Smaller parameters are cheaper to keep on every device than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

@@ -35,6 +35,7 @@ def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> 
     stored = open_model(model_dir, weights)
     if stored.labels is None:
         raise CheckpointError(f"{model_dir} has no labels.json: its model is no classifier.")
+    predict = stored.make_method("catlip", "transfer").predict_fns()["probabilities"]
     preprocess = stored.preprocess
     pixels = []
     for path in images:
@@ -42,8 +43,7 @@ def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> 
             pixels.append(eval_image(path.read_bytes(), preprocess))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    predict = jax.jit(stored.make_method().predict_fns()["probabilities"])
-    probabilities = np.asarray(predict(stored.load(), {"image": np.stack(pixels)}))
+    probabilities = np.asarray(jax.jit(predict)(stored.load(), {"image": np.stack(pixels)}))
     names = stored.labels.names
     return [
         [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]]
@@ -62,7 +62,8 @@ def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
         left.set_axis_off()
         left.set_title(image.name, fontsize=9)
         names, probabilities = zip(*reversed(classes))
-        bars = right.barh(names, probabilities, color="#4c72b0")
+        # At numbered places: two classes may have one name.
+        bars = right.barh(range(len(names)), probabilities, tick_label=names, color="#4c72b0")
         right.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         right.set_xlim(0, 1.12 * max(probabilities))
         right.tick_params(labelsize=8)
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.top < 1:
             raise ValueError(f"--top {args.top}: give 1 or more.")
+        if not args.output.parent.is_dir():
+            raise ValueError(f"--output {args.output}: there is no such directory.")
         found = words(args.model, args.image, args.top, args.weights)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

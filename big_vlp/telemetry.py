@@ -27,8 +27,9 @@ from big_vlp import sharding
 LOG_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TRAIN = "train"
-# Endings of metrics that say what a model would get that knows nothing, or only frequencies.
-REFERENCES = ("chance", "baseline")
+# Endings of metrics that say what a model would get which knows nothing, knows only frequencies,
+# sees no image, or sees a wrong one.
+REFERENCES = ("chance", "baseline", "blind", "shuffled")
 
 
 class MetricLog:

@@ -24,6 +24,7 @@ import big_vlp
 from big_vlp import sharding, step, telemetry, trees
 from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
+from big_vlp.model_dir import Labels
 from input_pipeline.show import write_contact_sheet
 
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
@@ -69,6 +70,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         "versions": {"big_vlp": big_vlp.__version__, "jax": jax.__version__},
     }
     saved_step = checkpoints.latest_step()
+    labels = experiment.labels(loader)
+    if saved_step is not None and (before := Labels.load(workdir)) not in (None, labels):
+        raise ConfigError(
+            f"{workdir} was trained on {len(before.names)} classes; the vocabulary or the data of "
+            "the config now name others, or in another order. Restore them, or change --workdir."
+        )
     first_step = saved_step or 0
     live = telemetry.LiveLine(total_steps)
     if saved_step is None:
@@ -92,7 +99,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
-    labels = experiment.labels(loader)
     if labels is not None and jax.process_index() == 0:
         labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:

@@ -22,7 +22,7 @@ class WarmStart:
 
     Attributes:
       model: a model directory; two-tower models give their image tower. A class token that the
-        new model does not have is left out.
+        new model does not have is left out; learned augmentation is taken over where both have it.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
@@ -32,7 +32,7 @@ class WarmStart:
       min_similarity: for "transfer": WordNet path similarity below which a synset does not count.
 
     Raises:
-      ValueError: an unknown kind of classifier.
+      ValueError: an unknown kind of classifier, or a similarity out of range.
     """
 
     model: str
@@ -44,6 +44,8 @@ class WarmStart:
     def __post_init__(self):
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={self.classifier!r}; choose one of {CLASSIFIERS}.")
+        if not 0 <= self.min_similarity <= 1:
+            raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
     def apply(self, state: dict, mesh, class_names: Sequence[str] | None) -> tuple[dict, str]:
         """Puts the weights into a fresh training state.
@@ -83,11 +85,20 @@ class WarmStart:
 
     def _wanted(self, fresh: dict, old: dict) -> list[str]:
         """Paths to take over; each must be there in its shape."""
-        parts = ("tower/", "batch_stats/tower/") + (
-            ("classifier/",) if self.classifier == "copy" else ()
-        )
-        expected = {path: x for path, x in fresh.items() if path.startswith(parts)}
-        found = {path: x for path, x in old.items() if path.startswith(parts)}
+        parts = ["tower/", "batch_stats/tower/"]
+        if self.classifier == "copy":
+            parts.append("classifier/")
+        if any(path.startswith("augment/") for path in old):
+            parts.append("augment/")  # learned ranges
+        expected = {path: x for path, x in fresh.items() if path.startswith(tuple(parts))}
+        if not any(path.startswith("tower/") for path in expected):
+            raise CheckpointError(
+                "config.init is for methods with one image tower (catlip, transfer, segmentation); "
+                "this config's model has none."
+            )
+        found = {path: x for path, x in old.items() if path.startswith(tuple(parts))}
+        if not any(path.startswith("augment/") for path in expected):
+            found = {path: x for path, x in found.items() if not path.startswith("augment/")}
         if _CLASS_TOKEN not in expected:  # dense tasks do without
             found.pop(_CLASS_TOKEN, None)
         lines = trees.differences(expected, found)

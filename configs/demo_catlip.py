@@ -26,7 +26,7 @@ def get_config(arg=None):
 
     config.method = dict(
         name="catlip",
-        model=dict(width=128, layers=3, heads=4, num_positions=16),
+        model=shared.DEMO_TOWER,
         ema_momentum=0.02,
         prior=0.1,
         dtype="float32",

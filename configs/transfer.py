@@ -2,8 +2,10 @@
 
 Options: task=imagenet|places|coco|scenes, mode=probe|finetune, init=random|transfer (of the
 classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fraction=1.0 of the
-training images, layer_decay=1.0 (learning rates that fall towards the first layer), runlocal.
-Data: see "Labelled data" in docs/data.md. task=scenes needs no file, and runlocal no model.
+training images, layer_decay=1.0 (learning rates that fall towards the first layer; for finetune),
+runlocal.
+Data: see "Labelled data" in docs/data.md. task=scenes needs no file: it goes on from the tower of
+demo_catlip.py. runlocal needs no model either.
 """
 
 import ml_collections
@@ -58,12 +60,14 @@ def get_config(arg=None):
     shared.choose("mode", dict.fromkeys(("probe", "finetune")), options.mode)
     tower = shared.choose("model", shared.CATLIP_TOWERS, options.model)
     probe, multi_label = options.mode == "probe", options.task == "coco"
+    if not 0 < options.fraction <= 1:
+        raise ValueError(f"fraction={options.fraction}: give a share of the images in (0, 1].")
+    if probe and options.layer_decay != 1:
+        raise ValueError("layer_decay is for mode=finetune: a probe freezes the tower.")
     size = 512 if multi_label else 224
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 256 if probe else 128 if multi_label else 512
-    steps_per_epoch = max(1, round(images * options.fraction / config.global_batch))
-    config.total_steps = (30 if probe else 10) * steps_per_epoch
     config.init = dict(model=options.start, classifier=options.init)
 
     config.data = dict(train, fraction=options.fraction) if options.fraction < 1 else train
@@ -80,6 +84,10 @@ def get_config(arg=None):
         low, high, count, multiple = (256, 768, 25, 16) if multi_label else (128, 320, 7, 32)
         sizes = catlip_sizes(low, high, count, base=size, multiple=multiple)
         config.plan = dict(name="variable", sizes=sizes, batch_multiple=8)
+    # An epoch is one pass; small images come in batches above the nominal one.
+    per_step = shared.mean_batch(config.plan.to_dict(), size, config.global_batch)
+    steps_per_epoch = max(1, round(images * options.fraction / per_step))
+    config.total_steps = (30 if probe else 10) * steps_per_epoch
     config.views = dict(
         name="labels",
         num_classes=num_classes,
@@ -128,6 +136,27 @@ def get_config(arg=None):
             batch_size=256,
         )
     )
+    if options.task == "scenes":
+        _like_the_demo(config, probe)
     if options.runlocal:
         config = shared.run_local(config)
     return config
+
+
+def _like_the_demo(config, probe):
+    """The sizes of demo_catlip.py, and some minutes on a CPU."""
+    config.total_steps = 600 if probe else 300
+    config.global_batch = 64
+    config.preprocess.update(image_size=64, resize_size=64)
+    if not probe:
+        config.plan.sizes = (48, 64, 80)
+        config.method.augment = None
+        config.method.ema_momentum = 0.02
+        config.optim.rules = tuple(r for r in config.optim.rules if r[0] != "augment/.*")
+    config.views.update(crop_scale=(0.6, 1.0))
+    config.loader.update(num_workers=0, num_threads=1)
+    config.method.update(model=shared.DEMO_TOWER, dtype="float32", remat=None)
+    config.optim.update(learning_rate=1e-2 if probe else 1e-3, final_learning_rate=0.0)
+    config.optim.warmup_steps = 30
+    config.checkpoint.every_steps = 300
+    config.evals.val.update(every_steps=100, batch_size=50)

@@ -12,14 +12,13 @@ from input_pipeline import synsets
 from input_pipeline.label_mining import LabelMiner
 
 _WNID = re.compile(r"n\d{8}")
-_SEPARATORS = re.compile("[_/]")
+_SEPARATORS = re.compile("[_/-]")
 
 
 def match_classes(
     class_names: Sequence[str],
     vocabulary: Sequence[str],
     min_similarity: float = 0.0,
-    mode: str = "released",
 ) -> list[list[tuple[int, float]]]:
     """The vocabulary rows that stand for each class.
 
@@ -29,10 +28,9 @@ def match_classes(
 
     Args:
       class_names: WordNet ids as ImageNet writes them (n02084071), or words, whose synsets are
-        mined as those of captions are. "_" and "/" divide words.
+        mined as those of captions are. "_", "-" and "/" divide words.
       vocabulary: keys of synsets, the most frequent first.
       min_similarity: matches below are left out; all have more than 0.
-      mode: of `LabelMiner`.
 
     Returns:
       For each class (row, similarity) pairs, each row once, in the order of the class's words;
@@ -46,7 +44,7 @@ def match_classes(
         raise ValueError("There is no vocabulary to match the classes with.")
     if not 0 <= min_similarity <= 1:
         raise ValueError(f"min_similarity={min_similarity}: similarities are in (0, 1].")
-    nouns, miner = synsets.load(), LabelMiner(mode)
+    nouns, miner = synsets.load(), LabelMiner()
     vocabulary = tuple(vocabulary)
     row_of = {key: row for row, key in reversed(list(enumerate(vocabulary)))}
     matches = []

@@ -50,7 +50,7 @@ class CatlipViews:
         self.max_labels = _checked_max_labels(max_labels)
         self.crop_scale = checked_scale(crop_scale)
         self.flip_prob = checked_probability(flip_prob)
-        self._miner = LabelMiner(label_mode)
+        self._miner = _miner(label_mode)
 
     @property
     def num_classes(self) -> int:
@@ -142,6 +142,11 @@ class LabelViews:
         """The numbers of each example's classes, in one line."""
         rows = batch["labels"] if self.multi_label else batch["label"][:, None]
         return [["class " + ", ".join(str(i) for i in row if i >= 0)] for row in rows]
+
+
+@functools.cache  # one memory of words for the views of all image sizes
+def _miner(mode: str) -> LabelMiner:
+    return LabelMiner(mode)
 
 
 def _vocabulary(path: str, size: int | None) -> Vocabulary:

@@ -94,16 +94,6 @@ class Vocabulary:
         """Number of classes."""
         return len(self.keys)
 
-    def index(self, key: str) -> int:
-        """The class of a synset.
-
-        Raises:
-          ValueError: it is not in the vocabulary.
-        """
-        if key not in self._index:
-            raise ValueError(f"{key!r} is not in the vocabulary of {len(self)} synsets.")
-        return self._index[key]
-
     def labels(self, keys: Iterable[str]) -> list[int]:
         """Classes of the keys that are in the vocabulary, ascending, each once."""
         return sorted({self._index[key] for key in keys if key in self._index})

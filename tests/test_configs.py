@@ -86,7 +86,8 @@ def test_all_options_build(tmp_path, monkeypatch, name):
             # Ids beyond the table would be looked up as NaN.
             tokenizer = make_tokenizer(made.preprocess_record.tokenizer)
             assert tokenizer.vocab_size <= made.method["model"]["text"]["vocab_size"]
-            assert spec["tokens"][0][-1] == made.preprocess_record.context_length
+            if made.method["name"] != "cogvlm":  # whose rows hold an image too
+                assert spec["tokens"][0][-1] == made.preprocess_record.context_length
         check_evaluators(made)
         if made.data["name"] == "scenes":  # it needs no file, so all of it can be built
             loader = made.make_loader()
@@ -129,6 +130,7 @@ def test_unknown_options(name, arg):
     + [(name, "model", "model.*needs a value") for name in RECIPES]
     + [(name, "method=siglip", "'siglip'.*cosmos") for name in DEMOS]
     + [("catlip", "model=vitb16", "'vitb16'.*h16"), ("catlip", "data=yfcc", "'yfcc'.*cc3m")]
+    + [("transfer", "fraction=2", "fraction=2.0"), ("transfer", "layer_decay=0.7", "for mode=fine")]
     + [("transfer", "task=cifar", "'cifar'.*places"), ("transfer", "mode=lora", "'lora'.*probe")]
     + [("siglip", "vocab_size=32k", "vocab_size.*'32k'")],
 )
@@ -265,7 +267,8 @@ def test_published_transfer_recipes(task, mode):
     made = experiment("transfer", f"task={task},mode={mode}")
     optimizer = made.make_optimizer(method := made.make_method())
     assert made.global_batch == batch
-    assert abs(made.total_steps * batch / IMAGES[task] - epochs) < 0.01
+    _, last, before = made.make_plan()(made.total_steps - 1)
+    assert abs((before + last) / IMAGES[task] - epochs) < 0.2  # sizes are drawn
     assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, final)
     assert optimizer.weight_decay == decay
     assert len(made.make_plan().shapes) == sizes

@@ -6,6 +6,7 @@ stored in it is executed), and writes a model directory that training starts fro
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -22,21 +23,34 @@ from input_pipeline.vocabulary import Vocabulary
 SYSTEMS = ("catlip", "catlip_segmentation", "cosmos")
 
 
-def import_catlip(source: Path, target: Path, vocabulary: Path | None) -> None:
-    """A classifier's state dict -> model directory.
-
-    Args:
-      vocabulary: file that names the classes; without it they are numbers.
-    """
+def import_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A classifier's state dict -> model directory; for `options` see `main`."""
     model, arguments, preprocess = catlip.from_reference(read_state(source))
-    count = arguments["num_classes"]
-    labels = Labels(tuple(f"class {i}" for i in range(count)))
-    if vocabulary is not None:
-        found = Vocabulary.load(vocabulary, count)
-        if len(found) < count:
-            raise ConversionError(f"{vocabulary} has {len(found)} classes, the weights {count}.")
-        labels = Labels(tuple(found.names), tuple(found.keys))
-    save_model(target, {"model": model}, {"name": "catlip", **arguments}, preprocess, labels)
+    if options.image_size != preprocess.image_size:
+        # Released at 512: the shorter side is resized to the very size of the crop.
+        size = options.image_size
+        preprocess = dataclasses.replace(preprocess, image_size=size, resize_size=None)
+    method = {"name": "catlip", **arguments}
+    if options.task != "words":
+        tower = {"name": "transfer", "tower": "catlip_vit"}
+        method = {**method, **tower, "multi_label": options.task == "multi"}
+    labels = _labels(arguments["num_classes"], options)
+    save_model(target, {"model": model}, method, preprocess, labels)
+
+
+def _labels(count: int, options: argparse.Namespace) -> Labels:
+    if options.vocabulary is not None:
+        found = Vocabulary.load(options.vocabulary, count)
+        names, keys = tuple(found.names), tuple(found.keys)
+    elif options.names is not None:
+        names, keys = tuple(options.names.read_text("utf-8").split("\n")), None
+        names = names[:-1] if names[-1] == "" else names
+    else:
+        names, keys = tuple(f"class {i}" for i in range(count)), None
+    if len(names) != count:
+        given = options.vocabulary or options.names
+        raise ConversionError(f"{given} has {len(names)} classes, the weights {count}.")
+    return Labels(names, keys)
 
 
 def import_segmentation(source: Path, target: Path) -> None:
@@ -59,9 +73,15 @@ def export(system: str, source: Path, target: Path) -> None:
         raise ConversionError(f"{target} exists; give a new file.")
     if system.startswith("catlip"):
         dense = system == "catlip_segmentation"
+        stored = open_model(source)
+        stored.make_method(*(("segmentation",) if dense else ("catlip", "transfer")))
+        model = stored.load()
+        if "stem" not in model["tower"]:
+            raise ConversionError(f"{source} has another image tower than CatLIP's.")
         convert = catlip_dense.segmentation_to_reference if dense else catlip.to_reference
-        state = convert(open_model(source).load())
+        state = convert(model)
     else:
+        open_model(source).make_method("cosmos")
         nets = {"student": "model", "teacher": "averaged"}
         state = {
             f"{net}.{key}": value
@@ -86,8 +106,11 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
                 f"{path} is no safetensors file, or a damaged one: {error}."
             ) from error
     state = _read_pt(path)
-    for name in ("model_state_dict", "state_dict"):  # of a whole training checkpoint
-        state = state.get(name, state)
+    # Of a whole training checkpoint, the average: it is what gets published.
+    for name in ("ema_state_dict", "model_state_dict", "state_dict"):
+        if name in state:
+            state = state[name]
+            break
     return {key: value.numpy() for key, value in state.items()}
 
 
@@ -126,9 +149,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
-    parser.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="names the classes of a catlip import"
+    group = parser.add_argument_group("import catlip")
+    group.add_argument(
+        "--task",
+        choices=("words", "single", "multi"),
+        default="words",
+        help="what the classifier was trained for: words, one label per image, or several",
     )
+    group.add_argument("--vocabulary", type=Path, metavar="FILE", help="names words")
+    group.add_argument("--names", type=Path, metavar="FILE", help="names classes, one per line")
+    group.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
@@ -137,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.direction == "export":
             export(args.system, args.source, args.target)
         elif args.system == "catlip":
-            import_catlip(args.source, args.target, args.vocabulary)
+            import_catlip(args.source, args.target, args)
         elif args.system == "catlip_segmentation":
             import_segmentation(args.source, args.target)
         else:

@@ -52,6 +52,8 @@ class Method:
             raise ValueError(f"Unknown tower {self.tower!r}; choose one of {list(TOWERS)}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
+        if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
+            raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
         if self.multi_label and self.label_smoothing:
             raise ValueError("label_smoothing is for one label per image; set it to 0.")
         if self.augment is not None:

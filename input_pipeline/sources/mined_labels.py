@@ -33,6 +33,7 @@ class Source:
         self._vocabulary = Vocabulary.load(vocabulary, vocabulary_size)
         self._miner = LabelMiner(label_mode)
         self.label_vocabulary = self._vocabulary.fingerprint()
+        self.num_label_classes = len(self._vocabulary)
         self.class_names = list(self._vocabulary.names)
 
     def __len__(self) -> int:

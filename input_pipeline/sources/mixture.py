@@ -14,7 +14,8 @@ class Source:
     """The records of all components, one after the other.
 
     Ids are "<component>:<id>", because data sets downloaded in the same way number their records
-    in the same way. `class_names` is there if all components have the same.
+    in the same way. `class_names` and what tells about stored labels (see `prepared`) are there if
+    all components have the same.
 
     Attributes:
       lengths: records of each component.
@@ -40,9 +41,10 @@ class Source:
         self.lengths = [len(component) for component in components]
         self._components = components
         self._ends = list(itertools.accumulate(self.lengths))
-        names = [getattr(component, "class_names", None) for component in components]
-        if names[0] and all(other == names[0] for other in names):
-            self.class_names = names[0]
+        for name in ("class_names", "label_vocabulary", "num_label_classes"):
+            values = [getattr(component, name, None) for component in components]
+            if values[0] and all(other == values[0] for other in values):
+                setattr(self, name, values[0])
 
     def __len__(self) -> int:
         return self._ends[-1]

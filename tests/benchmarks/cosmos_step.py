@@ -6,7 +6,7 @@ written like the formulas (arXiv 2412.01814, section 3): every view goes through
 of its own, the poolers get a copy of the first view's tokens for each query and project each copy,
 and each of the 16 + 64 pairs of views has its own [batch, batch] logits. Its towers, poolers, pairs
 and update are compiled, the order of their calls is Python's, as in an eager framework. Widths,
-heads, crops and captions are those of ViT-B/32; depth and batch are cut so that it runs on a laptop.
+heads, crops and captions are those of ViT-B/32; depth and batch are cut for a laptop.
 """
 
 import dataclasses

@@ -38,6 +38,19 @@ def test_flops_do_not_depend_on_how_blocks_are_executed(config):
     assert flops_per_sample(Experiment.from_config(config)) > 1.05 * plain
 
 
+def test_flops_of_methods_without_accumulation():
+    config = configs_module("segmentation").get_config("data=scenes")
+    assert flops_per_sample(Experiment.from_config(config)) > 1e6
+
+
+def configs_module(name):
+    path = CONFIG.parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_collectives_are_listed_by_size_and_pieces_count_once():
     found = collectives(
         """

@@ -26,7 +26,8 @@ def arbitrary(augment=True, **tower):
     )
     rng = np.random.default_rng(0)
     shapes, _ = jax.eval_shape(method.init, jax.random.key(0))
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    # Above zero, as running variances are.
+    return jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), shapes)
 
 
 def same(found, expected):
@@ -117,6 +118,33 @@ def test_the_command_imports_and_exports(tmp_path, wide, capsys):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
     assert main(["export", "catlip", directory, str(file)]) == 1
     assert "exists; give a new file" in capsys.readouterr().err
+
+
+def test_fine_tuned_weights(tmp_path, wide):
+    """A softmax over five named classes, at another size."""
+    write(tmp_path / "tuned.safetensors", wide)
+    (tmp_path / "names.txt").write_text("tench\ncrane\ncrane\nshark\nray\n")
+    arguments = ["import", "catlip", str(tmp_path / "tuned.safetensors"), str(tmp_path / "model")]
+    options = ["--task", "single", "--names", str(tmp_path / "names.txt"), "--image-size", "64"]
+    assert main([*arguments, *options]) == 0
+    stored = open_model(tmp_path / "model")
+    assert stored.labels.names == ("tench", "crane", "crane", "shark", "ray")
+    assert (stored.preprocess.image_size, stored.preprocess.resize_size) == (64, None)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)}
+    probabilities = stored.make_method().predict_fns()["probabilities"](stored.load(), batch)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (
+        main(["export", "catlip", str(tmp_path / "model"), str(tmp_path / "back.safetensors")]) == 0
+    )
+
+
+def test_only_models_of_the_system_are_exported(tmp_path, wide, capsys):
+    write(tmp_path / "tuned.safetensors", wide)
+    directory = str(tmp_path / "model")
+    assert main(["import", "catlip", str(tmp_path / "tuned.safetensors"), directory]) == 0
+    for system in ("cosmos", "catlip_segmentation"):
+        assert main(["export", system, directory, str(tmp_path / "x.safetensors")]) == 1
+        assert "is a model of method 'catlip'" in capsys.readouterr().err
 
 
 def test_the_command_explains_what_is_wrong(tmp_path, wide, capsys):

@@ -321,6 +321,7 @@ def test_stored_labels_must_be_of_the_vocabulary(tmp_path):
         ("plan.name", "linear", "config.plan: Unknown plan 'linear'"),
         ("plan.sizes", (), "config.plan: sizes=()"),
         ("plan.batch_multiple", 0, "config.plan: batch_multiple=0"),
+        ("method.accumulate_steps", 16, "does not divide the batches"),
         ("views.vocabulary", "nowhere.tsv", "config.views: There is no vocabulary nowhere.tsv"),
         ("method.prior", 2.0, "config.method: prior=2.0"),
         ("method.num_classes", 3, "config.method: ['num_classes'] cannot be set here"),

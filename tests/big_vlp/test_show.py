@@ -59,15 +59,16 @@ def test_table_and_picture(model, image, tmp_path, capsys):
         ({"--image": "nowhere.jpg"}, "nowhere.jpg"),
         ({"--top": "0"}, "give 1 or more"),
         ({"--weights": "averaged"}, r"has no 'averaged' weights"),
+        ({"--output": "missing/words.png"}, "there is no such directory"),
     ],
 )
 def test_what_cannot_be_shown(model, image, tmp_path, capsys, change, message):
     options = {"--model": model, "--image": str(image), **change}
-    output = tmp_path / "words.png"
+    options.setdefault("--output", str(tmp_path / "words.png"))
     arguments = [part for option in options.items() for part in option]
-    assert main(["words", *arguments, "--output", str(output)]) == 1
+    assert main(["words", *arguments]) == 1
     assert message in capsys.readouterr().err
-    assert not output.exists()
+    assert not (tmp_path / "words.png").exists()
 
 
 def test_a_file_that_is_no_image(model, tmp_path, capsys):

@@ -139,6 +139,18 @@ def test_catlip_resumes_across_image_sizes_bit_equally(tmp_path):
     assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole")
     assert (tmp_path / "whole" / "labels.json").exists()
 
+    # The same file in another order would give each class another meaning.
+    lines = Path(config.views.vocabulary).read_text().splitlines(keepends=True)
+    comments = [line for line in lines if line.startswith("#")]
+    words = [line.split("\t") for line in lines if not line.startswith("#")]
+    (tmp_path / "other.tsv").write_text(
+        "".join(comments) + "".join(f"{key}\t1\t{name}" for key, _, name in reversed(words))
+    )
+    config.views.vocabulary = str(tmp_path / "other.tsv")
+    config.evals.words.data.vocabulary = config.views.vocabulary
+    with pytest.raises(ConfigError, match="was trained on 37 classes"):
+        train(config, tmp_path / "whole")
+
 
 ON_EIGHT_DEVICES = """
 import sys

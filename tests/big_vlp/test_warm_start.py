@@ -150,6 +150,34 @@ def test_transfer_needs_synsets_and_names(trained, tmp_path):
         start.apply(state, mesh, ["dog", "cat"])
 
 
+def test_learned_augmentation_is_taken_over(tmp_path):
+    section = {**CATLIP, "augment": {"total_steps": 9}}
+    shapes, _ = jax.eval_shape(
+        make_method(**section, preprocess=PREPROCESS).init, jax.random.key(0)
+    )
+    model = arbitrary(shapes, 3)
+    save_model(tmp_path, {"model": model}, section, PREPROCESS, None)
+    rules = ((".*", 1.0, 0.0),)
+    state, mesh = fresh(rules=rules, augment={"total_steps": 2})
+    started, _ = WarmStart(str(tmp_path)).apply(state, mesh, None)
+    same(started["model"]["augment"], model["augment"])
+    state, mesh = fresh(rules=rules)
+    started, _ = WarmStart(str(tmp_path)).apply(state, mesh, None)
+    assert "augment" not in started["model"]
+
+
+def test_arguments_that_cannot_be(trained):
+    with pytest.raises(ValueError, match=r"min_similarity=2 must be in \[0, 1\]"):
+        WarmStart("x", min_similarity=2)
+    two_towers = {"model": {"image_tower": {"x": jnp.zeros(2)}}, "frozen": {}, "averaged": {}}
+    with pytest.raises(CheckpointError, match="methods with one image tower"):
+        WarmStart(str(trained[0])).apply(two_towers, sharding.make_mesh(), None)
+    with pytest.raises(
+        CheckpointError, match="is a model of method 'catlip'; this needs one of cos"
+    ):
+        open_model(trained[0]).make_method("cosmos")
+
+
 def test_directories_that_are_no_model(trained, tmp_path):
     for directory in (tmp_path, tmp_path / "missing"):
         with pytest.raises(CheckpointError, match="no model directory"):

@@ -77,3 +77,10 @@ def test_bad_input_is_explained():
     for floor in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"min_similarity={floor}"):
             match("dog", [DOG], min_similarity=floor)
+
+
+def test_hyphens_divide_words():
+    """Places365 writes its folders so."""
+    building = NOUNS.key_of("building")
+    assert match("apartment_building-outdoor", [DOG, building])[0][0] == 1
+    assert 1.0 in [similarity for _, similarity in match("x_building-outdoor", [DOG, building])]

@@ -117,3 +117,9 @@ def test_a_vocabulary_that_has_changed_is_read_again(vocabulary):
     with open(vocabulary, "a") as file:
         file.write("n2958343\t5\tcar.n.01\n")
     assert make_views("catlip", image_size=16, vocabulary=vocabulary).num_classes == 5
+
+
+def test_views_of_all_sizes_share_what_is_large(vocabulary):
+    small, large = (make_views("catlip", image_size=s, vocabulary=vocabulary) for s in (16, 32))
+    assert small.vocabulary is large.vocabulary
+    assert small._miner is large._miner

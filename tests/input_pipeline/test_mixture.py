@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from big_vlp.config import SCENES_VOCABULARY
 from input_pipeline import order
 from input_pipeline.order import MixedOrder
 from input_pipeline.sources import make_source
@@ -32,6 +33,16 @@ def test_records_follow_each_other():
     alone = make_source(**scenes(2, split="val"))[1]
     assert {**source[4], "id": alone["id"]}.keys() == alone.keys()
     assert source[4]["image"] == alone["image"]
+
+
+def test_what_tells_about_stored_labels_is_passed_on():
+    """Where all parts were prepared with one vocabulary."""
+    words = {"name": "mined_labels", "vocabulary": SCENES_VOCABULARY}
+    labelled = [{**words, "data": scenes(n)} for n in (3, 4)]
+    source = mixture(*labelled)
+    assert source.label_vocabulary == make_source(**labelled[0]).label_vocabulary
+    assert source.num_label_classes == len(source.class_names) == 37
+    assert not hasattr(mixture(labelled[0], scenes(2)), "label_vocabulary")
 
 
 def test_equal_components_have_different_ids():

@@ -49,11 +49,9 @@ def test_the_test_vector_of_the_reference(file):
 
 def test_classes():
     words = Vocabulary(KEYS, COUNTS)
-    assert [words.index(key) for key in KEYS] == list(range(10))
+    assert [words.labels([key]) for key in KEYS] == [[i] for i in range(10)]
     assert words.labels([KEYS[7], "n2084071", KEYS[0], KEYS[7]]) == [0, 7]
     assert words.labels([]) == []
-    with pytest.raises(ValueError, match="'n2084071' is not in the vocabulary of 10 synsets"):
-        words.index("n2084071")
 
 
 def test_a_part_of_the_classes(file):
