@@ -11,15 +11,19 @@ parameter has `{i}` in the place of the block's number. Kinds:
   qkv_bias  [3 * heads * head_dim] <-> [3, heads, head_dim]
   out       [out, heads * head_dim] <-> [heads, head_dim, out]
   rowN      N leading axes of size 1 there, none here
+  gqaN, gqa_biasN  as qkv, with N heads of keys and of values; the path is a pair here: that of the
+            queries [in, heads, head_dim] and that of keys and values [in, 2, N, head_dim]
 """
 
 from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import trees
 
-Rules = Sequence[tuple[str, str, str]]
+Rules = Sequence[tuple[str | tuple[str, str], str, str]]
 
 
 class ConversionError(ValueError):
@@ -42,6 +46,13 @@ def forward(kind: str, value, heads: int = 1):
         return value.reshape(3, heads, -1)
     if kind == "out":
         return value.T.reshape(heads, -1, value.shape[0])
+    if kind.startswith("gqa"):
+        kv_heads = int(kind.removeprefix("gqa").removeprefix("_bias"))
+        rows = value.reshape(heads + 2 * kv_heads, -1, *value.shape[1:])  # [.., head_dim, (in)]
+        query, key_value = rows[:heads], rows[heads:]
+        key_value = key_value.reshape(2, kv_heads, *key_value.shape[1:])
+        last = (lambda x: x) if value.ndim == 1 else (lambda x: np.moveaxis(x, -1, 0))
+        return last(query), last(key_value)
     return value
 
 
@@ -61,31 +72,47 @@ def backward(kind: str, value):
         return value.reshape(-1)
     if kind == "out":
         return value.reshape(-1, value.shape[-1]).T
+    if kind.startswith("gqa"):
+        is_bias = kind.startswith("gqa_bias")
+        parts = [x.reshape(-1) if is_bias else x.reshape(x.shape[0], -1).T for x in value]
+        return (jnp if isinstance(parts[0], jax.Array) else np).concatenate(parts)
     return value
 
 
 def to_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict:
-    """A state dict -> nested dict of numpy arrays, as the rules say."""
+    """A state dict -> nested dict of numpy arrays, as the rules say.
+
+    Tensors are read one at a time, and may be anything that np.asarray reads.
+    """
     flat = {}
-    for path, key, kind in rules:
-        if "{i}" in key:
-            parts = [forward(kind, state[key.format(i=i)], heads) for i in range(layers)]
-            flat[path] = np.stack(parts)
-        else:
-            flat[path] = np.asarray(forward(kind, state[key], heads), order="C")
+    for paths, key, kind in rules:
+        stacked = "{i}" in key
+        for i in range(layers if stacked else 1):
+            parts = forward(kind, np.asarray(state[key.format(i=i)]), heads)
+            for path, part in _pairs(paths, parts):
+                if not stacked:
+                    flat[path] = np.asarray(part, order="C")
+                    continue
+                if path not in flat:
+                    flat[path] = np.empty((layers, *part.shape), part.dtype)
+                flat[path][i] = part
     return trees.unflatten(flat)
 
 
 def to_state(model: dict, rules: Rules, layers: int) -> dict:
     """The inverse of `to_model`; runs also under jax.eval_shape."""
     flat, state = trees.flatten(model), {}
-    for path, key, kind in rules:
-        if "{i}" in key:
-            for i in range(layers):
-                state[key.format(i=i)] = backward(kind, flat[path][i])
-        else:
-            state[key] = backward(kind, flat[path])
+    for paths, key, kind in rules:
+        for i in range(layers if "{i}" in key else 1):
+            parts = [flat[p][i] if "{i}" in key else flat[p] for p, _ in _pairs(paths, paths)]
+            value = tuple(parts) if isinstance(paths, tuple) else parts[0]
+            state[key.format(i=i)] = backward(kind, value)
     return state
+
+
+def _pairs(paths, values):
+    """[(path, value)] of a rule for one array or for several."""
+    return list(zip(paths, values)) if isinstance(paths, tuple) else [(paths, values)]
 
 
 def check(expected: Mapping, state: Mapping) -> None:

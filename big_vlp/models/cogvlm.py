@@ -1,0 +1,212 @@
+"""CogVLM (arXiv 2311.03079): an image tower and an adapter in front of a language model whose
+blocks have visual experts. CogVLM2 is the same with other sizes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vlp.models.eva import EvaTower
+from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
+from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
+from big_vlp.models.norms import layer_norm
+
+LAYOUTS = ("static", "general")
+IMAGE_MASKS = ("causal", "full")
+
+
+class Adapter(nn.Module):
+    """Image tokens -> tokens of the language model, between a learned begin and end of image.
+
+    mlp(gelu(norm(linear(x)))), of which the paper names the SwiGLU only.
+
+    Attributes:
+      width: of the language model.
+      mlp_dim: hidden width of the SwiGLU.
+    """
+
+    width: int
+    mlp_dim: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=INIT)
+        self.norm = layer_norm(None, self.dtype)
+        self.mlp = GatedMlp(self.mlp_dim, self.dtype)
+        zeros = nn.initializers.zeros
+        self.boi = self.param("boi", zeros, (self.width,), jnp.float32)
+        self.eoi = self.param("eoi", zeros, (self.width,), jnp.float32)
+
+    def project(self, x):
+        """[B, N, W] -> [B, N, D]."""
+        return self.mlp(jax.nn.gelu(self.norm(self.linear(x)), approximate=False))
+
+    def __call__(self, x):
+        """[B, N, W] -> [B, N + 2, D]."""
+        x = self.project(x)
+        ends = (
+            jnp.broadcast_to(end.astype(self.dtype), (x.shape[0], 1, self.width))
+            for end in (self.boi, self.eoi)
+        )
+        boi, eoi = ends
+        return jnp.concatenate([boi, x, eoi], axis=1)
+
+
+class CogVLM(nn.Module):
+    """The whole model.
+
+    Sequences are described by token types, see `models.layout`. Two layouts give the same numbers:
+    "static" is for rows of one token, the slots of one image, and text or padding behind them; its
+    cost is that of the language model. "general" takes any row, and applies both experts to all
+    tokens. Without image features the model is the plain language model.
+
+    Attributes:
+      image, text: keyword arguments of `EvaTower` and `Llama`.
+      adapter_mlp_dim: hidden width of the adapter.
+      expert_parts, expert_every, expert_qkv_bias: see `Llama`.
+      image_mask: "causal", or "full", where boi and patches of an image see each other.
+      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+    """
+
+    image: dict
+    text: dict
+    adapter_mlp_dim: int
+    expert_parts: tuple[str, ...] = EXPERT_PARTS
+    expert_every: int = 1
+    expert_qkv_bias: bool = False
+    image_mask: str = "causal"
+    dtype: jnp.dtype = jnp.float32
+    unroll: bool = False
+    remat: str | None = None
+
+    def setup(self):
+        if self.image_mask not in IMAGE_MASKS:
+            raise ValueError(f"image_mask={self.image_mask!r}; choose one of {IMAGE_MASKS}.")
+        execution = {"dtype": self.dtype, "unroll": self.unroll, "remat": self.remat}
+        self.vision = EvaTower(**self.image, **execution)
+        self.adapter = Adapter(self.text["width"], self.adapter_mlp_dim, self.dtype)
+        self.language = Llama(
+            **self.text,
+            expert_parts=tuple(self.expert_parts),
+            expert_every=self.expert_every,
+            expert_qkv_bias=self.expert_qkv_bias,
+            **execution,
+        )
+
+    def encode_images(self, images):
+        """Normalised images [B, I, S, S, 3] -> features [B, I, N + 2, D] with boi and eoi."""
+        batch, count = images.shape[:2]
+        features = self.adapter(self.vision(images.reshape(-1, *images.shape[2:])))
+        return features.reshape(batch, count, *features.shape[1:])
+
+    def merge(self, tokens, types, features, layout: str):
+        """Embeds tokens and puts image features into their slots.
+
+        Args:
+          tokens: ids i32[B, T]; those in image slots do not matter.
+          types: i32[B, T] of `models.layout`.
+          features: [B, I, N + 2, D] of `encode_images`. A row's slots take them in order; those
+            that are too many are not used.
+
+        Returns:
+          [B, T, D].
+        """
+        slots = features.shape[2]
+        if layout == "general":
+            flat = features.reshape(features.shape[0], -1, features.shape[-1])
+            index = jnp.clip(image_index(types), 0, flat.shape[1] - 1)
+            in_place = jnp.take_along_axis(flat, index[..., None], axis=1)
+            embedded = self.language.embed(tokens)
+            return jnp.where((types == VISION)[..., None], in_place, embedded)
+        if layout != "static":
+            raise ValueError(f"layout={layout!r}; choose one of {LAYOUTS}.")
+        if features.shape[1] != 1 or tokens.shape[1] <= slots:
+            raise ValueError(
+                f"The static layout is one token and the {slots} slots of one image, then text: "
+                f"got {features.shape[1]} images a row and rows of {tokens.shape[1]}."
+            )
+        text = jnp.concatenate([tokens[:, :1], tokens[:, slots + 1 :]], axis=1)
+        text = self.language.embed(text)
+        return jnp.concatenate([text[:, :1], features[:, 0], text[:, 1:]], axis=1)
+
+    def hidden(
+        self, tokens, types, features=None, layout="general", positions=None, keep_cache=False
+    ):
+        """The language model without its output layer.
+
+        Args:
+          tokens, types, features, layout: as of `merge`; features None: there are no images.
+          positions: ids i32[B, T]; by default those of `layout.position_ids`.
+          keep_cache: whether to return keys and values.
+
+        Returns:
+          ([B, T, D] after the final norm, cache or None); the cache is {"key", "value"} [L, B, T,
+          kv_heads, head_dim].
+        """
+        if positions is None:
+            positions = position_ids(types)
+        if features is None:
+            x, route, mask = self.language.embed(tokens), None, None
+        else:
+            x = self.merge(tokens, types, features, layout)
+            # boi and patches; eoi is language.
+            route = (1, features.shape[2]) if layout == "static" else expert_mask(types)
+            mask = full_image_mask(types) if self.image_mask == "full" else None
+        return self.language(x, positions, route, mask, keep_cache)
+
+    def logits(self, hidden):
+        """[..., D] of `hidden` -> f32[..., vocab_size]."""
+        return self.language.logits(hidden)
+
+    def prefill(self, tokens, types, lengths, features=None, layout="general", positions=None):
+        """Begins a generation: reads prompts that are padded on the right.
+
+        Args:
+          lengths: i32[B], of each row without padding.
+          tokens, types, features, layout, positions: as of `hidden`. Position ids are best taken
+            before a row is padded, see `layout.position_ids`.
+
+        Returns:
+          (logits f32[B, vocab_size] of each row's next token, cache as of `hidden`; what it holds
+          behind a row's length is not used).
+        """
+        x, cache = self.hidden(tokens, types, features, layout, positions, keep_cache=True)
+        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
+        return self.logits(last), cache
+
+    def decode(self, cache, token, position, lengths):
+        """One more token of each row; as `Llama.decode`."""
+        return self.language.decode(cache, token, position, lengths)
+
+    def __call__(self, images, tokens, types, layout="general"):
+        """Logits f32[B, T, vocab_size]; creates every parameter. Arguments as above, images
+        [B, I, S, S, 3] or None."""
+        features = None if images is None else self.encode_images(images)
+        return self.logits(self.hidden(tokens, types, features, layout)[0])
+
+
+def dead_parameters(model: CogVLM) -> dict[str, tuple]:
+    """What never gets a gradient from predicting text: parts of the last block's visual expert.
+
+    Only its keys and values reach a later token of another kind.
+
+    Returns:
+      {path: index}: the part of the parameter is `parameter[index]`.
+    """
+    if model.expert_every > 1:
+        return {}  # the last block has no expert
+    start = "language/blocks/vision"
+    dead = {}
+    if "qkv" in model.expert_parts:
+        fused = model.text.get("kv_heads") in (None, model.text["heads"])
+        names = ("kernel", "bias") if model.expert_qkv_bias else ("kernel",)
+        for name in names:
+            if not fused:
+                dead[f"{start}/attn/query/{name}"] = (-1,)
+            else:  # [L, W, 3, H, D] or [L, 3, H, D]
+                axes = (slice(None),) if name == "kernel" else ()
+                dead[f"{start}/attn/qkv/{name}"] = (-1, *axes, 0)
+    if "out" in model.expert_parts:
+        dead[f"{start}/attn/out/kernel"] = (-1,)
+    if "mlp" in model.expert_parts:
+        dead |= {f"{start}/mlp/{name}/kernel": (-1,) for name in ("gate", "up", "down")}
+    return dead

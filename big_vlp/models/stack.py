@@ -1,0 +1,51 @@
+"""Blocks whose parameters are stacked `[L, ...]`, looped over or written out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp.models.transformer import REMAT_POLICIES
+
+
+def init_blocks(rng, block, layers: int, *args) -> dict:
+    """Fresh parameters of `layers` blocks, stacked; `args` are what `block` is called with."""
+    keys = jax.random.split(rng, layers)
+    return jax.vmap(lambda key: block.init(key, *args)["params"])(keys)
+
+
+def rematerialised(body: Callable, remat: str | None, in_loop: bool) -> Callable:
+    """`body` with what the backward pass recomputes by the policy of that name; None: nothing.
+
+    Raises:
+      ValueError: there is no such policy.
+    """
+    if remat is None:
+        return body
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"Unknown remat policy {remat!r}; choose None or {list(REMAT_POLICIES)}.")
+    # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not in_loop)
+
+
+def run_blocks(body: Callable, x, stacked, layers: int, unroll: bool):
+    """Runs `x, output = body(x, slice)` over the slices of a tree of arrays [layers, ...].
+
+    Returns:
+      (last x, outputs stacked [layers, ...]).
+    """
+    if not unroll:
+        return jax.lax.scan(body, x, stacked)
+    outputs = []
+    for piece in unstack(stacked, layers):
+        x, output = body(x, piece)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *pieces: jnp.stack(pieces), *outputs)
+
+
+def unstack(tree, length: int) -> list:
+    """Stacked arrays -> one tree per layer. A split's gradient is one concatenation, where the
+    gradient of indexing adds up `length` padded copies."""
+    leaves, structure = jax.tree.flatten(tree)
+    pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * length, axis=0)] for leaf in leaves]
+    return [structure.unflatten(layer) for layer in zip(*pieces)]
