@@ -59,12 +59,12 @@ def get_config(arg=None):
     images, num_classes, train, val = shared.choose("task", TASKS, options.task)
     shared.choose("mode", dict.fromkeys(("probe", "finetune")), options.mode)
     tower = shared.choose("model", shared.CATLIP_TOWERS, options.model)
-    probe, multi_label = options.mode == "probe", options.task == "coco"
+    probe, multi_label = options.mode == "probe", options.task in ("coco", "scenes")
     if not 0 < options.fraction <= 1:
         raise ValueError(f"fraction={options.fraction}: give a share of the images in (0, 1].")
     if probe and options.layer_decay != 1:
         raise ValueError("layer_decay is for mode=finetune: a probe freezes the tower.")
-    size = 512 if multi_label else 224
+    size = 512 if options.task == "coco" else 224
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 256 if probe else 128 if multi_label else 512

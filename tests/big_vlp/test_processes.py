@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from big_vlp import sharding
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.experiment import Experiment
 from big_vlp.telemetry import read_log
@@ -37,13 +36,17 @@ class Cluster:
         command = [sys.executable, "-m", f"big_vlp.{program}"]
         command += [f"--config={CONFIG}:method={method}", f"--workdir={workdir}"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        if count > 1:
-            environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
-            environment["JAX_NUM_PROCESSES"] = str(count)
+
+        def joined(index):
+            if count == 1:
+                return {}
+            names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+            return dict(zip(names, (f"localhost:{port}", str(count), str(index))))
+
         self.processes = [
             subprocess.Popen(
                 command,
-                env={**environment, "JAX_PROCESS_ID": str(index)},
+                env={**environment, **joined(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -151,11 +154,3 @@ def test_the_longest_captions_of_the_two_differ(method):
         lengths.add(tuple(min(v.shape[-1] for k, v in x.items() if "tokens" in k) for x in cut))
     assert {(a, b) for a, b in lengths if a != b}
     assert len({max(pair) for pair in lengths}) > 1
-
-
-def test_coordinator_without_numbers(monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    monkeypatch.setenv("JAX_PROCESS_ID", "2")
-    with pytest.raises(ValueError, match="number of processes and this one's, from 0"):
-        sharding.connect_processes()
