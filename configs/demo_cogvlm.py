@@ -67,6 +67,22 @@ def get_config(arg=None):
             data=held_out,
             patch_size=8,
             batch_size=50,
-        )
+        ),
+        questions=dict(
+            evaluator="vqa",
+            weights="model",
+            every_steps=1000,
+            data=held_out,
+            patch_size=8,
+            batch_size=50,
+        ),
+        places=dict(
+            evaluator="referring",
+            weights="model",
+            every_steps=1000,
+            data=held_out,
+            patch_size=8,
+            batch_size=50,
+        ),
     )
     return config

@@ -36,6 +36,6 @@ def test_a_benchmark_is_shown_and_saved(tmp_path):
 
 def test_wrong_names_and_options_are_explained():
     unknown = run("speed")
-    assert unknown.returncode == 2 and "choose from clip_step, cosmos_step" in unknown.stderr
+    assert unknown.returncode == 2 and "choose from catlip_step, clip_step" in unknown.stderr
     option = run("flops:batches=2")
     assert option.returncode == 2 and "Unknown config option 'batches'" in option.stderr

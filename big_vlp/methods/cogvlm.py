@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
 from big_vlp.augment import normalise
+from big_vlp.generation import predict_fn
 from big_vlp.methods import catlip
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM
 from big_vlp.preprocess import Preprocess
+from input_pipeline.cogvlm_views import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Method:
       layout: "static" for the views' `bos | image | text`, "general" for any other.
       ema_momentum: share of the new weights in the average after each step; the average covers what
         is trained. None keeps none.
+      max_new_tokens: of an answer that evaluators let it write.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation.
       unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
@@ -34,6 +37,7 @@ class Method:
     model: dict
     layout: str = "static"
     ema_momentum: float | None = None
+    max_new_tokens: int = 48
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
     unroll: bool = False
@@ -100,5 +104,11 @@ class Method:
         return new, catlip.moving_average(averaged, new, self.ema_momentum)
 
     def predict_fns(self):
-        """`token_losses`, see `evaluators.common`."""
-        return {"token_losses": lambda model, batch: self._token_losses(model, batch)}
+        """`token_losses` and `generate` (greedy), see `evaluators.common`."""
+        pre, image = self.preprocess, self.model["image"]
+        pool = 2 if image.get("downsample") else 1
+        rows = Rows(pre.tokenizer, pre.image_size, pre.context_length, image["patch_size"], pool)
+        return {
+            "token_losses": lambda model, batch: self._token_losses(model, batch),
+            "generate": predict_fn(self, rows, self.max_new_tokens, layout=self.layout),
+        }

@@ -28,6 +28,7 @@ def eight_devices():
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "NPROC": "64",  # threads: collectives block several on each device
         },
         capture_output=True,
         text=True,

@@ -23,6 +23,8 @@ from input_pipeline.loader import Loader
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300
+# Collectives block threads, several of each device: with few threads they may wait for ever.
+EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "64"}
 
 
 def tiny_config(arg=None, **changes):
@@ -170,7 +172,7 @@ def test_eight_devices_go_on_from_one(uninterrupted, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "30")
     run = subprocess.run(
         [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "run")],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env={**os.environ, **EIGHT_DEVICES},
         cwd=ROOT,
         capture_output=True,
         text=True,
