@@ -14,8 +14,26 @@ from big_vlp.preprocess import Preprocess
 from big_vlp.range_augment import RangeAugment
 
 
+class ImageMethod:
+    """What methods without text share; they have `preprocess` and `augment`."""
+
+    def text_length(self, batch):
+        return 0
+
+    def cut_text(self, batch, length):
+        return batch
+
+    def model_images(self, batch, keys):
+        # With the augmentation's bounds as they are when training begins.
+        images = _in_unit_range(batch["image"])
+        if self.augment is not None:
+            augment = RangeAugment(**self.augment)
+            images = augment.apply(augment.init(), images, keys)
+        return {"image": normalise(images, self.preprocess.mean, self.preprocess.std)[:, None]}
+
+
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(ImageMethod):
     """Multi-label classification over a vocabulary of synsets.
 
     Attributes:
@@ -64,14 +82,14 @@ class Method:
         return Classifier(tower, self.num_classes, math.log(self.prior / (1 - self.prior)))
 
     def init(self, rng):
-        model = init_model(self, rng)
+        model = init_model(self, self.classifier, rng)
         return model, jax.tree.map(jnp.copy, model)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged
         params = trees.merge(trainable, frozen)
         tokens, statistics, augment_loss = train_tokens(
-            self, params, statistics, batch["image"], rng, step
+            self, self.classifier, params, statistics, batch["image"], rng, step
         )
 
         def row_losses(rows):
@@ -84,15 +102,6 @@ class Method:
         metrics |= loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 
-    def model_images(self, batch, keys):
-        return model_images(self, batch, keys)
-
-    def text_length(self, batch):
-        return 0
-
-    def cut_text(self, batch, length):
-        return batch
-
     def after_update(self, old, new, averaged, step):
         return new, moving_average(averaged, new, self.ema_momentum)
 
@@ -100,13 +109,13 @@ class Method:
         return predict_fns(self.classifier, self.preprocess, jax.nn.sigmoid)
 
 
-# What `methods.transfer` shares; `method` is either.
+# What `methods.transfer` and `methods.segmentation` share; `method` is any of the three.
 
 
-def init_model(method, rng) -> dict:
-    """Fresh parameters, fp32, and running statistics where the tower has some."""
+def init_model(method, network, rng) -> dict:
+    """Fresh parameters, fp32, and running statistics where the network has some."""
     size = method.preprocess.image_size
-    variables = method.classifier.init(rng, jnp.zeros((1, size, size, 3)))
+    variables = network.init(rng, jnp.zeros((1, size, size, 3)))
     model = dict(variables["params"])
     if trees.STATISTICS in variables:
         model[trees.STATISTICS] = variables[trees.STATISTICS]
@@ -115,14 +124,17 @@ def init_model(method, rng) -> dict:
     return model
 
 
-def train_tokens(method, params, statistics, images, rng, step, train_statistics=True):
+def train_tokens(method, network, params, statistics, images, rng, step, train_statistics=True):
     """Augments images u8[B, S, S, 3] and embeds them.
 
+    Args:
+      network: a module with `embed(images, train)`.
+
     Returns:
-      tokens for `classify`, the new running statistics, and the loss of the augmentation.
+      tokens of `embed`, the new running statistics, and the loss of the augmentation.
     """
     keys = jax.random.split(rng, images.shape[0])
-    classifier, pre = method.classifier, method.preprocess
+    pre = method.preprocess
     augment = RangeAugment(**method.augment) if method.augment is not None else None
 
     def run(parameters, statistics, images, keys):
@@ -131,8 +143,8 @@ def train_tokens(method, params, statistics, images, rng, step, train_statistics
             clean, images = images, augment.apply(parameters["augment"], images, keys)
             augment_loss = augment.loss(clean, images, step)
         images = normalise(images, pre.mean, pre.std)
-        variables = {"params": _network(parameters), **statistics}
-        tokens = classifier.apply(
+        variables = {"params": network_params(parameters), **statistics}
+        tokens = network.apply(
             variables,
             images,
             train_statistics,
@@ -154,16 +166,7 @@ def loss_terms(method, name: str, loss, augment_loss) -> dict:
 
 def classify(classifier, params, tokens):
     """Logits [B, num_classes]."""
-    return classifier.apply({"params": _network(params)}, tokens, method="classify")
-
-
-def model_images(method, batch, keys):
-    """As `Method.model_images`, with the augmentation's bounds as they are when training begins."""
-    images, pre = _in_unit_range(batch["image"]), method.preprocess
-    if method.augment is not None:
-        augment = RangeAugment(**method.augment)
-        images = augment.apply(augment.init(), images, keys)
-    return {"image": normalise(images, pre.mean, pre.std)[:, None]}
+    return classifier.apply({"params": network_params(params)}, tokens, method="classify")
 
 
 def moving_average(averaged, new, momentum: float):
@@ -179,9 +182,9 @@ def predict_fns(classifier, preprocess, activation):
         def fn(model, batch):
             params, statistics = trees.split_statistics(model)
             images = normalise(batch["image"], preprocess.mean, preprocess.std)
-            variables = {"params": _network(params), **statistics}
+            variables = {"params": network_params(params), **statistics}
             return classifier.apply(
-                {"params": _network(params)},
+                {"params": network_params(params)},
                 classifier.apply(variables, images, False, method="embed"),
                 method=method,
             )
@@ -201,6 +204,6 @@ def _in_unit_range(images):
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def _network(params: dict) -> dict:
+def network_params(params: dict) -> dict:
     """The modules' own part of a model's parameters."""
-    return {name: params[name] for name in ("tower", "classifier")}
+    return {name: value for name, value in params.items() if name != "augment"}

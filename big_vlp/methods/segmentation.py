@@ -19,7 +19,7 @@ BLOCK_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(catlip.ImageMethod):
     """One class for every pixel.
 
     Attributes:
@@ -58,12 +58,7 @@ class Method:
         return Segmenter(tower, DeepLabV3(self.num_classes, **self.head, dtype=dtype))
 
     def init(self, rng):
-        size = self.preprocess.image_size
-        variables = self.segmenter.init(rng, jnp.zeros((1, size, size, 3)))
-        model = dict(variables["params"])
-        model[trees.STATISTICS] = variables[trees.STATISTICS]
-        if self.augment is not None:
-            model["augment"] = RangeAugment(**self.augment).init()
+        model = catlip.init_model(self, self.segmenter, rng)
         return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
@@ -81,46 +76,20 @@ class Method:
     def _train_logits(self, params, statistics, images, rng, step):
         """(logits at the tower's stride, new running statistics, loss of the augmentation)."""
         augment_key, dropout_key = jax.random.split(rng)
-        keys = jax.random.split(augment_key, images.shape[0])
-        augment = RangeAugment(**self.augment) if self.augment is not None else None
-        pre, segmenter, size = self.preprocess, self.segmenter, images.shape[1:3]
-
-        def embed(params, statistics, images):
-            images, augment_loss = normalise(images, 0, 1), jnp.float32(0)
-            if augment is not None:
-                clean, images = images, augment.apply(params["augment"], images, keys)
-                augment_loss = augment.loss(clean, images, step)
-            tokens, statistics = segmenter.apply(
-                {"params": _network(params), **statistics},
-                normalise(images, pre.mean, pre.std),
-                True,
-                method="embed",
-                mutable=[trees.STATISTICS],
-            )
-            return tokens, statistics, augment_loss
-
-        if self.remat is not None:  # else the stem's large maps are kept for the whole batch
-            embed = jax.checkpoint(embed)
-        tokens, statistics, augment_loss = embed(params, statistics, images)
+        segmenter = self.segmenter
+        tokens, statistics, augment_loss = catlip.train_tokens(
+            self, segmenter, params, statistics, images, augment_key, step
+        )
         logits, statistics = segmenter.apply(
-            {"params": _network(params), **statistics},
+            {"params": catlip.network_params(params), **statistics},
             tokens,
-            size,
+            images.shape[1:3],
             True,
             method="decode",
             rngs={"dropout": dropout_key},
             mutable=[trees.STATISTICS],
         )
         return logits, statistics, augment_loss
-
-    def text_length(self, batch):
-        return 0
-
-    def cut_text(self, batch, length):
-        return batch
-
-    def model_images(self, batch, keys):
-        return catlip.model_images(self, batch, keys)
 
     def after_update(self, old, new, averaged, step):
         if self.ema_momentum is None:
@@ -137,7 +106,9 @@ class Method:
         def segment(model, batch):
             params, statistics = trees.split_statistics(model)
             images = normalise(batch["image"], self.preprocess.mean, self.preprocess.std)
-            return self.segmenter.apply({"params": _network(params), **statistics}, images)
+            return self.segmenter.apply(
+                {"params": catlip.network_params(params), **statistics}, images
+            )
 
         return {"segment": segment}
 
@@ -173,8 +144,3 @@ def mean_pixel_loss(logits, mask):
 
 def _weights(size_in, size_out):
     return tuple(bilinear_weights(a, b) for a, b in zip(size_in, size_out))
-
-
-def _network(params: dict) -> dict:
-    """The modules' own part of a model's parameters."""
-    return {name: params[name] for name in ("tower", "head")}

@@ -18,7 +18,7 @@ TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(catlip.ImageMethod):
     """An image tower and a linear classifier, trained on one or on several labels per image.
 
     Attributes:
@@ -71,14 +71,21 @@ class Method:
         return Classifier(tower, self.num_classes)
 
     def init(self, rng):
-        model = catlip.init_model(self, rng)
+        model = catlip.init_model(self, self.classifier, rng)
         return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged
         params = trees.merge(trainable, frozen)
         tokens, statistics, augment_loss = catlip.train_tokens(
-            self, params, statistics, batch["image"], rng, step, self.train_statistics
+            self,
+            self.classifier,
+            params,
+            statistics,
+            batch["image"],
+            rng,
+            step,
+            self.train_statistics,
         )
 
         def classify(rows):
@@ -91,15 +98,6 @@ class Method:
         loss = over_micro_batches(classify, rows, self.accumulate_steps).mean()
         metrics = catlip.loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
-
-    def text_length(self, batch):
-        return 0
-
-    def cut_text(self, batch, length):
-        return batch
-
-    def model_images(self, batch, keys):
-        return catlip.model_images(self, batch, keys)
 
     def after_update(self, old, new, averaged, step):
         if self.ema_momentum is None:

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from big_vlp.models.transformer import REMAT_POLICIES
+REMAT_POLICIES = {
+    # Recompute everything inside a block: least memory.
+    "full": None,
+    # Keep the results of products with weights, recompute the cheap rest.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def init_blocks(rng, block, layers: int, *args) -> dict:

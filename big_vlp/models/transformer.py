@@ -12,18 +12,12 @@ import jax.numpy as jnp
 from big_vlp import sharding
 from big_vlp.models.attention import attention
 from big_vlp.models.norms import layer_norm
+from big_vlp.models.stack import init_blocks, rematerialised, run_blocks
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-
-REMAT_POLICIES = {
-    # Recompute everything inside a block: least memory.
-    "full": None,
-    # Keep the results of products with weights, recompute the cheap rest.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 normal = jax.nn.initializers.normal
@@ -158,7 +152,7 @@ class Transformer(nn.Module):
     Attributes:
       unroll: True writes every block out in the program (longest compile, best fusion); False
         compiles one block and loops. The parameters are the same.
-      remat: None, or a name of `REMAT_POLICIES`: what the backward pass recomputes.
+      remat: None, or a name of `stack.REMAT_POLICIES`: what the backward pass recomputes.
       mlp_dim: hidden width of the MLPs; None is four times the width.
       norm: `norm(name, dtype)` makes the module that normalises.
     """
@@ -188,40 +182,15 @@ class Transformer(nn.Module):
             self.norm,
             parent=None,
         )
-        params = self.param("blocks", self._init_blocks, block, x)
+        params = self.param("blocks", init_blocks, block, self.layers, x)
         keep_outputs = self.is_mutable_collection("intermediates")
 
         def body(x, params):
             x = block.apply({"params": params}, sharding.keep_over_batch(x))
             return x, x if keep_outputs else None
 
-        if self.remat is not None:
-            if self.remat not in REMAT_POLICIES:
-                raise ValueError(
-                    f"Unknown remat policy {self.remat!r}; choose None or {list(REMAT_POLICIES)}."
-                )
-            # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll)
-        if self.unroll:
-            outputs = []
-            for layer in _unstack(params, self.layers):
-                x, output = body(x, layer)
-                outputs.append(output)
-            outputs = jnp.stack(outputs) if keep_outputs else None
-        else:
-            x, outputs = jax.lax.scan(body, x, params)
+        body = rematerialised(body, self.remat, in_loop=not self.unroll)
+        x, outputs = run_blocks(body, x, params, self.layers, self.unroll)
         if keep_outputs:
             self.sow("intermediates", "block_outputs", outputs)
         return x
-
-    def _init_blocks(self, rng, block, x):
-        keys = jax.random.split(rng, self.layers)
-        return jax.vmap(lambda key: block.init(key, x)["params"])(keys)
-
-
-def _unstack(tree, length: int) -> list:
-    """Stacked arrays -> one tree per layer. A split's gradient is one concatenation, where the
-    gradient of indexing adds up `length` padded copies."""
-    leaves, structure = jax.tree.flatten(tree)
-    pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * length, axis=0)] for leaf in leaves]
-    return [structure.unflatten(layer) for layer in zip(*pieces)]
