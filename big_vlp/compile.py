@@ -39,11 +39,12 @@ class Report:
     Attributes:
       temporary_bytes: the most that a step needs beside the training state, on each device.
       collectives: (kind, array, times in the program) with the largest first; what a loop does is
-        counted once.
+        counted once. None where the compiler cannot print its program (some of libtpu's larger
+        ones, whose instructions jaxlib does not know).
     """
 
     temporary_bytes: int
-    collectives: list[tuple[str, str, int]]
+    collectives: list[tuple[str, str, int]] | None
 
 
 def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_size: int) -> Report:
@@ -77,7 +78,13 @@ def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_siz
                 "global_batch, method.remat='full', or a larger method.accumulate_steps."
             ) from error
     memory = compiled.memory_analysis()
-    return Report(memory.temp_size_in_bytes, collectives(compiled.as_text()))
+    try:
+        found = collectives(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        if "RET_CHECK" not in str(error):
+            raise
+        found = None
+    return Report(memory.temp_size_in_bytes, found)
 
 
 def flops_per_sample(experiment: Experiment) -> float:
@@ -156,14 +163,19 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
     print(telemetry.parameter_table(model, optimizer.describe(model)), flush=True)
     print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    state_bytes = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
     print(f"On each of {mesh.size} devices ({sizes}):")
-    print(f"  training state  {state_bytes / 2**20:10,.1f} MiB")
+    for name, tree in {"training state": state, **state}.items():
+        held = sum(map(sharding.bytes_per_device, jax.tree.leaves(tree)))
+        indent = "  " if tree is state else "    "
+        print(f"{indent}{name:{18 - len(indent)}}{held / 2**20:10,.1f} MiB")
     for image_size, batch_size in experiment.make_plan().shapes:
         parts = method, optimizer, state
         report = compile_step(experiment, parts, mesh, image_size, batch_size)
         print(f"A step of {batch_size:,} examples at {image_size} pixels:")
         print(f"  its work        {report.temporary_bytes / 2**20:10,.1f} MiB")
+        if report.collectives is None:
+            print("  collectives: the compiler cannot print this program.", flush=True)
+            continue
         print("  collectives (a loop's counted once):")
         for kind, arrays, times in report.collectives:
             print(f"  {times:3} x {kind:18} {arrays}", flush=True)

@@ -42,6 +42,9 @@ PRETRAINING_PAIRS = {
     "pixelprose": 15_037_386,
 }
 
+# All of a CogVLM, for config.init.
+COGVLM_PARTS = {part: part for part in ("vision", "adapter", "language")}
+
 
 def parse_options(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     """Reads "model=vitb32,runlocal" into the defaults; a name alone means True.
@@ -144,6 +147,8 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if "caption_field" in evaluator:
             evaluator.caption_field = "caption"
     tiny = {"width": 64, "layers": 2, "heads": 2}
+    if config.method.name == "cogvlm":
+        return _run_cogvlm_local(config, tiny)
     if "tokenizer" not in config.preprocess:
         return _run_classifier_local(config, tiny)
     config.preprocess.context_length = 48
@@ -155,6 +160,26 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.method.model.embed_dim = 64
     if "text_lengths" in config.method:
         config.method.text_lengths = (32,)
+    return config
+
+
+def _run_cogvlm_local(config, tower):
+    config.init = {}
+    config.preprocess.update(image_size=56, tokenizer="llama:scenes", context_length=64)
+    if config.plan.name == "switch":
+        config.plan.update(first_size=28, at_step=config.total_steps // 2)
+    config.method.model.image.update(image_size=28, mlp_dim=128, **tower)
+    config.method.model.text.update(vocab_size=640, mlp_dim=128, **tower)
+    config.method.model.adapter_mlp_dim = 128
+    if "expert_every" in config.method.model:
+        config.method.model.expert_every = 2
+    # What is trained of some blocks is trained of all.
+    config.optim.rules = tuple(
+        (pattern, 1.0 if isinstance(rate, tuple) else rate, decay)
+        for pattern, rate, decay in config.optim.rules
+    )
+    if config.method.model.text.get("kv_heads"):
+        config.method.model.text.kv_heads = 1
     return config
 
 
@@ -170,7 +195,7 @@ def _run_classifier_local(config, tower):
     if "num_classes" in config.views:
         config.views.num_classes = NUM_SHAPES
     if "init" in config:
-        config.init = None
+        config.init = {}
     config.method.model.update(**tower)
     rules = config.optim.rules
     if any(isinstance(rate, tuple) for _, rate, _ in rules):  # of full-size towers

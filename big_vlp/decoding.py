@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from big_vlp import trees
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layout import LANGUAGE, PADDING, VISION, is_static, pad_right, position_ids
 from big_vlp.models.llama import extend_cache
@@ -37,7 +38,7 @@ class Prompts(NamedTuple):
 def hashable(model: CogVLM) -> CogVLM:
     """The same model, fit for `Settings`: a module that was given plain dicts has no hash."""
     return model.clone(
-        image=flax.core.freeze(dict(model.image)),
+        image=None if model.image is None else flax.core.freeze(dict(model.image)),
         text=flax.core.freeze(dict(model.text)),
         expert_parts=tuple(model.expert_parts),
     )
@@ -72,7 +73,7 @@ def prefill(settings: Settings, params, prompts: Prompts, features):
     """
     tokens, types, positions, lengths = prompts
     logits, cache = settings.model.apply(
-        {"params": params},
+        trees.variables(params),
         *(tokens, types, lengths, features, settings.layout, positions),
         method="prefill",
     )
@@ -84,7 +85,7 @@ def prefill(settings: Settings, params, prompts: Prompts, features):
 def decode(settings: Settings, params, cache, token, position, filled):
     """(logits f32[B, V], cache) behind one more token of each row, see `CogVLM.decode`."""
     logits, cache = settings.model.apply(
-        {"params": params}, cache, token, position, filled, method="decode"
+        trees.variables(params), cache, token, position, filled, method="decode"
     )
     return logits, split_cache(cache)
 

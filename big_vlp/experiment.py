@@ -48,7 +48,8 @@ class Experiment:
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
-      init: `big_vlp.warm_start.WarmStart`: which weights the run starts from; None: random ones.
+      init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
+        the other by name; what none gives is random.
     """
 
     seed: int
@@ -66,7 +67,7 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
-    init: dict | None = None
+    init: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
@@ -114,7 +115,8 @@ class Experiment:
             )
 
     def make_optimizer(self, method) -> Optimizer:
-        optimizer = _call("config.optim", Optimizer, self.optim, total_steps=self.total_steps)
+        given = {"total_steps": self.total_steps, "dead": method.dead_parameters()}
+        optimizer = _call("config.optim", Optimizer, self.optim, **given)
         parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
         _call("config.optim", optimizer.assign, {}, parameters)
         return optimizer
@@ -127,8 +129,8 @@ class Experiment:
         _call("config.mesh", sharding.placement, {}, parameters, mesh)
         return step.abstract(shapes, sharding.placement(shapes, mesh))
 
-    def make_warm_start(self) -> WarmStart | None:
-        return None if self.init is None else _call("config.init", WarmStart, self.init)
+    def make_warm_starts(self) -> list[WarmStart]:
+        return [_call(f"config.init.{name}", WarmStart, s) for name, s in self.init.items()]
 
     def make_plan(self):
         plan = _call(
@@ -145,14 +147,23 @@ class Experiment:
         if wrong:
             raise ConfigError(
                 f"config.method.accumulate_steps={steps} does not divide the batches {wrong}; "
-                "change config.global_batch, or config.plan.batch_multiple where batches vary."
+                f"change {self._batch_key}."
             )
         return plan
+
+    @property
+    def _batch_key(self) -> str:
+        """What to change where a batch does not divide."""
+        return (
+            f"config.{'plan.batch_multiple' if 'batch_multiple' in self.plan else 'global_batch'}"
+        )
 
     def make_views(self, image_size: int):
         pre, given = self.preprocess_record, {"image_size": image_size}
         if pre.tokenizer is not None:
             given |= {"tokenizer": pre.tokenizer, "context_length": pre.context_length}
+        if pre.image_token_size is not None:
+            given["image_token_size"] = pre.image_token_size
         return _call("config.views", make_views, self.views, **given)
 
     def make_loader(self, mesh=None) -> Loader:
@@ -162,9 +173,9 @@ class Experiment:
         views = {size: self.make_views(size) for size, _ in plan.shapes}
         self._check_stored_labels(source, next(iter(views.values())))
         if mesh is not None:
-            where = "config.global_batch" if len(plan.shapes) == 1 else "config.plan.batch_multiple"
             rows = {
-                size: _call(where, sharding.local_rows, {}, mesh, size) for _, size in plan.shapes
+                size: _call(self._batch_key, sharding.local_rows, {}, mesh, size)
+                for _, size in plan.shapes
             }
         return _call(
             "config.loader",

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from big_vlp import sharding
+from big_vlp import sharding, trees
 from big_vlp.augment import normalise
 from big_vlp.beam_search import Beams
 from big_vlp.checkpoint import CheckpointError
@@ -110,30 +110,24 @@ class Writer:
         name, preprocess = stored.meta["config"]["method"]["name"], stored.preprocess
         if name != "cogvlm":
             raise ValueError(f"{directory} holds a model of {name!r}; only 'cogvlm' writes text.")
-        if preprocess.tokenizer is None or preprocess.resize != "squash":
-            raise ValueError(
-                f"{directory}: its preprocess record needs a tokenizer and resize='squash', and "
-                f"has {preprocess.tokenizer!r} and {preprocess.resize!r}. Convert the model with a "
-                "tokenizer."
-            )
         if not 1 <= devices <= jax.device_count():
             raise ValueError(f"devices={devices}: there are {jax.device_count()}.")
         self._mesh = sharding.make_mesh(tensor=devices, devices=jax.devices()[:devices])
-        self._preprocess, model = preprocess, stored.make_method().cogvlm
-        self.rows = Rows(
-            *(preprocess.tokenizer, preprocess.image_size, preprocess.context_length),
-            patch_size=model.image["patch_size"],
-            pool=2 if model.image.get("downsample") else 1,
-        )
+        method = stored.make_method()
+        self._preprocess, model = preprocess, method.cogvlm
+        try:
+            self.rows = Rows.of(preprocess)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error} Convert the model again.") from error
         if self.rows.text.vocab_size > model.text["vocab_size"]:
             raise ValueError(
                 f"The tokenizer {preprocess.tokenizer!r} has {self.rows.text.vocab_size} tokens, "
                 f"the model {model.text['vocab_size']}: it is another model's."
             )
-        self._model, self._params = model, stored.load(self._mesh)
+        self._model, self._params = model, method.merged(stored.load(self._mesh))
         self._encode = jax.jit(
             lambda params, images: model.apply(
-                {"params": params},
+                trees.variables(params),
                 normalise(images, preprocess.mean, preprocess.std),
                 method="encode_images",
             )
@@ -143,10 +137,12 @@ class Writer:
         """Features [1, I, N + 2, D] of encoded images; None where there are none.
 
         Raises:
-          ValueError: one cannot be decoded.
+          ValueError: one cannot be decoded, or the model has no image tower.
         """
         if not images:
             return None
+        if self._model.image is None:
+            raise ValueError("This is a language model: ask it without an image.")
         pixels = np.stack([eval_image(data, self._preprocess) for data in images])
         with jax.set_mesh(self._mesh):
             return self._encode(self._params, pixels[None])

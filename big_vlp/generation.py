@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp import trees
 from big_vlp.augment import normalise
 from big_vlp.beam_search import Beams, beam_search
 from big_vlp.decoding import Prompts, Settings, decode, hashable, make_prompts, prefill
@@ -155,7 +156,7 @@ def predict_fn(
             params,
             batch["tokens"],
             batch["token_types"],
-            model.apply({"params": params}, images, method="encode_images"),
+            model.apply(trees.variables(params), images, method="encode_images"),
             max_new_tokens=max_new_tokens,
             eos_id=rows.text.eos_id,
             pad_id=rows.text.pad_id,

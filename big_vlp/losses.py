@@ -244,6 +244,13 @@ def pixel_cross_entropy(logits, labels):
     return jnp.where(counted, loss, 0).sum(axis=(1, 2)), counted.sum(axis=(1, 2))
 
 
+def cosine(x, y):
+    """Cosines f32[...] of vectors [..., D]; 0 for a zero vector."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    squares = jnp.square(x).sum(axis=-1) * jnp.square(y).sum(axis=-1)
+    return (x * y).sum(axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
 def next_tokens(logits, tokens, mask):
     """Softmax loss of a language model, per row.
 

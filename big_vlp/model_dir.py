@@ -6,11 +6,13 @@ where a run froze parameters, and `labels.json` where the model has a classifier
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from big_vlp import sharding, step, trees
 from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen
@@ -156,19 +158,53 @@ def save_model(
 
     Args:
       directory: new, or empty.
-      items: {"model": tree, "averaged": tree or {}}.
+      items: {"model": tree, "averaged": tree or {}}; leaves are whatever np.asarray reads, and are
+        read one at a time. A model may be larger than memory.
       method: the section `method` of a config: name and arguments.
 
     Raises:
       CheckpointError: there is a model already, or it cannot be written.
     """
     directory = Path(directory).absolute()
-    if (directory / "checkpoints").exists():
+    target = directory / "checkpoints"
+    if target.exists():
         raise CheckpointError(f"{directory} holds a model already; give another directory.")
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; give a directory.")
     record = json.loads(preprocess.to_json())
     meta = {"config": {"method": method, "preprocess": record}, "preprocess": record, "step": 0}
-    if labels is not None:
-        labels.save(directory)
-    checkpoints = Checkpoints(directory)
-    checkpoints.save(0, {k: jax.tree.map(np.asarray, v) for k, v in items.items()}, meta)
-    checkpoints.close()
+    args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items() if tree}
+    # Compressing would hold each parameter once more, for a quarter of the disk space.
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (object, _OneAtATime())
+        ),
+        use_compression=False,
+    )
+    try:
+        with ocp.CheckpointManager(
+            target,
+            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
+            item_handlers={"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys(args, handler),
+        ) as manager:
+            manager.save(0, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+        if labels is not None:
+            labels.save(directory)
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"Writing {directory} failed: {error}") from error
+
+
+class _OneAtATime(ocp.type_handlers.NumpyHandler):
+    """Writes leaves as the numpy arrays they are or give, each before the next is made."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def serialize(self, values, infos, args=None):
+        for value, info, arg in zip(values, infos, args):
+            for written in await super().serialize([np.asarray(value)], [info], [arg]):
+                written.result()
+        return []

@@ -6,7 +6,7 @@ exactly one, so a typo neither freezes nor forgets anything silently.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class Optimizer:
       rules: (regex, learning-rate multiplier, weight-decay multiplier); a learning-rate
         multiplier of 0 freezes; one number per layer is for stacked blocks.
       final_learning_rate: where the cosine ends.
+      dead: {path: index}, see `methods.Method.dead_parameters`: parts `parameter[index]` that get
+        no gradient, and so no decay either.
     """
 
     learning_rate: float
@@ -48,6 +50,7 @@ class Optimizer:
     clip_norm: float | None = None
     rules: tuple = DEFAULT_RULES
     final_learning_rate: float = 0.0
+    dead: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not 0 <= self.warmup_steps <= self.total_steps:
@@ -102,7 +105,7 @@ class Optimizer:
         """{path: how the parameter is treated}, for the table at the start of a run."""
         params, statistics = trees.split_statistics(params)
         rules = {
-            path: f"trained, lr {_times(lr)}, wd {_times(wd)}" if lr else "frozen"
+            path: f"trained, lr {_times(lr)}, wd {_times(wd)}{self._dead(path)}" if lr else "frozen"
             for path, (lr, wd) in self.assign(params).items()
         }
         return rules | dict.fromkeys(trees.flatten(statistics), "running statistic")
@@ -128,11 +131,21 @@ class Optimizer:
             lr, wd = assigned[path]
             if isinstance(lr, tuple):
                 lr = np.array(lr, np.float32).reshape(-1, *[1] * (parameter.ndim - 1))
-            return parameter - learning_rate * lr * (direction + self.weight_decay * wd * parameter)
+            new = parameter - learning_rate * lr * (direction + self.weight_decay * wd * parameter)
+            if path not in self.dead:
+                return new
+            index = self.dead[path]
+            return new.at[index].set(parameter[index])
 
         flat, directions = trees.flatten(trainable), trees.flatten(direction)
         new = {path: apply(path, flat[path], directions[path]) for path in flat}
         return trees.unflatten(new), serialization.to_state_dict(moments)
+
+    def _dead(self, path: str) -> str:
+        if path not in self.dead:
+            return ""
+        index = (":" if i == slice(None) else str(i) for i in self.dead[path])
+        return f", not [{', '.join(index)}]: no gradient"
 
     def _adam(self):
         adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)

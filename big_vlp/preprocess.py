@@ -22,6 +22,8 @@ class Preprocess:
         or "down" (that of CatLIP's code, arXiv 2404.15653).
       interpolation: "bicubic" or "bilinear" (PIL's, with antialiasing).
       mean, std: per-channel, for pixels in 0..1.
+      image_token_size: side of the square behind one image token of CogVLM, in pixels; None where
+        no text is written about images.
       activation: the MLP non-linearity the weights were trained with.
 
     Raises:
@@ -38,6 +40,7 @@ class Preprocess:
     activation: str = "gelu"
     resize_size: int | None = None
     crop_rounding: str = "even"
+    image_token_size: int | None = None
 
     def __post_init__(self):
         for name, known in (

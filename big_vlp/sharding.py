@@ -24,6 +24,8 @@ TENSOR_RULES = (
 )
 # By classes, or by tokens; their number is the data's, so what does not divide stays whole.
 CLASSIFIER = r".*\b(classifier|language/head)/(kernel|bias)"
+# LoRA's factors are small, and their axes are what they are.
+UNSPLIT = ("/lora_a", "/lora_b")
 # Smaller parameters are cheaper to keep on every device than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -104,7 +106,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         fitting = [i for i in free if shape[i] % fsdp == 0]
         if fitting:
             axes[max(fitting, key=lambda i: shape[i])] = "fsdp"
-        elif free:
+        elif free and not path.endswith(UNSPLIT):
             raise ValueError(f"no free axis is a multiple of fsdp={fsdp}")
     return PartitionSpec(*axes)
 

@@ -12,7 +12,7 @@ def make_init(method, optimizer):
 
     The state is {"model", "averaged", "opt", "frozen"}, nested dicts of arrays: what changes in
     training (trainable parameters and running statistics), its average (or {}), everything only
-    training needs, frozen parameters (or {}).
+    training needs, frozen parameters (or {}), their kernels and token tables in the compute dtype.
     """
 
     def init(key):
@@ -21,6 +21,7 @@ def make_init(method, optimizer):
         is_trainable = optimizer.is_trainable(parameters)
         trainable, frozen = trees.split(parameters, is_trainable)
         averaged, averaged_statistics = trees.split_statistics(averaged)
+        frozen = _in_compute_dtype(frozen, method.dtype)
         averaged, _ = trees.split(averaged, is_trainable)
         opt = {
             "moments": optimizer.init(trainable),
@@ -34,6 +35,13 @@ def make_init(method, optimizer):
         }
 
     return init
+
+
+def _in_compute_dtype(frozen, dtype: str):
+    """Kernels and token tables, which modules cast anyway, in `dtype`; the others stay fp32."""
+    flat = trees.flatten(frozen)
+    cast = {k: x.astype(dtype) for k, x in flat.items() if k.endswith(("/kernel", "/embedding"))}
+    return trees.unflatten({**flat, **cast})
 
 
 def abstract(shapes, placement):

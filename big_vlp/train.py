@@ -56,7 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
     checkpoints = experiment.make_checkpoints(workdir)
-    warm_start = experiment.make_warm_start()
+    warm_starts = experiment.make_warm_starts()
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
@@ -81,7 +81,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     if saved_step is None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
         state = init(init_key)
-        if warm_start is not None:
+        for warm_start in warm_starts:
             class_names = getattr(loader.source, "class_names", None)
             state, note = warm_start.apply(state, mesh, class_names)
             live.message(note)

@@ -33,6 +33,12 @@ def split_statistics(model):
     return split(model, lambda path: not path.startswith(f"{STATISTICS}/"))
 
 
+def variables(model) -> dict:
+    """What a Flax module is applied to, of a model whose tree is the module's own."""
+    parameters, statistics = split_statistics(model)
+    return {"params": parameters, **statistics}
+
+
 def merge(a, b):
     """The union of two trees with disjoint paths."""
     if not a or not b:

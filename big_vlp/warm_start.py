@@ -1,19 +1,23 @@
-"""Starts a run from the image tower, and maybe the classifier, of a model trained before."""
+"""Starts a run from models trained before: an image tower, a language model, all of one."""
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import trees
+from big_vlp import lora, trees
 from big_vlp.checkpoint import CheckpointError
 from big_vlp.model_dir import open_model
 from input_pipeline.label_match import match_classes
 
 CLASSIFIERS = ("random", "transfer", "copy")
-_KERNEL, _CLASS_TOKEN = "classifier/kernel", "tower/class_token"
+_KERNEL = "classifier/kernel"
+_EXPERTS = "language/blocks/vision"
+# What a tower may have beyond what it is taken for: class token and pooling.
+_LEFT_OUT = re.compile(r".*/(class_token|proj/kernel|map/.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +25,14 @@ class WarmStart:
     """Where the weights come from.
 
     Attributes:
-      model: a model directory; two-tower models give their image tower. A class token that the
-        new model does not have is left out; learned augmentation is taken over where both have it.
+      model: a model directory.
+      parts: {part of the new model: part of the old one it is copied from}, as beginnings of paths,
+        such as {"vision": "image_tower"}; the longest that fits counts. None as the old part leaves
+        the new one as it was initialised. Running statistics come along; a class token or pooling
+        that the new part does not have is left out. Visual experts can be copies of the language
+        model's weights ("language/blocks/vision": "language/blocks/language"); where not every
+        block has one, or not of every part, the others are left out. By default, for methods with
+        one image tower, that tower and learned augmentation.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
@@ -36,6 +46,7 @@ class WarmStart:
     """
 
     model: str
+    parts: Mapping[str, str | None] | None = None
     weights: str | None = None
     step: int | None = None
     classifier: str = "random"
@@ -60,12 +71,9 @@ class WarmStart:
           CheckpointError: there is no such model, or it does not fit; every difference is named.
         """
         stored = open_model(self.model, self.weights, self.step)
-        old = {
-            path.replace("image_tower/", "tower/", 1): value
-            for path, value in trees.flatten(stored.load(mesh)).items()
-        }
+        old = trees.flatten(stored.load(mesh))
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
-        new = {path: old[path] for path in self._wanted(fresh, old)}
+        new = self._taken(fresh, old)
         note = f"Started from step {stored.step} of {stored.directory} ({stored.weights} weights)"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
@@ -83,31 +91,48 @@ class WarmStart:
             **{name: put(state[name]) for name in ("model", "averaged", "frozen")},
         }, f"{note}."
 
-    def _wanted(self, fresh: dict, old: dict) -> list[str]:
-        """Paths to take over; each must be there in its shape."""
-        parts = ["tower/", "batch_stats/tower/"]
-        if self.classifier == "copy":
-            parts.append("classifier/")
-        if any(path.startswith("augment/") for path in old):
-            parts.append("augment/")  # learned ranges
-        expected = {path: x for path, x in fresh.items() if path.startswith(tuple(parts))}
-        if not any(path.startswith("tower/") for path in expected):
-            raise CheckpointError(
-                "config.init is for methods with one image tower (catlip, transfer, segmentation); "
-                "this config's model has none."
-            )
-        found = {path: x for path, x in old.items() if path.startswith(tuple(parts))}
-        if not any(path.startswith("augment/") for path in expected):
-            found = {path: x for path, x in found.items() if not path.startswith("augment/")}
-        if _CLASS_TOKEN not in expected:  # dense tasks do without
-            found.pop(_CLASS_TOKEN, None)
+    def _taken(self, fresh: dict, old: dict) -> dict:
+        """{path of the new model: the old array for it}; all that the parts cover, in its shape."""
+        parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
+        expected, found = {}, {}
+        for part, source in parts.items():
+            own = [p for p in fresh if _covering(p, parts) == part]
+            if not own:
+                raise CheckpointError(
+                    f"init.parts names {part!r}, but no parameter of the model is below it."
+                )
+            if source is None:
+                continue
+            renamed = {_rename(path, source, part): array for path, array in old.items()}
+            given = {p: a for p, a in renamed.items() if p and _covering(p, parts) == part}
+            # LoRA may begin here.
+            expected |= {p: fresh[p] for p in own if p in given or not p.endswith(lora.FACTORS)}
+            found |= {p: a for p, a in given.items() if p in expected or not _may_be_left(p)}
+        for path, array in found.items():
+            if path.startswith(_EXPERTS) and path in expected:
+                every = array.shape[0] // expected[path].shape[0]
+                found[path] = array[::every] if every > 1 else array
         lines = trees.differences(expected, found)
         if lines:
             raise CheckpointError(
                 f"{self.model} does not fit the config's model ({len(lines)} differences):\n  "
                 + "\n  ".join(lines)
             )
-        return list(expected)
+        return found
+
+    def _default_parts(self, fresh: dict, old: dict) -> dict[str, str]:
+        if not any(path.startswith("tower/") for path in fresh):
+            raise CheckpointError(
+                "config.init without parts is for methods with one image tower (catlip, transfer, "
+                "segmentation); this config's model has none."
+            )
+        two_towers = any(path.startswith("image_tower/") for path in old)
+        parts = {"tower": "image_tower" if two_towers else "tower"}
+        if self.classifier == "copy":
+            parts["classifier"] = "classifier"
+        if all(any(path.startswith("augment/") for path in tree) for tree in (fresh, old)):
+            parts["augment"] = "augment"  # learned ranges
+        return parts
 
     def _transferred(self, stored, old, kernel, class_names):
         keys = stored.labels and stored.labels.keys
@@ -134,6 +159,28 @@ class WarmStart:
             f"{int((~matched).sum())} random"
         )
         return jnp.where(matched, columns, kernel), counts
+
+
+def _split(path: str) -> tuple[str, str]:
+    """ "batch_stats/" or "", and the rest: statistics go by the names of their module."""
+    head = f"{trees.STATISTICS}/"
+    return (head, path.removeprefix(head)) if path.startswith(head) else ("", path)
+
+
+def _covering(path: str, parts) -> str | None:
+    """The longest part that a path is below."""
+    _, path = _split(path)
+    return max((p for p in parts if f"{path}/".startswith(f"{p}/")), key=len, default=None)
+
+
+def _rename(path: str, old: str, new: str) -> str | None:
+    """The path with its beginning `old` replaced; None where it has another."""
+    head, path = _split(path)
+    return f"{head}{new}{path[len(old) :]}" if f"{path}/".startswith(f"{old}/") else None
+
+
+def _may_be_left(path: str) -> bool:
+    return path.startswith(_EXPERTS) or _LEFT_OUT.fullmatch(path) is not None
 
 
 def _like(value, target):

@@ -21,7 +21,7 @@ def get_config(arg=None):
     config.seed = 0
     config.global_batch = 64
     config.total_steps = 600
-    config.init = dict(model=start) if start else None
+    config.init = dict(tower=dict(model=start)) if start else {}
 
     train, val = (
         dict(name="prepared", path=f"data/openclipart_labelled/{split}")

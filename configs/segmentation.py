@@ -26,7 +26,7 @@ def get_config(arg=None):
     config.seed = 0
     config.global_batch = 32
     config.total_steps = 50 * round(ADE20K_IMAGES / config.global_batch)
-    config.init = dict(model=options.start)
+    config.init = dict(tower=dict(model=options.start))
 
     path = "data/ADEChallengeData2016"
     config.data = dict(name="ade20k", path=path, split="training")
@@ -86,7 +86,7 @@ def get_config(arg=None):
 
 def on_scenes(config):
     """The same recipe for small images of shapes, whose background has no label."""
-    config.init = None
+    config.init = {}
     config.total_steps = 500
     config.data = dict(name="scenes", split="train", size=20_000, image_size=96)
     config.preprocess.image_size = 96

@@ -68,7 +68,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 256 if probe else 128 if multi_label else 512
-    config.init = dict(model=options.start, classifier=options.init)
+    config.init = dict(tower=dict(model=options.start, classifier=options.init))
 
     config.data = dict(train, fraction=options.fraction) if options.fraction < 1 else train
     config.preprocess = dict(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluators import common
-from evaluators.vqa import checked_controls, image_for, make_rows
+from evaluators.vqa import checked_controls, image_for
+from input_pipeline.cogvlm_views import Rows
 from input_pipeline.conversations import Turn
 
 
@@ -20,7 +21,8 @@ class Evaluator:
 
     Calls token_losses(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types":
     i32[B, T], "loss_mask": bool[B, T], "mask": bool[B]}) -> (f32[B], i32[B]): each row's summed
-    loss of the tokens that the loss mask marks, and their number.
+    loss of the tokens that the loss mask marks, and their number. Without "images" where the model
+    is a language model, whose only control is none.
     """
 
     def __init__(
@@ -32,8 +34,6 @@ class Evaluator:
         data: Mapping[str, Any],
         caption_field: str = "caption",
         controls: Sequence[str] = ("blind", "shuffled"),
-        patch_size: int = 14,
-        pool: int = 1,
         batch_size: int = 64,
     ):
         """Args as every evaluator's, and:
@@ -41,7 +41,6 @@ class Evaluator:
         data: name and arguments of a data source whose records have captions.
         caption_field: its first string is the caption.
         controls: of `evaluators.vqa.CONTROLS`; each takes as long as the evaluation itself.
-        patch_size, pool: those of the views, see `input_pipeline.cogvlm_views.Rows`.
         batch_size: on all devices together; has no influence on the values.
 
         Raises:
@@ -53,10 +52,11 @@ class Evaluator:
         self._field = caption_field
         self._token_losses = predict_fns["token_losses"]
         self._losses = common.RowMap(self._sums, mesh)
-        self._rows = make_rows(preprocess, patch_size, pool)
+        self._rows = Rows.of(preprocess)
         self._preprocess = preprocess
         self._batch_size = batch_size
-        self._controls = checked_controls(controls, self._source)
+        with_image = self._rows.image_token_size is not None
+        self._controls = checked_controls(controls, self._source) if with_image else ()
         self._caption_of(self._source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
@@ -65,8 +65,11 @@ class Evaluator:
             def load(row, control=control):
                 record = self._source[row]
                 turn = Turn("", self._caption_of(record))
+                arrays = self._rows.example("base", turn)
+                if self._rows.image_token_size is None:
+                    return arrays
                 image = image_for(row, record, self._source, self._preprocess, control)
-                return {"images": image, **self._rows.example("base", turn)}
+                return {"images": image, **arrays}
 
             sums = self._losses(model, load, len(self._source), self._batch_size)
             total, count = sums.sum(axis=0, dtype=np.float64)

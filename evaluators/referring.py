@@ -37,8 +37,6 @@ class Evaluator:
         data: Mapping[str, Any],
         template: str = "chat_old",
         controls: Sequence[str] = (),
-        patch_size: int = 14,
-        pool: int = 1,
         batch_size: int = 64,
     ):
         """Args as every evaluator's, and:
@@ -46,7 +44,6 @@ class Evaluator:
         data: name and arguments of a data source whose records have `phrases` and `boxes`.
         template: of the prompt, see `input_pipeline.templates`.
         controls: of `evaluators.vqa.CONTROLS`; each takes as long as the evaluation itself.
-        patch_size, pool: those of the views, see `input_pipeline.cogvlm_views.Rows`.
         batch_size: on all devices together; has no influence on the values.
 
         Raises:
@@ -54,9 +51,7 @@ class Evaluator:
         """
         check_template(template)
         self._source = common.open_source(data)
-        self._generator = Generator(
-            predict_fns, preprocess, mesh, self._source, batch_size, patch_size, pool
-        )
+        self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
         self._template = template
         self._controls = checked_controls(controls, self._source)
         self._ask(self._source[0])  # fail now, not after training

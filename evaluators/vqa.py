@@ -51,8 +51,6 @@ class Evaluator:
         data: Mapping[str, Any],
         template: str = "vqa",
         controls: Sequence[str] = (),
-        patch_size: int = 14,
-        pool: int = 1,
         batch_size: int = 64,
     ):
         """Args as every evaluator's, and:
@@ -60,7 +58,6 @@ class Evaluator:
         data: name and arguments of a data source whose records have `question` and `answers`.
         template: of the prompt, see `input_pipeline.templates`.
         controls: of CONTROLS; each takes as long as the evaluation itself.
-        patch_size, pool: those of the views, see `input_pipeline.cogvlm_views.Rows`.
         batch_size: on all devices together; has no influence on the values.
 
         Raises:
@@ -68,9 +65,7 @@ class Evaluator:
         """
         check_template(template)
         self._source = common.open_source(data)
-        self._generator = Generator(
-            predict_fns, preprocess, mesh, self._source, batch_size, patch_size, pool
-        )
+        self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
         self._template = template
         self._controls = checked_controls(controls, self._source)
         self._ask(self._source[0])  # fail now, not after training
@@ -92,12 +87,14 @@ class Evaluator:
 class Generator:
     """Asks a model one question about each record of a source."""
 
-    def __init__(
-        self, predict_fns, preprocess, mesh, source, batch_size: int, patch_size: int, pool: int
-    ):
+    def __init__(self, predict_fns, preprocess, mesh, source, batch_size: int):
         """Raises ValueError where the method cannot generate, or the preprocessing does not fit."""
         common.require(predict_fns, "generate")
-        self._rows = make_rows(preprocess, patch_size, pool)
+        self._rows = Rows.of(preprocess)
+        if self._rows.image_token_size is None:
+            raise ValueError(
+                "This evaluator asks about images; the model has none (image_token_size is None)."
+            )
         self._generate = common.RowMap(predict_fns["generate"], mesh)
         self._source, self._preprocess, self._batch_size = source, preprocess, batch_size
 
@@ -129,23 +126,6 @@ class Generator:
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._rows.text.eos_id)
         return self._rows.text.decode(ids[: ends[0]] if len(ends) else ids).strip()
-
-
-def make_rows(preprocess, patch_size: int, pool: int) -> Rows:
-    """The rows of a model with this preprocess record.
-
-    Raises:
-      ValueError: it has no LLaMA tokenizer or crops the image.
-    """
-    if preprocess.tokenizer is None:
-        raise ValueError("This evaluator needs text, but the model has no tokenizer.")
-    if preprocess.resize != "squash":
-        raise ValueError(
-            "CogVLM reads whole images: set resize='squash' in the preprocess record, not "
-            f"{preprocess.resize!r}."
-        )
-    sizes = preprocess.image_size, preprocess.context_length, patch_size, pool
-    return Rows(preprocess.tokenizer, *sizes)
 
 
 def checked_controls(controls: Sequence[str], source) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 A row is `bos | boi patches eoi | prompt answer eos | padding`. Image slots hold the padding id;
 the model puts its image features there. Evaluators lay out their prompts with the same `Rows`.
+Without image slots, the rows are those that a language model is pretrained on.
 """
 
 import dataclasses
@@ -36,8 +37,8 @@ class Rows:
       tokenizer: name of a LLaMA tokenizer, see `make_tokenizer`.
       image_size: side of the squashed image, in pixels.
       context_length: tokens of text: prompt, answer and end of sentence.
-      patch_size: of the image encoder, in pixels.
-      pool: patches per image slot, along each side: 2 where a 2x2 convolution follows the encoder.
+      image_token_size: pixels per side of what an image slot stands for: a patch, or more where a
+        convolution follows the encoder. None: rows have text only.
 
     Raises:
       ValueError: another tokenizer, or sizes that do not divide.
@@ -46,26 +47,42 @@ class Rows:
     tokenizer: str
     image_size: int
     context_length: int
-    patch_size: int = 14
-    pool: int = 1
+    image_token_size: int | None = None
 
     def __post_init__(self):
         if not isinstance(self.text, LlamaTokenizer):
             raise ValueError(
-                f"CogVLM's rows need a LLaMA tokenizer, 'llama:PATH', not {self.tokenizer!r}."
+                "CogVLM's rows need a LLaMA tokenizer, 'llama:PATH' or 'llama3:PATH', not "
+                f"{self.tokenizer!r}."
             )
-        if min(self.image_size, self.patch_size, self.pool) < 1:
+        size = self.image_token_size
+        if size is not None and (min(self.image_size, size) < 1 or self.image_size % size):
             raise ValueError(
-                f"image_size={self.image_size}, patch_size={self.patch_size} and pool={self.pool} "
-                "must be 1 or more."
-            )
-        if self.image_size % (self.patch_size * self.pool):
-            raise ValueError(
-                f"image_size={self.image_size} is no multiple of patch_size * pool = "
-                f"{self.patch_size * self.pool}."
+                f"image_size={self.image_size} must be a multiple of image_token_size={size}."
             )
         if self.context_length < 2:
             raise ValueError(f"context_length={self.context_length} leaves no room for text.")
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "Rows":
+        """The rows of a model with this preprocess record.
+
+        Raises:
+          ValueError: it has no LLaMA tokenizer, or crops the image.
+        """
+        if preprocess.tokenizer is None:
+            raise ValueError("This needs text, but the preprocess record names no tokenizer.")
+        if preprocess.resize != "squash":
+            raise ValueError(
+                "CogVLM reads whole images: set resize='squash' in the preprocess record, not "
+                f"{preprocess.resize!r}."
+            )
+        return cls(
+            preprocess.tokenizer,
+            preprocess.image_size,
+            preprocess.context_length,
+            preprocess.image_token_size,
+        )
 
     @functools.cached_property
     def text(self) -> LlamaTokenizer:
@@ -73,8 +90,10 @@ class Rows:
 
     @property
     def num_slots(self) -> int:
-        """Tokens that an image takes: its patches, after pooling, boi and eoi."""
-        return (self.image_size // (self.patch_size * self.pool)) ** 2 + 2
+        """Tokens that an image takes, with boi and eoi."""
+        if self.image_token_size is None:
+            return 0
+        return (self.image_size // self.image_token_size) ** 2 + 2
 
     @property
     def length(self) -> int:
@@ -100,10 +119,13 @@ class Rows:
         row = self._row(ids, [])
         return {"tokens": row["tokens"], "token_types": row["token_types"]}
 
-    def example(self, template: str, turn: Turn) -> dict[str, np.ndarray]:
+    def example(self, template: str, turn: Turn, before: str = "") -> dict[str, np.ndarray]:
         """{"tokens": i32[T], "token_types": i32[T], "loss_mask": bool[T]} of a prompt and its
         answer, tokenized each by itself. The loss mask marks what is to be predicted: answer and
         end of sentence.
+
+        Args:
+          before: text that precedes the prompt.
 
         What is too long loses its oldest rounds of history, then the end of its answer and with it
         the end of sentence: nobody learns to stop there. (The reference drops examples whose prompt
@@ -114,9 +136,8 @@ class Rows:
         """
         answer = [*self.text.encode(turn.answer), self.text.eos_id]
         for start in range(len(turn.history) + 1):
-            prompt = self.text.encode(
-                templates.make_prompt(template, turn.query, turn.history[start:])
-            )
+            prompt = templates.make_prompt(template, turn.query, turn.history[start:])
+            prompt = self.text.encode(" ".join(filter(None, (before, prompt))))
             if len(prompt) + len(answer) <= self.context_length:
                 break
         self._check_room(prompt, self.context_length - 1)
@@ -156,13 +177,17 @@ class CogvlmViews:
     """The whole image, squashed, and one task about it, drawn by weight among those that the record
     has the data for; see `input_pipeline.conversations` for tasks.
 
+    Without `image_token_size` there is no image, and prompts are learnt like answers.
+
     Args:
-      image_size, tokenizer, context_length, patch_size, pool: see `Rows`.
+      image_size, tokenizer, context_length, image_token_size: see `Rows`.
       tasks: task -> weight.
       templates: task -> template, see `input_pipeline.templates`, where it is not that of
         TEMPLATES; captions have none.
       caption_fields: the captions that count; None for all.
       history: see `conversations.make_turn`.
+      describe: without an image, to begin with the record's phrases and boxes in any order: what a
+        language model reads there, experts can later read in an image. It is not learnt.
 
     Raises:
       ValueError: a value is out of range or unknown.
@@ -173,14 +198,14 @@ class CogvlmViews:
         image_size: int,
         tokenizer: str,
         context_length: int,
-        patch_size: int = 14,
-        pool: int = 1,
+        image_token_size: int | None = None,
         tasks: Mapping[str, float] = {"caption": 1.0},
         templates: Mapping[str, str] = {},
         caption_fields: Sequence[str] | None = None,
         history: str = "all",
+        describe: bool = False,
     ):
-        self.rows = Rows(tokenizer, image_size, context_length, patch_size, pool)
+        self.rows = Rows(tokenizer, image_size, context_length, image_token_size)
         self.tasks = _checked_tasks(tasks)
         self.templates = {"caption": "base", **_checked_templates(templates)}
         if isinstance(caption_fields, str):
@@ -188,18 +213,26 @@ class CogvlmViews:
         self.caption_fields = None if caption_fields is None else tuple(caption_fields)
         conversations.check_history(history)
         self.history = history
+        if describe and self._with_image:
+            raise ValueError("describe=True is for rows without an image.")
+        self.describe = describe
 
     num_classes = None  # text is free
 
     def spec(self) -> Spec:
         """name -> (shape, dtype) of one example."""
         s, t = self.rows.image_size, self.rows.length
+        images = {"images": ((1, s, s, 3), np.dtype(np.uint8))}
         return {
-            "images": ((1, s, s, 3), np.dtype(np.uint8)),
+            **(images if self._with_image else {}),
             "tokens": ((t,), np.dtype(np.int32)),
             "token_types": ((t,), np.dtype(np.int32)),
             "loss_mask": ((t,), np.dtype(bool)),
         }
+
+    @property
+    def _with_image(self) -> bool:
+        return self.rows.image_token_size is not None
 
     def __call__(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
         """Returns {"images": u8[1, S, S, 3], "tokens": i32[T], "token_types": i32[T] (0 language,
@@ -211,12 +244,19 @@ class CogvlmViews:
         """
         task, turn = self._draw(record, rng)
         try:
-            row = self.rows.example(self.templates[task], turn)
-            return {"images": self.rows.image(record["image"]), **row}
+            if self._with_image:
+                row = self.rows.example(self.templates[task], turn)
+                return {"images": self.rows.image(record["image"]), **row}
+            before = conversations.describe(record, rng) if self.describe else ""
+            row = self.rows.example(self.templates[task], turn, before)
         except ValueError as error:
             raise ValueError(
                 f"Record {record['id']!r}: {error} Training does not skip records."
             ) from error
+        # Nothing comes before the first token.
+        described = 1 + len(self.rows.text.encode(before))
+        row["loss_mask"][described:] = row["token_types"][described:] == LANGUAGE
+        return row
 
     def texts(self, batch: dict) -> list[list[str]]:
         """What the model reads and learns to write beside each image: "prompt | answer"."""

@@ -44,17 +44,18 @@ def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step:
 def _draw(pixels: list[np.ndarray], captions: list[list[str]]) -> Image.Image:
     """Kinds of views u8[B, V, S, S, 3] and captions [B][C] -> one picture."""
     font = ImageFont.load_default(_FONT_SIZE)
-    largest = max(x.shape[2] for x in pixels)
+    largest = max((x.shape[2] for x in pixels), default=_MIN_SIDE)  # none: text only
     # Whole factors keep small pixels sharp.
     scale = min(max(1, -(-_MIN_SIDE // largest)), max(1, _MAX_SIDE // largest))
     scale = scale if largest <= _MAX_SIDE else _MAX_SIDE / largest
     sides = [round(x.shape[2] * scale) for x in pixels]
+    tallest = max(sides, default=0)
     width = _MARGIN + sum(x.shape[1] * (s + _MARGIN) for x, s in zip(pixels, sides))
     width = max(width, 480)
     columns = int((width - 2 * _MARGIN) / (0.52 * _FONT_SIZE))
     texts = ["\n".join(_wrapped(example, columns)) for example in captions]
     line_height = _FONT_SIZE + 4
-    heights = [max(sides) + (t.count("\n") + 1) * line_height + 3 * _MARGIN for t in texts]
+    heights = [tallest + (t.count("\n") + 1) * line_height + 3 * _MARGIN for t in texts]
     sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
@@ -65,7 +66,7 @@ def _draw(pixels: list[np.ndarray], captions: list[list[str]]) -> Image.Image:
                 picture = Image.fromarray(view).resize((side, side), Image.Resampling.NEAREST)
                 sheet.paste(picture, (left, top))
                 left += side + _MARGIN
-        draw.multiline_text((_MARGIN, top + max(sides) + _MARGIN), text, "black", font, spacing=3)
+        draw.multiline_text((_MARGIN, top + tallest + _MARGIN), text, "black", font, spacing=3)
         top += height
     return sheet
 

@@ -1,4 +1,5 @@
-"""Text -> token ids: CLIP's byte-level BPE, and SentencePiece models as SigLIP or LLaMA use them.
+"""Text -> token ids: CLIP's byte-level BPE, SentencePiece models as SigLIP or LLaMA use them, and
+Llama 3's tokenizer.json.
 
 A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
 pickling one for a loader worker costs nothing.
@@ -36,7 +37,8 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | Llama
     """The tokenizer of that name.
 
     "clip"; "sentencepiece:PATH" and "llama:PATH" with the path of a .model file, used as SigLIP or
-    as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`.
+    as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`; "llama3:PATH"
+    with the path of Llama 3's tokenizer.json.
 
     Raises:
       ValueError: the name is unknown.
@@ -49,9 +51,11 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | Llama
         return SentencePieceTokenizer(path)
     if kind == "llama" and path:
         return LlamaTokenizer(path)
+    if kind == "llama3" and path:
+        return Llama3Tokenizer(path)
     raise ValueError(
-        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'llama:PATH' or "
-        "'llama:scenes'."
+        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'llama:PATH', "
+        "'llama:scenes' or 'llama3:PATH'."
     )
 
 
@@ -197,6 +201,64 @@ class LlamaTokenizer:
         return id_
 
 
+class Llama3Tokenizer(LlamaTokenizer):
+    """Llama 3's byte-level BPE, with the same interface.
+
+    Text that is encoded by itself gets no space in front; what reads like a special token is
+    ordinary text. Padding is the id that CogVLM2 uses, its first reserved one.
+
+    Args:
+      path: of a tokenizer.json.
+
+    Raises:
+      FileNotFoundError: there is no file at `path`.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(
+                f"No tokenizer.json at {path!r}. Put Llama 3's there; the tokenizer's name must "
+                "read 'llama3:PATH'."
+            )
+        self.name = f"llama3:{path}"
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int:
+        return self._id_of("<|begin_of_text|>")
+
+    @property
+    def eos_id(self) -> int:
+        return self._id_of("<|end_of_text|>")
+
+    @property
+    def pad_id(self) -> int:
+        return self._id_of("<|reserved_special_token_0|>")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special ones; none for an empty text."""
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special ids, and those that the vocabulary lacks, are silent."""
+        known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
+        return self._model.decode(known, skip_special_tokens=True)
+
+    @property
+    def _model(self) -> tokenizers.Tokenizer:
+        return _json_tokenizer(self.path)
+
+    def _id_of(self, token: str) -> int:
+        found = self._model.token_to_id(token)
+        if found is None:
+            raise ValueError(f"{self.path!r} lacks {token!r}: it is no tokenizer of Llama 3.")
+        return found
+
+
 def clean_text(text: str) -> str:
     """CLIP's cleaning: mends mis-decoded Unicode, unescapes HTML twice, collapses white space,
     lower-cases."""
@@ -233,6 +295,16 @@ def _pad(
 @functools.cache
 def _sentencepiece_model(path: str) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=path)
+
+
+@functools.cache
+def _json_tokenizer(path: str) -> tokenizers.Tokenizer:
+    try:
+        made = tokenizers.Tokenizer.from_file(path)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path!r} is no tokenizer.json: {error}") from error
+    made.encode_special_tokens = True  # "<|end_of_text|>" in a caption is text
+    return made
 
 
 @functools.cache

@@ -2,7 +2,13 @@
 
 `import` reads a .safetensors file, or a .pt file where torch is installed (weights only: nothing
 stored in it is executed), and writes a model directory that training starts from (config.init) and
-`big_vlp.show` reads. `export` writes a model directory's weights in the reference's names.
+`big_vlp.show` and `big_vlp.generate` read. `export` writes a model directory's weights in the
+reference's names.
+
+CogVLM and CogVLM2 are directories as Hugging Face's libraries read them, with config.json and
+shards. cogvlm_sat is a checkpoint of SwissArmyTransformer. cogvlm_parts makes a CogVLM of a
+language model in such a directory, and of an image tower. `merge cogvlm` turns a model directory
+with LoRA into one without; an export merges by itself.
 """
 
 import argparse
@@ -15,20 +21,18 @@ import safetensors.numpy
 from absl import logging
 
 from big_vlp.checkpoint import CheckpointError
-from big_vlp.convert import catlip, catlip_dense, cosmos
+from big_vlp.convert import catlip, catlip_dense, cogvlm_command, cosmos
 from big_vlp.convert.common import ConversionError
-from big_vlp.model_dir import Labels, open_model, save_model
+from big_vlp.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline.vocabulary import Vocabulary
-
-SYSTEMS = ("catlip", "catlip_segmentation", "cosmos")
 
 
 def import_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A classifier's state dict -> model directory; for `options` see `main`."""
     model, arguments, preprocess = catlip.from_reference(read_state(source))
-    if options.image_size != preprocess.image_size:
+    size = 224 if options.image_size is None else options.image_size
+    if size != preprocess.image_size:
         # Released at 512: the shorter side is resized to the very size of the crop.
-        size = options.image_size
         preprocess = dataclasses.replace(preprocess, image_size=size, resize_size=None)
     method = {"name": "catlip", **arguments}
     if options.task != "words":
@@ -53,41 +57,52 @@ def _labels(count: int, options: argparse.Namespace) -> Labels:
     return Labels(names, keys)
 
 
-def import_segmentation(source: Path, target: Path) -> None:
+def import_segmentation(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A segmentation model's state dict -> model directory."""
     model, arguments, preprocess = catlip_dense.segmentation_from_reference(read_state(source))
     save_model(target, {"model": model}, {"name": "segmentation", **arguments}, preprocess, None)
 
 
-def import_cosmos(source: Path, target: Path) -> None:
+def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
     student, teacher, model, preprocess = cosmos.from_reference(read_nested(source))
     method = {"name": "cosmos", "model": model, "momentum": 1.0}
     save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
 
 
-def export(system: str, source: Path, target: Path) -> None:
-    """A model directory -> a .safetensors file: of CatLIP the average where there is one, of COSMOS
-    student and teacher, with these words in front of their keys."""
-    if target.exists():
-        raise ConversionError(f"{target} exists; give a new file.")
-    if system.startswith("catlip"):
-        dense = system == "catlip_segmentation"
-        stored = open_model(source)
-        stored.make_method(*(("segmentation",) if dense else ("catlip", "transfer")))
-        model = stored.load()
-        if "stem" not in model["tower"]:
-            raise ConversionError(f"{source} has another image tower than CatLIP's.")
-        convert = catlip_dense.segmentation_to_reference if dense else catlip.to_reference
-        state = convert(model)
-    else:
-        open_model(source).make_method("cosmos")
-        nets = {"student": "model", "teacher": "averaged"}
-        state = {
-            f"{net}.{key}": value
-            for net, weights in nets.items()
-            for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
-        }
+def export_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A classifier -> a .safetensors file."""
+    _write(target, catlip.to_reference(_catlip_model(source, options, "catlip", "transfer")))
+
+
+def export_segmentation(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A segmentation model -> a .safetensors file."""
+    model = _catlip_model(source, options, "segmentation")
+    _write(target, catlip_dense.segmentation_to_reference(model))
+
+
+def _catlip_model(source: Path, options: argparse.Namespace, *methods: str) -> dict:
+    stored = open_model(source, options.weights)
+    stored.make_method(*methods)
+    model = stored.load()
+    if "stem" not in model["tower"]:
+        raise ConversionError(f"{source} has another image tower than CatLIP's.")
+    return model
+
+
+def export_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """Student and teacher -> a .safetensors file, with these words in front of their keys."""
+    open_model(source).make_method("cosmos")
+    nets = {"student": "model", "teacher": "averaged"}
+    state = {
+        f"{net}.{key}": value
+        for net, weights in nets.items()
+        for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
+    }
+    _write(target, state)
+
+
+def _write(target: Path, state: dict) -> None:
     state = {key: np.asarray(value, order="C") for key, value in state.items()}
     safetensors.numpy.save_file(state, target)
 
@@ -143,10 +158,29 @@ def _read_pt(path: Path) -> dict:
         raise ConversionError(f"{path} is no file of weights: {error}") from error
 
 
+# All take (source, target, options).
+IMPORTS = {
+    "catlip": import_catlip,
+    "catlip_segmentation": import_segmentation,
+    "cosmos": import_cosmos,
+    "cogvlm": cogvlm_command.import_released,
+    "cogvlm_sat": cogvlm_command.import_sat,
+    "cogvlm_parts": cogvlm_command.import_parts,
+}
+EXPORTS = {
+    "catlip": export_catlip,
+    "catlip_segmentation": export_segmentation,
+    "cosmos": export_cosmos,
+    "cogvlm": cogvlm_command.export_released,
+}
+MERGES = {"cogvlm": cogvlm_command.merge}
+DIRECTIONS = {"import": IMPORTS, "export": EXPORTS, "merge": MERGES}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m big_vlp.convert", description=__doc__)
-    parser.add_argument("direction", choices=("import", "export"))
-    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("direction", choices=tuple(DIRECTIONS))
+    parser.add_argument("system", choices=tuple(IMPORTS))
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
     group = parser.add_argument_group("import catlip")
@@ -158,20 +192,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     group.add_argument("--vocabulary", type=Path, metavar="FILE", help="names words")
     group.add_argument("--names", type=Path, metavar="FILE", help="names classes, one per line")
-    group.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    group = parser.add_argument_group("import catlip, cogvlm_parts")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="default: 224; that of EVA2-CLIP-E's positions",
+    )
+    cogvlm_command.add_options(parser)
+    group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
+    group.add_argument("--weights", choices=WEIGHTS, help="default: the average where there is one")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
         if not args.source.exists():
             raise ConversionError(f"{args.source} does not exist.")
-        if args.direction == "export":
-            export(args.system, args.source, args.target)
-        elif args.system == "catlip":
-            import_catlip(args.source, args.target, args)
-        elif args.system == "catlip_segmentation":
-            import_segmentation(args.source, args.target)
-        else:
-            import_cosmos(args.source, args.target)
+        systems = DIRECTIONS[args.direction]
+        if args.system not in systems:
+            raise ConversionError(f"{args.direction} is for {', '.join(systems)}.")
+        if args.direction == "export" and args.target.exists():
+            raise ConversionError(f"{args.target} exists; give a new file or directory.")
+        systems[args.system](args.source, args.target, args)
     except (CheckpointError, ConversionError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,9 +12,16 @@ import ml_dtypes
 import numpy as np
 
 from big_vlp import trees
-from big_vlp.convert.common import ConversionError, check, to_model, to_state
+from big_vlp.convert.common import (
+    ConversionError,
+    check,
+    to_lazy_model,
+    to_lazy_state,
+    to_state,
+)
 from big_vlp.models.cogvlm import CogVLM
-from big_vlp.models.llama import EXPERT_PARTS, rope_frequencies
+from big_vlp.models.llama import EXPERT_PARTS
+from big_vlp.models.rope import rope_frequencies
 from big_vlp.preprocess import Preprocess
 
 FREQUENCIES = "model.layers.{i}.self_attn.rotary_emb.inv_freq"
@@ -69,7 +76,12 @@ _LANGUAGE = (
 
 
 def from_reference(
-    state: Mapping, config: Mapping, *, tokenizer: str | None = None, context_length: int = 0
+    state: Mapping,
+    config: Mapping,
+    *,
+    tokenizer: str | None = None,
+    context_length: int = 0,
+    lazy: bool = False,
 ) -> tuple[dict, dict, Preprocess]:
     """Converts a model.
 
@@ -78,6 +90,7 @@ def from_reference(
         time by np.asarray (see `shards.read_state`).
       config: content of config.json.
       tokenizer, context_length: for the preprocess record, which weights do not tell.
+      lazy: whether parameters are `Tensor`s, which read the state's when they are read.
 
     Returns:
       (parameters, arguments of `models.cogvlm.CogVLM`, preprocess record).
@@ -93,25 +106,35 @@ def from_reference(
     check(expected, found)
     arguments["text"]["rope_base"] = _rope_base(state, model)
     params = trees.merge(
-        to_model(state, image_rules, model.image["layers"], model.image["heads"]),
-        to_model(state, text_rules, model.text["layers"], model.text["heads"]),
+        to_lazy_model(state, image_rules, model.image["layers"], model.image["heads"]),
+        to_lazy_model(state, text_rules, model.text["layers"], model.text["heads"]),
     )
     preprocess = Preprocess(
         image_size=model.image["image_size"],
         resize="squash",
         tokenizer=tokenizer,
         context_length=context_length,
+        image_token_size=model.image_token_size,
     )
-    return params, arguments, preprocess
+    return params if lazy else jax.tree.map(np.asarray, params), arguments, preprocess
 
 
-def to_reference(params: dict, arguments: Mapping) -> dict[str, np.ndarray]:
+def to_reference(params: dict, arguments: Mapping, *, lazy: bool = False) -> dict:
     """The inverse of `from_reference`: a flat dict of arrays, mostly views on the parameters.
 
+    Args:
+      lazy: whether these are `Tensor`s, best read in order; see `common.to_lazy_state`.
+
     Raises:
-      ConversionError: released models have whole visual experts in every block; this one has not.
+      ConversionError: the model is not of the released kind, which has EVA2-CLIP's image tower and
+        whole visual experts in every block; or parameters do not fit the arguments.
     """
     model = CogVLM(**arguments)
+    if model.image is None or model.tower != "eva":
+        raise ConversionError(
+            "The released form has no place for this model: its image tower is "
+            f"{'missing' if model.image is None else repr(model.tower)}, and must be 'eva'."
+        )
     parts = sorted(model.expert_parts) != sorted(EXPERT_PARTS)
     if parts or model.expert_every != 1 or model.image_mask != "causal":
         raise ConversionError(
@@ -119,10 +142,13 @@ def to_reference(params: dict, arguments: Mapping) -> dict[str, np.ndarray]:
             f"{EXPERT_PARTS} in every block and a causal image mask, got {model.expert_parts} "
             f"every {model.expert_every} and {model.image_mask!r}."
         )
-    params = jax.tree.map(np.asarray, params)
+    check(trees.flatten(jax.eval_shape(lambda: _init(model))), trees.flatten(params))
+    image_rules, text_rules = _rules(model)
+    state = to_lazy_state(params, image_rules, model.image["layers"])
+    state |= to_lazy_state(params, text_rules, model.text["layers"])
     dtype = params["language"]["norm"]["scale"].dtype
     frequencies = {k: v.astype(dtype) for k, v in _frequencies(model).items()}
-    return _to_state(params, model) | frequencies
+    return (state if lazy else {k: np.asarray(v) for k, v in state.items()}) | frequencies
 
 
 def from_config(config: Mapping) -> dict:

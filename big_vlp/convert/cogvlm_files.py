@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from big_vlp.convert.cogvlm import FREQUENCIES
-from big_vlp.convert.common import ConversionError
-from big_vlp.convert.shards import State, Tensor
-from big_vlp.models.llama import rope_frequencies
+from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.convert.shards import State
+from big_vlp.models.rope import rope_frequencies
 
 _IS_FREQUENCIES = re.compile(r".*\binv_freq")
 _VISION = "model.vision."
@@ -145,7 +145,7 @@ def from_parts(
       llama_config: content of its config.json.
       eva: EVA02-CLIP-bigE-14, whole or the image tower alone (without "visual." in front).
       eva_heads: of the image tower, which weights do not tell.
-      seed: of the adapter's weights, N(0, 0.02).
+      seed: of the adapter's weights, U(+-1/sqrt(inputs)).
 
     Returns:
       (state in the released names, content of config.json); see `cogvlm.from_reference`.
@@ -295,7 +295,8 @@ def _fresh_adapter(width: int, text_width: int, mlp_dim: int, dtype, seed: int) 
 
         def draw(i=i, shape=shape):
             rng = np.random.default_rng((seed, i))
-            return (0.02 * rng.standard_normal(shape, np.float32)).astype(dtype)
+            values = rng.random(shape, np.float32) * 2 - 1
+            return (values / math.sqrt(shape[1])).astype(dtype)
 
         state[f"{start}{name}.weight"] = Tensor(shape, np.dtype(dtype), draw)
     return state

@@ -13,9 +13,14 @@ parameter has `{i}` in the place of the block's number. Kinds:
   rowN      N leading axes of size 1 there, none here
   gqaN, gqa_biasN  as qkv, with N heads of keys and of values; the path is a pair here: that of the
             queries [in, heads, head_dim] and that of keys and values [in, 2, N, head_dim]
+
+Large models are converted lazily: a parameter is a `Tensor`, which np.asarray reads or makes, and
+only what is being written is in memory.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +33,19 @@ Rules = Sequence[tuple[str | tuple[str, str], str, str]]
 
 class ConversionError(ValueError):
     """Weights that do not fit; the message names every key that is missing, unexpected or wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array that is read, or made, when np.asarray asks for it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None):
+        value = self.read()
+        return value if dtype is None else value.astype(dtype)
 
 
 def forward(kind: str, value, heads: int = 1):
@@ -82,21 +100,48 @@ def backward(kind: str, value):
 def to_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict:
     """A state dict -> nested dict of numpy arrays, as the rules say.
 
-    Tensors are read one at a time, and may be anything that np.asarray reads.
+    Raises:
+      ConversionError: blocks have different types, which a stack cannot keep.
     """
+    return jax.tree.map(np.asarray, to_lazy_model(state, rules, layers, heads))
+
+
+def to_lazy_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict:
+    """As `to_model`, a nested dict of `Tensor`s; `state` may be of these, too."""
     flat = {}
     for paths, key, kind in rules:
         stacked = "{i}" in key
-        for i in range(layers if stacked else 1):
-            parts = forward(kind, np.asarray(state[key.format(i=i)]), heads)
-            for path, part in _pairs(paths, parts):
-                if not stacked:
-                    flat[path] = np.asarray(part, order="C")
-                    continue
-                if path not in flat:
-                    flat[path] = np.empty((layers, *part.shape), part.dtype)
-                flat[path][i] = part
+        values = [state[key.format(i=i)] for i in range(layers if stacked else 1)]
+        types = sorted({str(value.dtype) for value in values})
+        if len(types) > 1:
+            raise ConversionError(f"{key} has several types, {types}: give all blocks one.")
+        for path, _ in _pairs(paths, paths):
+
+            def part(value, path=path, paths=paths, kind=kind):
+                return dict(_pairs(paths, forward(kind, np.asarray(value), heads)))[path]
+
+            like = part(_without_memory(values[0]))
+            shape = (layers, *like.shape) if stacked else like.shape
+            flat[path] = Tensor(shape, like.dtype, functools.partial(_read, values, part, stacked))
     return trees.unflatten(flat)
+
+
+def _read(values: Sequence, part: Callable, stacked: bool) -> np.ndarray:
+    """part(value) of one value, or of all in a stack; holds one value at a time."""
+    if not stacked:
+        return np.asarray(part(values[0]), order="C")
+    stack = None
+    for i, value in enumerate(values):
+        value = part(value)
+        if stack is None:
+            stack = np.empty((len(values), *value.shape), value.dtype)
+        stack[i] = value
+    return stack
+
+
+def _without_memory(value) -> np.ndarray:
+    """Zeros of a shape and dtype, of which rules make the shape of their result."""
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
 
 
 def to_state(model: dict, rules: Rules, layers: int) -> dict:
@@ -108,6 +153,44 @@ def to_state(model: dict, rules: Rules, layers: int) -> dict:
             value = tuple(parts) if isinstance(paths, tuple) else parts[0]
             state[key.format(i=i)] = backward(kind, value)
     return state
+
+
+def to_lazy_state(model: dict, rules: Rules, layers: int) -> dict[str, Tensor]:
+    """As `to_state`, of a nested dict of arrays or `Tensor`s.
+
+    The parameters behind the tensor that was read last stay in memory, so read them in order.
+    """
+    flat, state = trees.flatten(model), {}
+    latest = _Latest(lambda paths: [np.asarray(flat[path]) for path in paths])
+    without_memory = lambda paths: [_without_memory(flat[path]) for path in paths]  # noqa: E731
+    for paths, key, kind in rules:
+        names, stacked = tuple(path for path, _ in _pairs(paths, paths)), "{i}" in key
+        indices = range(layers) if stacked else (None,)
+        like = _unstack(without_memory, names, kind, indices[0])
+        for i in indices:
+            read = functools.partial(_unstack, latest, names, kind, i)
+            state[key.format(i=i)] = Tensor(like.shape, like.dtype, read)
+    return state
+
+
+def _unstack(load: Callable, paths: tuple[str, ...], kind: str, i: int | None):
+    """A tensor of the state dict, from block i of parameters, or from all of them."""
+    parts = [value if i is None else value[i] for value in load(paths)]
+    return backward(kind, parts if len(parts) > 1 else parts[0])
+
+
+class _Latest:
+    """A function that remembers one result, and forgets it before it makes the next."""
+
+    def __init__(self, function: Callable):
+        self._function, self._key, self._value = function, None, None
+
+    def __call__(self, key):
+        if key != self._key:
+            self._key = self._value = None
+            self._value = self._function(key)
+            self._key = key
+        return self._value
 
 
 def _pairs(paths, values):

@@ -3,18 +3,23 @@
 A state is a flat dict of `Tensor`s or arrays; np.asarray reads one.
 """
 
-import dataclasses
+import functools
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors
 
-from big_vlp.convert.common import ConversionError
+from big_vlp import trees
+from big_vlp.checkpoint import Checkpoints
+from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.model_dir import StoredModel
 
 INDEX = "model.safetensors.index.json"
 # What a directory may hold, the best first.
@@ -29,19 +34,6 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """An array that is read, or made, when np.asarray asks for it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    def __array__(self, dtype=None, copy=None):
-        value = self.read()
-        return value if dtype is None else value.astype(dtype)
 
 
 State = Mapping[str, Tensor | np.ndarray]
@@ -128,10 +120,15 @@ def read_torch(path: str | Path, part: str | None = "module") -> dict[str, Tenso
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of several types
         raise ConversionError(f"{path} is no file of weights: {error}") from error
+    if not isinstance(state, dict):
+        raise ConversionError(f"{path} holds a {type(state).__name__}, no dict of weights.")
     if part is not None:
         if part not in state:
-            raise ConversionError(f"{path} has no {part!r}; found {sorted(state)[:8]}.")
+            raise ConversionError(f"{path} has no {part!r}; found {list(state)[:8]}.")
         state = state[part]
+    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(f"{path} is no flat dict of weights; others are {others[:8]}.")
 
     def tensor(value):
         if value.dtype == torch.bfloat16:  # which numpy does not know
@@ -141,6 +138,33 @@ def read_torch(path: str | Path, part: str | None = "module") -> dict[str, Tenso
         return Tensor(array.shape, array.dtype, lambda: array)
 
     return {key: tensor(value) for key, value in state.items()}
+
+
+def read_model(stored: StoredModel) -> dict:
+    """The weights of a model directory and what was frozen, as a nested dict of `Tensor`s."""
+    directory, checkpoints = stored.directory, Checkpoints(stored.directory, read_only=True)
+    item = directory / "checkpoints" / str(stored.step) / stored.weights
+    model = _read_item(item, checkpoints.shapes(stored.step, stored.weights))
+    if not (directory / "frozen").exists():
+        return model
+    return trees.merge(model, _read_item(directory / "frozen", checkpoints.frozen_shapes()))
+
+
+def _read_item(item: Path, shapes: Mapping) -> dict:
+    def read(path):
+        tree, to = trees.unflatten({path: 0}), ocp.RestoreArgs(restore_type=np.ndarray)
+        args = ocp.args.PyTreeRestore(
+            tree, restore_args=jax.tree.map(lambda _: to, tree), partial_restore=True
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return trees.flatten(checkpointer.restore(item, args=args))[path]
+
+    return trees.unflatten(
+        {
+            path: Tensor(tuple(x.shape), np.dtype(x.dtype), functools.partial(read, path))
+            for path, x in shapes.items()
+        }
+    )
 
 
 def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**9) -> None:

@@ -47,6 +47,9 @@ class Method(Protocol):
         `keys` holds one random key per row.
         """
 
+    def dead_parameters(self) -> dict[str, tuple]:
+        """{path: index}: parts `parameter[index]` that no loss can reach; they are left alone."""
+
     def predict_fns(self) -> dict[str, Callable]:
         """{name: fn(model, batch) -> outputs}: what evaluators may call."""
 

@@ -23,6 +23,9 @@ class ImageMethod:
     def cut_text(self, batch, length):
         return batch
 
+    def dead_parameters(self):
+        return {}
+
     def model_images(self, batch, keys):
         # With the augmentation's bounds as they are when training begins.
         images = _in_unit_range(batch["image"])

@@ -98,6 +98,9 @@ class Method:
         # SigLIP's temperature is free; CLIP's stays below 100.
         return (clamp_scales(new) if self.loss_type == "softmax" else new), averaged
 
+    def dead_parameters(self):
+        return {}
+
     def predict_fns(self):
         return predict_fns(self.towers, self.preprocess)
 

@@ -1,5 +1,6 @@
 """CogVLM (arXiv 2311.03079): a language model with visual experts learns to write about images."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,8 +10,9 @@ from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
 from big_vlp.augment import normalise
 from big_vlp.generation import predict_fn
+from big_vlp.lora import Lora
 from big_vlp.methods import catlip
-from big_vlp.models.cogvlm import LAYOUTS, CogVLM
+from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.preprocess import Preprocess
 from input_pipeline.cogvlm_views import Rows
 
@@ -20,13 +22,19 @@ class Method:
     """Next-token prediction of the tokens that the loss mask marks.
 
     What is trained is the optimizer's affair: what it freezes has neither gradient nor moments, and
-    a frozen image tower no backward pass.
+    a frozen image tower no backward pass. Without an image tower this is the pretraining of a
+    language model, whose weights a CogVLM then starts from. Running statistics of a tower that has
+    some stay as they are.
 
     Attributes:
-      model: arguments of `CogVLM` but for those below.
+      model: arguments of `CogVLM` but for those below. Its dropout, if any, acts in training only.
       layout: "static" for the views' `bos | image | text`, "general" for any other.
-      ema_momentum: share of the new weights in the average after each step; the average covers what
-        is trained. None keeps none.
+      image_loss: weight of an ablation of the paper: boi and each patch predict the image tower's
+        next token, by 1 - cosine. Above 0 it adds "feature_head" to the model.
+      ema_decay: share of the old average in the average after each step; it covers what is trained
+        and begins with less: (1 + n) / (10 + n) after n updates, where that is below. None keeps no
+        average.
+      lora: arguments of `Lora`, whose factors become parameters beside the kernels; None: no LoRA.
       max_new_tokens: of an answer that evaluators let it write.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation.
@@ -36,7 +44,9 @@ class Method:
     preprocess: Preprocess
     model: dict
     layout: str = "static"
-    ema_momentum: float | None = None
+    image_loss: float = 0.0
+    ema_decay: float | None = None
+    lora: dict | None = None
     max_new_tokens: int = 48
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
@@ -46,48 +56,102 @@ class Method:
     def __post_init__(self):
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r}; choose one of {LAYOUTS}.")
-        if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
-            raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
+        has_image = self.model.get("image") is not None
+        if self.image_loss < 0 or (self.image_loss and not (has_image and self.layout == "static")):
+            raise ValueError(
+                f"image_loss={self.image_loss} must be 0 or more, and needs an image tower and "
+                "layout='static'."
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1).")
+        needed = self.cogvlm.image_token_size if has_image else None
+        if needed != self.preprocess.image_token_size:
+            raise ValueError(
+                f"preprocess.image_token_size={self.preprocess.image_token_size} must be {needed}: "
+                "the pixels per side of an image token, or None without an image tower."
+            )
+        if has_image and self.preprocess.resize != "squash":
+            raise ValueError(
+                "CogVLM reads whole images: set preprocess.resize='squash', not "
+                f"{self.preprocess.resize!r}."
+            )
 
     @property
     def cogvlm(self) -> CogVLM:
         return CogVLM(
-            **self.model, dtype=jnp.dtype(self.dtype), unroll=self.unroll, remat=self.remat
+            **self.model,
+            image_head=self.image_loss > 0,
+            dtype=jnp.dtype(self.dtype),
+            unroll=self.unroll,
+            remat=self.remat,
         )
 
     def init(self, rng):
         size = self.preprocess.image_size
         # A row of one language token creates everything.
         tokens = jnp.zeros((1, 1), jnp.int32)
-        images = jnp.zeros((1, 1, size, size, 3))
-        model = self.cogvlm.init(rng, images, tokens, tokens)["params"]
-        return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
+        images = None if self.cogvlm.image is None else jnp.zeros((1, 1, size, size, 3))
+        variables = dict(self.cogvlm.init(rng, images, tokens, tokens))
+        params = variables.pop("params")
+        if self.lora is not None:
+            params = Lora(**self.lora).add(jax.random.fold_in(rng, 1), params)
+        model = params | variables
+        return model, {} if self.ema_decay is None else jax.tree.map(jnp.copy, model)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
-        del averaged, rng, step
-        params = trees.merge(trainable, frozen)
-        sums, counts = over_micro_batches(
-            lambda rows: self._token_losses(params, rows), batch, self.accumulate_steps
+        del averaged, step
+        model = trees.merge(trees.merge(trainable, frozen), statistics)
+        rows = {**batch, "keys": jax.random.split(rng, batch["tokens"].shape[0])}
+        sums, counts, image_losses = over_micro_batches(
+            lambda rows: self._row_losses(model, rows), rows, self.accumulate_steps
         )
         count = counts.sum()
+        loss = sums.sum() / jnp.maximum(count, 1)
         metrics = {"answer_tokens": count / batch["tokens"].shape[0]}
-        return sums.sum() / jnp.maximum(count, 1), (statistics, metrics)
+        if self.image_loss:
+            image_loss = self.image_loss * image_losses.mean()
+            metrics |= {"text_loss": loss, "image_loss": image_loss}
+            loss += image_loss
+        return loss, (statistics, metrics)
 
-    def _token_losses(self, params, rows):
-        """(f32[B], i32[B]): each row's summed loss, and the number of its tokens that count."""
-        cogvlm, tokens, types = self.cogvlm, rows["tokens"], rows["token_types"]
-        images = normalise(rows["images"], self.preprocess.mean, self.preprocess.std)
+    def _row_losses(self, model, rows):
+        """(f32[B], i32[B], f32[B]): each row's summed loss of text, the number of its tokens that
+        count, and the mean of 1 - cosine over its image.
 
-        def run(model):
-            features = model.encode_images(images)
-            hidden, _ = model.hidden(tokens, types, features, self.layout)
-            # In the static layout the end of the image is the first to predict a token of text.
-            first = features.shape[2] if self.layout == "static" else 0
-            return model.logits(hidden[:, first:-1])
+        Without "keys" there is no dropout.
+        """
+        tokens, types = rows["tokens"], rows["token_types"]
 
-        logits = cogvlm.apply({"params": params}, method=run)
+        def run(module):
+            features, first = None, 0
+            if "images" in rows:
+                images = normalise(rows["images"], self.preprocess.mean, self.preprocess.std)
+                patches = module.image_tokens(images)
+                features = module.adapt(patches)
+                # In the static layout the end of the image is the first to predict a text token.
+                first = features.shape[2] if self.layout == "static" else 0
+            hidden, _ = module.hidden(
+                tokens, types, features, self.layout, dropout_keys=rows.get("keys")
+            )
+            image_loss = jnp.zeros(len(tokens))
+            if module.image_head:
+                predicted = module.predict_features(hidden[:, 1 : first - 1])
+                targets = jax.lax.stop_gradient(patches[:, 0])
+                image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
+            return module.logits(hidden[:, first:-1]), image_loss
+
+        with self._lora_active():
+            logits, image_loss = self.cogvlm.apply(trees.variables(model), method=run)
         start = tokens.shape[1] - logits.shape[1]
-        return losses.next_tokens(logits, tokens[:, start:], rows["loss_mask"][:, start:])
+        text_loss = losses.next_tokens(logits, tokens[:, start:], rows["loss_mask"][:, start:])
+        return *text_loss, image_loss
+
+    def _lora_active(self):
+        return contextlib.nullcontext() if self.lora is None else Lora(**self.lora).active()
+
+    def merged(self, model):
+        """The model with what LoRA learnt in its kernels, and without LoRA's factors."""
+        return model if self.lora is None else Lora(**self.lora).merge(model)
 
     def text_length(self, batch):
         return 0
@@ -96,19 +160,24 @@ class Method:
         return batch
 
     def model_images(self, batch, keys):
+        if "images" not in batch:
+            return {}
         return {"image": normalise(batch["images"], self.preprocess.mean, self.preprocess.std)}
 
     def after_update(self, old, new, averaged, step):
-        if self.ema_momentum is None:
+        if self.ema_decay is None:
             return new, averaged
-        return new, catlip.moving_average(averaged, new, self.ema_momentum)
+        decay = jnp.minimum(self.ema_decay, (2 + step) / (11 + step))  # after step + 1 updates
+        return new, catlip.moving_average(averaged, new, 1 - decay)
+
+    def dead_parameters(self):
+        return dead_parameters(self.cogvlm)
 
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.common`."""
-        pre, image = self.preprocess, self.model["image"]
-        pool = 2 if image.get("downsample") else 1
-        rows = Rows(pre.tokenizer, pre.image_size, pre.context_length, image["patch_size"], pool)
+        rows = Rows.of(self.preprocess)
+        generate = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
         return {
-            "token_losses": lambda model, batch: self._token_losses(model, batch),
-            "generate": predict_fn(self, rows, self.max_new_tokens, layout=self.layout),
+            "token_losses": lambda model, batch: self._row_losses(model, batch)[:2],
+            "generate": lambda model, batch: generate(self.merged(model), batch),
         }

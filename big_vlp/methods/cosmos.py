@@ -151,6 +151,9 @@ class Method:
         progress = jnp.minimum(step / self.momentum_steps, 1)
         return 1 - (1 - self.momentum) * (jnp.cos(jnp.pi * progress) + 1) / 2
 
+    def dead_parameters(self):
+        return {}
+
     def predict_fns(self):
         def attention_maps(params, batch):
             images = clip.to_model_input(batch["image"], None, None, self.preprocess)

@@ -12,7 +12,7 @@ def pick_backend(dtype, head_dim: int) -> str:
     return "xla"
 
 
-def attention(query, key, value, *, causal: bool = False, mask=None):
+def attention(query, key, value, *, causal: bool = False, mask=None, dropout=None):
     """Scaled dot-product attention; the softmax is computed in fp32.
 
     Args:
@@ -20,14 +20,60 @@ def attention(query, key, value, *, causal: bool = False, mask=None):
       key, value: [B, S, K, D]; K divides H, and H / K consecutive queries share a key.
       causal: position t sees keys 0..t only (needs T == S).
       mask: bool[B, 1, T, S], what may be seen; None: everything. Every query must see a key.
+      dropout: of the probabilities, as of `drop`. With one they are held, [B, H, T, S].
 
     Returns:
       [B, T, H, D] in the dtype of `query`.
     """
+    if dropout is not None:
+        return _attention_with_dropout(query, key, value, causal, mask, dropout)
     backend = pick_backend(query.dtype, query.shape[-1])
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=causal, implementation=backend
     )
+
+
+def _attention_with_dropout(query, key, value, causal: bool, mask, dropout):
+    """`attention` written out: no kernel draws for each row from its own key."""
+    batch, length, heads, width = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, width)  # [B, T, K, H / K, D]
+    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    logits *= width**-0.5
+    lowest = jnp.finfo(jnp.float32).min
+    if causal:
+        logits = jnp.where(jnp.tri(length, dtype=bool), logits, lowest)
+    if mask is not None:
+        logits = jnp.where(mask[:, :, None], logits, lowest)
+    weights = drop(jax.nn.softmax(logits, axis=-1), dropout).astype(query.dtype)
+    out = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+    return out.reshape(batch, length, heads, width)
+
+
+def drop(x, dropout):
+    """Inverted dropout: zero with probability `rate`, else divided by 1 - rate.
+
+    Args:
+      x: [B, ...].
+      dropout: None, which returns `x`, or (rate, keys): 0 <= rate < 1, and random keys [B] or their
+        data u32[B, 2], of jax's default generator. Each row draws from its own key, so that neither
+        the rows beside it nor the devices that hold them matter.
+
+    Returns:
+      [B, ...] in the dtype of `x`.
+    """
+    if dropout is None:
+        return x
+    rate, keys = dropout
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def fold_in(dropout, number):
+    """`dropout` of `drop` with other keys for each number i32[]."""
+    if dropout is None:
+        return None
+    rate, keys = dropout
+    return rate, jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def attention_over_cache(query, key, value, cached_key, cached_value, lengths):

@@ -130,6 +130,11 @@ class CatlipViT(nn.Module):
         )
         self.norm_post = norm("norm_post", self.dtype)
 
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of a token."""
+        return self.output_stride
+
     def embed(self, images, train: bool = False):
         """Images [B, H, W', 3] in 0..1 -> tokens [B, N, W], row after row, with positions.
 

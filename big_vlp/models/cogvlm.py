@@ -1,17 +1,22 @@
 """CogVLM (arXiv 2311.03079): an image tower and an adapter in front of a language model whose
-blocks have visual experts. CogVLM2 is the same with other sizes."""
+blocks have visual experts. CogVLM2 is the same with other sizes, and any ViT can be the tower."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.catlip_vit import CatlipViT
 from big_vlp.models.eva import EvaTower
 from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
 from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
 from big_vlp.models.norms import layer_norm
+from big_vlp.models.transformer import torch_kernel_init
+from big_vlp.models.vit import ViT
 
 LAYOUTS = ("static", "general")
 IMAGE_MASKS = ("causal", "full")
+# CogVLM's own; CatLIP's; that of CLIP, SigLIP and COSMOS.
+TOWERS = {"eva": EvaTower, "catlip_vit": CatlipViT, "vit": ViT}
 
 
 class Adapter(nn.Module):
@@ -29,9 +34,11 @@ class Adapter(nn.Module):
     dtype: jnp.dtype
 
     def setup(self):
-        self.linear = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=INIT)
+        # By the number of inputs: of any width, what comes out is as large as a token's embedding.
+        dense = {"dtype": self.dtype, "kernel_init": torch_kernel_init}
+        self.linear = nn.Dense(self.width, use_bias=False, **dense)
         self.norm = layer_norm(None, self.dtype)
-        self.mlp = GatedMlp(self.mlp_dim, self.dtype)
+        self.mlp = GatedMlp(self.mlp_dim, **dense)
         zeros = nn.initializers.zeros
         self.boi = self.param("boi", zeros, (self.width,), jnp.float32)
         self.eoi = self.param("eoi", zeros, (self.width,), jnp.float32)
@@ -60,20 +67,26 @@ class CogVLM(nn.Module):
     tokens. Without image features the model is the plain language model.
 
     Attributes:
-      image, text: keyword arguments of `EvaTower` and `Llama`.
+      text: keyword arguments of `Llama`.
+      image: those of the image tower; None: there is none, nor an adapter, and the model is a
+        language model.
+      tower: which one, out of TOWERS.
       adapter_mlp_dim: hidden width of the adapter.
       expert_parts, expert_every, expert_qkv_bias: see `Llama`.
       image_mask: "causal", or "full", where boi and patches of an image see each other.
+      image_head: whether there is an output layer for `predict_features`.
       unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
     """
 
-    image: dict
     text: dict
-    adapter_mlp_dim: int
+    image: dict | None = None
+    tower: str = "eva"
+    adapter_mlp_dim: int | None = None
     expert_parts: tuple[str, ...] = EXPERT_PARTS
     expert_every: int = 1
     expert_qkv_bias: bool = False
     image_mask: str = "causal"
+    image_head: bool = False
     dtype: jnp.dtype = jnp.float32
     unroll: bool = False
     remat: str | None = None
@@ -82,8 +95,9 @@ class CogVLM(nn.Module):
         if self.image_mask not in IMAGE_MASKS:
             raise ValueError(f"image_mask={self.image_mask!r}; choose one of {IMAGE_MASKS}.")
         execution = {"dtype": self.dtype, "unroll": self.unroll, "remat": self.remat}
-        self.vision = EvaTower(**self.image, **execution)
-        self.adapter = Adapter(self.text["width"], self.adapter_mlp_dim, self.dtype)
+        if self.image is not None:
+            self.vision = self._make_tower(**execution)
+            self.adapter = Adapter(self.text["width"], self.adapter_mlp_dim, self.dtype)
         self.language = Llama(
             **self.text,
             expert_parts=tuple(self.expert_parts),
@@ -92,11 +106,39 @@ class CogVLM(nn.Module):
             **execution,
         )
 
+        if self.image_head:
+            self.feature_head = nn.Dense(
+                self.image["width"], use_bias=False, dtype=self.dtype, kernel_init=INIT
+            )
+
+    def _make_tower(self, **execution):
+        if self.tower not in TOWERS:
+            raise ValueError(f"tower={self.tower!r}; choose one of {list(TOWERS)}.")
+        if not self.adapter_mlp_dim:
+            raise ValueError("An image tower needs an adapter: give adapter_mlp_dim.")
+        pooled = {"embed_dim": None} if self.tower == "vit" else {}
+        return TOWERS[self.tower](**self.image, **pooled, **execution)
+
+    @property
+    def image_token_size(self) -> int:
+        """Pixels per side of what an image token stands for."""
+        return self._make_tower(parent=None).token_size
+
+    def image_tokens(self, images):
+        """Normalised images [B, I, S, S, 3] -> the image tower's tokens [B, I, N, W]."""
+        tokens = self.vision(images.reshape(-1, *images.shape[2:]))
+        # Others than CogVLM's own give a pooled feature, too.
+        tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+        return tokens.reshape(*images.shape[:2], *tokens.shape[1:])
+
+    def adapt(self, tokens):
+        """[B, I, N, W] of `image_tokens` -> features [B, I, N + 2, D] with boi and eoi."""
+        features = self.adapter(tokens.reshape(-1, *tokens.shape[2:]))
+        return features.reshape(*tokens.shape[:2], *features.shape[1:])
+
     def encode_images(self, images):
-        """Normalised images [B, I, S, S, 3] -> features [B, I, N + 2, D] with boi and eoi."""
-        batch, count = images.shape[:2]
-        features = self.adapter(self.vision(images.reshape(-1, *images.shape[2:])))
-        return features.reshape(batch, count, *features.shape[1:])
+        """Normalised images [B, I, S, S, 3] -> features [B, I, N + 2, D]."""
+        return self.adapt(self.image_tokens(images))
 
     def merge(self, tokens, types, features, layout: str):
         """Embeds tokens and puts image features into their slots.
@@ -129,7 +171,14 @@ class CogVLM(nn.Module):
         return jnp.concatenate([text[:, :1], features[:, 0], text[:, 1:]], axis=1)
 
     def hidden(
-        self, tokens, types, features=None, layout="general", positions=None, keep_cache=False
+        self,
+        tokens,
+        types,
+        features=None,
+        layout="general",
+        positions=None,
+        keep_cache=False,
+        dropout_keys=None,
     ):
         """The language model without its output layer.
 
@@ -137,6 +186,7 @@ class CogVLM(nn.Module):
           tokens, types, features, layout: as of `merge`; features None: there are no images.
           positions: ids i32[B, T]; by default those of `layout.position_ids`.
           keep_cache: whether to return keys and values.
+          dropout_keys: see `Llama`.
 
         Returns:
           ([B, T, D] after the final norm, cache or None); the cache is {"key", "value"} [L, B, T,
@@ -151,11 +201,16 @@ class CogVLM(nn.Module):
             # boi and patches; eoi is language.
             route = (1, features.shape[2]) if layout == "static" else expert_mask(types)
             mask = full_image_mask(types) if self.image_mask == "full" else None
-        return self.language(x, positions, route, mask, keep_cache)
+        return self.language(x, positions, route, mask, keep_cache, dropout_keys)
 
     def logits(self, hidden):
         """[..., D] of `hidden` -> f32[..., vocab_size]."""
         return self.language.logits(hidden)
+
+    def predict_features(self, hidden):
+        """[..., D] of `hidden` -> [..., W]: what the next image token is expected to be, up to its
+        length (the ablation "image SSL loss" of arXiv 2311.03079)."""
+        return self.feature_head(hidden)
 
     def prefill(self, tokens, types, lengths, features=None, layout="general", positions=None):
         """Begins a generation: reads prompts that are padded on the right.
@@ -181,7 +236,10 @@ class CogVLM(nn.Module):
         """Logits f32[B, T, vocab_size]; creates every parameter. Arguments as above, images
         [B, I, S, S, 3] or None."""
         features = None if images is None else self.encode_images(images)
-        return self.logits(self.hidden(tokens, types, features, layout)[0])
+        hidden = self.hidden(tokens, types, features, layout)[0]
+        if self.image_head:
+            self.predict_features(hidden)
+        return self.logits(hidden)
 
 
 def dead_parameters(model: CogVLM) -> dict[str, tuple]:
@@ -192,8 +250,8 @@ def dead_parameters(model: CogVLM) -> dict[str, tuple]:
     Returns:
       {path: index}: the part of the parameter is `parameter[index]`.
     """
-    if model.expert_every > 1:
-        return {}  # the last block has no expert
+    if model.expert_every > 1 or model.image is None or model.image_head:
+        return {}  # the last block has no expert, or it has more to predict
     start = "language/blocks/vision"
     dead = {}
     if "qkv" in model.expert_parts:

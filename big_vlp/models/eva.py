@@ -112,8 +112,10 @@ class EvaTower(nn.Module):
 
     def setup(self):
         p, w = self.patch_size, self.width
-        if self.image_size % self.stride:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of {self.stride}.")
+        if self.image_size % self.token_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of {self.token_size}."
+            )
         conv = functools.partial(
             nn.Conv, w, padding="VALID", dtype=self.dtype, kernel_init=normal(0.02)
         )
@@ -136,16 +138,16 @@ class EvaTower(nn.Module):
             self.conv = conv((2, 2), strides=(2, 2))
 
     @property
-    def stride(self) -> int:
+    def token_size(self) -> int:
         """Pixels per side of an output token."""
         return self.patch_size * (2 if self.downsample else 1)
 
     def embed(self, images):
         """Normalised images [B, S, S', 3] -> tokens [B, 1 + N, W] with positions, class token
         first, patches row after row."""
-        if any(size % self.stride for size in images.shape[1:3]):
+        if any(size % self.token_size for size in images.shape[1:3]):
             raise ValueError(
-                f"Image size {images.shape[1:3]} must be a multiple of {self.stride} pixels."
+                f"Image size {images.shape[1:3]} must be a multiple of {self.token_size} pixels."
             )
         x = self.patch(images.astype(self.dtype))
         batch, *grid, width = x.shape

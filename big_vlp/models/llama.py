@@ -2,14 +2,15 @@
 visual expert of CogVLM (arXiv 2311.03079, section 2.1)."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp import sharding
-from big_vlp.models.attention import attention, attention_over_cache
+from big_vlp.models.attention import attention, attention_over_cache, drop, fold_in
+from big_vlp.models.rope import rope_angles, rotate
 from big_vlp.models.stack import init_blocks, rematerialised, run_blocks, unstack
 from big_vlp.models.transformer import normal
 
@@ -34,25 +35,6 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
-
-
-def rope_frequencies(head_dim: int, base: float) -> np.ndarray:
-    """Radians per position, f32[head_dim / 2]; rounded where PyTorch rounds."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return 1 / (base ** exponents.astype(np.float64)).astype(np.float32)
-
-
-def rope_angles(positions, head_dim: int, base: float):
-    """(cos, sin) f32[B, T, 1, head_dim / 2] of rotary position embeddings (arXiv 2104.09864)."""
-    angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(head_dim, base)
-    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-
-
-def rotate(x, angles):
-    """Turns dimension pairs (i, i + D / 2) of [B, T, H, D] by their angles, in fp32."""
-    cos, sin = angles
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -100,11 +82,14 @@ class GatedMlp(nn.Module):
 
     mlp_dim: int
     dtype: jnp.dtype
+    kernel_init: Callable = INIT
 
     @nn.compact
     def __call__(self, x):
         """[..., W] -> [..., W]."""
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=INIT)
+        dense = functools.partial(
+            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init
+        )
         gated = jax.nn.silu(dense(self.mlp_dim, name="gate")(x))
         gated *= dense(self.mlp_dim, name="up")(x)
         return dense(x.shape[-1], name="down")(gated)
@@ -180,17 +165,19 @@ class DecoderBlock(nn.Module):
         language = functools.partial(self.language.part, name)
         return by_expert(route, language, functools.partial(self.vision.part, name), x)
 
-    def __call__(self, x, angles, route: Route, mask):
+    def __call__(self, x, angles, route: Route, mask, dropout=None):
         """[B, T, W] -> ([B, T, W], (key, value) [B, T, K, D] each, rotated).
 
         Args:
           angles: of `rope_angles`.
           mask: of `attention`; None is causal.
+          dropout: of `attention.drop`, with keys of this block's own.
         """
         query, key, value = self._part("qkv", route, self.norm1(x))
         query, key = rotate(query, angles), rotate(key, angles)
-        heads = attention(query, key, value, causal=mask is None, mask=mask)
-        x = x + self._part("out", route, heads)
+        of_weights, of_output = fold_in(dropout, 0), fold_in(dropout, 1)
+        heads = attention(query, key, value, causal=mask is None, mask=mask, dropout=of_weights)
+        x = x + drop(self._part("out", route, heads), of_output)
         return x + self._part("mlp", route, self.norm2(x)), (key, value)
 
     def decode(self, x, angles, cache, lengths):
@@ -216,6 +203,8 @@ class Llama(nn.Module):
       expert_every: n: blocks 0, n, 2n, ... have an expert. (Most of one in the last block would
         get no gradient: no image token predicts.)
       expert_qkv_bias: CogVLM2's experts have a bias at query, key and value.
+      dropout: share that `__call__` with `dropout_keys` drops of the attention's probabilities and
+        of what the attention adds.
       unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
     """
 
@@ -231,6 +220,7 @@ class Llama(nn.Module):
     expert_parts: tuple[str, ...] = ()
     expert_every: int = 1
     expert_qkv_bias: bool = False
+    dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     unroll: bool = False
     remat: str | None = None
@@ -247,6 +237,8 @@ class Llama(nn.Module):
             raise ValueError(f"expert_parts has {unknown}; choose out of {EXPERT_PARTS}.")
         if self.expert_every < 1 or self.layers % self.expert_every:
             raise ValueError(f"expert_every={self.expert_every} must divide layers={self.layers}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
         self.token_embedding = nn.Embed(self.vocab_size, self.width, embedding_init=INIT)
         self.blocks = self.param("blocks", self._init_blocks)
         self.norm = RMSNorm(self.norm_epsilon, self.dtype)
@@ -297,7 +289,15 @@ class Llama(nn.Module):
             x = jnp.where((tokens == self.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         return x.astype(self.dtype)
 
-    def __call__(self, x, positions, route: Route = None, mask=None, keep_cache: bool = False):
+    def __call__(
+        self,
+        x,
+        positions,
+        route: Route = None,
+        mask=None,
+        keep_cache: bool = False,
+        dropout_keys=None,
+    ):
         """Embedded tokens [B, T, W] -> ([B, T, W] after the final norm, cache).
 
         Sows "block_outputs" [L, B, T, W], before that norm, where this is asked for.
@@ -307,12 +307,21 @@ class Llama(nn.Module):
           route: which tokens the visual experts handle, see `Route`.
           mask: bool[B, 1, T, T], who sees whom; None is causal.
           keep_cache: else the cache is None; it is {"key", "value"} [L, B, T, K, D].
+          dropout_keys: for training, a key a row, see `attention.drop`; None: without dropout.
         """
+        use_dropout = self.dropout > 0 and dropout_keys is not None
+        if use_dropout and jnp.shape(dropout_keys)[:1] != x.shape[:1]:
+            raise ValueError(
+                f"dropout_keys of shape {jnp.shape(dropout_keys)} do not fit {x.shape[0]} rows: "
+                "give one key a row, as of jax.random.split(key, rows)."
+            )
+        dropout = (self.dropout, dropout_keys) if use_dropout else None
         block, angles = self._block, self._angles(positions)
         keep_outputs = self.is_mutable_collection("intermediates")
 
-        def layer(x, params, route):
-            x, cache = block.apply({"params": params}, x, angles, route, mask)
+        def layer(x, params, number, route):
+            of_layer = fold_in(dropout, number)
+            x, cache = block.apply({"params": params}, x, angles, route, mask, of_layer)
             kept = {"key": cache[0], "value": cache[1]} if keep_cache else {}
             return x, kept | ({"x": x} if keep_outputs else {})
 
@@ -323,23 +332,25 @@ class Llama(nn.Module):
         )
 
         def group(x, params):
-            shared, experts = params
+            shared, numbers, experts = params
             outputs = []
-            for i, of_layer in enumerate(unstack(shared, self.expert_every)):
+            layers = unstack((shared, numbers), self.expert_every)
+            for i, (of_layer, number) in enumerate(layers):
                 x = sharding.keep_over_batch(x)
                 if i == 0:
-                    x, output = with_expert(x, of_layer | experts)
+                    x, output = with_expert(x, of_layer | experts, number)
                 else:
-                    x, output = without(x, of_layer)
+                    x, output = without(x, of_layer, number)
                 outputs.append(output)
             return x, jax.tree.map(lambda *pieces: jnp.stack(pieces), *outputs)
 
         groups = self.layers // self.expert_every
         experts = {name: value for name, value in self.blocks.items() if name == "vision"}
-        shared = jax.tree.map(
-            lambda a: a.reshape(groups, self.expert_every, *a.shape[1:]), self._shared
+        grouped = jax.tree.map(
+            lambda a: a.reshape(groups, self.expert_every, *a.shape[1:]),
+            (self._shared, jnp.arange(self.layers)),
         )
-        x, outputs = run_blocks(group, x, (shared, experts), groups, self.unroll)
+        x, outputs = run_blocks(group, x, (*grouped, experts), groups, self.unroll)
         outputs = jax.tree.map(lambda a: a.reshape(self.layers, *a.shape[2:]), outputs)
         if keep_outputs:
             self.sow("intermediates", "block_outputs", outputs.pop("x"))

@@ -87,7 +87,7 @@ class ViT(nn.Module):
     Attributes:
       image_size: the size the position table was trained at, pixels; other sizes (multiples of
         `patch_size`) interpolate the table.
-      embed_dim: width of the pooled feature.
+      embed_dim: width of the pooled feature; None pools nothing.
     """
 
     image_size: int
@@ -95,7 +95,7 @@ class ViT(nn.Module):
     width: int
     layers: int
     heads: int
-    embed_dim: int
+    embed_dim: int | None
     pool: str = "cls"
     activation: str = "gelu"
     dtype: jnp.dtype = jnp.float32
@@ -106,11 +106,12 @@ class ViT(nn.Module):
     def __call__(self, images):
         """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled [B, embed_dim]).
 
-        Tokens are after the final norm and not projected; pooled is not L2-normalised.
+        Tokens are after the final norm and not projected; pooled is not L2-normalised, and None
+        without `embed_dim`.
         """
         if self.pool not in ("cls", "mean", "map"):
             raise ValueError(f"pool={self.pool!r}; choose cls, mean or map.")
-        if self.pool == "map" and self.embed_dim != self.width:
+        if self.pool == "map" and self.embed_dim not in (None, self.width):
             raise ValueError(
                 f"pool='map' has no output projection: embed_dim ({self.embed_dim}) must equal "
                 f"width ({self.width})."
@@ -162,6 +163,8 @@ class ViT(nn.Module):
         )(x)
         x = layer_norm("norm_post", self.dtype)(x)
 
+        if self.embed_dim is None:
+            return (x[:, 1:] if clip_form else x), None
         if self.pool == "map":
             return x, MapHead(self.heads, self.activation, self.dtype, name="map")(x)
         tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
@@ -169,6 +172,11 @@ class ViT(nn.Module):
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
         )
         return tokens, projection(pooled)
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch_size
 
     def embed(self, images, train: bool = False):
         """The images themselves: no part of this tower depends on the whole batch."""

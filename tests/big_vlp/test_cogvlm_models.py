@@ -1,7 +1,6 @@
-"""CogVLM's modules: layouts, routing, ablations, image tower, sizes of the published models."""
+"""CogVLM's modules: equal layouts, routing, ablations, sizes of the published models."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,140 +9,23 @@ import pytest
 
 from big_vlp import trees
 from big_vlp.models import layout
-from big_vlp.models.cogvlm import CogVLM, dead_parameters
-from big_vlp.models.eva import EvaTower, bicubic_weights, resize_positions
+from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.llama import EXPERT_PARTS, extend_cache
-from tests.big_vlp.toy_towers import apply, arbitrary, randn
-
-IMAGE = {"image_size": 8, "patch_size": 4, "width": 12, "layers": 2, "heads": 2, "mlp_dim": 20}
-TEXT = {"vocab_size": 30, "width": 16, "layers": 2, "heads": 4, "mlp_dim": 24}
-SLOTS = 6  # 2 x 2 patches, boi and eoi
-LANGUAGE, VISION, PADDING = layout.LANGUAGE, layout.VISION, layout.PADDING
-
-
-def cogvlm(**changes):
-    changes["image"] = {**IMAGE, **changes.get("image", {})}
-    changes["text"] = {**TEXT, **changes.get("text", {})}
-    return CogVLM(**{"adapter_mlp_dim": 20, **changes})
-
-
-def row(*parts):
-    """Types of a row: an int is so many language tokens, "image" one image's slots."""
-    types = []
-    for part in parts:
-        types += [VISION] * SLOTS if part == "image" else [LANGUAGE] * part
-    return types
-
-
-def padded(rows, left=False):
-    length = max(map(len, rows))
-    pad = [[PADDING] * (length - len(r)) for r in rows]
-    return np.array([p + r if left else r + p for r, p in zip(rows, pad)], np.int32)
-
-
-STATIC = padded([row(1, "image", 5), row(1, "image", 3)])
-
-
-def inputs(types, count=1, seed=0, size=IMAGE["image_size"]):
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(1, TEXT["vocab_size"], types.shape)
-    tokens[types != LANGUAGE] = 0
-    images = randn(len(types), count, size, size, 3, seed=seed)
-    return images, jnp.asarray(tokens), jnp.asarray(types)
-
-
-def parameters(model):
-    return arbitrary(model, *inputs(STATIC, size=model.image["image_size"]))["params"]
-
-
-def logits_of(model, params, types, kind="general"):
-    images, tokens, types = inputs(types, size=model.image["image_size"])
-    run = jax.jit(lambda params: model.apply({"params": params}, images, tokens, types, kind))
-    return np.asarray(run(params))
-
-
-def apply_method(model, params, method, *args, **options):
-    run = functools.partial(model.apply, {"params": params}, method=method, **options)
-    return jax.jit(run)(*args)
-
-
-def real(types, *arrays):
-    return [np.asarray(a)[types != PADDING] for a in arrays]
-
-
-def random_rows(seed):
-    """Rows of every kind, also such as no processor makes, padded on either side."""
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(0, 2, rng.integers(1, 14)).tolist() for _ in range(8)]
-    rows += [row(1, "image", "image", 2), row("image"), row(2, "image", 1, "image")]
-    return padded(rows, left=bool(seed % 2))
-
-
-def positions_by_walking(types):
-    """Position ids of one row, token after token, from the rule in words."""
-    length = len(types)
-    kinds = list(types)
-    for t, kind in enumerate(types):
-        begins = t == 0 or types[t - 1] == LANGUAGE
-        ends = t == length - 1 or types[t + 1] == LANGUAGE
-        if kind == VISION and (begins or ends):
-            kinds[t] = LANGUAGE
-    ids = [0]
-    for before, kind in itertools.pairwise(kinds):
-        counts = kind == LANGUAGE or (kind == VISION and before == LANGUAGE)
-        ids.append(ids[-1] + counts)
-    return ids
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_positions_and_experts_by_walking_along_the_row(seed):
-    types = random_rows(seed)
-    expected = [positions_by_walking(r.tolist()) for r in types]
-    np.testing.assert_array_equal(layout.position_ids(jnp.asarray(types)), expected)
-    expected = np.zeros(types.shape, bool)
-    for b, t in np.ndindex(types.shape[0], types.shape[1] - 1):
-        expected[b, t] = types[b, t] == VISION and types[b, t + 1] == VISION
-    np.testing.assert_array_equal(layout.expert_mask(jnp.asarray(types)), expected)
-
-
-def test_positions_of_the_usual_row():
-    types = jnp.asarray([row(1, "image", 3)])
-    expected = [[0, 1, 2, 2, 2, 2, 3, 4, 5, 6]]
-    np.testing.assert_array_equal(layout.position_ids(types), expected)
-
-
-def test_padding_moves_to_the_right():
-    types = padded([row(1, "image", 2), row(3)], left=True)
-    tokens = np.arange(types.size).reshape(types.shape)
-    lengths, moved, found = layout.pad_right(jnp.asarray(types), tokens)
-    np.testing.assert_array_equal(lengths, [9, 3])
-    np.testing.assert_array_equal(moved, padded([row(1, "image", 2), row(3)]))
-    np.testing.assert_array_equal(found[1], [*tokens[1, 6:], *tokens[1, :6]])
-    again = layout.pad_right(moved, found)
-    np.testing.assert_array_equal(again[2], found)
-
-
-@pytest.mark.parametrize(
-    "rows, expected",
-    [
-        ([row(1, "image", 2), row(1, "image")], True),
-        ([row(1, "image", 2), row(2, "image", 1)], False),
-        ([row(1, "image", 2), row(9)], False),
-        ([row(1, "image", 1, "image")], False),
-        ([row(1)], False),
-    ],
+from tests.big_vlp.toy_cogvlm import (
+    LANGUAGE,
+    PADDING,
+    SLOTS,
+    STATIC,
+    apply_method,
+    cogvlm,
+    inputs,
+    logits_of,
+    padded,
+    parameters,
+    real,
+    row,
 )
-def test_which_rows_are_static(rows, expected):
-    assert bool(layout.is_static(padded(rows), SLOTS)) == expected
-
-
-def test_a_full_mask_lets_an_image_see_itself():
-    types = padded([row(1, "image", 1, "image", 1), row(2, "image")])
-    mask = np.asarray(layout.full_image_mask(jnp.asarray(types)))
-    experts = np.asarray(layout.expert_mask(jnp.asarray(types)))
-    for b, t, s in np.ndindex(*types.shape, types.shape[1]):
-        between = experts[b, min(t, s) : max(t, s) + 1]
-        assert mask[b, 0, t, s] == (s <= t or between.all()), (b, t, s)
+from tests.big_vlp.toy_towers import randn
 
 
 def gradients(model, params, types, kind):
@@ -295,29 +177,6 @@ def test_image_slots_see_later_ones_with_a_full_mask_only():
     assert change("full", bos) == 0
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"text": {"kv_heads": 2}, "expert_qkv_bias": True}, {"expert_parts": ("qkv", "mlp")}],
-)
-def test_what_is_dead_and_what_is_not(changes):
-    model = cogvlm(**changes)
-    grads = gradients(model, parameters(model), STATIC, "static")
-    dead = dead_parameters(model)
-    for path, grad in grads.items():
-        if "blocks/vision" not in path:
-            continue
-        grad = np.array(grad)
-        assert grad.any(), path
-        alive = grad.reshape(len(grad), -1).any(axis=1)
-        if path in dead:
-            assert not grad[dead[path]].any(), path
-            grad[dead[path]] = 1
-            alive = grad.reshape(len(grad), -1).any(axis=1)
-        assert alive.all(), path
-    assert any(path.endswith("query/kernel") for path in dead) == ("text" in changes)
-    assert dead_parameters(cogvlm(expert_every=2)) == {}
-
-
 @pytest.mark.parametrize("changes", [{}, {"expert_every": 2, "text": {"kv_heads": 2, "layers": 4}}])
 def test_generation_continues_rows_of_different_lengths(changes):
     model = cogvlm(**changes)
@@ -369,49 +228,6 @@ def test_half_precision_is_close_and_trains_fp32_parameters():
     assert np.abs(np.subtract(*real(STATIC, found, expected))).mean() < 0.02 * spread
     grads = gradients(half, params, STATIC, "static")
     assert all(g.dtype == np.float32 and np.isfinite(g).all() for g in grads.values())
-
-
-def tower(**changes):
-    return EvaTower(**{**IMAGE, **changes})
-
-
-def test_the_image_tower_takes_other_sizes():
-    images = randn(2, 12, 12, 3)
-    params = arbitrary(tower(), images[:, :8, :8])
-    assert params["params"]["position_embedding"].shape == (5, 12)
-    assert apply(tower(), params, images).shape == (2, 9, 12)
-    with pytest.raises(ValueError, match="multiple of 4 pixels"):
-        apply(tower(), params, images[:, :11])
-
-
-def test_the_image_tower_norms_what_its_branches_return():
-    images = randn(1, 8, 8, 3)
-    params = arbitrary(tower(layers=1), images)
-    # A norm without a scale turns any branch into its bias.
-    flat = trees.flatten(params["params"])
-    for name in ("norm1", "norm2"):
-        flat[f"transformer/blocks/{name}/scale"] *= 0
-    shift = sum(flat[f"transformer/blocks/{name}/bias"][0] for name in ("norm1", "norm2"))
-    params = {"params": trees.unflatten(flat)}
-    embedded = tower(layers=1).apply(params, images, method="embed")
-    found = tower(layers=1).apply(params, embedded, method="encode")
-    np.testing.assert_allclose(found, embedded + shift, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size_in, size_out", [(4, 7), (16, 35), (35, 16), (3, 3)])
-def test_positions_are_resized_as_pytorch_does(size_in, size_out):
-    weights = bicubic_weights(size_in, size_out)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
-    torch = pytest.importorskip("torch")
-    table = randn(1 + size_in**2, 5)
-    grid = torch.from_numpy(table[1:].reshape(1, size_in, size_in, 5)).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(
-        grid, size=(size_out, size_out + 1), mode="bicubic", align_corners=False
-    )
-    found = resize_positions(jnp.asarray(table), (size_out, size_out + 1))
-    np.testing.assert_array_equal(found[0], table[0])
-    expected = resized[0].numpy().reshape(5, -1).T
-    np.testing.assert_allclose(found[1:], expected, atol=1e-5)
 
 
 def count(model, keep=lambda path: True):

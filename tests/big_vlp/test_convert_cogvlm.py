@@ -12,9 +12,10 @@ import safetensors.numpy
 from big_vlp import trees
 from big_vlp.convert.cogvlm import from_config, from_reference, to_config, to_reference
 from big_vlp.convert.cogvlm_files import from_parts, from_sat
-from big_vlp.convert.common import ConversionError
-from big_vlp.convert.shards import INDEX, Tensor, read_state, read_torch, write_state
+from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.convert.shards import INDEX, read_state, read_torch, write_state
 from big_vlp.models.cogvlm import CogVLM
+from tests.big_vlp.toy_cogvlm_files import LLAMA_CONFIG, eva_state, llama_state, sat_name
 
 IMAGE = {"image_size": 8, "patch_size": 4, "width": 12, "layers": 2, "heads": 2, "mlp_dim": 20}
 TEXT = {"vocab_size": 30, "width": 16, "layers": 3, "heads": 4, "mlp_dim": 24}
@@ -109,6 +110,22 @@ def test_everything_that_does_not_fit_is_named():
     assert "missing: model.layers.1.mlp.vision_mlp.up_proj.weight (24, 16)" in str(error.value)
     assert "unexpected: model.layers.3.input_layernorm.weight (16,)" in str(error.value)
     assert "wrong shape: model.vision.boi is (1, 16), should be (1, 1, 16)" in str(error.value)
+
+
+def test_parameters_must_fit_the_arguments():
+    """Such as LoRA's, which were not merged."""
+    params = arbitrary(arguments_of())
+    params["language"]["head"]["lora_a"] = np.ones((16, 2), np.float32)
+    with pytest.raises(ConversionError, match="unexpected: language/head/lora_a"):
+        to_reference(params, arguments_of())
+
+
+def test_a_stack_has_one_type():
+    state = to_reference(arbitrary(arguments_of()), arguments_of())
+    key = "model.layers.1.mlp.vision_mlp.up_proj.weight"
+    state[key] = state[key].astype(ml_dtypes.bfloat16)
+    with pytest.raises(ConversionError, match=r"up_proj.weight has several types, \['bf"):
+        from_reference(state, to_config(arguments_of()))
 
 
 def test_what_else_is_refused():
@@ -230,51 +247,6 @@ def test_torch_files(tmp_path):
         read_torch(tmp_path / "sat.pt")
 
 
-# Names in a checkpoint of SwissArmyTransformer, written out for one block of each kind.
-SAT_BLOCKS = """
-transformer.layers.1.input_layernorm.weight                     model.layers.1.input_layernorm.weight
-transformer.layers.1.post_attention_layernorm.weight            model.layers.1.post_attention_layernorm.weight
-transformer.layers.1.attention.query_key_value.weight           model.layers.1.self_attn.language_expert_query_key_value.weight
-transformer.layers.1.attention.dense.weight                     model.layers.1.self_attn.language_expert_dense.weight
-mixins.rotary.vision_query_key_value_list.1.weight              model.layers.1.self_attn.vision_expert_query_key_value.weight
-mixins.rotary.vision_dense_list.1.weight                        model.layers.1.self_attn.vision_expert_dense.weight
-transformer.layers.1.mlp.dense_h_to_4h.weight                   model.layers.1.mlp.language_mlp.up_proj.weight
-transformer.layers.1.mlp.dense_4h_to_h.weight                   model.layers.1.mlp.language_mlp.down_proj.weight
-mixins.mlp.gate_proj.1.weight                                   model.layers.1.mlp.language_mlp.gate_proj.weight
-mixins.mlp.vision_gate_proj.1.weight                            model.layers.1.mlp.vision_mlp.gate_proj.weight
-mixins.mlp.vision_dense_h_to_4h_list.1.weight                   model.layers.1.mlp.vision_mlp.up_proj.weight
-mixins.mlp.vision_dense_4h_to_h_list.1.weight                   model.layers.1.mlp.vision_mlp.down_proj.weight
-mixins.eva.vit_model.transformer.layers.1.input_layernorm       model.vision.transformer.layers.1.input_layernorm
-mixins.eva.vit_model.transformer.layers.1.post_attention_layernorm model.vision.transformer.layers.1.post_attention_layernorm
-mixins.eva.vit_model.transformer.layers.1.attention.query_key_value model.vision.transformer.layers.1.attention.query_key_value
-mixins.eva.vit_model.transformer.layers.1.attention.dense       model.vision.transformer.layers.1.attention.dense
-mixins.eva.vit_model.transformer.layers.1.mlp.dense_h_to_4h     model.vision.transformer.layers.1.mlp.fc1
-mixins.eva.vit_model.transformer.layers.1.mlp.dense_4h_to_h     model.vision.transformer.layers.1.mlp.fc2
-"""  # noqa: E501
-SAT_OTHERS = """
-transformer.word_embeddings.weight                              model.embed_tokens.weight
-transformer.final_layernorm.weight                              model.norm.weight
-mixins.lm.lm_head.weight                                        lm_head.weight
-mixins.eva.vit_model.mixins.patch_embedding.proj                model.vision.patch_embedding.proj
-mixins.eva.vit_model.transformer.word_embeddings.weight         model.vision.patch_embedding.cls_embedding
-mixins.eva.vit_model.transformer.position_embeddings.weight     model.vision.patch_embedding.position_embedding.weight
-mixins.eva.linear_proj                                          model.vision.linear_proj
-mixins.eva.boi                                                  model.vision.boi
-mixins.eva.eoi                                                  model.vision.eoi
-"""  # noqa: E501
-
-
-def sat_name(key):
-    """The name in SwissArmyTransformer's checkpoint of a released name."""
-    number = next((part for part in key.split(".") if part.isdecimal()), None)
-    table = SAT_OTHERS if number is None else SAT_BLOCKS
-    for line in table.split("\n")[1:-1]:
-        theirs, ours = (name.replace(".1.", f".{number}.") for name in line.split())
-        if key == ours or key.startswith(f"{ours}."):
-            return theirs + key.removeprefix(ours)
-    raise AssertionError(key)
-
-
 def test_sat_names():
     arguments = arguments_of()
     state = to_reference(arbitrary(arguments), arguments)
@@ -285,45 +257,6 @@ def test_sat_names():
     wrong = "transformer.layers.0.attention.query_key_value.matrix_A.0"
     with pytest.raises(ConversionError, match=f"no weights of a CogVLM.*\n  {wrong}"):
         from_sat({**sat, wrong: np.ones(2)}, head_dim=4)
-
-
-def llama_state(kv_heads=4, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {"model.embed_tokens": (30, 16), "model.norm": (16,), "lm_head": (30, 16)}
-    for i in range(3):
-        start = f"model.layers.{i}"
-        shapes |= {f"{start}.self_attn.{n}_proj": (16, 16) for n in "qo"}
-        shapes |= {f"{start}.self_attn.{n}_proj": (4 * kv_heads, 16) for n in "kv"}
-        shapes |= {f"{start}.mlp.{n}_proj": (24, 16) for n in ("gate", "up")}
-        shapes |= {f"{start}.mlp.down_proj": (16, 24)}
-        shapes |= {f"{start}.{n}_layernorm": (16,) for n in ("input", "post_attention")}
-    return {f"{k}.weight": rng.normal(size=s).astype(np.float16) for k, s in shapes.items()}
-
-
-def eva_state(prefix="visual."):
-    rng = np.random.default_rng(1)
-    shapes = {"cls_token": (1, 1, 12), "pos_embed": (1, 5, 12), "head.weight": (8, 12)}
-    shapes |= {"patch_embed.proj.weight": (12, 3, 4, 4), "patch_embed.proj.bias": (12,)}
-    shapes |= {"norm.weight": (12,), "norm.bias": (12,), "head.bias": (8,)}
-    for j in range(3):
-        block = {"attn.q_bias": (12,), "attn.v_bias": (12,), "attn.qkv.weight": (36, 12)}
-        block |= {"mlp.fc1.weight": (20, 12), "mlp.fc1.bias": (20,), "attn.proj.weight": (12, 12)}
-        block |= {"attn.proj.bias": (12,), "mlp.fc2.weight": (12, 20), "mlp.fc2.bias": (12,)}
-        block |= {f"norm{i}.{part}": (12,) for i in (1, 2) for part in ("weight", "bias")}
-        shapes |= {f"blocks.{j}.{name}": shape for name, shape in block.items()}
-    state = {prefix + k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-    return state | ({"logit_scale": np.ones(()), "text.proj": np.ones(3)} if prefix else {})
-
-
-LLAMA_CONFIG = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "rms_norm_eps": 1e-5,
-    "pad_token_id": None,
-}
 
 
 @pytest.mark.parametrize("prefix, kv_heads", [("visual.", 4), ("", 2)])
@@ -354,7 +287,9 @@ def test_a_start_from_a_language_model_and_an_image_tower(prefix, kv_heads, tmp_
     np.testing.assert_array_equal(bias[1, 2], eva[f"{prefix}blocks.1.attn.v_bias"])
     adapter = params["adapter"]
     assert not adapter["boi"].any() and (adapter["norm"]["scale"] == 1).all()
-    assert np.std(np.float32(adapter["mlp"]["gate"]["kernel"])) == pytest.approx(0.02, rel=0.2)
+    gate = np.float32(adapter["mlp"]["gate"]["kernel"])  # uniform, by the number of inputs
+    assert np.std(gate) == pytest.approx((3 * gate.shape[0]) ** -0.5, rel=0.1)
+    assert np.abs(gate).max() <= gate.shape[0] ** -0.5
     other = np.asarray(state["model.vision.linear_proj.dense_h_to_4h.weight"])
     assert (other != np.asarray(state["model.vision.linear_proj.gate_proj.weight"])).any()
 

@@ -1,5 +1,7 @@
 """The command that writes about images, with a small model that has learnt a few answers."""
 
+import dataclasses
+import functools
 import io
 
 import jax
@@ -19,8 +21,10 @@ from big_vlp.preprocess import Preprocess
 from input_pipeline.cogvlm_views import Rows
 from input_pipeline.conversations import GROUNDED_QUERY, Turn
 
-PREPROCESS = Preprocess(28, tokenizer="llama:scenes", context_length=64, resize="squash")
-ROWS = Rows("llama:scenes", 28, 64)
+PREPROCESS = Preprocess(
+    28, tokenizer="llama:scenes", context_length=64, resize="squash", image_token_size=14
+)
+ROWS = Rows.of(PREPROCESS)
 SECTION = {
     "name": "cogvlm",
     "model": {
@@ -65,13 +69,13 @@ def directory(tmp_path_factory):
         for image, template, turn in LEARNT
     ]
     batch = {key: jnp.stack([e[key] for e in examples]) for key in examples[0]}
-    optimizer = optax.adam(5e-3)
+    optimizer, key = optax.adam(5e-3), jax.random.key(1)
 
     @jax.jit
     def fit(params):
         def step(carry, _):
             params, state = carry
-            loss = lambda p: method.loss(p, {}, {}, {}, batch, rng=None, step=0)[0]  # noqa: E731
+            loss = lambda p: method.loss(p, {}, {}, {}, batch, rng=key, step=0)[0]  # noqa: E731
             value, grads = jax.value_and_grad(loss)(params)
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), value
@@ -364,6 +368,9 @@ def test_what_cannot_be_written(run, files, tmp_path, monkeypatch, change, messa
     assert err.count("\n") == 1
 
 
+change = functools.partial(dataclasses.replace, PREPROCESS)
+
+
 @pytest.mark.parametrize(
     "section, preprocess, message",
     [
@@ -372,9 +379,10 @@ def test_what_cannot_be_written(run, files, tmp_path, monkeypatch, change, messa
             Preprocess(28, tokenizer="clip", context_length=8),
             "a model of 'clip'; only 'cogvlm' writes text",
         ),
-        (SECTION, Preprocess(28, resize="squash"), "needs a tokenizer"),
-        (SECTION, Preprocess(28, "llama:scenes", 64), "resize='squash'"),
-        (SECTION, Preprocess(28, "llama:nowhere", 64, "squash"), "nowhere"),
+        (SECTION, change(tokenizer=None, context_length=0), "names no tokenizer"),
+        (SECTION, change(resize="shortest"), "resize='squash'"),
+        (SECTION, change(tokenizer="llama:nowhere"), "nowhere"),
+        (SECTION, change(image_token_size=None), "preprocess.image_token_size=None"),
         (
             {**SECTION, "model": {**SECTION["model"], "text": {"vocab_size": 100}}},
             PREPROCESS,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from big_vlp.models.attention import attention, attention_over_cache
-from big_vlp.models.llama import Llama, RMSNorm, extend_cache, rope_angles, rotate
+from big_vlp.models.llama import Llama, RMSNorm, extend_cache
+from big_vlp.models.rope import rope_angles, rotate
 from tests.big_vlp.toy_towers import randn
 
 SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "mlp_dim": 24}

@@ -176,6 +176,28 @@ def test_moments_keep_their_structure():
         nodes += node.values() if isinstance(node, dict) else []
 
 
+def test_dead_parts_keep_their_bits():
+    """Without gradient and decay; what is beside them moves as ever."""
+    dead = {"tower/fc/kernel": (-1,), "words/token_embedding/embedding": (slice(None), 2)}
+    made, params = optimizer(dead=dead, clip_norm=0.5), arrays()
+    found, expected = (trees.flatten(run(m, params)[0]) for m in (made, optimizer(clip_norm=0.5)))
+    for path, value in trees.flatten(params).items():
+        own = np.zeros(value.shape, bool)
+        if path in dead:
+            own[dead[path]] = True
+        np.testing.assert_array_equal(found[path], np.where(own, value, expected[path]), path)
+        assert (np.asarray(expected[path]) != value).all()
+    described = made.describe(params)
+    assert described["tower/fc/kernel"] == "trained, lr x1, wd x1, not [-1]: no gradient"
+    assert described["words/token_embedding/embedding"].endswith(", not [:, 2]: no gradient")
+    assert "gradient" not in described["tower/fc/bias"]
+    # What is frozen needs no such care.
+    frozen = optimizer(dead=dead, rules=((".*fc/kernel", 0, 0), ("(?!.*fc/kernel).*", 1, 0)))
+    assert frozen.describe(params)["tower/fc/kernel"] == "frozen"
+    trainable, _ = trees.split(params, frozen.is_trainable(params))
+    run(frozen, trainable, steps=1)
+
+
 @pytest.mark.parametrize(
     "rules, messages",
     [

@@ -1,5 +1,6 @@
 """Loss per token over all captions, and its controls."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -10,6 +11,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import toy
 import toy_text
+
+from tests.big_vlp.toy_cogvlm_method import make, make_model, mean_loss
 
 CAPTIONS = [["a ring"], ["a red circle and a star", "unused"], ["we see a cross"]]
 
@@ -66,6 +69,35 @@ def test_long_captions_are_cut_as_in_training():
     values = evaluate([1.0, 2.0], [["red " * 60], ["a ring"]], controls=())
     tokens = np.array([toy_text.PREPROCESS.context_length, counts([["a ring"]])[0]])
     assert values["loss"] == pytest.approx((tokens * [1, 2]).sum() / tokens.sum())
+
+
+def test_a_language_model_is_asked_without_images():
+    """Its loss is the mean over the words of captions, by the formula; there are no controls."""
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, image_token_size=None)
+    text = {"vocab_size": toy_text.TEXT.vocab_size, "width": 16, "layers": 1, "heads": 2}
+    method = make(preprocess, model={"text": {**text, "mlp_dim": 8}, "expert_parts": ()})
+    model, batches = make_model(method), []
+
+    def token_losses(model, batch):
+        assert batch.keys() == {"tokens", "token_types", "loss_mask", "mask"}
+        batches.append(batch["tokens"].shape)
+        return method.predict_fns()["token_losses"](model, batch)
+
+    source = toy.ToySource({"caption": CAPTIONS})
+    values = toy_text.evaluate(
+        "caption_loss", source, model, {"token_losses": token_losses}, preprocess, batch_size=2
+    )
+    assert values.keys() == {"loss"} and all(shape[1] == 41 for shape in batches)
+    rows = [[*toy_text.TEXT.encode(own[0]), toy_text.TEXT.eos_id] for own in CAPTIONS]
+    batch = {
+        "tokens": np.zeros((3, 41), np.int32),
+        "token_types": np.zeros((3, 41), np.int32),
+        "loss_mask": np.zeros((3, 41), bool),
+    }
+    for i, ids in enumerate(rows):
+        batch["tokens"][i, : len(ids) + 1] = [toy_text.TEXT.bos_id, *ids]
+        batch["loss_mask"][i, 1 : len(ids) + 1] = True
+    assert values["loss"] == pytest.approx(mean_loss(method, model, batch), rel=1e-5)
 
 
 def test_bad_input_is_explained():

@@ -127,7 +127,6 @@ def test_scenes_have_one_right_box_for_each_phrase():
         toy_text.PREPROCESS,
         toy.mesh(),
         data=data,
-        patch_size=4,
     )
     values = dict(evaluator.run({}))
     expected = np.mean([1 / len(source[i]["boxes"]) for i in range(15)])

@@ -152,12 +152,21 @@ def test_bad_input_is_explained():
     fails("set resize='squash'", preprocess=change(toy_text.PREPROCESS, resize="shortest"))
     fails("need a LLaMA tokenizer", preprocess=change(toy_text.PREPROCESS, tokenizer="clip"))
     textless = change(toy_text.PREPROCESS, tokenizer=None, context_length=0)
-    fails("has no tokenizer", preprocess=textless)
-    fails("no multiple of patch_size", patch_size=3)
+    fails("names no tokenizer", preprocess=textless)
+    fails(
+        "must be a multiple of image_token_size=3",
+        preprocess=change(toy_text.PREPROCESS, image_token_size=3),
+    )
     fails(
         r"'toy-\d': its prompt .* may have 4",
         preprocess=change(toy_text.PREPROCESS, context_length=4),
     )
+
+
+def test_a_language_model_is_not_asked_about_images():
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, image_token_size=None)
+    with pytest.raises(ValueError, match="image_token_size"):
+        toy_text.evaluate("vqa", source_of([["a"]]), toy_text.answers([]), None, preprocess)
 
 
 def test_scenes_are_answered():
@@ -175,7 +184,6 @@ def test_scenes_are_answered():
         toy_text.PREPROCESS,
         toy.mesh(),
         data=data,
-        patch_size=4,
         controls=("blind",),
     )
     values = dict(evaluator.run({}))

@@ -18,9 +18,10 @@ from evaluators import common
 from input_pipeline.boxes import format_boxes
 from input_pipeline.tokenizers import make_tokenizer
 
-PREPROCESS = Preprocess(8, tokenizer="llama:scenes", context_length=40, resize="squash")
-PATCH = {"patch_size": 4}  # 2 x 2 patches, so 6 slots
-SLOTS = 6
+PREPROCESS = Preprocess(
+    8, tokenizer="llama:scenes", context_length=40, resize="squash", image_token_size=4
+)
+SLOTS = 6  # 2 x 2 patches, boi and eoi
 TEXT = make_tokenizer("llama:scenes")
 ANSWER_LENGTH = 40
 # The mean colour, which blind runs see, has the level of this image.
@@ -76,7 +77,7 @@ def evaluate(name, source, model, predict_fns=None, preprocess=PREPROCESS, tenso
             preprocess,
             devices,
             data={"name": "toy"},
-            **(PATCH | config),
+            **config,
         )
     finally:
         common.make_source = original

@@ -1,5 +1,6 @@
 """CogVLM views: layout, what counts in the loss, what is cut, and the loader's protocol."""
 
+import dataclasses
 import io
 import pickle
 import random
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from big_vlp.preprocess import Preprocess
 from input_pipeline.cogvlm_views import Rows
 from input_pipeline.conversations import Turn
 from input_pipeline.loader import Loader
@@ -22,8 +24,9 @@ BOS, EOS, PAD = 1, 2, 0
 TEXT = make_tokenizer("llama:scenes")
 
 
-def make(image_size=28, context_length=160, **kwargs):
+def make(image_size=28, context_length=160, image_token_size=14, **kwargs):
     sizes = {"image_size": image_size, "context_length": context_length}
+    sizes["image_token_size"] = image_token_size
     return make_views("cogvlm", tokenizer="llama:scenes", **sizes, **kwargs)
 
 
@@ -42,11 +45,11 @@ def learnt(example):
 
 
 @pytest.mark.parametrize(
-    "size, patch, pool, slots",
-    [(28, 14, 1, 6), (224, 14, 1, 258), (490, 14, 1, 1227), (1344, 14, 2, 2306), (56, 7, 2, 18)],
+    "size, token, slots",
+    [(28, 14, 6), (224, 14, 258), (490, 14, 1227), (1344, 28, 2306), (56, 14, 18)],
 )
-def test_slots_are_patches_boi_and_eoi(size, patch, pool, slots):
-    rows = Rows("llama:scenes", size, 58, patch, pool)
+def test_slots_are_image_tokens_boi_and_eoi(size, token, slots):
+    rows = Rows("llama:scenes", size, 58, token)
     assert rows.num_slots == slots and rows.length == 1 + slots + 58
 
 
@@ -180,7 +183,7 @@ def test_the_oldest_history_goes_first():
     answer = [*TEXT.encode("4"), EOS]
     kept = []
     for length in range(160, 12, -1):
-        rows = Rows("llama:scenes", 28, length)
+        rows = Rows("llama:scenes", 28, length, 14)
         prompt, learned = learnt(rows.example("chat_old", turn))
         assert learned == answer
         text = TEXT.decode(prompt)
@@ -219,7 +222,7 @@ def test_a_prompt_that_is_too_long_is_named():
 
 
 def test_prompts_alone():
-    rows = Rows("llama:scenes", 28, 20)
+    rows = Rows("llama:scenes", 28, 20, 14)
     row, ids = rows.prompt("red circle"), TEXT.encode("red circle")
     expected = [BOS, *[PAD] * 6, *ids, *[PAD] * (20 - len(ids))]
     np.testing.assert_array_equal(row["tokens"], expected)
@@ -227,6 +230,59 @@ def test_prompts_alone():
     assert rows.prompt("")["token_types"].tolist() == [0, *[1] * 6, *[-1] * 20]
     with pytest.raises(ValueError, match="has 40 tokens; with context_length=20 it may have 20"):
         rows.prompt("red " * 39)  # the last space is a token too
+
+
+# Text without images
+
+
+def test_rows_of_text_are_bos_and_text():
+    views = make(context_length=10, tasks={"vqa": 1}, image_token_size=None)
+    # Nobody looks at the image.
+    record = {"id": "1", "image": b"no", "question": "red?", "answers": ["yes"]}
+    example = views(record, random.Random(0))
+    text = [*TEXT.encode("Question: red? Short answer:"), *TEXT.encode("yes"), EOS]
+    padding = 10 - len(text)
+    assert padding > 0
+    np.testing.assert_array_equal(example["tokens"], [BOS, *text, *[PAD] * padding])
+    np.testing.assert_array_equal(example["token_types"], [*[0] * (1 + len(text)), *[-1] * padding])
+    # Prompts are learnt like answers; nothing comes before bos.
+    np.testing.assert_array_equal(np.flatnonzero(example["loss_mask"]), range(1, 1 + len(text)))
+    with pytest.raises(ValueError, match=r"'1': its prompt .* Training does not skip records"):
+        make(context_length=3, tasks={"vqa": 1}, image_token_size=None)(record, random.Random(0))
+
+
+def test_text_is_that_of_rows_with_images(scenes):
+    plain, whole = make(tasks=ALL_TASKS, image_token_size=None), make(tasks=ALL_TASKS)
+    assert plain.spec().keys() == {"tokens", "token_types", "loss_mask"}
+    for i, record in enumerate(scenes):
+        example, other = plain(record, random.Random(i)), whole(record, random.Random(i))
+        assert {k: (x.shape, x.dtype) for k, x in example.items()} == plain.spec()
+        np.testing.assert_array_equal(example["tokens"][1:], other["tokens"][7:])
+        ((text,),) = plain.texts({k: x[None] for k, x in example.items()})
+        ((expected,),) = whole.texts({k: x[None] for k, x in other.items()})
+        prompt, answer = expected.split(" | ")
+        assert text.startswith(" | ") and text.replace(" ", "").endswith(answer.replace(" ", ""))
+        assert prompt in text
+
+
+def test_rows_follow_from_the_preprocess_record():
+    record = Preprocess(28, "llama:scenes", 20, "squash", image_token_size=14)
+    assert Rows.of(record) == Rows("llama:scenes", 28, 20, 14)
+    assert Rows.of(record).length == 27
+    change = dataclasses.replace
+    text = Rows.of(change(record, image_token_size=None))
+    assert (text.num_slots, text.length) == (0, 21)
+    prompt = text.prompt("red")
+    np.testing.assert_array_equal(prompt["tokens"][1:4], [*TEXT.encode("red"), PAD, PAD][:3])
+    with pytest.raises(ValueError, match="names no tokenizer"):
+        Rows.of(change(record, tokenizer=None, context_length=0))
+    with pytest.raises(ValueError, match=r"set resize='squash'.*not 'shortest'"):
+        Rows.of(change(record, resize="shortest"))
+    with pytest.raises(ValueError, match="need a LLaMA tokenizer"):
+        Rows.of(change(record, tokenizer="clip"))
+
+
+# What cannot be
 
 
 def test_records_without_anything_to_learn_are_named(scenes):
@@ -245,9 +301,9 @@ def test_records_without_anything_to_learn_are_named(scenes):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"image_size": 30}, r"image_size=30 is no multiple of patch_size \* pool = 14"),
-        ({"image_size": 42, "pool": 2}, "image_size=42 is no multiple .* = 28"),
-        ({"pool": 0}, "pool=0 must be 1 or more"),
+        ({"image_size": 30}, "image_size=30 must be a multiple of image_token_size=14"),
+        ({"image_token_size": 0}, "must be a multiple of image_token_size=0"),
+        ({"image_size": 0}, "image_size=0 must be a multiple"),
         ({"context_length": 1}, "context_length=1 leaves no room"),
         ({"tasks": {"ocr": 1}}, "Unknown task 'ocr'"),
         ({"tasks": {}}, "give weights"),
@@ -265,13 +321,14 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_other_tokenizers_are_refused():
-    with pytest.raises(ValueError, match="need a LLaMA tokenizer, 'llama:PATH', not 'clip'"):
+    with pytest.raises(ValueError, match=r"need a LLaMA tokenizer, 'llama:PATH'.* not 'clip'"):
         make_views("cogvlm", image_size=28, tokenizer="clip", context_length=20)
 
 
-def test_the_loader_gives_batches_of_any_workers():
+@pytest.mark.parametrize("image_token_size", [14, None])
+def test_the_loader_gives_batches_of_any_workers(image_token_size):
     source = make_source("scenes", size=30, image_size=48)
-    views = make(tasks=ALL_TASKS)
+    views = make(tasks=ALL_TASKS, image_token_size=image_token_size)
     plan = Constant(image_size=28, global_batch=4, total_steps=3, seed=0)
     loaders = [
         Loader(source, {28: views}, plan, total_steps=3, seed=0, num_workers=n) for n in (0, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from input_pipeline.plan import Constant, Variable, catlip_sizes, make_plan
+from input_pipeline.plan import Constant, Switch, Variable, catlip_sizes, make_plan
 
 # Image sizes and batches per GPU of the published pretraining (arXiv 2404.15653), 64 GPUs.
 PUBLISHED = {128: 3136, 144: 2477, 160: 2007, 176: 1658, 192: 1393, 208: 1187, 224: 1024,
@@ -15,13 +15,18 @@ def variable(**changes):
     return Variable(**options | changes)
 
 
+def switch(**changes):
+    options = dict(image_size=490, global_batch=24, total_steps=200, seed=3)
+    return make_plan("switch", **options | dict(first_size=224, at_step=150) | changes)
+
+
 def test_published_sizes():
     assert dict(variable().shapes) == {size: 64 * batch for size, batch in PUBLISHED.items()}
     assert len(catlip_sizes(128, 320, 7, base=224, multiple=32)) == 7
     assert len(catlip_sizes(256, 768, 25, base=512, multiple=16)) == 25
 
 
-@pytest.mark.parametrize("plan", [variable(), Constant(32, 24, 200, 3)])
+@pytest.mark.parametrize("plan", [variable(), Constant(32, 24, 200, 3), switch()])
 def test_positions_follow_each_other_without_gap(plan):
     expected = 0
     for step in range(200):
@@ -37,6 +42,34 @@ def test_sizes_are_drawn_uniformly_and_by_seed_alone():
     assert all(850 < drawn.count(size) < 1150 for size in PUBLISHED)
     assert drawn[:200] == [variable()(step)[0] for step in range(200)]  # of any length
     assert drawn[:200] != [variable(seed=4)(step)[0] for step in range(200)]
+
+
+def test_a_switch_changes_the_size_alone():
+    plan = switch()
+    assert isinstance(plan, Switch) and plan.shapes == [(224, 24), (490, 24)]
+    assert [plan(step) for step in (0, 149, 150, 199)] == [
+        (224, 24, 0),
+        (224, 24, 149 * 24),
+        (490, 24, 150 * 24),
+        (490, 24, 199 * 24),
+    ]
+    # Of the step alone: in any order, and in a plan made anew.
+    expected = [plan(step) for step in range(200)]
+    assert [switch(seed=4)(step) for step in reversed(range(200))] == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(first_size=490), r"first_size=490: give a size in pixels other than image_size"),
+        (dict(first_size=0), "first_size=0"),
+        (dict(at_step=0), "at_step=0 must lie within the run's 200 steps"),
+        (dict(at_step=200), "at_step=200 must lie within"),
+    ],
+)
+def test_switches_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        switch(**changes)
 
 
 def test_batches_are_multiples_of_the_devices():

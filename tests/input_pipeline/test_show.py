@@ -121,6 +121,27 @@ def test_captions_are_decoded(tmp_path, monkeypatch):
         np.testing.assert_array_equal(views.tokenizer(texts, LENGTH)[:, : LENGTH - 1], ids[:, :-1])
 
 
+def test_rows_of_text_are_shown_without_images(tmp_path, monkeypatch):
+    text = {"image_size": SIZE, "tokenizer": "llama:scenes", "context_length": 40}
+    views = make_views("cogvlm", **text, tasks={"vqa": 1.0})
+    preprocess = Preprocess(**text, resize="squash")
+    model = {"text": {"vocab_size": 640, "width": 8, "layers": 1, "heads": 1, "mlp_dim": 8}}
+    method = make_method("cogvlm", preprocess=preprocess, model=model)
+    source = make_source("scenes", size=20, image_size=32)
+    plan = Constant(image_size=SIZE, global_batch=ROWS, total_steps=2, seed=0)
+    batch = Loader(source, {SIZE: views}, plan, total_steps=2, seed=0).batch(1)
+    dark = (sheet_of(tmp_path, method, views, batch) < 128).all(axis=-1).any(axis=1)
+    # Lines of text, one below the other, and nothing else.
+    lines = np.flatnonzero(np.diff(dark.astype(int)) == 1)
+    assert len(lines) >= ROWS
+    drawn = []
+    monkeypatch.setattr(show, "_draw", lambda *args: drawn.append(args) or Image.new("RGB", (1, 1)))
+    sheet_of(tmp_path, method, views, batch)
+    ((pixels, captions),) = drawn
+    assert pixels == [] and len(captions) == ROWS
+    assert all("Short answer:" in text and text.endswith("</s>") for (text,) in captions)
+
+
 @pytest.mark.parametrize("size", [8, 40, 96, 160, 224, 300])
 def test_pictures_of_any_size_are_legible(size):
     pixels = [np.full((2, 2, size, size, 3), 90, np.uint8)]

@@ -4,6 +4,7 @@ All sizes come from the fixture. Each model runs plainly and with scanned, remat
 and each case by every layout that its rows allow.
 """
 
+import dataclasses
 import functools
 import io
 import json
@@ -17,13 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vlp import trees
+from big_vlp import step, trees
 from big_vlp.augment import normalise
 from big_vlp.convert import cogvlm as convert
+from big_vlp.methods import make_method
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM, dead_parameters
 from big_vlp.models.eva import resize_positions
 from big_vlp.models.llama import extend_cache
+from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
 from input_pipeline.images import eval_image
 
@@ -43,6 +46,7 @@ class Case(NamedTuple):
     arrays: dict
     params: dict
     arguments: dict
+    preprocess: Preprocess
     model: CogVLM
 
 
@@ -66,10 +70,16 @@ def arrays(request):
 
 
 @pytest.fixture(scope="module", params=EXECUTIONS)
-def case(arrays, request):
-    params, arguments, _ = convert.from_reference(below(arrays, "sd"), config_of(arrays))
-    model = CogVLM(**arguments, **EXECUTIONS[request.param])
-    return Case(arrays, jax.tree.map(jnp.asarray, params), arguments, model)
+def execution(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def case(arrays, execution):
+    state = below(arrays, "sd")
+    params, arguments, preprocess = convert.from_reference(state, config_of(arrays))
+    model = CogVLM(**arguments, **EXECUTIONS[execution])
+    return Case(arrays, jax.tree.map(jnp.asarray, params), arguments, preprocess, model)
 
 
 def config_of(arrays):
@@ -99,8 +109,7 @@ def inputs_of(case, found) -> Inputs:
     if "pixel_values" not in found:
         return Inputs(None, np.zeros(len(types), int), tokens, types)
     pixels = np.moveaxis(found["pixel_values"], 1, -1)
-    side = pixels.shape[1] // case.model.image["patch_size"]
-    side //= 2 if case.model.image["downsample"] else 1
+    side = pixels.shape[1] // case.model.image_token_size
     counts = (np.asarray(types) == layout.VISION).sum(axis=1) // (side**2 + 2)
     images = np.zeros((len(types), counts.max(), *pixels.shape[1:]), np.float32)
     images[np.arange(counts.max()) < counts[:, None]] = pixels
@@ -260,6 +269,70 @@ def test_gradients_by_every_layout(case):
                     assert norm == 0, (kind, key)
                 else:
                     np.testing.assert_allclose(norm, expected, rtol=1e-4, err_msg=f"{kind}: {key}")
+
+
+def without_pixels_change(preprocess):
+    """The record for the fixtures' images, which are normalised already."""
+    return dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def test_a_training_step(case, execution):
+    """Loss and gradients as the method and the step make them, where rows have one image each."""
+    checked = 0
+    for name in cases(case.arrays, "pixel_values"):
+        found = below(case.arrays, name)
+        if "labels" not in found:
+            continue
+        inputs = inputs_of(case, found)
+        if "static" not in layouts(inputs, features_of(case, inputs)):
+            continue
+        method = make_method(
+            "cogvlm",
+            preprocess=without_pixels_change(case.preprocess),
+            model=case.arguments,
+            dtype="float32",
+            accumulate_steps=len(inputs.tokens) if execution == "scan_remat" else 1,
+            **EXECUTIONS[execution],
+        )
+        loss_mask = found["labels"] != IGNORED
+        np.testing.assert_array_equal(inputs.tokens[loss_mask], found["labels"][loss_mask])
+        batch = {
+            "images": inputs.images,
+            "tokens": inputs.tokens,
+            "token_types": inputs.types,
+            "loss_mask": loss_mask,
+        }
+        grads, metrics = one_step(method, case.params, batch)
+        np.testing.assert_allclose(metrics["loss"], found["loss"], atol=2e-5, err_msg=name)
+        norms = {key: np.float64(value) for key, value in below(found, "gradnorm").items()}
+        if norms:
+            whole = np.sqrt(sum(norm**2 for norm in norms.values()))
+            np.testing.assert_allclose(metrics["grad_norm"], whole, rtol=1e-4)
+        grads = convert.to_reference(grads, case.arguments)
+        for key, expected in below(found, "grad").items():
+            close(grads[key], expected, f"{name}: {key}")
+        for key, expected in norms.items():
+            norm = np.linalg.norm(grads[key].astype(np.float64))
+            np.testing.assert_allclose(norm, expected, rtol=1e-4, err_msg=f"{name}: {key}")
+        checked += 1
+    assert checked
+
+
+def one_step(method, params, batch):
+    """(gradients, metrics) of a training step: without momentum Adam's mean is the gradient."""
+    optimizer = Optimizer(
+        *(1e-3, 10, 0, 0.1),
+        beta1=0.0,
+        rules=((".*", 1.0, 0.0),),
+        dead=method.dead_parameters(),
+    )
+    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    assert trees.differences(state["model"], params) == [] and state["frozen"] == {}
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    train_step = jax.jit(step.make_train_step(method, optimizer))
+    new, metrics = train_step({**state, "model": params}, batch, 0, jax.random.key(0))
+    assert metrics["bad_steps"] == 0
+    return jax.tree.map(np.asarray, new["opt"]["moments"]["mu"]), metrics
 
 
 def test_greedy_generation(case):
