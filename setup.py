@@ -14,7 +14,7 @@ VERSION = next(
 setup(
     name="big_vlp",
     version=VERSION,
-    description="Vision-language pretraining in JAX: COSMOS, CatLIP, CLIP and SigLIP.",
+    description="Vision-language pretraining in JAX: COSMOS, CatLIP, CogVLM, CLIP and SigLIP.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -13,13 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from big_vlp import step, trees
 from big_vlp.augment import Photometric
 from big_vlp.config import SCENES_VOCABULARY
 from big_vlp.experiment import ConfigError, Experiment
 from input_pipeline import synsets
-from input_pipeline.tokenizers import make_tokenizer
+from input_pipeline.tokenizers import LlamaTokenizer, make_tokenizer
 
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -67,6 +68,9 @@ def test_all_options_build(tmp_path, monkeypatch, name):
     for data in ("cc3m", "datacomp", "openclipart"):
         (tmp_path / "data" / data).mkdir(parents=True)
         shutil.copy(SCENES_VOCABULARY, tmp_path / "data" / data / "vocabulary.tsv")
+    for model, file in (("vicuna-7b-v1.5", "tokenizer.model"), ("llama-3-8b", "tokenizer.json")):
+        (tmp_path / "models" / model).mkdir(parents=True)
+        write_tokenizer(tmp_path / "models" / model / file)
     # Many options give the same parts, and in a laptop's version the same everything.
     distinct = {
         json.dumps(made.as_json()): made
@@ -102,6 +106,17 @@ def test_all_options_build(tmp_path, monkeypatch, name):
                 made.make_loader()
     for number, made in enumerate(checkpoints.values()):
         made.make_checkpoints(tmp_path / str(number)).close()
+
+
+def write_tokenizer(path):
+    """A small one in the place of LLaMA's or Llama 3's."""
+    if path.suffix == ".model":
+        shutil.copy(LlamaTokenizer("scenes").path, path)
+        return
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    names = ("begin_of_text", "end_of_text", "reserved_special_token_0")
+    made.add_special_tokens([f"<|{name}|>" for name in names])
+    made.save(str(path))
 
 
 def check_evaluators(made):

@@ -1,0 +1,129 @@
+"""configs/cogvlm.py: sizes, what each stage trains, and the numbers of the paper."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from big_vlp import trees
+from big_vlp.experiment import Experiment
+from configs import cogvlm
+
+EXPERTS, ADAPTER = 6_476_005_376, 142_622_720
+LANGUAGE, TOWER = 6_738_415_616, 4_280_905_216
+
+
+def parts(arg):
+    """(experiment, method, {treatment: parameters}, shapes) of a config string."""
+    config = cogvlm.get_config(arg)
+    config.preprocess.tokenizer = "llama:scenes"
+    made = Experiment.from_config(config)
+    method = made.make_method()
+    optimizer = made.make_optimizer(method)
+    shapes = trees.flatten(jax.eval_shape(method.init, jax.random.key(0))[0])
+    treatment = optimizer.describe(trees.unflatten(shapes))
+    sizes = {"trained": 0, "frozen": 0}
+    for path, shape in shapes.items():
+        sizes[treatment[path].split(",")[0]] += shape.size
+    return made, method, sizes, treatment, shapes
+
+
+@pytest.mark.parametrize(
+    "arg, trained, frozen",
+    [
+        ("stage=1", EXPERTS + ADAPTER, LANGUAGE + TOWER),
+        ("stage=2", EXPERTS + ADAPTER, LANGUAGE + TOWER),
+        ("stage=sft", EXPERTS + ADAPTER + LANGUAGE + TOWER, 0),
+        ("stage=sft,recipe=v1", EXPERTS + ADAPTER + LANGUAGE, TOWER),
+        ("stage=grounding", EXPERTS + ADAPTER + LANGUAGE + TOWER, 0),
+        ("ablation=adapter", ADAPTER, LANGUAGE + TOWER),
+        ("ablation=llm", ADAPTER + LANGUAGE, TOWER),
+        ("ablation=every4", EXPERTS // 4 + ADAPTER, LANGUAGE + TOWER),
+        ("ablation=ffn", 32 * 3 * 4096 * 11_008 + ADAPTER, LANGUAGE + TOWER),
+        ("ablation=ssl", EXPERTS + ADAPTER + 4096 * 1792, LANGUAGE + TOWER),
+        ("ablation=random", EXPERTS + ADAPTER, LANGUAGE + TOWER),
+    ],
+)
+def test_what_is_trained(arg, trained, frozen):
+    """17,637,948,928 parameters, of which pretraining trains 6,618,628,096; the ablations' sizes
+    are those of the paper's table, to its two digits."""
+    assert LANGUAGE + TOWER + EXPERTS + ADAPTER == 17_637_948_928
+    *_, sizes, _, _ = parts(arg)
+    assert sizes == {"trained": trained, "frozen": frozen}
+
+
+def test_lora_is_that_of_the_released_example():
+    _, method, sizes, treatment, shapes = parts("stage=lora")
+    assert sum(sizes.values()) == 17_657_466_368  # as a log of the released code says
+    assert treatment["vision/transformer/blocks/attn/qkv/lora_a"] == "trained, lr x1, wd x1"
+    assert treatment["language/blocks/vision/attn/qkv/kernel"] == "frozen"
+    assert not any("vision/attn" in path and "lora" in path for path in shapes if "lang" in path)
+    assert method.lora["alpha"] / method.lora["rank"] == 0.1
+
+
+def test_what_is_dead():
+    _, method, _, treatment, shapes = parts("stage=1")
+    dead = {
+        path: np.broadcast_to(0, shapes[path].shape)[index].size
+        for path, index in method.dead_parameters().items()
+    }
+    assert sum(dead.values()) == 4096**2 * 2 + 3 * 4096 * 11_008  # 168.8 M
+    assert all("no gradient" in treatment[path] for path in dead)
+
+
+def test_the_stages_of_the_paper():
+    made, method, *_ = parts("stage=1")
+    optim = made.make_optimizer(method)
+    assert (made.total_steps, made.global_batch) == (120_000, 8192)
+    assert (optim.learning_rate, optim.warmup_steps, optim.weight_decay) == (1e-4, 12_000, 0.05)
+    assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.95, 1e-8)
+    assert made.method["model"]["text"]["dropout"] == 0.1
+    assert made.make_plan().shapes == [(224, 8192)]
+    assert made.make_views(224).spec()["tokens"][0] == (1 + 258 + 64,)
+
+    made, method, *_ = parts("stage=2")
+    plan = made.make_plan()
+    assert (made.total_steps, made.make_optimizer(method).warmup_steps) == (60_000, 1200)
+    assert (plan(29_999)[:2], plan(30_000)[:2]) == ((224, 1024), (490, 1024))
+    assert made.make_views(490).spec()["tokens"][0] == (1 + 1227 + 64,)
+
+    new, old = (parts(f"stage=sft,recipe={recipe}") for recipe in ("v2", "v1"))
+    assert (new[0].total_steps, new[0].global_batch) == (6000, 1024)
+    assert (old[0].total_steps, old[0].global_batch) == (8000, 640)
+    base, tower = "language/head/kernel", "vision/patch/kernel"
+    assert (new[3][base], new[3][tower]) == ("trained, lr x1, wd x1", "trained, lr x0.1, wd x1")
+    assert (old[3][base], old[3][tower]) == ("trained, lr x0.1, wd x1", "frozen")
+    for treatment in (new[3], old[3]):
+        assert treatment["language/norm/scale"].endswith("wd x0")
+        assert treatment["adapter/boi"] == "trained, lr x1, wd x1"
+
+
+def test_what_ablations_change():
+    methods = {name: parts(f"ablation={name}")[1] for name in ("none", *cogvlm.ABLATIONS)}
+    plain = methods["none"]
+    changed = {
+        name: {
+            field.name
+            for field in dataclasses.fields(method)
+            if getattr(method, field.name) != getattr(plain, field.name)
+        }
+        for name, method in methods.items()
+    }
+    assert changed.pop("none") == changed.pop("random") == set()
+    assert changed.pop("no_ema") == {"ema_decay"}
+    assert changed.pop("ssl") == {"image_loss"}
+    assert set(map(frozenset, changed.values())) == {frozenset({"model"})}
+    starts = parts("ablation=random")[0].make_warm_starts()
+    assert starts[0].parts["language/blocks/vision"] is None
+    assert methods["full_mask"].cogvlm.image_mask == "full"
+
+
+def test_the_second_size_is_cogvlm2s():
+    *_, treatment, shapes = parts("size=19b")
+    # The released index counts bytes: bf16, positions of 1344 pixels, and rotary frequencies.
+    positions, frequencies = (96**2 - 16**2) * 1792, 32 * 64
+    count = sum(x.size for x in shapes.values())
+    assert 2 * (count + positions + frequencies) == 39_006_214_656
+    assert treatment["language/blocks/vision/attn/query/bias"].startswith("trained, lr x1, wd x0")
+    assert "vision/conv/kernel" in shapes
