@@ -24,7 +24,7 @@ from big_vlp.draw_boxes import draw_boxes, labelled_boxes
 from big_vlp.generation import Sampling, Strategy, check_strategy, generate, stream
 from big_vlp.model_dir import open_model
 from input_pipeline import templates
-from input_pipeline.boxes import find_boxes
+from input_pipeline.boxes import find_boxes, parse_boxes
 from input_pipeline.cogvlm_views import LANGUAGE, VISION, Rows
 from input_pipeline.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
 from input_pipeline.images import decode, eval_image
@@ -250,10 +250,16 @@ class Conversation:
 
 def grounding_query(query: str) -> str:
     """The question that models are trained on, in place of a phrase (where is it?), a box (what is
-    in it?) or nothing (describe with boxes). Other questions stay as they are."""
+    in it?) or nothing (describe with boxes). Other questions stay as they are.
+
+    Raises:
+      ValueError: what stands in double brackets is no box.
+    """
     query = query.strip()
     if not query:
         return GROUNDED_QUERY
+    if "[[" in query:
+        parse_boxes(query)  # raises for what only looks like a box
     boxes = find_boxes(query)
     if boxes and boxes[0][:2] == (0, len(query)):
         return REGION_QUERY.format(box=query)

@@ -250,6 +250,12 @@ def test_grounding_queries(query, expected):
     assert grounding_query(query) == expected
 
 
+@pytest.mark.parametrize("query", ["[[1,2,3]]", "what is in [[a,b,c,d]]?", "[[1,2,3,4"])
+def test_boxes_that_are_none(query):
+    with pytest.raises(ValueError, match="There is no box in"):
+        grounding_query(query)
+
+
 # Boxes
 
 
