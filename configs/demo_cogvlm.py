@@ -40,7 +40,7 @@ def get_config(arg=None):
     config.plan = dict(name="constant")
     config.views = dict(
         name="cogvlm",
-        tasks=dict(caption=1.0, vqa=1.0, rec=1.0),
+        tasks=dict(caption=1.0, vqa=2.0, rec=1.0),  # answers are short
         caption_fields=("caption",),
     )
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)

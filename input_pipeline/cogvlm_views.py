@@ -119,13 +119,10 @@ class Rows:
         row = self._row(ids, [])
         return {"tokens": row["tokens"], "token_types": row["token_types"]}
 
-    def example(self, template: str, turn: Turn, before: str = "") -> dict[str, np.ndarray]:
+    def example(self, template: str, turn: Turn) -> dict[str, np.ndarray]:
         """{"tokens": i32[T], "token_types": i32[T], "loss_mask": bool[T]} of a prompt and its
         answer, tokenized each by itself. The loss mask marks what is to be predicted: answer and
         end of sentence.
-
-        Args:
-          before: text that precedes the prompt.
 
         What is too long loses its oldest rounds of history, then the end of its answer and with it
         the end of sentence: nobody learns to stop there. (The reference drops examples whose prompt
@@ -136,8 +133,9 @@ class Rows:
         """
         answer = [*self.text.encode(turn.answer), self.text.eos_id]
         for start in range(len(turn.history) + 1):
-            prompt = templates.make_prompt(template, turn.query, turn.history[start:])
-            prompt = self.text.encode(" ".join(filter(None, (before, prompt))))
+            prompt = self.text.encode(
+                templates.make_prompt(template, turn.query, turn.history[start:])
+            )
             if len(prompt) + len(answer) <= self.context_length:
                 break
         self._check_room(prompt, self.context_length - 1)
@@ -186,8 +184,6 @@ class CogvlmViews:
         TEMPLATES; captions have none.
       caption_fields: the captions that count; None for all.
       history: see `conversations.make_turn`.
-      describe: without an image, to begin with the record's phrases and boxes in any order: what a
-        language model reads there, experts can later read in an image. It is not learnt.
 
     Raises:
       ValueError: a value is out of range or unknown.
@@ -203,7 +199,6 @@ class CogvlmViews:
         templates: Mapping[str, str] = {},
         caption_fields: Sequence[str] | None = None,
         history: str = "all",
-        describe: bool = False,
     ):
         self.rows = Rows(tokenizer, image_size, context_length, image_token_size)
         self.tasks = _checked_tasks(tasks)
@@ -213,9 +208,6 @@ class CogvlmViews:
         self.caption_fields = None if caption_fields is None else tuple(caption_fields)
         conversations.check_history(history)
         self.history = history
-        if describe and self._with_image:
-            raise ValueError("describe=True is for rows without an image.")
-        self.describe = describe
 
     num_classes = None  # text is free
 
@@ -244,18 +236,15 @@ class CogvlmViews:
         """
         task, turn = self._draw(record, rng)
         try:
+            row = self.rows.example(self.templates[task], turn)
             if self._with_image:
-                row = self.rows.example(self.templates[task], turn)
                 return {"images": self.rows.image(record["image"]), **row}
-            before = conversations.describe(record, rng) if self.describe else ""
-            row = self.rows.example(self.templates[task], turn, before)
         except ValueError as error:
             raise ValueError(
                 f"Record {record['id']!r}: {error} Training does not skip records."
             ) from error
-        # Nothing comes before the first token.
-        described = 1 + len(self.rows.text.encode(before))
-        row["loss_mask"][described:] = row["token_types"][described:] == LANGUAGE
+        row["loss_mask"] = row["token_types"] == LANGUAGE
+        row["loss_mask"][0] = False  # nothing comes before it
         return row
 
     def texts(self, batch: dict) -> list[list[str]]:

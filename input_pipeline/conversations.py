@@ -158,13 +158,6 @@ def ground(caption: str, boxes: Mapping[str, np.ndarray]) -> tuple[str, int]:
     return text, len(taken)
 
 
-def describe(record: Mapping[str, Any], rng: random.Random) -> str:
-    """All phrases of a record with their boxes, in an order drawn by `rng`; "" without any."""
-    boxes = list(boxes_of(record).items())
-    rng.shuffle(boxes)
-    return " ".join(f"{phrase} {format_boxes(own)}." for phrase, own in boxes)
-
-
 class _Drawn(NamedTuple):
     record: Mapping[str, Any]
     rng: random.Random
