@@ -42,9 +42,6 @@ PRETRAINING_PAIRS = {
     "pixelprose": 15_037_386,
 }
 
-# All of a CogVLM, for config.init.
-COGVLM_PARTS = {part: part for part in ("vision", "adapter", "language")}
-
 
 def parse_options(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     """Reads "model=vitb32,runlocal" into the defaults; a name alone means True.

@@ -130,6 +130,12 @@ class Experiment:
         return step.abstract(shapes, sharding.placement(shapes, mesh))
 
     def make_warm_starts(self) -> list[WarmStart]:
+        sections = self.init
+        if not (isinstance(sections, dict) and all(isinstance(s, dict) for s in sections.values())):
+            raise ConfigError(
+                "config.init holds sections by name, such as dict(tower=dict(model=DIR)); {} is a "
+                f"start from random weights. Here it is {sections!r}."
+            )
         return [_call(f"config.init.{name}", WarmStart, s) for name, s in self.init.items()]
 
     def make_plan(self):

@@ -7,6 +7,7 @@ come, notes and errors to standard error.
 
 import argparse
 import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from big_vlp.draw_boxes import draw_boxes, labelled_boxes
 from big_vlp.generation import Sampling, Strategy, check_strategy, generate, stream
 from big_vlp.model_dir import open_model
 from input_pipeline import templates
-from input_pipeline.boxes import find_boxes, parse_boxes
+from input_pipeline.boxes import BOX_FORM, find_boxes, parse_boxes
 from input_pipeline.cogvlm_views import LANGUAGE, VISION, Rows
 from input_pipeline.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
 from input_pipeline.images import decode, eval_image
@@ -124,7 +125,8 @@ class Writer:
                 f"The tokenizer {preprocess.tokenizer!r} has {self.rows.text.vocab_size} tokens, "
                 f"the model {model.text['vocab_size']}: it is another model's."
             )
-        self._model, self._params = model, method.merged(stored.load(self._mesh))
+        self._model, self._params = model, stored.load(self._mesh)
+        self._lora_active = method.lora_active
         self._encode = jax.jit(
             lambda params, images: model.apply(
                 trees.variables(params),
@@ -144,7 +146,7 @@ class Writer:
         if self._model.image is None:
             raise ValueError("This is a language model: ask it without an image.")
         pixels = np.stack([eval_image(data, self._preprocess) for data in images])
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh), self._lora_active():
             return self._encode(self._params, pixels[None])
 
     def write(
@@ -177,7 +179,7 @@ class Writer:
         options = dict(eos_id=text.eos_id, pad_id=text.pad_id, strategy=strategy, key=key)
         options |= dict(layout=prompt.layout, multiple=PROMPT_MULTIPLE)
         options["max_new_tokens"] = max_new_tokens
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh), self._lora_active():
             if isinstance(strategy, Beams):
                 options["max_new_tokens"] = min(max_new_tokens, room)
                 ids = np.asarray(generate(*arguments, **options))[0].tolist()
@@ -258,8 +260,9 @@ def grounding_query(query: str) -> str:
     query = query.strip()
     if not query:
         return GROUNDED_QUERY
-    if "[[" in query:
-        parse_boxes(query)  # raises for what only looks like a box
+    for brackets in re.findall(r"\[\[.*?(?:\]\]|$)", query):
+        if brackets != BOX_FORM:
+            parse_boxes(brackets)  # raises for what only looks like a box
     boxes = find_boxes(query)
     if boxes and boxes[0][:2] == (0, len(query)):
         return REGION_QUERY.format(box=query)

@@ -38,7 +38,7 @@ def make_init(method, optimizer):
 
 
 def _in_compute_dtype(frozen, dtype: str):
-    """Kernels and token tables, which modules cast anyway, in `dtype`; the others stay fp32."""
+    """Kernels, which modules cast anyway, and token tables in `dtype`; the others stay fp32."""
     flat = trees.flatten(frozen)
     cast = {k: x.astype(dtype) for k, x in flat.items() if k.endswith(("/kernel", "/embedding"))}
     return trees.unflatten({**flat, **cast})

@@ -59,7 +59,8 @@ class WarmStart:
             raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
     def apply(self, state: dict, mesh, class_names: Sequence[str] | None) -> tuple[dict, str]:
-        """Puts the weights into a fresh training state.
+        """Puts the weights into a fresh training state, which is used up: what is replaced is given
+        back at once, so that a start takes little more memory than the run and the old weights.
 
         Args:
           class_names: of the new task, for "transfer".
@@ -79,17 +80,14 @@ class WarmStart:
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
             new[_KERNEL] = kernel
             note += f"; Transfer Init: {counts}"
-        new = {path: _like(value, fresh[path]) for path, value in new.items()}
-
-        def put(tree):
-            # Copies: the training step gives its state's memory away.
-            flat = {k: jnp.copy(new[k]) if k in new else v for k, v in trees.flatten(tree).items()}
-            return trees.unflatten(flat)
-
-        return {
-            **state,
-            **{name: put(state[name]) for name in ("model", "averaged", "frozen")},
-        }, f"{note}."
+        flat = {name: trees.flatten(state[name]) for name in ("model", "averaged", "frozen")}
+        for path, value in new.items():
+            for part in flat.values():
+                if path in part:
+                    # Each its own array: the training step gives its state's memory away.
+                    replaced, part[path] = part[path], _like(value, part[path])
+                    replaced.delete()
+        return state | {name: trees.unflatten(part) for name, part in flat.items()}, f"{note}."
 
     def _taken(self, fresh: dict, old: dict) -> dict:
         """{path of the new model: the old array for it}; all that the parts cover, in its shape."""
@@ -114,9 +112,11 @@ class WarmStart:
                 found[path] = array[::every] if every > 1 else array
         lines = trees.differences(expected, found)
         if lines:
+            merge = any("/lora_" in line for line in lines)
+            advice = " Merge its LoRA first: python -m big_vlp.convert merge." if merge else ""
             raise CheckpointError(
-                f"{self.model} does not fit the config's model ({len(lines)} differences):\n  "
-                + "\n  ".join(lines)
+                f"{self.model} does not fit the config's model ({len(lines)} differences).{advice}"
+                "\n  " + "\n  ".join(lines)
             )
         return found
 
@@ -184,5 +184,6 @@ def _may_be_left(path: str) -> bool:
 
 
 def _like(value, target):
-    """The array in the dtype of another and where that one lives."""
-    return jax.jit(lambda x: x.astype(target.dtype), out_shardings=target.sharding)(value)
+    """A copy in the dtype of another and where that one lives."""
+    copy = jax.jit(lambda x: jnp.copy(x.astype(target.dtype)), out_shardings=target.sharding)
+    return copy(value)

@@ -1,16 +1,16 @@
 """CogVLM (arXiv 2311.03079): pretraining, alignment, LoRA, and the paper's ablations.
 
-Options: size=17b|19b, stage=1|2|sft|grounding|lora, recipe=v2|v1, ablation=NAME, start=DIR,
-runlocal
+Options: size=17b|19b, stage=1|2|sft|sft_v1|grounding|lora, ablation=NAME, start=DIR, runlocal
 Data: prepared shards in data/NAME, see STAGES and docs/data.md.
 
 17b is EVA2-CLIP-E and Vicuna-7B, 19b CogVLM2's form with Llama-3-8B. Stage 1 learns captions at
 224 pixels; stage 2 captions and boxes, at 490 pixels in its second half; sft is CogVLM-Chat by the
-paper's second or first version (recipe); grounding the same with boxes; lora the fine-tuning
+paper's second version, sft_v1 by its first; grounding the same with boxes; lora the fine-tuning
 example of the released code. A run starts from the model directory DIR: one of `big_vlp.convert
-import cogvlm_parts` for stage 1, that of the run before for the others. Released weights of 490
-pixels have a larger position table: --config.method.model.image.image_size=490. What is not
-published is a guess: warm-up of sft, averages, clipping, the text's length, the shares of tasks.
+import cogvlm_parts` for stage 1 (19b: a released CogVLM2), that of the run before for the others.
+Released weights of 490 pixels have a larger position table:
+--config.method.model.image.image_size=490. What is not published is a guess: warm-up of sft,
+averages, clipping, the text's length, the shares of tasks.
 """
 
 import ml_collections
@@ -50,6 +50,8 @@ SIZES = {
     ),
 }
 
+_MATRICES, _VECTORS = ".*(kernel|embedding|class_token|boi|eoi)", ".*(scale|bias)"
+
 # Arguments of the model; for those without, see get_config.
 ABLATIONS = {
     "none": {},
@@ -80,6 +82,12 @@ _SFT = dict(
     weight_decay=0.1,
     context_length=256,
 )
+_CHAT = dict(
+    _SFT,
+    data=dict(name="mixture", sources=(dict(_QUESTIONS, weight=1.0), dict(_CHATS, weight=1.0))),
+    tasks=dict(vqa=1.0, conversation=1.0),
+    evals=dict(questions=_VQA),
+)
 STAGES = {
     "1": dict(
         total_steps=120_000,
@@ -103,12 +111,8 @@ STAGES = {
         tasks=dict(caption=1.0, rec=1.0),
         evals=dict(captions=_CAPTION_LOSS, places=_REFERRING),
     ),
-    "sft": dict(
-        _SFT,
-        data=dict(name="mixture", sources=(dict(_QUESTIONS, weight=1.0), dict(_CHATS, weight=1.0))),
-        tasks=dict(vqa=1.0, conversation=1.0),
-        evals=dict(questions=_VQA),
-    ),
+    "sft": _CHAT,
+    "sft_v1": dict(_CHAT, total_steps=8000, global_batch=640),
     "grounding": dict(
         _SFT,
         data=_BOXES,
@@ -131,23 +135,23 @@ STAGES = {
 
 def get_config(arg=None):
     options = shared.parse_options(
-        arg, size="17b", stage="1", recipe="v2", ablation="none", start="start", runlocal=False
+        arg, size="17b", stage="1", ablation="none", start="start", runlocal=False
     )
     size = shared.choose("size", SIZES, options.size)
     stage = dict(shared.choose("stage", STAGES, options.stage))
-    shared.choose("recipe", dict.fromkeys(("v2", "v1")), options.recipe)
     first_size, last_size = size["image_sizes"]
     pretraining = options.stage in ("1", "2")
-    old_recipe = options.stage == "sft" and options.recipe == "v1"
-    if old_recipe:
-        stage.update(total_steps=8000, global_batch=640)
 
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = stage["global_batch"]
     config.total_steps = stage["total_steps"]
 
-    config.init = dict(model=dict(model=options.start, parts=dict(shared.COGVLM_PARTS)))
+    image_loss = float(options.ablation == "ssl" and pretraining)
+    parts = ["vision", "adapter", "language"]
+    if image_loss and options.stage == "2":
+        parts.append("feature_head")
+    config.init = dict(model=dict(model=options.start, parts={part: part for part in parts}))
     if options.ablation == "random" and options.stage == "1":
         config.init.model.parts["language/blocks/vision"] = None
     config.data = stage["data"]
@@ -167,7 +171,7 @@ def get_config(arg=None):
     config.method = dict(
         name="cogvlm",
         model={**size["model"], **shared.choose("ablation", ABLATIONS, options.ablation)},
-        image_loss=float(options.ablation == "ssl"),
+        image_loss=image_loss,
         ema_decay=0.9999 if pretraining and options.ablation != "no_ema" else None,
         dtype="bfloat16",
         remat="full",
@@ -176,7 +180,10 @@ def get_config(arg=None):
     config.method.model.text = {**size["model"]["text"], "dropout": 0.1}
     if options.stage == "lora":
         # Language weights and image tower, not the experts; and the tower's MLPs 46..54 whole.
-        attention = "(language/blocks/language|vision/transformer/blocks)/attn/(qkv|out)/kernel"
+        attention = (
+            "(language/blocks/language|vision/transformer/blocks)"
+            "/attn/(qkv|query|key_value|out)/kernel"
+        )
         config.method.lora = dict(kernels=(attention,), rank=10, alpha=1.0)
     config.optim = dict(
         learning_rate=stage["learning_rate"],
@@ -185,7 +192,7 @@ def get_config(arg=None):
         weight_decay=stage["weight_decay"],
         beta2=0.95,
         clip_norm=0.1 if options.stage == "lora" else 1.0,
-        rules=_rules(options, pretraining, old_recipe),
+        rules=_rules(options, pretraining),
     )
 
     # Rows split over all devices, and so is every large parameter.
@@ -201,7 +208,7 @@ def get_config(arg=None):
     return shared.run_local(config) if options.runlocal else config
 
 
-def _rules(options, pretraining: bool, old_recipe: bool) -> tuple:
+def _rules(options, pretraining: bool) -> tuple:
     """Optimizer rules: (parameters, share of the learning rate, share of the decay). Norms and
     biases do not decay."""
     if options.stage == "lora":
@@ -218,8 +225,9 @@ def _rules(options, pretraining: bool, old_recipe: bool) -> tuple:
     if experts:
         trained = "(adapter|language/blocks/vision)"
     rules = [(f"{trained}/{_MATRICES}", 1.0, 1.0), (f"{trained}/{_VECTORS}", 1.0, 0.0)]
-    if options.ablation == "ssl":
+    if options.ablation == "ssl" and pretraining:
         rules.append(("feature_head/kernel", 1.0, 1.0))
+    old_recipe = options.stage == "sft_v1"
     tower = 0.0 if pretraining or old_recipe else 0.1
     base = 0.1 if old_recipe else 0.0 if pretraining and options.ablation != "llm" else 1.0
     for part, rate in (("vision/", tower), ("language/(?!blocks/vision)", base)):
@@ -228,6 +236,3 @@ def _rules(options, pretraining: bool, old_recipe: bool) -> tuple:
         else:
             rules.append((f"{part}.*", 0.0, 0.0))
     return tuple(rules)
-
-
-_MATRICES, _VECTORS = ".*(kernel|embedding|class_token|boi|eoi)", ".*(scale|bias)"

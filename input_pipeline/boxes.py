@@ -26,6 +26,10 @@ class Found(NamedTuple):
     boxes: np.ndarray
 
 
+# How prompts speak of boxes.
+BOX_FORM = "[[x0,y0,x1,y1]]"
+
+
 def format_boxes(boxes: np.ndarray) -> str:
     """`[[x0,y0,x1,y1]]` or `[[...;...]]` of boxes [K, 4] or [4], in shares of the image's sides.
 

@@ -72,7 +72,7 @@ class Rows:
         """
         if preprocess.tokenizer is None:
             raise ValueError("This needs text, but the preprocess record names no tokenizer.")
-        if preprocess.resize != "squash":
+        if preprocess.image_token_size is not None and preprocess.resize != "squash":
             raise ValueError(
                 "CogVLM reads whole images: set resize='squash' in the preprocess record, not "
                 f"{preprocess.resize!r}."

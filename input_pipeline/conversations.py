@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline.boxes import format_boxes
+from input_pipeline.boxes import BOX_FORM, format_boxes
 
 HISTORIES = ("all", "previous")
 
 WHERE_QUERY = "Where is the {phrase}?"
 REGION_QUERY = "Please describe the region {box} in the picture."
 GROUNDED_QUERY = (
-    "Can you provide a description of the image and include the coordinates [[x0,y0,x1,y1]] for "
-    "each mentioned object?"
+    f"Can you provide a description of the image and include the coordinates {BOX_FORM} for each "
+    "mentioned object?"
 )
 _ARTICLE = re.compile(r"(?:a|an|the|some)\s+(?=\S)", re.IGNORECASE)
 

@@ -35,7 +35,7 @@ def parts(arg):
         ("stage=1", EXPERTS + ADAPTER, LANGUAGE + TOWER),
         ("stage=2", EXPERTS + ADAPTER, LANGUAGE + TOWER),
         ("stage=sft", EXPERTS + ADAPTER + LANGUAGE + TOWER, 0),
-        ("stage=sft,recipe=v1", EXPERTS + ADAPTER + LANGUAGE, TOWER),
+        ("stage=sft_v1", EXPERTS + ADAPTER + LANGUAGE, TOWER),
         ("stage=grounding", EXPERTS + ADAPTER + LANGUAGE + TOWER, 0),
         ("ablation=adapter", ADAPTER, LANGUAGE + TOWER),
         ("ablation=llm", ADAPTER + LANGUAGE, TOWER),
@@ -58,7 +58,12 @@ def test_lora_is_that_of_the_released_example():
     assert sum(sizes.values()) == 17_657_466_368  # as a log of the released code says
     assert treatment["vision/transformer/blocks/attn/qkv/lora_a"] == "trained, lr x1, wd x1"
     assert treatment["language/blocks/vision/attn/qkv/kernel"] == "frozen"
-    assert not any("vision/attn" in path and "lora" in path for path in shapes if "lang" in path)
+    factors = {path for path in shapes if path.endswith("lora_a")}
+    language = {path for path in factors if path.startswith("language/blocks/language/attn/")}
+    assert {path.split("/")[-2] for path in language} == {"qkv", "out"} and len(factors) == 4
+    grouped = parts("size=19b,stage=lora")[-1]
+    names = {path.split("/")[-2] for path in grouped if path.endswith("lora_a")}
+    assert names == {"qkv", "query", "key_value", "out"}
     assert method.lora["alpha"] / method.lora["rank"] == 0.1
 
 
@@ -88,7 +93,7 @@ def test_the_stages_of_the_paper():
     assert (plan(29_999)[:2], plan(30_000)[:2]) == ((224, 1024), (490, 1024))
     assert made.make_views(490).spec()["tokens"][0] == (1 + 1227 + 64,)
 
-    new, old = (parts(f"stage=sft,recipe={recipe}") for recipe in ("v2", "v1"))
+    new, old = (parts(f"stage={stage}") for stage in ("sft", "sft_v1"))
     assert (new[0].total_steps, new[0].global_batch) == (6000, 1024)
     assert (old[0].total_steps, old[0].global_batch) == (8000, 640)
     base, tower = "language/head/kernel", "vision/patch/kernel"

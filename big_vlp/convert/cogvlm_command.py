@@ -18,6 +18,7 @@ from big_vlp.convert.cogvlm_files import from_parts, from_sat
 from big_vlp.convert.common import ConversionError, Tensor
 from big_vlp.convert.shards import State, read_model, read_state, read_torch, write_state
 from big_vlp.model_dir import StoredModel, open_model, save_model
+from big_vlp.models.eva import resize_positions
 from input_pipeline.tokenizers import make_tokenizer
 
 CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
@@ -60,10 +61,15 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
     arguments = stored.meta["config"]["method"]["model"]
     model = _without_lora(stored)
     model.pop("feature_head", None)  # what training alone needs
+    arguments, model = _at_size(arguments, model, stored.preprocess.image_size)
     state = cogvlm.to_reference(model, arguments, lazy=True)
-    dtype = state["model.norm.weight"].dtype
+    if options.dtype is not None:
+        state = {key: _cast(tensor, np.dtype(options.dtype)) for key, tensor in state.items()}
+    # A run keeps what it trains in fp32, what it froze in the compute dtype.
+    dtypes = {str(tensor.dtype) for tensor in state.values()}
     others = {} if options.config is None else _read_config(options.config)
-    own = {"architectures": ["CogVLMForCausalLM"], "torch_dtype": str(dtype)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    own = {"architectures": ["CogVLMForCausalLM"], "torch_dtype": dtype}
     config = others | cogvlm.to_config(arguments, **own)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, which appears when all is there.
@@ -72,6 +78,26 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
         write_state(path, state)
         (path / CONFIG).write_text(json.dumps(config, indent=1))
         path.rename(target)
+
+
+def _at_size(arguments: dict, model: dict, size: int) -> tuple[dict, dict]:
+    """Arguments and parameters of the same model with the position table of an image size: here
+    the tower interpolates its table, there it cannot."""
+    image = arguments["image"]
+    if image["image_size"] == size:
+        return arguments, model
+    table, side = model["vision"]["position_embedding"], size // image["patch_size"]
+
+    def read():
+        return np.asarray(resize_positions(np.asarray(table, np.float32), (side, side)))
+
+    resized = Tensor((side**2 + 1, table.shape[1]), np.dtype(np.float32), read)
+    vision = {**model["vision"], "position_embedding": _cast(resized, table.dtype)}
+    return {**arguments, "image": {**image, "image_size": size}}, {**model, "vision": vision}
+
+
+def _cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
+    return Tensor(tensor.shape, dtype, lambda: np.asarray(tensor).astype(dtype))
 
 
 def merge(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -123,6 +149,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="config.json as released; of an export, where other fields come from, such as tokens "
         "and templates",
     )
+    add = parser.add_argument_group("export cogvlm").add_argument
+    add("--dtype", choices=("bfloat16", "float32"), help="of all tensors; default: as they are")
 
 
 def _save(

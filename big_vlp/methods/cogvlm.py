@@ -64,6 +64,8 @@ class Method:
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1).")
+        if not has_image and self.cogvlm.expert_parts:
+            raise ValueError("Without an image tower there are no visual experts: expert_parts=().")
         needed = self.cogvlm.image_token_size if has_image else None
         if needed != self.preprocess.image_token_size:
             raise ValueError(
@@ -140,17 +142,19 @@ class Method:
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
             return module.logits(hidden[:, first:-1]), image_loss
 
-        with self._lora_active():
+        with self.lora_active():
             logits, image_loss = self.cogvlm.apply(trees.variables(model), method=run)
         start = tokens.shape[1] - logits.shape[1]
         text_loss = losses.next_tokens(logits, tokens[:, start:], rows["loss_mask"][:, start:])
         return *text_loss, image_loss
 
-    def _lora_active(self):
+    def lora_active(self):
+        """A context in which the model uses LoRA's factors, if it has some; see `Lora.active`."""
         return contextlib.nullcontext() if self.lora is None else Lora(**self.lora).active()
 
     def merged(self, model):
-        """The model with what LoRA learnt in its kernels, and without LoRA's factors."""
+        """The model with what LoRA learnt in its kernels, and without LoRA's factors. In bf16 the
+        smallest changes are rounded away."""
         return model if self.lora is None else Lora(**self.lora).merge(model)
 
     def text_length(self, batch):
@@ -176,8 +180,13 @@ class Method:
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.common`."""
         rows = Rows.of(self.preprocess)
-        generate = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
+        write = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
+
+        def generate(model, batch):
+            with self.lora_active():
+                return write(model, batch)
+
         return {
             "token_losses": lambda model, batch: self._row_losses(model, batch)[:2],
-            "generate": lambda model, batch: generate(self.merged(model), batch),
+            "generate": generate,
         }

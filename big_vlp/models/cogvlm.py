@@ -251,7 +251,7 @@ def dead_parameters(model: CogVLM) -> dict[str, tuple]:
       {path: index}: the part of the parameter is `parameter[index]`.
     """
     if model.expert_every > 1 or model.image is None or model.image_head:
-        return {}  # the last block has no expert, or it has more to predict
+        return {}  # the last block has no expert, or its image tokens predict something
     start = "language/blocks/vision"
     dead = {}
     if "qkv" in model.expert_parts:

@@ -25,6 +25,7 @@ from big_vlp.convert.shards import read_state, write_state
 from big_vlp.generate import Conversation, Writer
 from big_vlp.model_dir import open_model, save_model
 from big_vlp.models.cogvlm import CogVLM
+from big_vlp.models.eva import resize_positions
 from big_vlp.preprocess import Preprocess
 from tests.big_vlp.toy_cogvlm_files import LLAMA_CONFIG, eva_state, llama_state, sat_name
 
@@ -128,6 +129,25 @@ def test_what_is_exported_of_a_run(tmp_path, run):
         assert run("export", "cogvlm", directory, tmp_path / str(weights), *options) == (0, "")
         expected = to_reference(trees.merge(part, frozen), COGVLM)
         same_bytes(read_state(tmp_path / str(weights)), expected)
+
+
+def test_an_export_has_the_positions_of_the_size_it_was_trained_at(tmp_path, run):
+    """Here the tower interpolates its table, there it takes the table as it is."""
+    preprocess = Preprocess(56, "llama:scenes", 64, "squash", image_token_size=14)
+    method, params = {"name": "cogvlm", "model": COGVLM}, arbitrary(dtype=np.float32)
+    save_model(tmp_path / "run", {"model": params}, method, preprocess, None)
+    options = ["--dtype", "bfloat16"]
+    assert run("export", "cogvlm", tmp_path / "run", tmp_path / "hf", *options) == (0, "")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"
+    assert config["vision_config"]["image_size"] == 56
+    assert config["vision_config"]["num_positions"] == 17
+    assert {tensor.dtype for tensor in read_state(tmp_path / "hf").values()} == {BF16}
+    arguments = ["--tokenizer", "llama:scenes"]
+    assert run("import", "cogvlm", tmp_path / "hf", tmp_path / "back", *arguments) == (0, "")
+    table = open_model(tmp_path / "back").load()["vision"]["position_embedding"]
+    expected = resize_positions(params["vision"]["position_embedding"], (4, 4))
+    np.testing.assert_array_equal(table, np.asarray(expected).astype(BF16))
 
 
 def test_a_checkpoint_of_sat(released, tmp_path, run):

@@ -251,6 +251,8 @@ def test_stored_labels_must_be_of_the_vocabulary(tmp_path):
         ("method.num_classes", 3, "config.method: ['num_classes'] cannot be set here"),
         ("init", dict(old=dict(model="x", classifier="old")), "config.init.old: classifier='old'"),
         ("init", dict(old=dict(modle="x")), "config.init.old"),
+        ("init", dict(model="x"), "config.init holds sections by name"),
+        ("init", None, "config.init holds sections by name"),
     ],
 )
 def test_wrong_values_of_a_classifier(tmp_path, key, value, named):

@@ -47,6 +47,7 @@ def test_a_language_model_has_no_images(tmp_path):
     config = make_cogvlm()
     config.plan = dict(name="constant")
     del config.preprocess.image_token_size, config.method.model.image
+    config.method.model.expert_parts = ()
     _, method, optimizer, loader, _ = build(config, tmp_path)
     assert method.cogvlm.image is None and optimizer.dead == {}
     assert loader.batch(0).keys() == {"tokens", "token_types", "loss_mask"}

@@ -250,7 +250,14 @@ def test_grounding_queries(query, expected):
     assert grounding_query(query) == expected
 
 
-@pytest.mark.parametrize("query", ["[[1,2,3]]", "what is in [[a,b,c,d]]?", "[[1,2,3,4"])
+def test_prompts_may_speak_of_the_form_of_boxes():
+    for query in (GROUNDED_QUERY, "where is the cat? answer in [[x0,y0,x1,y1]] format.?"):
+        assert grounding_query(query) == query
+
+
+@pytest.mark.parametrize(
+    "query", ["[[1,2,3]]", "what is in [[a,b,c,d]]?", "[[1,2,3,4", "[[001,002,003,004]] [[5]]?"]
+)
 def test_boxes_that_are_none(query):
     with pytest.raises(ValueError, match="There is no box in"):
         grounding_query(query)
