@@ -126,6 +126,7 @@ def test_rows_of_text_are_shown_without_images(tmp_path, monkeypatch):
     views = make_views("cogvlm", **text, tasks={"vqa": 1.0})
     preprocess = Preprocess(**text, resize="squash")
     model = {"text": {"vocab_size": 640, "width": 8, "layers": 1, "heads": 1, "mlp_dim": 8}}
+    model["expert_parts"] = ()
     method = make_method("cogvlm", preprocess=preprocess, model=model)
     source = make_source("scenes", size=20, image_size=32)
     plan = Constant(image_size=SIZE, global_batch=ROWS, total_steps=2, seed=0)
