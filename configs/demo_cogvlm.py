@@ -1,11 +1,12 @@
 """A CogVLM on rendered scenes, on a CPU in minutes; needs no file.
 
-Options: stage=text|experts, language=DIR, image=DIR
+Options: stage=text|experts|grounding, language=DIR, image=DIR
 
-stage=text trains a tiny language model on what is said about scenes. stage=experts freezes it, and
-the image tower of configs/demo.py, and trains an adapter and visual experts that caption, answer
-and point; in the second half on larger images. language and image are the work directories of the
-two runs it starts from.
+stage=text trains a tiny language model on what is said about scenes. The other two start from it
+and from the image tower of configs/demo.py, freeze the language model, and train an adapter and
+visual experts: stage=experts to caption and to answer, with the tower frozen, and in the second
+half on larger images; stage=grounding to point, tower included. language and image are the work
+directories of the two runs they start from.
 """
 
 import ml_collections
@@ -18,31 +19,38 @@ TOWER = dict(
 )  # of configs/demo.py
 
 
+TASKS = dict(
+    text=dict(caption=1.0, vqa=2.0, rec=1.0),  # answers are short
+    experts=dict(caption=1.0, vqa=2.0),
+    grounding=dict(rec=1.0),
+)
+
+
 def get_config(arg=None):
     options = shared.parse_options(
         arg, stage="experts", language="runs/demo_language", image="runs/demo"
     )
-    with_image = options.stage == "experts"
-    shared.choose("stage", dict.fromkeys(("text", "experts")), options.stage)
+    stage = options.stage
+    with_image = stage != "text"
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.global_batch = 32 if with_image else 64
-    config.total_steps = 2400 if with_image else 400
+    config.views = dict(
+        name="cogvlm",
+        tasks=shared.choose("stage", TASKS, stage),
+        caption_fields=("caption",),
+    )
+    config.global_batch = dict(text=64, experts=32, grounding=16)[stage]
+    config.total_steps = dict(text=400, experts=1400, grounding=3600)[stage]
 
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
     config.preprocess = dict(
-        image_size=48,
+        image_size=48 if stage == "experts" else 40,
         image_token_size=8 if with_image else None,
         resize="squash",
         tokenizer="llama:scenes",
-        context_length=36,
+        context_length=32 if stage == "grounding" else 36,
     )
     config.plan = dict(name="constant")
-    config.views = dict(
-        name="cogvlm",
-        tasks=dict(caption=1.0, vqa=2.0, rec=1.0),  # answers are short
-        caption_fields=("caption",),
-    )
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
 
     config.method = dict(name="cogvlm", model=dict(text=TEXT), dtype="float32", unroll=True)
@@ -64,8 +72,9 @@ def get_config(arg=None):
         weights="model",
         batch_size=50,
     )
-    config.evals = dict(captions=dict(evaluator="caption_loss", every_steps=400, **held_out))
+    captions = dict(evaluator="caption_loss", every_steps=config.total_steps // 4, **held_out)
     if not with_image:
+        config.evals = dict(captions=captions)
         config.method.model.expert_parts = ()
         return config
 
@@ -76,16 +85,28 @@ def get_config(arg=None):
         ),
         image=dict(model=options.image, parts={"vision": "image_tower"}),
     )
-    config.plan = dict(name="switch", first_size=40, at_step=config.total_steps // 2)
     config.method.model.update(tower="vit", image=TOWER, adapter_mlp_dim=344)
-    config.optim.rules = (
-        ("vision/.*|language/(?!blocks/vision).*", 0.0, 0.0),
-        ("(adapter|language/blocks/vision)/.*(kernel|boi|eoi)", 1.0, 1.0),
-        ("adapter/.*(scale|bias)", 1.0, 0.0),
-    )
-    controls = ("blind", "shuffled")
-    config.evals.questions = dict(evaluator="vqa", every_steps=1200, controls=controls, **held_out)
-    config.evals.places = dict(
-        evaluator="referring", every_steps=1200, controls=controls, **held_out
-    )
+    half = config.total_steps // 2
+    asked = dict(every_steps=half, controls=("blind", "shuffled"), **held_out)
+    if stage == "experts":
+        config.plan = dict(name="switch", first_size=40, at_step=half)
+        config.optim.rules = _rules("(adapter|language/blocks/vision)/.*", "vision/.*|")
+        config.evals = dict(captions=captions, questions=dict(evaluator="vqa", **asked))
+    else:
+        # The tower told images apart, not places: its positions start anew, and larger.
+        config.method.model.image.position_scale = 1.0
+        kept = ("class_token", "patch", "norm_pre", "transformer", "norm_post")
+        config.init.image.parts = {f"vision/{part}": f"image_tower/{part}" for part in kept}
+        # At higher rates the text soon learns to look past the image, and keeps to that.
+        config.optim.update(learning_rate=6e-4, warmup_steps=150)
+        config.optim.rules = _rules("(vision|adapter|language/blocks/vision)/.*")
+        config.evals = dict(places=dict(evaluator="referring", **asked))
     return config
+
+
+def _rules(trained, frozen=""):
+    return (
+        (f"{frozen}language/(?!blocks/vision).*", 0.0, 0.0),
+        (f"{trained}(kernel|position_embedding|class_token|boi|eoi)", 1.0, 1.0),
+        (f"{trained}(scale|bias)", 1.0, 0.0),
+    )

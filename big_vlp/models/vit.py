@@ -88,6 +88,8 @@ class ViT(nn.Module):
       image_size: the size the position table was trained at, pixels; other sizes (multiples of
         `patch_size`) interpolate the table.
       embed_dim: width of the pooled feature; None pools nothing.
+      position_scale: standard deviation of the position table at the start; None is width^-1/2.
+        With 1, tokens tell their places from the first step.
     """
 
     image_size: int
@@ -98,6 +100,7 @@ class ViT(nn.Module):
     embed_dim: int | None
     pool: str = "cls"
     activation: str = "gelu"
+    position_scale: float | None = None
     dtype: jnp.dtype = jnp.float32
     unroll: bool = False
     remat: str | None = None
@@ -140,8 +143,9 @@ class ViT(nn.Module):
         x = x.reshape(batch, -1, w)  # [B, N, W], rows of the grid one after the other
 
         grid = self.image_size // p
+        init_positions = normal(self.position_scale or w**-0.5)
         table = self.param(
-            "position_embedding", init_scale, (grid * grid + clip_form, w), jnp.float32
+            "position_embedding", init_positions, (grid * grid + clip_form, w), jnp.float32
         )
         positions = resize_positions(table[clip_form:], grid, (size[0] // p, size[1] // p))
         x = x + positions.astype(self.dtype)

@@ -161,3 +161,10 @@ def test_positions_are_resized_axis_by_axis():
     # The same grid lying on its side.
     turned = resize_positions(table.reshape(5, 5, 3).swapaxes(0, 1).reshape(25, 3), 5, (7, 4))
     np.testing.assert_allclose(turned.reshape(7, 4, 3).swapaxes(0, 1), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_the_position_table_starts_at_its_scale(scale):
+    model = vit(width=64, image_size=64, position_scale=scale)
+    params = model.init(jax.random.key(0), randn(1, 64, 64, 3))["params"]
+    np.testing.assert_allclose(params["position_embedding"].std(), scale or 1 / 8, rtol=0.05)
