@@ -40,7 +40,7 @@ def get_config(arg=None):
         caption_fields=("caption",),
     )
     config.global_batch = dict(text=64, experts=32, grounding=16)[stage]
-    config.total_steps = dict(text=400, experts=1400, grounding=3600)[stage]
+    config.total_steps = dict(text=400, experts=1200, grounding=3600)[stage]
 
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
     config.preprocess = dict(
