@@ -97,7 +97,7 @@ def get_config(arg=None):
         config.method.model.image.position_scale = 1.0
         kept = ("class_token", "patch", "norm_pre", "transformer", "norm_post")
         config.init.image.parts = {f"vision/{part}": f"image_tower/{part}" for part in kept}
-        # At higher rates the text soon learns to look past the image, and keeps to that.
+        # At higher rates the text learns to look past the image.
         config.optim.update(learning_rate=6e-4, warmup_steps=150)
         config.optim.rules = _rules("(vision|adapter|language/blocks/vision)/.*")
         config.evals = dict(places=dict(evaluator="referring", **asked))
