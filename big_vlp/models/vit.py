@@ -143,9 +143,9 @@ class ViT(nn.Module):
         x = x.reshape(batch, -1, w)  # [B, N, W], rows of the grid one after the other
 
         grid = self.image_size // p
-        init_positions = normal(self.position_scale or w**-0.5)
+        scale = w**-0.5 if self.position_scale is None else self.position_scale
         table = self.param(
-            "position_embedding", init_positions, (grid * grid + clip_form, w), jnp.float32
+            "position_embedding", normal(scale), (grid * grid + clip_form, w), jnp.float32
         )
         positions = resize_positions(table[clip_form:], grid, (size[0] // p, size[1] // p))
         x = x + positions.astype(self.dtype)

@@ -163,8 +163,8 @@ def test_positions_are_resized_axis_by_axis():
     np.testing.assert_allclose(turned.reshape(7, 4, 3).swapaxes(0, 1), found, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [None, 1.0])
-def test_the_position_table_starts_at_its_scale(scale):
+@pytest.mark.parametrize(("scale", "std"), [(None, 1 / 8), (1.0, 1.0), (0.0, 0.0)])
+def test_the_position_table_starts_at_its_scale(scale, std):
     model = vit(width=64, image_size=64, position_scale=scale)
     params = model.init(jax.random.key(0), randn(1, 64, 64, 3))["params"]
-    np.testing.assert_allclose(params["position_embedding"].std(), scale or 1 / 8, rtol=0.05)
+    np.testing.assert_allclose(params["position_embedding"].std(), std, rtol=0.05)
