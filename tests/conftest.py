@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import collections
 import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from absl import flags
 
 # Before jax is imported, and for the programs that tests start: test programs run for milliseconds
@@ -17,3 +19,37 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Grain's worker processes want absl's flags parsed, which pytest does not do.
 flags.FLAGS.mark_as_parsed()
+
+
+class CpuMinutes:
+    """CPU time of each test file, with that of the programs it starts; said after long runs."""
+
+    FILES = 10
+
+    def __init__(self):
+        self.last, self.seconds = self.now(), collections.Counter()
+
+    @staticmethod
+    def now() -> float:
+        return sum(os.times()[:4])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        report.cpu_seconds, self.last = self.now() - self.last, self.now()
+        return report
+
+    def pytest_runtest_logreport(self, report):  # in the main process, whichever ran the test
+        self.seconds[report.location[0]] += report.cpu_seconds
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if len(self.seconds) <= self.FILES:
+            return
+        total = sum(self.seconds.values())
+        terminalreporter.section(f"{total / 60:.1f} CPU minutes, of which")
+        for file, seconds in self.seconds.most_common(self.FILES):
+            terminalreporter.write_line(f"{seconds / 60:6.1f}  {file}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(CpuMinutes())

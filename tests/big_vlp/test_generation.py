@@ -35,10 +35,9 @@ from tests.big_vlp.toy_generation import (
     make_rows,
     stronger,
 )
+from tests.parity.fixtures import fixtures
 
 ROOT = Path(__file__).parents[2]
-DIRECTORY = os.environ.get("BIG_VLP_FIXTURES")
-FIXTURES = sorted(Path(DIRECTORY).glob("cogvlm*_*.npz")) if DIRECTORY else []
 NEW = 7
 
 
@@ -119,8 +118,7 @@ def test_generation_ends_when_all_rows_have(tiny):
     assert len(tokens_of) == 1 and tokens_of[0] == [first]
 
 
-@pytest.mark.skipif(not FIXTURES, reason="BIG_VLP_FIXTURES names no cogvlm*_*.npz")
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", fixtures("cogvlm*_*.npz"), ids=lambda path: path.stem)
 def test_the_reference_writes_the_same(path):
     arrays = dict(np.load(path))
     state = {k.removeprefix("sd/"): v for k, v in arrays.items() if k.startswith("sd/")}

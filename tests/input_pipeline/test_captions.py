@@ -1,31 +1,25 @@
 import collections
 import json
-import os
-import pathlib
 import random
 
 import pytest
 
 from input_pipeline import captions
-
-FIXTURES = os.environ.get("BIG_VLP_FIXTURES")
-needs_fixtures = pytest.mark.skipif(not FIXTURES, reason="BIG_VLP_FIXTURES is not set")
+from tests.parity.fixtures import fixtures
 
 DREAMLIP = {name: [f"{name}{i}" for i in range(3)] for name in captions.DREAMLIP_FIELDS}
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return json.loads(pathlib.Path(FIXTURES, "cosmos_tiny.json").read_text())["text"]
+@pytest.fixture(scope="module", params=fixtures("cosmos_*.json"), ids=lambda path: path.stem)
+def golden(request):
+    return json.loads(request.param.read_text())["text"]
 
 
-@needs_fixtures
 def test_split_equals_reference(golden):
     for case in golden["split"]:
         assert captions.split_sentences(case["inp"]) == case["out"]
 
 
-@needs_fixtures
 def test_textcrop_draws_equal_reference(golden):
     rng = random.Random(0)
     case = golden["sampler_seed0"]
@@ -35,7 +29,6 @@ def test_textcrop_draws_equal_reference(golden):
         assert captions.sample_captions(fields, "textcrop", 8, rng) == expected
 
 
-@needs_fixtures
 def test_pixelprose_draws_equal_reference(golden):
     rng = random.Random(0)
     case = golden["sampler_pixelprose_seed0"]
@@ -44,7 +37,6 @@ def test_pixelprose_draws_equal_reference(golden):
         assert captions.sample_captions(fields, "textcrop_pixelprose", 8, rng) == expected
 
 
-@needs_fixtures
 def test_oversampling_equals_reference(golden):
     case = golden["oversample_seed0"]
     assert captions.sample(case["list"], case["k"], random.Random(0)) == case["out"]

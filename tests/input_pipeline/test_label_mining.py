@@ -15,8 +15,8 @@ import pytest
 from input_pipeline import label_mining, synsets, word_tokens
 from input_pipeline.label_mining import LabelMiner, clean, clean_anything, keys_plainly
 from input_pipeline.sources import scenes
+from tests.parity.fixtures import fixtures
 
-FIXTURES = os.environ.get("BIG_VLP_FIXTURES")
 TARS = os.environ.get("BIG_VLP_OPENCLIPART")
 MINER = LabelMiner()
 
@@ -133,7 +133,7 @@ def captions():
         scene = scenes.describe("train", i)
         yield from (scene.caption, scene.question, *scene.sentences)
         yield ". ".join(scene.sentences) + "."
-    for file in sorted(Path(FIXTURES).glob("catlip_captions*.jsonl")) if FIXTURES else ():
+    for file in fixtures("catlip_captions*.jsonl"):
         for line in file.read_text().splitlines():
             yield json.loads(line)["caption"]
 

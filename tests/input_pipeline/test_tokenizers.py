@@ -2,7 +2,6 @@ import gzip
 import html
 import itertools
 import json
-import os
 import pathlib
 import pickle
 import random
@@ -14,8 +13,8 @@ import pytest
 import sentencepiece
 
 from input_pipeline import tokenizers
+from tests.parity.fixtures import fixtures
 
-FIXTURES = os.environ.get("BIG_VLP_FIXTURES")
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 SOT, EOT = tokenizers.START_OF_TEXT, tokenizers.END_OF_TEXT
 
@@ -132,9 +131,9 @@ def plain():
     return PlainBpe()
 
 
-@pytest.mark.skipif(not FIXTURES, reason="BIG_VLP_FIXTURES is not set")
-def test_clip_equals_reference(clip):
-    cases = json.loads(pathlib.Path(FIXTURES, "cosmos_tiny.json").read_text())["text"]["tokens"]
+@pytest.mark.parametrize("path", fixtures("cosmos_*.json"), ids=lambda path: path.stem)
+def test_clip_equals_reference(clip, path):
+    cases = json.loads(path.read_text())["text"]["tokens"]
     tokens = clip([case["inp"] for case in cases], 77)
     np.testing.assert_array_equal(tokens, [case["ids"] for case in cases])
     assert tokens.dtype == np.int32

@@ -6,9 +6,7 @@ plainly and once with scanned, rematerialised blocks and accumulation.
 
 import dataclasses
 import json
-import os
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,37 +26,28 @@ from big_vlp.models.dense import Pyramid, as_map
 from big_vlp.optim import Optimizer
 from big_vlp.range_augment import RangeAugment
 from input_pipeline.label_mining import LabelMiner
+from tests.parity.fixtures import fixtures, micro_batches
 
-DIRECTORY = os.environ.get("BIG_VLP_FIXTURES")
 FILES = [
     path
-    for path in (sorted(Path(DIRECTORY).glob("catlip_*.npz")) if DIRECTORY else [])
+    for path in fixtures("catlip_*.npz")
     if any(name.startswith("logits/") for name in np.load(path).files)
 ]
-CAPTION_FILES = sorted(Path(DIRECTORY).glob("catlip_captions*.jsonl")) if DIRECTORY else []
+CAPTION_FILES = fixtures("catlip_captions*.jsonl")
 # Another tagger than the reference's: what its nouns and ours must have in common at least.
 PRECISION = RECALL = 0.95
 TOLERANCE = 3e-5  # of an array's largest magnitude
-needs_models = pytest.mark.skipif(
-    not FILES, reason="BIG_VLP_FIXTURES names no catlip_*.npz with logits"
-)
-needs_captions = pytest.mark.skipif(
-    not CAPTION_FILES, reason="BIG_VLP_FIXTURES names no catlip_captions*.jsonl"
-)
-DENSE_FILES = sorted(Path(DIRECTORY).glob("catlip_*dense*.npz")) if DIRECTORY else []
 SEGMENTATION, PYRAMIDS = (
-    [path for path in DENSE_FILES if any(name.startswith(part) for name in np.load(path).files)]
+    [
+        path
+        for path in fixtures("catlip_*dense*.npz")
+        if any(name.startswith(part) for name in np.load(path).files)
+    ]
     for part in ("seg/", "fpn/")
 )
-needs_segmentation = pytest.mark.skipif(
-    not SEGMENTATION, reason="BIG_VLP_FIXTURES names no catlip_*dense*.npz with seg/"
-)
-needs_pyramids = pytest.mark.skipif(
-    not PYRAMIDS, reason="BIG_VLP_FIXTURES names no catlip_*dense*.npz with fpn/"
-)
 EXECUTIONS = {
-    "plain": {"unroll": True, "remat": None, "accumulate_steps": 1},
-    "scan_remat": {"unroll": False, "remat": "full", "accumulate_steps": 2},
+    "plain": {"unroll": True, "remat": None},
+    "scan_remat": {"unroll": False, "remat": "full"},  # and micro-batches
 }
 
 
@@ -88,8 +77,15 @@ def case(arrays, request):
     model, arguments, preprocess = convert.from_reference(
         state_dict(arrays), head_dim=info["head_dim"]
     )
-    method = Method(preprocess=preprocess, dtype="float32", **arguments)
-    return Case(arrays, info, model, dataclasses.replace(method, **EXECUTIONS[request.param]))
+    plain = request.param == "plain"
+    method = Method(
+        preprocess=preprocess,
+        dtype="float32",
+        accumulate_steps=1 if plain else micro_batches(len(arrays["train/logits"])),
+        **EXECUTIONS[request.param],
+        **arguments,
+    )
+    return Case(arrays, info, model, method)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +111,6 @@ def channels_first(x, like):
     return np.moveaxis(np.asarray(x), 2, 1).reshape(like.shape)
 
 
-@needs_models
 def test_state_dict_round_trip(arrays):
     state = state_dict(arrays)
     model, _, _ = convert.from_reference(
@@ -129,7 +124,6 @@ def test_state_dict_round_trip(arrays):
             assert found[key].dtype == value.dtype
 
 
-@needs_models
 def test_forward_at_every_size(case):
     classify, features = (case.method.predict_fns()[k] for k in ("classify", "features"))
     for size in sizes(case.arrays, "logits/"):
@@ -138,7 +132,6 @@ def test_forward_at_every_size(case):
         close(jax.jit(features)(case.model, batch), case.arrays[f"cls_feature/{size}"], size)
 
 
-@needs_models
 def test_what_happens_inside(case):
     """Stem, tokens with positions, tokens after each block, patch tokens after the last norm."""
     tower = case.method.classifier.tower
@@ -166,7 +159,6 @@ def test_what_happens_inside(case):
         close(channels_first(tokens, like), like, size)
 
 
-@needs_models
 def test_position_tables(case):
     table = case.model["tower"]["position_embedding"]
     for count in sizes(case.arrays, "pos_table/"):
@@ -182,7 +174,6 @@ def padded_labels(multi_hot):
     return labels
 
 
-@needs_models
 def test_binary_cross_entropy(case):
     for size in sizes(case.arrays, "targets/"):
         logits, targets = case.arrays[f"logits/{size}"], case.arrays[f"targets/{size}"]
@@ -198,7 +189,6 @@ def test_binary_cross_entropy(case):
         close(np.stack(by_class, axis=1), case.arrays["bce/none"])
 
 
-@needs_models
 def test_training_step(case):
     """Loss, gradients, clipping, AdamW, EMA, BatchNorm's statistics; RangeAugment is off there."""
     arrays, recipe = case.arrays, case.info["train_step"]
@@ -257,7 +247,6 @@ def test_training_step(case):
             close(after[name], expected, prefix + name)
 
 
-@needs_models
 def test_logits_in_training_mode(case):
     size = sizes(case.arrays, "targets/")[0]
     params, statistics = trees.split_statistics(case.model)
@@ -275,7 +264,6 @@ def curriculum_length(steps, targets):
     return round(np.pi * steps[half] / angle) - 1
 
 
-@needs_models
 def test_range_augment(arrays):
     """Bounds, operations and the loss' curriculum."""
     params = {
@@ -313,7 +301,6 @@ def read_captions(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
 
 
-@needs_captions
 @pytest.mark.parametrize("path", CAPTION_FILES, ids=lambda path: path.stem)
 def test_captions_give_the_same_keys_in_the_same_order(path):
     miner = LabelMiner()
@@ -322,7 +309,6 @@ def test_captions_give_the_same_keys_in_the_same_order(path):
     assert rows and not wrong, f"{len(wrong)} of {len(rows)} captions differ: {wrong[:20]}"
 
 
-@needs_captions
 @pytest.mark.parametrize("path", CAPTION_FILES, ids=lambda path: path.stem)
 def test_nouns_are_mostly_the_same(path):
     rows = [row for row in read_captions(path) if "keys_if_pos_noun_filtered" in row]
@@ -386,7 +372,6 @@ def segmentation(path):
     return model, method, arrays, state
 
 
-@needs_segmentation
 @pytest.mark.parametrize("path", SEGMENTATION, ids=lambda path: path.stem)
 def test_segmentation_round_trip(path):
     model, _, _, state = segmentation(path)
@@ -394,14 +379,11 @@ def test_segmentation_round_trip(path):
     same_state(dense.segmentation_to_reference(model, out), state)
 
 
-@needs_segmentation
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("path", SEGMENTATION, ids=lambda path: path.stem)
 def test_segmentation(path, execution):
     model, method, arrays, _ = segmentation(path)
-    method = dataclasses.replace(
-        method, **{k: v for k, v in EXECUTIONS[execution].items() if k != "accumulate_steps"}
-    )
+    method = dataclasses.replace(method, **EXECUTIONS[execution])
     params, statistics = trees.split_statistics(model)
     images = as_images(arrays.pop("image_u8"))
     segmenter, size = method.segmenter, images.shape[1:3]
@@ -432,7 +414,6 @@ def test_segmentation(path, execution):
     assert not arrays, f"not compared: {list(arrays)}"
 
 
-@needs_pyramids
 @pytest.mark.parametrize("path", PYRAMIDS, ids=lambda path: path.stem)
 def test_pyramid_round_trip(path):
     state, _, info = part(path, "fpn")
@@ -449,7 +430,6 @@ def test_pyramid_round_trip(path):
     same_state(dense.fpn_to_reference(again, out, "model.backbone.encoder."), state)
 
 
-@needs_pyramids
 @pytest.mark.parametrize("path", PYRAMIDS, ids=lambda path: path.stem)
 def test_pyramid_at_every_size(path):
     """With as many tokens as channels the reference's LayerNorm is another; both are checked."""

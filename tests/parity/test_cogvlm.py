@@ -8,8 +8,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -29,13 +27,10 @@ from big_vlp.models.llama import extend_cache
 from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
 from input_pipeline.images import eval_image
+from tests.parity.fixtures import fixtures
 
-DIRECTORY = os.environ.get("BIG_VLP_FIXTURES")
-FILES = sorted(Path(DIRECTORY).glob("cogvlm*_*.npz")) if DIRECTORY else []
 TOLERANCE = 5e-5  # of an array's largest magnitude
 IGNORED = -100  # label
-
-pytestmark = pytest.mark.skipif(not FILES, reason="BIG_VLP_FIXTURES names no cogvlm*_*.npz")
 EXECUTIONS = {
     "plain": {"unroll": True, "remat": None},
     "scan_remat": {"unroll": False, "remat": "full"},
@@ -64,7 +59,7 @@ def highest_precision():
         yield
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=fixtures("cogvlm*_*.npz"), ids=lambda path: path.stem)
 def arrays(request):
     return dict(np.load(request.param))
 

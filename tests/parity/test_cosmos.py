@@ -7,9 +7,7 @@ captions cut to the longest.
 
 import dataclasses
 import json
-import os
 import random
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -27,15 +25,12 @@ from evaluators.retrieval import retrieval_metrics
 from evaluators.zeroshot import zeroshot_weights
 from input_pipeline.captions import sample, sample_captions, split_sentences
 from input_pipeline.tokenizers import make_tokenizer
+from tests.parity.fixtures import fixtures, micro_batches
 
-DIRECTORY = os.environ.get("BIG_VLP_FIXTURES")
-FILES = sorted(Path(DIRECTORY).glob("cosmos_*.npz")) if DIRECTORY else []
 TOLERANCE = 3e-5  # of an array's largest magnitude
-
-pytestmark = pytest.mark.skipif(not FILES, reason="BIG_VLP_FIXTURES names no cosmos_*.npz")
 EXECUTIONS = {
-    "plain": {"unroll": True, "remat": None, "accumulate_steps": 1},
-    "scan_remat": {"unroll": False, "remat": "full", "accumulate_steps": 2},
+    "plain": {"unroll": True, "remat": None},
+    "scan_remat": {"unroll": False, "remat": "full"},  # and micro-batches
 }
 
 
@@ -69,7 +64,7 @@ def sample_major(x):
     return jnp.asarray(np.transpose(x, (1, 0, 3, 4, 2)))
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda p: p.stem)
+@pytest.fixture(scope="module", params=fixtures("cosmos_*.npz"), ids=lambda p: p.stem)
 def loaded(request):
     with np.load(request.param) as file:
         arrays = {name: file[name] for name in file.files}
@@ -103,6 +98,7 @@ def make_case(arrays, info, execution):
         model=model,
         momentum=info["hyper"]["momentum"],
         dtype="float32",
+        accumulate_steps=1 if execution == "plain" else micro_batches(info["batch"]),
         **EXECUTIONS[execution],
     )
     batch = {
