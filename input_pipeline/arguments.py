@@ -52,9 +52,10 @@ def call(where: str, fn, section: Mapping[str, Any], /, *args, **given):
 def unknown(what: str, name: Any, choices: Iterable[str]) -> str:
     """The message for a name that is none of the choices, with the nearest of them."""
     choices = list(choices)
-    found = difflib.get_close_matches(str(name), [str(c) for c in choices], 1)
-    nearest = f"; did you mean {found[0]!r}? C" if found else "; c"
-    return f"Unknown {what} {name!r}{nearest}hoose one of {choices}."
+    found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1)
+    if found:
+        return f"Unknown {what} {name!r}; did you mean {found[0]!r}? Choose one of {choices}."
+    return f"Unknown {what} {name!r}; {f'choose one of {choices}' if choices else 'there is none'}."
 
 
 _NAMES = {
