@@ -84,6 +84,8 @@ BOUNDS: dict[str, Range] = {
     "mlp_dim": whole(1, none="for four times the width"),
     "adapter_mlp_dim": whole(1, none="without an image tower"),
     "embed_dim": _COUNT,
+    "init_scale": real(above=0),
+    "init_bias": real(none="for no bias"),
     "vocab_size": _COUNT,
     "num_positions": _COUNT,
     "output_stride": _COUNT,

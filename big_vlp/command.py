@@ -42,7 +42,7 @@ def define_config(help_string: str) -> None:
 
 def run(main: Callable) -> None:
     """Parses the command line and calls `main`; exits with status 1 after an error of the user's"""
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)
 
 
 def stop(error: Exception) -> NoReturn:
@@ -164,7 +164,7 @@ class _ConfigParser(flags.ArgumentParser):
         return "config"
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
     """The parser of flags for `app.run`."""
     try:
         changes, others = _split(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))

@@ -79,11 +79,12 @@ class Experiment:
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
         """
-        experiment = _call("config", cls, config.to_dict())
+        sections = config.to_dict()
         try:
-            bounds.check(dataclasses.asdict(experiment))
+            bounds.check(sections)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        experiment = _call("config", cls, sections)
         if experiment.on_nonfinite not in ("stop", "skip"):
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
         return experiment
