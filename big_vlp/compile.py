@@ -8,17 +8,15 @@ other. With `--topology v5e:4x4` for that TPU slice, on any machine with libtpu 
 import dataclasses
 import math
 import re
-import sys
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.experimental import topologies
-from ml_collections import config_flags
 
-from big_vlp import sharding, step, telemetry, trees
+from big_vlp import command, sharding, step, telemetry, trees
 from big_vlp.experiment import ConfigError, Experiment
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -186,11 +184,10 @@ def main(_) -> None:
     try:
         show(flags.FLAGS.config, flags.FLAGS.topology)
     except (ConfigError, TooLargeError) as error:
-        sys.exit(f"error: {error}")
+        command.stop(error)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    command.define_config("FILE[:ARGS], see configs/.")
     flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:4x4; default: local devices.")
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    command.run(main)

@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 
 import input_pipeline
+from input_pipeline.arguments import unknown
 from input_pipeline.plan import make_plan
 
 # The vocabulary of the scenes' captions, and how many shapes they have.
@@ -55,7 +56,7 @@ def parse_options(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         name, has_value, value = item.partition("=")
         if name not in defaults:
-            raise ValueError(f"Unknown config option {name!r}; this config has {list(defaults)}.")
+            raise ValueError(unknown("config option", name, defaults))
         kind = type(defaults[name])
         if kind is bool:
             choices = {"": True, "true": True, "false": False}
@@ -85,7 +86,7 @@ def prepared(name: str) -> dict:
 def choose(what: str, table: dict, name: str):
     """table[name], or a ValueError that lists the choices."""
     if name not in table:
-        raise ValueError(f"Unknown {what} {name!r}; choose one of {list(table)}.")
+        raise ValueError(unknown(what, name, table))
     return table[name]
 
 

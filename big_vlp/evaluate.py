@@ -7,17 +7,15 @@ goes on after the steps that have one.
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
-from big_vlp import sharding, telemetry
+from big_vlp import command, sharding, telemetry
 from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 
@@ -109,13 +107,13 @@ def main(_) -> None:
         sharding.connect_processes()
         evaluate(options.config, options.workdir, options.step, options.follow)
     except (sharding.ClusterError, ConfigError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+        command.stop(error)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], the config of the run.")
+    command.define_config("FILE[:ARGS], the config of the run.")
     flags.DEFINE_string("workdir", None, "The directory of the run.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.", lower_bound=0)
     flags.DEFINE_bool("follow", False, "Evaluate every checkpoint as it appears.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    flags.mark_flag_as_required("workdir")
+    command.run(main)

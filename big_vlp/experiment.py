@@ -1,5 +1,6 @@
 """A config turned into parts: mesh, method, optimizer, loader, evaluators; each checked on use."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,7 +10,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from big_vlp import sharding, step, trees
+from big_vlp import bounds, sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
 from big_vlp.model_dir import Labels
@@ -17,6 +18,7 @@ from big_vlp.optim import Optimizer
 from big_vlp.preprocess import Preprocess
 from big_vlp.warm_start import WarmStart
 from evaluators.common import make_evaluator
+from input_pipeline import arguments
 from input_pipeline.loader import Loader
 from input_pipeline.plan import make_plan
 from input_pipeline.sources import make_source
@@ -67,20 +69,24 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
-    init: dict = dataclasses.field(default_factory=dict)
+    init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
-        """Checks the top level only; each section is checked when its part is made.
+        """Checks the keys of the top level and every number (see `bounds`); what else a section
+        says is checked when its part is made.
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
         """
-        experiment = _call("config", cls, config.to_dict())
+        sections = config.to_dict()
+        try:
+            bounds.check(sections)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        experiment = _call("config", cls, sections)
         if experiment.on_nonfinite not in ("stop", "skip"):
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
-        if experiment.log_every_steps < 1:
-            raise ConfigError(f"config.log_every_steps={experiment.log_every_steps}: 1 or more.")
         return experiment
 
     def as_json(self) -> dict:
@@ -101,24 +107,29 @@ class Experiment:
             given["num_classes"] = num_classes
         method = _call("config.method", make_method, self.method, **given)
         # Shapes only, within a second: towers check their arguments when they first run.
-        _call("config.method", jax.eval_shape, {}, method.init, jax.random.key(0))
-        if self.preprocess_record.tokenizer is not None:
-            self._check_vocab_size()
+        with _in_section("config.method"):
+            jax.eval_shape(method.init, jax.random.key(0))
+        self._check_vocab_size(method)
         return method
 
-    def _check_vocab_size(self):
-        tokenizer = _call("config.preprocess", make_tokenizer, {}, self.preprocess["tokenizer"])
-        if self.method["model"]["text"]["vocab_size"] < tokenizer.vocab_size:
+    def _check_vocab_size(self, method):
+        ids = getattr(method, "vocab_size", None)
+        if self.preprocess_record.tokenizer is None or ids is None:
+            return
+        with _in_section("config.preprocess"):
+            tokenizer = make_tokenizer(self.preprocess_record.tokenizer)
+        if ids < tokenizer.vocab_size:
             raise ConfigError(
-                f"config.method.model.text.vocab_size must be at least {tokenizer.vocab_size}, the "
-                f"size of tokenizer {tokenizer.name!r}."
+                f"config.method: vocab_size must be at least {tokenizer.vocab_size}, the size of "
+                f"tokenizer {tokenizer.name!r}; the model's is {ids}."
             )
 
     def make_optimizer(self, method) -> Optimizer:
         given = {"total_steps": self.total_steps, "dead": method.dead_parameters()}
         optimizer = _call("config.optim", Optimizer, self.optim, **given)
         parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
-        _call("config.optim", optimizer.assign, {}, parameters)
+        with _in_section("config.optim"):
+            optimizer.assign(parameters)
         return optimizer
 
     def abstract_state(self, method, optimizer, mesh):
@@ -126,7 +137,8 @@ class Experiment:
         shapes = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
         # Parameters by themselves first: an error names each once, not its average and moments too.
         parameters = {name: shapes[name] for name in ("model", "frozen")}
-        _call("config.mesh", sharding.placement, {}, parameters, mesh)
+        with _in_section("config.mesh"):
+            sharding.placement(parameters, mesh)
         return step.abstract(shapes, sharding.placement(shapes, mesh))
 
     def make_warm_starts(self) -> list[WarmStart]:
@@ -149,7 +161,7 @@ class Experiment:
             seed=self.seed,
         )
         steps = self.method.get("accumulate_steps", 1)
-        wrong = [size for _, size in plan.shapes if steps < 1 or size % steps]
+        wrong = [size for _, size in plan.shapes if size % steps]
         if wrong:
             raise ConfigError(
                 f"config.method.accumulate_steps={steps} does not divide the batches {wrong}; "
@@ -179,10 +191,8 @@ class Experiment:
         views = {size: self.make_views(size) for size, _ in plan.shapes}
         self._check_stored_labels(source, next(iter(views.values())))
         if mesh is not None:
-            rows = {
-                size: _call(self._batch_key, sharding.local_rows, {}, mesh, size)
-                for _, size in plan.shapes
-            }
+            with _in_section(self._batch_key):
+                rows = {size: sharding.local_rows(mesh, size) for _, size in plan.shapes}
         return _call(
             "config.loader",
             Loader,
@@ -226,17 +236,15 @@ class Experiment:
         made, averaged = {}, jax.eval_shape(method.init, jax.random.key(0))[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
-            schedule, arguments = dict(section), {}
-            for key in list(schedule):
-                if key not in ("every_steps", "weights"):
-                    arguments[key] = schedule.pop(key)
-            if "evaluator" not in arguments:
+            if not isinstance(section, dict) or "evaluator" not in section:
                 raise ConfigError(f"{where} needs the key 'evaluator'.")
+            settings = dict(section)
+            schedule = {k: settings.pop(k) for k in ("every_steps", "weights") if k in settings}
             evaluator = _call(
                 where,
                 make_evaluator,
-                arguments,
-                arguments.pop("evaluator"),
+                settings,
+                settings.pop("evaluator"),
                 method.predict_fns(),
                 self.preprocess_record,
                 mesh,
@@ -261,8 +269,6 @@ class ScheduledEvaluator:
     def __post_init__(self):
         if self.weights not in ("model", "averaged"):
             raise ValueError(f"weights={self.weights!r}; choose model or averaged.")
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps={self.every_steps}; give 1 or more.")
 
     def is_due(self, step: int, total_steps: int) -> bool:
         return step == total_steps or (step > 0 and step % self.every_steps == 0)
@@ -286,14 +292,16 @@ def config_changes(old: dict, new: dict) -> list[str]:
 
 def _call(where: str, fn, section: dict, /, *args, **given):
     """`fn(*args, **given, **section)`; what is wrong with a key names the section."""
-    repeated = sorted(given.keys() & section.keys())
-    if repeated:
-        raise ConfigError(f"{where}: {repeated} cannot be set here, other parts decide it.")
+    with _in_section(where):
+        return arguments.call("", fn, section, *args, **given)
+
+
+@contextlib.contextmanager
+def _in_section(where: str):
+    """What is said to whoever wrote a section names it; other errors are bugs, and stay."""
     try:
-        return fn(*args, **given, **section)
+        yield
     except ConfigError:
         raise
-    except KeyError as error:
-        raise ConfigError(f"{where} lacks the key {error}.") from error
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (arguments.ArgumentError, ValueError, OSError) as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -17,11 +17,10 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 import big_vlp
-from big_vlp import sharding, step, telemetry, trees
+from big_vlp import command, sharding, step, telemetry, trees
 from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.model_dir import Labels
@@ -240,11 +239,11 @@ def main(_) -> None:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
+        command.stop(error)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    command.define_config("FILE[:ARGS], see configs/.")
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    flags.mark_flag_as_required("workdir")
+    command.run(main)

@@ -16,7 +16,6 @@ Rows are those of `input_pipeline.cogvlm_views`: `images`, `tokens`, `token_type
 """
 
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from jax.sharding import Mesh
 
 import evaluators
 from big_vlp import sharding
+from input_pipeline import arguments
 from input_pipeline.images import eval_image
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer
@@ -47,12 +47,13 @@ def make_evaluator(name: str, predict_fns, preprocess, mesh: Mesh, **config):
 
     Raises:
       ValueError: no such evaluator.
+      ArgumentError: it does not take one of the arguments, or lacks one.
     """
-    if importlib.util.find_spec(f"evaluators.{name}") is None or name == "common":
-        known = sorted({m.name for m in pkgutil.iter_modules(evaluators.__path__)} - {"common"})
-        raise ValueError(f"Unknown evaluator {name!r}; choose one of {known}.")
+    known = sorted({m.name for m in pkgutil.iter_modules(evaluators.__path__)} - {"common"})
+    if name not in known:
+        raise ValueError(arguments.unknown("evaluator", name, known))
     module = importlib.import_module(f"evaluators.{name}")
-    return module.Evaluator(predict_fns, preprocess, mesh, **config)
+    return arguments.call("", module.Evaluator, config, predict_fns, preprocess, mesh)
 
 
 class RowMap:
@@ -260,7 +261,7 @@ class Towers:
 
 def open_source(data: Mapping[str, Any]):
     """Builds the source that `data` (name and arguments) describes; it must not be empty."""
-    source = make_source(**data)
+    source = arguments.call("data", make_source, data)
     if len(source) == 0:
         raise ValueError(f"The data source {dict(data)} has no records to evaluate.")
     return source

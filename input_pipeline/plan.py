@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline import arguments
+
 
 def make_plan(name: str, **kwargs) -> "Constant | Switch | Variable":
     """The plan of that name, "constant", "switch" or "variable", built with `kwargs`.
 
     Raises:
       ValueError: the name is unknown, or an argument is out of range.
-      TypeError: the plan does not take one of the arguments.
+      ArgumentError: the plan does not take one of the arguments, or lacks one.
     """
     plans = {"constant": Constant, "switch": Switch, "variable": Variable}
     if name not in plans:
-        raise ValueError(f"Unknown plan {name!r}; choose one of {list(plans)}.")
-    return plans[name](**kwargs)
+        raise ValueError(arguments.unknown("plan", name, plans))
+    return arguments.call("", plans[name], kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

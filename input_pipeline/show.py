@@ -4,14 +4,12 @@ Writes a PNG contact sheet: a row per example, all of its views after augmentati
 the texts or labels that it is trained with below.
 """
 
-import sys
 import textwrap
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_EXAMPLES = 6
@@ -82,23 +80,29 @@ def _wrapped(captions: list[str], columns: int) -> list[str]:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     # Imported here: the library proper knows nothing of training.
+    from big_vlp import command
     from big_vlp.experiment import ConfigError, Experiment
 
+    step = flags.FLAGS.step
     try:
         experiment = Experiment.from_config(flags.FLAGS.config)
+        if step >= experiment.total_steps:
+            raise ConfigError(
+                f"--step={step}: the run ends with step {experiment.total_steps - 1}."
+            )
         loader, method = experiment.make_loader(), experiment.make_method()
     except ConfigError as error:
-        sys.exit(f"error: {error}")
-    step = flags.FLAGS.step
+        command.stop(error)
     _, key = jax.random.split(jax.random.key(experiment.seed))
     views = loader.views[loader.plan(step)[0]]
     write_contact_sheet(flags.FLAGS.output, method, views, loader.batch(step), key, step)
-    print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
+    print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].parser.source}.")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "FILE[:ARGS], see configs/.")
+    from big_vlp import command
+
+    command.define_config("FILE[:ARGS], see configs/.")
     flags.DEFINE_string("output", "contact_sheet.png", "The picture to write.")
-    flags.DEFINE_integer("step", 0, "Whose batch to show.")
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    flags.DEFINE_integer("step", 0, "Whose batch to show.", lower_bound=0)
+    command.run(main)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import captions, images
+from input_pipeline import arguments, captions, images
 from input_pipeline.tokenizers import make_tokenizer
 
 VIEWS = {
@@ -32,11 +32,12 @@ def make_views(name: str, **kwargs):
 
     Raises:
       ValueError: the name is unknown.
-      TypeError: the class does not take one of the keywords.
+      ArgumentError: the class does not take one of the keywords, or lacks one.
     """
     if name not in VIEWS:
-        raise ValueError(f"Unknown views {name!r}; choose one of {list(VIEWS)}.")
-    return getattr(importlib.import_module(VIEWS[name][0]), VIEWS[name][1])(**kwargs)
+        raise ValueError(arguments.unknown("views", name, VIEWS))
+    module, kind = VIEWS[name]
+    return arguments.call("", getattr(importlib.import_module(module), kind), kwargs)
 
 
 class ClipViews:

@@ -1,12 +1,16 @@
 """Methods: one module per objective, chosen by `config.method.name`."""
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax.numpy as jnp
+
+from input_pipeline import arguments
+
 Tree = Any  # nested dicts of arrays
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Method(Protocol):
@@ -17,6 +21,9 @@ class Method(Protocol):
     part and differentiates only the trainable one. `averaged` is an average over the trainable
     part and the statistics (a teacher, an EMA) or {}.
     """
+
+    vocab_size: int | None
+    """How many token ids its text input knows; None, or not there, where it takes no text."""
 
     def init(self, rng) -> tuple[Tree, Tree]:
         """(model, averaged) from a key; `averaged` covers the whole model here."""
@@ -59,9 +66,20 @@ def make_method(name: str, **kwargs) -> Method:
 
     Raises:
       ValueError: no such method.
-      TypeError: the method does not take one of the arguments.
+      ArgumentError: the method does not take one of the arguments, or lacks one.
     """
-    if importlib.util.find_spec(f"{__name__}.{name}") is None:
-        known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-        raise ValueError(f"Unknown method {name!r}; choose one of {known}.")
-    return importlib.import_module(f"{__name__}.{name}").Method(**kwargs)
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise ValueError(arguments.unknown("method", name, known))
+    return arguments.call("", importlib.import_module(f"{__name__}.{name}").Method, kwargs)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that a method computes in.
+
+    Raises:
+      ValueError: it is none that models are computed in.
+    """
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(arguments.unknown("dtype", name, COMPUTE_DTYPES))
+    return jnp.dtype(name)

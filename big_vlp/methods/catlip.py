@@ -9,13 +9,17 @@ import jax.numpy as jnp
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
 from big_vlp.augment import normalise
+from big_vlp.methods import compute_dtype
 from big_vlp.models.catlip_vit import CatlipViT, Classifier
 from big_vlp.preprocess import Preprocess
 from big_vlp.range_augment import RangeAugment
+from input_pipeline import arguments
 
 
 class ImageMethod:
     """What methods without text share; they have `preprocess` and `augment`."""
+
+    vocab_size = None
 
     def text_length(self, batch):
         return 0
@@ -69,7 +73,7 @@ class Method(ImageMethod):
 
     def __post_init__(self):
         if self.augment is not None:
-            RangeAugment(**self.augment)  # raises for a wrong key or value
+            arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
         if not 0 < self.prior < 1:
             raise ValueError(f"prior={self.prior}: give a probability between 0 and 1.")
         if not 0 < self.ema_momentum <= 1:
@@ -79,9 +83,9 @@ class Method(ImageMethod):
 
     @property
     def classifier(self) -> Classifier:
-        tower = CatlipViT(
-            **self.model, dtype=jnp.dtype(self.dtype), unroll=self.unroll, remat=self.remat
-        )
+        execution = {"unroll": self.unroll, "remat": self.remat}
+        dtype = compute_dtype(self.dtype)
+        tower = arguments.call("model", CatlipViT, self.model, dtype=dtype, **execution)
         return Classifier(tower, self.num_classes, math.log(self.prior / (1 - self.prior)))
 
     def init(self, rng):

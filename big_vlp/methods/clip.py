@@ -10,8 +10,10 @@ import numpy as np
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
 from big_vlp.augment import Photometric, normalise
+from big_vlp.methods import compute_dtype
 from big_vlp.models.two_towers import TwoTowers
 from big_vlp.preprocess import Preprocess
+from input_pipeline import arguments
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -48,16 +50,17 @@ class Method:
         if self.loss_type not in ("softmax", "sigmoid"):
             raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
         if self.photometric is not None:
-            Photometric(**self.photometric)  # raises for a wrong key or value
+            arguments.call("photometric", Photometric, self.photometric)  # raises for a wrong key
 
     @property
     def towers(self) -> TwoTowers:
         sigmoid = self.loss_type == "sigmoid"
-        return TwoTowers(
-            **tower_arguments(self),
-            init_scale=10.0 if sigmoid else 1 / 0.07,
-            init_bias=-10.0 if sigmoid else None,
-        )
+        scale, bias = (10.0, -10.0) if sigmoid else (1 / 0.07, None)
+        return make_towers(TwoTowers, self, init_scale=scale, init_bias=bias)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.towers.text["vocab_size"]
 
     def init(self, rng):
         return init_towers(self.towers, self.preprocess, rng), {}
@@ -105,30 +108,23 @@ class Method:
         return predict_fns(self.towers, self.preprocess)
 
 
-def tower_arguments(method) -> dict:
-    """Arguments of `TwoTowers`, with what the preprocess record fixes filled in."""
-    pre, model = method.preprocess, method.model
-    return {
-        **model,
-        "image": {
-            **model["image"],
-            "image_size": pre.image_size,
-            "activation": pre.activation,
-        },
-        "text": {
-            **model["text"],
-            "context_length": pre.context_length,
-            "activation": pre.activation,
-        },
-        "dtype": jnp.dtype(method.dtype),
-        "unroll": method.unroll,
-        "remat": method.remat,
-    }
+def make_towers(kind, method, **given) -> TwoTowers:
+    """The towers of a method, with what the preprocess record fixes filled in.
+
+    Args:
+      kind: `TwoTowers`, or what is made of it.
+    """
+    pre = method.preprocess
+    given |= {"dtype": compute_dtype(method.dtype), "unroll": method.unroll, "remat": method.remat}
+    towers = arguments.call("model", kind, method.model, **given)
+    image = {"image_size": pre.image_size, "activation": pre.activation}
+    text = {"context_length": pre.context_length, "activation": pre.activation}
+    return towers.clone(image={**towers.image, **image}, text={**towers.text, **text})
 
 
 def check_text_lengths(method) -> None:
     """Raises ValueError unless the texts of `method` can be cut to its `text_lengths`."""
-    lengths, text = list(method.text_lengths), method.model["text"]
+    lengths, text = list(method.text_lengths), method.towers.text
     if lengths != sorted({n for n in lengths if 0 < n < method.preprocess.context_length}):
         raise ValueError(
             f"text_lengths={lengths}: give ascending lengths below the context length "

@@ -11,9 +11,10 @@ from big_vlp.accumulate import over_micro_batches
 from big_vlp.augment import normalise
 from big_vlp.generation import predict_fn
 from big_vlp.lora import Lora
-from big_vlp.methods import catlip
+from big_vlp.methods import catlip, compute_dtype
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.preprocess import Preprocess
+from input_pipeline import arguments
 from input_pipeline.cogvlm_views import Rows
 
 
@@ -80,13 +81,19 @@ class Method:
 
     @property
     def cogvlm(self) -> CogVLM:
-        return CogVLM(
-            **self.model,
+        return arguments.call(
+            "model",
+            CogVLM,
+            self.model,
             image_head=self.image_loss > 0,
-            dtype=jnp.dtype(self.dtype),
+            dtype=compute_dtype(self.dtype),
             unroll=self.unroll,
             remat=self.remat,
         )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.cogvlm.text["vocab_size"]
 
     def init(self, rng):
         size = self.preprocess.image_size
@@ -96,7 +103,8 @@ class Method:
         variables = dict(self.cogvlm.init(rng, images, tokens, tokens))
         params = variables.pop("params")
         if self.lora is not None:
-            params = Lora(**self.lora).add(jax.random.fold_in(rng, 1), params)
+            lora = arguments.call("lora", Lora, self.lora)
+            params = lora.add(jax.random.fold_in(rng, 1), params)
         model = params | variables
         return model, {} if self.ema_decay is None else jax.tree.map(jnp.copy, model)
 

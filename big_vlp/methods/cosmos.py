@@ -12,6 +12,7 @@ from big_vlp.augment import Photometric
 from big_vlp.methods import clip
 from big_vlp.models.two_towers import CosmosTowers, over_views
 from big_vlp.preprocess import Preprocess
+from input_pipeline import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,16 @@ class Method:
             raise ValueError(
                 f"photometric has the keys {sorted(kinds)}; missing or unknown: {wrong}."
             )
-        for settings in self.photometric.values():
-            Photometric(**settings)  # raises for a wrong key or value
+        for kind, settings in self.photometric.items():
+            arguments.call(f"photometric.{kind}", Photometric, settings)  # raises for a wrong key
 
     @property
     def towers(self) -> CosmosTowers:
-        return CosmosTowers(**clip.tower_arguments(self))
+        return clip.make_towers(CosmosTowers, self)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.towers.text["vocab_size"]
 
     def init(self, rng):
         model = clip.init_towers(self.towers, self.preprocess, rng)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.augment import normalise
-from big_vlp.methods import catlip
+from big_vlp.methods import catlip, compute_dtype
 from big_vlp.models.catlip_vit import CatlipViT
 from big_vlp.models.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
 from big_vlp.preprocess import Preprocess
 from big_vlp.range_augment import RangeAugment
+from input_pipeline import arguments
 
 # Rows of pixels whose logits exist at once in training: of 150 classes at 512 pixels, whole images
 # would take 150 MB each, several times over.
@@ -49,13 +50,15 @@ class Method(catlip.ImageMethod):
         if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
             raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
         if self.augment is not None:
-            RangeAugment(**self.augment)  # raises for a wrong key or value
+            arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
 
     @property
     def segmenter(self) -> Segmenter:
-        dtype = jnp.dtype(self.dtype)
-        tower = CatlipViT(**self.model, dtype=dtype, unroll=self.unroll, remat=self.remat)
-        return Segmenter(tower, DeepLabV3(self.num_classes, **self.head, dtype=dtype))
+        execution = {"unroll": self.unroll, "remat": self.remat}
+        dtype = compute_dtype(self.dtype)
+        tower = arguments.call("model", CatlipViT, self.model, dtype=dtype, **execution)
+        head = arguments.call("head", DeepLabV3, self.head, self.num_classes, dtype=dtype)
+        return Segmenter(tower, head)
 
     def init(self, rng):
         model = catlip.init_model(self, self.segmenter, rng)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.accumulate import over_micro_batches
-from big_vlp.methods import catlip
+from big_vlp.methods import catlip, compute_dtype
 from big_vlp.models.catlip_vit import CatlipViT, Classifier
 from big_vlp.models.vit import ViT
 from big_vlp.preprocess import Preprocess
 from big_vlp.range_augment import RangeAugment
+from input_pipeline import arguments
 
 TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
 
@@ -57,17 +58,18 @@ class Method(catlip.ImageMethod):
         if self.multi_label and self.label_smoothing:
             raise ValueError("label_smoothing is for one label per image; set it to 0.")
         if self.augment is not None:
-            RangeAugment(**self.augment)  # raises for a wrong key or value
+            arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
 
     @property
     def classifier(self) -> Classifier:
-        arguments = dict(self.model)
+        given = {"unroll": self.unroll, "remat": self.remat}
         if self.tower == "vit":
-            arguments["image_size"] = self.preprocess.image_size
-            arguments["activation"] = self.preprocess.activation
-        tower = TOWERS[self.tower](
-            **arguments, dtype=jnp.dtype(self.dtype), unroll=self.unroll, remat=self.remat
-        )
+            given |= {
+                "image_size": self.preprocess.image_size,
+                "activation": self.preprocess.activation,
+            }
+        dtype = compute_dtype(self.dtype)
+        tower = arguments.call("model", TOWERS[self.tower], self.model, dtype=dtype, **given)
         return Classifier(tower, self.num_classes)
 
     def init(self, rng):

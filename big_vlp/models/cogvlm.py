@@ -12,6 +12,7 @@ from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
 from big_vlp.models.norms import layer_norm
 from big_vlp.models.transformer import torch_kernel_init
 from big_vlp.models.vit import ViT
+from input_pipeline import arguments
 
 LAYOUTS = ("static", "general")
 IMAGE_MASKS = ("causal", "full")
@@ -95,17 +96,18 @@ class CogVLM(nn.Module):
         if self.image_mask not in IMAGE_MASKS:
             raise ValueError(f"image_mask={self.image_mask!r}; choose one of {IMAGE_MASKS}.")
         execution = {"dtype": self.dtype, "unroll": self.unroll, "remat": self.remat}
-        if self.image is not None:
-            self.vision = self._make_tower(**execution)
-            self.adapter = Adapter(self.text["width"], self.adapter_mlp_dim, self.dtype)
-        self.language = Llama(
-            **self.text,
+        self.language = arguments.call(
+            "model.text",
+            Llama,
+            self.text,
             expert_parts=tuple(self.expert_parts),
             expert_every=self.expert_every,
             expert_qkv_bias=self.expert_qkv_bias,
             **execution,
         )
-
+        if self.image is not None:
+            self.vision = self._make_tower(**execution)
+            self.adapter = Adapter(self.language.width, self.adapter_mlp_dim, self.dtype)
         if self.image_head:
             self.feature_head = nn.Dense(
                 self.image["width"], use_bias=False, dtype=self.dtype, kernel_init=INIT
@@ -117,7 +119,8 @@ class CogVLM(nn.Module):
         if not self.adapter_mlp_dim:
             raise ValueError("An image tower needs an adapter: give adapter_mlp_dim.")
         pooled = {"embed_dim": None} if self.tower == "vit" else {}
-        return TOWERS[self.tower](**self.image, **pooled, **execution)
+        kind = TOWERS[self.tower]
+        return arguments.call("model.image", kind, self.image, **pooled, **execution)
 
     @property
     def image_token_size(self) -> int:

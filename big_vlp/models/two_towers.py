@@ -9,6 +9,7 @@ from big_vlp.models.cross_attention import CrossPool
 from big_vlp.models.text import TextTransformer
 from big_vlp.models.transformer import torch_bias_init, torch_kernel_init
 from big_vlp.models.vit import ViT
+from input_pipeline import arguments
 
 
 def l2_normalise(x, eps: float = 1e-12):
@@ -48,8 +49,8 @@ class TwoTowers(nn.Module):
             "unroll": self.unroll,
             "remat": self.remat,
         }
-        self.image_tower = ViT(**self.image, **shared)
-        self.text_tower = TextTransformer(**self.text, **shared)
+        self.image_tower = arguments.call("model.image", ViT, self.image, **shared)
+        self.text_tower = arguments.call("model.text", TextTransformer, self.text, **shared)
         self.logit_scale = self.param("logit_scale", scalar(math.log(self.init_scale)))
         if self.init_bias is not None:
             self.logit_bias = self.param("logit_bias", scalar(self.init_bias))

@@ -7,13 +7,14 @@ cheap to construct, and opens its files lazily, because every loader worker gets
 
 import hashlib
 import importlib
-import importlib.util
 import operator
 import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from input_pipeline import arguments
 
 
 def make_source(name: str, fraction: float | None = None, **kwargs):
@@ -25,13 +26,13 @@ def make_source(name: str, fraction: float | None = None, **kwargs):
 
     Raises:
       ValueError: no such source, or `fraction` is out of range or leaves nothing.
-      TypeError: the source does not take one of the arguments.
+      ArgumentError: the source does not take one of the arguments, or lacks one.
     """
-    if importlib.util.find_spec(f"{__name__}.{name}") is None:
-        known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-        raise ValueError(f"Unknown data source {name!r}; choose one of {known}.")
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise ValueError(arguments.unknown("data source", name, known))
     module = importlib.import_module(f"{__name__}.{name}")
-    source = module.Source(**kwargs)
+    source = arguments.call("", module.Source, kwargs)
     return source if fraction is None else Fraction(source, fraction)
 
 

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from input_pipeline import arguments
 from input_pipeline.sources import make_source
 
 
@@ -36,11 +37,12 @@ class Source:
         classes_of: Mapping[str, Any] | None = None,
     ):
         self._field, self._separator = field, separator
-        self._source = make_source(**data)
+        self._source = arguments.call("data", make_source, data)
         names = [self._class_of(record) for record in _records(self._source)]
         known = names
         if classes_of is not None:
-            known = [self._class_of(record) for record in _records(make_source(**classes_of))]
+            known_from = arguments.call("classes_of", make_source, classes_of)
+            known = [self._class_of(record) for record in _records(known_from)]
         self.class_names = sorted(set(known))
         number = {name: i for i, name in enumerate(self.class_names)}
         unknown = sorted(set(names) - set(number))

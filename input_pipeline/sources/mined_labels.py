@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from input_pipeline import arguments
 from input_pipeline.label_mining import LabelMiner
 from input_pipeline.sources import make_source
 from input_pipeline.vocabulary import Vocabulary
@@ -29,7 +30,7 @@ class Source:
         vocabulary_size: int | None = None,
         label_mode: str = "released",
     ):
-        self._source = make_source(**data)
+        self._source = arguments.call("data", make_source, data)
         self._vocabulary = Vocabulary.load(vocabulary, vocabulary_size)
         self._miner = LabelMiner(label_mode)
         self.label_vocabulary = self._vocabulary.fingerprint()

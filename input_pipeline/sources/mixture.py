@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from input_pipeline.arguments import ArgumentError
 from input_pipeline.sources import make_source
 
 
@@ -69,8 +70,8 @@ def _make(number: int, arguments: dict[str, Any]):
         raise ValueError(f"Source {number} of the mixture has no `name`: {arguments}.")
     try:
         source = make_source(**arguments)
-    except (OSError, TypeError, ValueError) as error:
-        kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+    except (OSError, ArgumentError, ValueError) as error:
+        kinds = (FileNotFoundError, OSError, ArgumentError, ValueError)
         kind = next(kind for kind in kinds if isinstance(error, kind))
         raise kind(f"Source {number} of the mixture: {error}") from error
     if getattr(source, "weights", None) is not None:

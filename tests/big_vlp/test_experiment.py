@@ -11,7 +11,7 @@ from big_vlp.config import CATLIP_RULES, SCENES_VOCABULARY
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
 from big_vlp.sharding import AXES
 from input_pipeline.vocabulary import Vocabulary
-from tests.big_vlp.toy_config import build, changed, error, make_config
+from tests.big_vlp.toy_config import build, changed, error, make_config, with_value
 
 
 @pytest.mark.parametrize("method", ["cosmos", "clip"])
@@ -162,6 +162,79 @@ def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path):
     config.method.model.text.vocab_size = 1000
     with pytest.raises(ConfigError, match="vocab_size must be at least 49408"):
         build(config, tmp_path)
+
+
+class OtherMethod:
+    """A method with a text input of its own kind; it says itself how many ids it knows."""
+
+    def init(self, rng):
+        return {}, {}
+
+
+@pytest.mark.parametrize("ids, refused", [(1000, True), (49_408, False), (None, False)])
+def test_the_method_says_how_many_ids_it_knows(monkeypatch, ids, refused):
+    method = OtherMethod()
+    if ids is not None:
+        method.vocab_size = ids
+    monkeypatch.setattr("big_vlp.experiment.make_method", lambda name, **given: method)
+    config = make_config("clip")
+    config.method = dict(name="mine")
+    experiment = Experiment.from_config(config)
+    if refused:
+        with pytest.raises(ConfigError, match=r"config\.method: vocab_size must be at least 49408"):
+            experiment.make_method()
+    else:
+        assert experiment.make_method() is method
+
+
+@pytest.mark.parametrize("bug", [KeyError("key"), TypeError("1 + 'a'"), IndexError(3)])
+def test_a_bug_inside_a_model_is_not_a_wrong_config(monkeypatch, bug):
+    def init(self, rng):
+        raise bug
+
+    monkeypatch.setattr(OtherMethod, "init", init)
+    monkeypatch.setattr("big_vlp.experiment.make_method", lambda name, **given: OtherMethod())
+    config = make_config("clip")
+    config.method = dict(name="mine")
+    with pytest.raises(type(bug)) as error:
+        Experiment.from_config(config).make_method()
+    assert error.value is bug
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        (
+            "optim.learning_rat",
+            1.0,
+            "config.optim: Unknown key 'learning_rat'; did you mean 'learni",
+        ),
+        ("optm", {}, "config: Unknown key 'optm'; did you mean 'optim'"),
+        ("views.flip_probe", 1, "config.views: Unknown key 'flip_probe'; did you mean 'flip_prob'"),
+        ("data.splt", "val", "config.data: Unknown key 'splt'; did you mean 'split'"),
+        ("data.name", "scene", "config.data: Unknown data source 'scene'; did you mean 'scenes'"),
+        ("method.name", "cosmo", "config.method: Unknown method 'cosmo'; did you mean 'cosmos'"),
+        ("method.momentun", 1, "config.method: Unknown key 'momentun'; did you mean 'momentum'"),
+        ("method.model.txt", {}, "config.method: model: Unknown key 'txt'; did you mean 'text'"),
+        ("method.model.image.patchsize", 8, "did you mean 'patch_size'"),
+        ("method.photometric.local.hu", 0, "config.method: photometric.local: Unknown key 'hu'"),
+        ("method.model.image", 3, "config.method: model: image=3; give a section of keys"),
+        ("method.model", 3, "config.method: model=3; give a section of keys"),
+        ("method.unroll", 1, "config.method: unroll=1; give True or False"),
+        ("method.dtype", "bfloat61", "config.method: Unknown dtype 'bfloat61'; did you mean 'bflo"),
+        ("evals.held_out.evaluator", "retrival", "'retrival'; did you mean 'retrieval'"),
+        ("evals.held_out.batchsize", 1, "config.evals.held_out: Unknown key 'batchsize'; did you"),
+        ("evals.held_out.data.siz", 1, "config.evals.held_out: Unknown key 'siz'; did you mean"),
+        ("evals.held_out.data", 1, "config.evals.held_out: data=1; give a section of keys"),
+        ("evals.held_out", 1, "config.evals.held_out needs the key 'evaluator'"),
+        ("optim", 3, "config: optim=3; give a section of keys"),
+    ],
+)
+def test_a_wrong_key_is_told_with_the_nearest(tmp_path, key, value, message):
+    config = make_config()
+    with config.ignore_type():
+        message_found = error(with_value(config, key, value), tmp_path)
+    assert message in message_found and "\n" not in message_found
 
 
 def test_optimizer_rules_that_leave_parameters_out(tmp_path):

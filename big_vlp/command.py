@@ -1,0 +1,227 @@
+"""The start of every program that takes --config FILE[:OPTIONS]: flags, config, one-line errors.
+
+`--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key to a section; whether the
+key exists is said by what the section describes. Values are Python literals, as in the file; where
+the file has a string, the text as it is.
+
+With BIG_VLP_TRACEBACK=1 in the environment, one-line errors come with their traceback.
+"""
+
+import ast
+import difflib
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags
+
+from input_pipeline.arguments import unknown
+
+_CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
+_SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+class CommandError(Exception):
+    """The command line or the config file is wrong; the message says where."""
+
+
+def define_config(help_string: str) -> None:
+    """Defines the flag --config; parsed it is an `ml_collections.ConfigDict`, or None."""
+    flag = flags.Flag(_ConfigParser(), None, "config", None, help_string)
+    flags.DEFINE_flag(flag)
+    flags.mark_flag_as_required("config")
+
+
+def run(main: Callable) -> None:
+    """Parses the command line and calls `main`; exits with status 1 after an error of the user's"""
+    app.run(main, flags_parser=parse)
+
+
+def stop(error: Exception) -> NoReturn:
+    """Ends the program with an error that the user can mend: one line, status 1."""
+    if os.environ.get("BIG_VLP_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    sys.exit(f"error: {error}")
+
+
+def load_config(argument: str) -> ml_collections.ConfigDict:
+    """The config of FILE or FILE:OPTIONS: what the file's `get_config` returns for the options.
+
+    Raises:
+      CommandError: there is no such file, it is no Python, or `get_config` raises a ValueError or
+        an OSError, which are how it refuses options. Its other errors are left as they are.
+    """
+    name, colon, options = argument.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise CommandError(_no_file(path))
+    loader = importlib.machinery.SourceFileLoader("config_file", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("config_file", loader))
+    sys.modules["config_file"] = module  # dataclasses look for their module
+    try:
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise CommandError(f"{path} has no function get_config, which returns the config.")
+        given = (options,) if colon else ()
+        try:
+            inspect.signature(get_config).bind(*given)
+        except TypeError:
+            takes = "takes no options" if colon else "needs options (FILE:OPTIONS)"
+            raise CommandError(f"{path}: its get_config {takes}.") from None
+        config = get_config(*given)
+    except SyntaxError as error:
+        raise CommandError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path}: {error}") from error
+    if isinstance(config, dict):
+        config = ml_collections.ConfigDict(config)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise CommandError(f"{path}: get_config returned {config!r}, no config.")
+    return config
+
+
+def change(config: ml_collections.ConfigDict, path: str, text: str) -> None:
+    """Sets the value at a dotted path as a command line writes it.
+
+    Raises:
+      CommandError: there is no such section, or the value is of another type than the file's.
+    """
+    *sections, key = path.split(".")
+    section, where = config, "config"
+    for name in sections:
+        if name not in section:
+            known = [k for k, v in section.items() if isinstance(v, ml_collections.ConfigDict)]
+            raise CommandError(f"--config.{path}: {where}: {unknown('section', name, known)}")
+        section, where = section[name], f"{where}.{name}"
+        if not isinstance(section, ml_collections.ConfigDict):
+            raise CommandError(f"--config.{path}: {where} is {section!r}, no section of keys.")
+    old = section.get(key)
+    try:
+        value = _value(text, old)
+    except ValueError as error:
+        raise CommandError(f"--config.{path}={text}: {error}") from None
+    with section.unlocked(), section.ignore_type():
+        section[key] = value
+
+
+def _value(text: str, old):
+    """The value that a text writes, where `old` stands; raises ValueError where it does not fit."""
+    if isinstance(old, str):
+        return text
+    if isinstance(old, bool):
+        if text.lower() not in _SWITCH:
+            raise ValueError("it is a switch; give true or false.")
+        return _SWITCH[text.lower()]
+    value = _literal(text)
+    if isinstance(old, ml_collections.ConfigDict):
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"it is a section; set one of its keys {list(old)}.")
+        return value
+    if isinstance(old, tuple | list) and value is not None:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _literal(text: str):
+    for read in (int, float, ast.literal_eval):  # float knows nan and inf, for bounds to refuse
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+class _BrokenConfig(Exception):
+    """The config file has a bug; the cause is what it raised."""
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads the config; `source` is what was asked for."""
+
+    source: str | None = None
+
+    def parse(self, argument):
+        self.source = argument
+        try:
+            return load_config(argument)
+        except CommandError:
+            raise
+        except Exception as error:  # absl would take some for its own
+            raise _BrokenConfig from error
+
+    def flag_type(self):
+        return "config"
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The parser of flags for `app.run`."""
+    try:
+        changes, others = _split(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+        _, *unexpected = flags.FLAGS(others)
+        if unexpected:
+            raise CommandError(f"Unexpected argument {unexpected[0]!r}; flags begin with --.")
+        for path, text in changes:
+            change(flags.FLAGS.config, path, text)
+        flags.FLAGS.config.lock()
+        return others[:1]
+    except _BrokenConfig as error:
+        _stop_at_bug(error.__cause__, flags.FLAGS["config"].parser.source.partition(":")[0])
+    except flags.UnrecognizedFlagError as error:
+        keys = (
+            ". Keys of the config are set by --config.KEY=VALUE." if "." in error.flagname else ""
+        )
+        stop(CommandError(f"{error}{keys}"))
+    except (CommandError, flags.Error) as error:
+        missing = re.search("Flag (--.*) must have a value other than None", str(error))
+        stop(CommandError(f"The flag {missing[1]} is missing.") if missing else error)
+
+
+def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """[(path, text)] of the changes of the config, and all other arguments."""
+    changes, others, left = [], argv[:1], argv[1:]
+    while left:
+        argument = left.pop(0)
+        found = _CHANGE.fullmatch(argument)
+        if found is None:
+            others.append(argument)
+        elif found["no"]:
+            changes.append((found["path"], "false"))
+        elif found["text"] is not None:
+            changes.append((found["path"], found["text"]))
+        else:  # the next argument, unless it is a flag; a switch may stand alone
+            alone = not left or re.match(r"--?[a-zA-Z]", left[0])
+            changes.append((found["path"], "true" if alone else left.pop(0)))
+    return changes, others
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(str(file) for file in path.glob("*.py"))
+        return f"--config={path} is a directory; give a file{f' of {files}' if files else ''}."
+    if not path.parent.is_dir():
+        return f"There is no config file {path}: there is no directory {path.parent}."
+    files = [file.name for file in path.parent.glob("*.py")]
+    found = difflib.get_close_matches(path.name, files, 1)
+    nearest = f"; did you mean {path.parent / found[0]}?" if found else "."
+    return f"There is no config file {path}{nearest}"
+
+
+def _stop_at_bug(error: Exception, file: str) -> NoReturn:
+    """Ends the program with the part of an error's traceback that begins in the config file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [i for i, frame in enumerate(frames) if frame.filename == file]
+    shown = frames[own[0] :] if own else frames
+    print("".join(traceback.format_list(shown)), end="", file=sys.stderr)
+    line = f", line {frames[own[-1]].lineno}" if own else ""
+    sys.exit(f"error: {file}{line}: {type(error).__name__}: {error}")
