@@ -224,7 +224,7 @@ def test_a_field_of_wrong_type_or_name_fails_the_run(tmp_path, capsys):
     assert run(tars, tmp_path / "out", captions="title") == 1
     text = capsys.readouterr().out
     assert re.search(r"FAILED .*train-0\.tar: key 'a', field 'title': a number", text)
-    assert run(tars, tmp_path / "out", captions="titles,title,x") == 1
+    assert run(tars, tmp_path / "other", captions="titles,title,x") == 1
     text = capsys.readouterr().err
     assert "the 2 tars has the caption field 'titles', 'x'. Available: titel, title." in text
 
