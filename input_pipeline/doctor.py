@@ -6,7 +6,6 @@ Prints a table and what is wrong, writes histograms. The exit code is 0 for a so
 """
 
 import argparse
-import glob
 import hashlib
 import json
 import sys
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from input_pipeline import records, webdataset
+from input_pipeline import files, records, unicode, webdataset
 from input_pipeline.sources import make_source
 from input_pipeline.survey import CONTEXT_LENGTH, Sample, Survey, examine, number, write_histograms
 from input_pipeline.tar_reader import INDEX_FILE, TarReader
@@ -80,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         help="caption fields of tars (default: all that hold text, but for img2dataset's own)",
     )
     args = parser.parse_args(argv)
+    unicode.escape_output()
     console = Console(highlight=False)
     try:
         if args.sample is not None and args.sample < 1:
@@ -123,8 +123,8 @@ def diagnose(
     if data.check_files and sample:
         checked = "not compared: --sample is given"
     elif data.check_files:
-        files, broken = data.check_files()
-        checked = f"{files - len(broken):,} of {files:,} shards are as they were written"
+        count, broken = data.check_files()
+        checked = f"{count - len(broken):,} of {count:,} shards are as they were written"
         problems += broken
     absent = [name for name in names or () if data.mends and name not in survey.fields]
     if absent:
@@ -197,8 +197,7 @@ def open_data_set(path: str, names: tuple[str, ...] | None, limit: int) -> DataS
         return _open_prepared(directory)
     if (directory / INDEX_FILE).is_file():
         return _open_index(directory, names, limit)
-    tars = sorted(Path(name) for name in glob.glob(str(directory), recursive=True))
-    tars = [tar for tar in tars if tar.is_file()]
+    tars = files.find(path)
     if not tars:
         raise ValueError(
             f"{path} is no data set: a directory with {records.DATASET_FILE} (of prepare) or "
@@ -268,7 +267,7 @@ def _open_tars(tars: list[Path], names: tuple[str, ...] | None, limit: int, kind
         while len(samples) > 2 * limit:
             samples, stride = samples[::2], 2 * stride
     if not samples:
-        raise ValueError("No sample can be read: " + _some(problems))
+        raise ValueError("No sample can be read: " + (_some(problems) or "the tars are empty."))
 
     def read(number: int) -> Sample:
         tar, sample = samples[number]
@@ -283,23 +282,20 @@ def _read_sample(
 ) -> Sample:
     error, values = "", {}
     try:
-        if "json" in sample.members:
-            values = json.loads(sample.read(file, "json"), parse_constant=lambda _: None)
-        if not isinstance(values, dict):
-            raise ValueError("the .json is not an object")
-        if "txt" in sample.members:
-            values["txt"] = sample.read(file, "txt").decode("utf-8-sig")
+        values = webdataset.read_fields(file, sample)
     except ValueError as reason:
-        error, values = f"its captions cannot be read: {reason}", {}
+        error = f"its captions cannot be read: {reason}"
     captions = {}
     for name, value in values.items():
-        text = isinstance(value, str) or (isinstance(value, list) and value != [])
-        if (name in names) if names else (text and name not in _NO_CAPTIONS):
-            captions[name] = [] if value is None else value
-    found = webdataset.image_extensions(sample)
-    if len(found) != 1:
-        return Sample(id_, None, captions, tuple(values), f"{len(found) or 'no'} images")
-    return Sample(id_, sample.read(file, found[0]), captions, tuple(values), error)
+        is_text = isinstance(value, str) or (isinstance(value, list) and value != [])
+        if (name in names) if names else (is_text and name not in _NO_CAPTIONS):
+            # As readers do, that leave nulls in lists out.
+            strings = value if isinstance(value, list) else ()
+            captions[name] = [item for item in strings if item is not None] if strings else value
+    if problem := webdataset.image_problem(sample):
+        return Sample(id_, None, captions, tuple(values), ": ".join(problem))
+    [image] = webdataset.image_extensions(sample)
+    return Sample(id_, sample.read(file, image), captions, tuple(values), error)
 
 
 def _table(data: DataSet, survey: Survey, checked: str) -> Table:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from input_pipeline import images
+from input_pipeline import images, unicode
 
 _JPEG_QUALITY = 95
 
@@ -120,6 +120,12 @@ class Tally:
                 self.fields[name] = type(value).__name__
 
 
+def reason_of(dropped: dict[str, str]) -> str:
+    """One entry of `Tally.dropped`, in words."""
+    detail = f" ({dropped['detail']})" if dropped["detail"] else ""
+    return f"{dropped['key']!r}: {dropped['reason']}{detail}"
+
+
 Samples = Iterable[tuple[str, dict[str, Any]]]
 
 
@@ -160,7 +166,7 @@ def passing(
 
 def with_captions(samples: Samples, rules: Rules, tally: Tally) -> Iterator[tuple[str, dict]]:
     """Yields the samples without the captions that are too short or too long; drops those that
-    have none left. Records of data without captions pass.
+    have none left, or text that is not valid Unicode. Records of data without captions pass.
 
     Raises:
       ValueError: a caption field is not a list of strings, or there is no image.
@@ -169,12 +175,17 @@ def with_captions(samples: Samples, rules: Rules, tally: Tally) -> Iterator[tupl
     for key, record in samples:
         captions = record.get("captions", {})
         _check(key, record, captions)
+        try:
+            unicode.check(record)
+        except ValueError as error:
+            tally.drop(key, "unreadable text", str(error))
+            continue
         if captions and not any(captions.values()):
             tally.drop(key, "no caption")
             continue
         if captions and limited:
             captions = {
-                name: [text for text in texts if _has_allowed_length(text, rules, tally)]
+                name: [caption for caption in texts if _has_allowed_length(caption, rules, tally)]
                 for name, texts in captions.items()
             }
             if not any(captions.values()):

@@ -10,13 +10,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from input_pipeline import description, records, shards, tar_index, webdataset
+from input_pipeline import (
+    description,
+    files,
+    filters,
+    records,
+    shards,
+    tar_index,
+    unicode,
+    webdataset,
+)
 from input_pipeline.filters import Rules, Tally
 from input_pipeline.label_mining import MODES
 from input_pipeline.labelling import Labeller
@@ -81,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_output(command)
     command.set_defaults(run=_run_index)
     args = parser.parse_args(argv)
+    unicode.escape_output()
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -144,39 +154,41 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _field_list(text: str) -> tuple[str, ...]:
-    fields = tuple(field.strip() for field in text.split(","))
-    if not all(fields) or len(set(fields)) < len(fields):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of different fields")
+def _field_list(given: str) -> tuple[str, ...]:
+    fields = tuple(field.strip() for field in given.split(","))
+    if not all(fields) or len(set(fields)) < len(fields) or not unicode.is_valid(given):
+        raise argparse.ArgumentTypeError(f"{given!r} is not a comma list of different fields")
     return fields
 
 
-def _key_value(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
+def _key_value(given: str) -> tuple[str, Any]:
+    key, equals, value = given.partition("=")
     if not (key.isidentifier() and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{given!r} is not KEY=VALUE")
     try:
         return key, json.loads(value)
     except ValueError:
         return key, value
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
+def _positive(given: str) -> int:
+    if not given.isdecimal() or int(given) < 1:
+        raise argparse.ArgumentTypeError(f"{given!r} is not a number from 1 on")
+    return int(given)
 
 
 def _run_webdataset(args: argparse.Namespace) -> int:
     jobs = []
-    for tar in webdataset.find_tars(args.input):
-        size = tar.stat().st_size
+    tars = webdataset.find_tars(args.input)
+    for tar in tars:
+        status = tar.stat()
         jobs.append(
             shards.Job(
                 name=str(tar),
                 file=tar.stem + shards.SHARD_SUFFIX,
-                origin={"file": tar.name, "bytes": size},
-                size=size / 1e6,
+                origin={"file": tar.name, "bytes": status.st_size},
+                modified=str(status.st_mtime_ns),
+                size=status.st_size / 1e6,
                 read=functools.partial(
                     webdataset.read_records, tar, args.captions, args.split_sentences
                 ),
@@ -191,7 +203,8 @@ def _run_webdataset(args: argparse.Namespace) -> int:
     arguments = [args.command, "--input", pattern, "--captions", captions]
     if args.split_sentences:
         arguments.append("--split-sentences")
-    return _prepare(args, jobs, options, arguments, "MB")
+    check = functools.partial(webdataset.check_fields, tars, args.captions)
+    return _prepare(args, jobs, options, arguments, "MB", check=check)
 
 
 def _run_source(args: argparse.Namespace) -> int:
@@ -201,8 +214,8 @@ def _run_source(args: argparse.Namespace) -> int:
     try:
         source = make_source(args.name, **given)
     except TypeError as error:
-        text = str(error).replace("Source.__init__() ", "")
-        raise ValueError(f"source {args.name}: {text}") from None
+        reason = str(error).replace("Source.__init__() ", "")
+        raise ValueError(f"source {args.name}: {reason}") from None
     if getattr(source, "weights", None) is not None:
         raise ValueError(
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
@@ -211,6 +224,7 @@ def _run_source(args: argparse.Namespace) -> int:
     fingerprint, length = source.fingerprint(), len(source)
     if not length:
         raise ValueError(f"source {args.name} has no records.")
+    modified = _modified(source)
     jobs = []
     for number, first in enumerate(range(0, length, args.records_per_shard)):
         count = min(args.records_per_shard, length - first)
@@ -219,6 +233,7 @@ def _run_source(args: argparse.Namespace) -> int:
                 name=f"{args.name}, records {first} to {first + count - 1}",
                 file=f"{args.name}-{number:05d}{shards.SHARD_SUFFIX}",
                 origin={"fingerprint": fingerprint, "first": first, "records": count},
+                modified=modified,
                 size=count,
                 read=functools.partial(
                     _read_source, args.name, json.dumps(given), range(first, first + count)
@@ -244,6 +259,12 @@ def _run_source(args: argparse.Namespace) -> int:
     return _prepare(args, jobs, options, arguments, "records", extra)
 
 
+def _modified(source: Any) -> str:
+    """Hash of the sizes and modification times of the files that a source reads, if it tells."""
+    paths = getattr(source, "files", tuple)()
+    return files.fingerprint(files.status(paths).tobytes())
+
+
 def _run_index(args: argparse.Namespace) -> int:
     tar_index.build(args.input, args.output, args.workers)
     return 0
@@ -256,8 +277,10 @@ def _prepare(
     arguments: list[str],
     unit: str,
     extra: dict[str, Any] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Writes the shards of all jobs and their description, with `extra`; returns the exit code."""
+    """Writes the shards of all jobs, where some are to be written and `check` raises nothing, and
+    their description, with `extra`; returns the exit code."""
     rules = Rules(
         max_aspect_ratio=args.max_aspect_ratio,
         min_side=args.min_side,
@@ -278,10 +301,17 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", mode]
     started = time.monotonic()
     console = Console()
-    written = shards.write(jobs, args.output, options, rules, args.workers, unit, console, labeller)
+    written = shards.write(
+        jobs, args.output, options, rules, args.workers, unit, console, labeller, check
+    )
     if not any(shard["records"] for shard in written):
-        reasons = description.dropped(written)
-        raise ValueError(f"No record is left: every sample was dropped ({reasons}).")
+        dropped = [item for shard in written for item in shard["dropped"]]
+        if not dropped:
+            raise ValueError("No record is left: the input has no sample.")
+        raise ValueError(
+            f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
+            f"{filters.reason_of(dropped[0])}."
+        )
     contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
     shards.write_json(dataset_file, contents)

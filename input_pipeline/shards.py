@@ -25,7 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import filters, records
+from input_pipeline import files, filters, records
 from input_pipeline.filters import Rules, Tally
 from input_pipeline.labelling import Labeller
 
@@ -43,7 +43,9 @@ class Job:
     Attributes:
       name: of its input, for messages.
       file: name of the shard.
-      origin: identifies the contents of the input; a shard of another origin is made again.
+      origin: identifies the input wherever it lies; part of dataset.json.
+      modified: tells when the input's files were changed: sizes and modification times, as make
+        goes by. A shard of another origin, or of files changed since, is made again.
       size: share of the work, in the unit of `write`.
       read: `read(tally)` yields (key, record) pairs, see `filters.passing`; picklable.
     """
@@ -51,6 +53,7 @@ class Job:
     name: str
     file: str
     origin: dict[str, Any]
+    modified: str
     size: float
     read: Callable[[Tally], Iterable[tuple[str, dict[str, Any]]]]
 
@@ -64,6 +67,7 @@ def write(
     unit: str,
     console: Console,
     labeller: Labeller | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Writes all shards that are not there yet; returns the JSON of every shard, in order.
 
@@ -75,15 +79,18 @@ def write(
       workers: processes.
       unit: of the jobs' sizes, for the progress bar.
       labeller: adds labels to the records.
+      check: of the input, before the first shard of this run is written; may raise ValueError.
 
     Raises:
       ValueError: jobs failed (they were reported on the console), the directory holds something
         else, or a worker was killed.
       KeyboardInterrupt: after the workers were ended.
     """
-    shards = _finished_shards(output, jobs, options)
+    shards, changed = _finished_shards(output, jobs, options)
     description = output / records.DATASET_FILE
     later_copies: dict[str, list[int]] = {}
+    if len(shards) < len(jobs):
+        check()
     if len(shards) < len(jobs) or not description.exists():
         # It would describe shards that are about to change.
         description.unlink(missing_ok=True)
@@ -91,8 +98,14 @@ def write(
             later_copies = _find_duplicates(jobs, output, options, rules, workers, unit, console)
             # What is a duplicate depends on all jobs, and some may have changed.
             shards = {f: s for f, s in shards.items() if s["duplicates"] == later_copies[f]}
+    if changed:
+        say(console, f"{changed} shards are made again: their input has changed.")
     if shards:
-        say(console, f"{len(shards)} of {len(jobs)} shards are finished already.")
+        say(
+            console,
+            f"{len(shards)} of {len(jobs)} shards are finished already (their input and its files' "
+            "sizes and modification times are as they were).",
+        )
     tasks = [
         (job, (job, output, options, rules, later_copies.get(job.file), labeller))
         for job in jobs
@@ -106,8 +119,8 @@ def write(
         else:
             shards[result["file"]] = result
             text = f"{result['file']}: {result['records']:,} records"
-            if result["dropped"]:
-                text += f", {len(result['dropped']):,} dropped"
+            if dropped := result["dropped"]:
+                text += f", {len(dropped):,} dropped, e.g. {filters.reason_of(dropped[0])}"
         say(console, f"[{count}/{len(tasks)}] {text}")
     if failures:
         raise ValueError(
@@ -196,8 +209,9 @@ def say(console: Console, text: str) -> None:
 
 def _finished_shards(
     output: Path, jobs: list[Job], options: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """What earlier runs finished: shard file -> its JSON. Removes what they left half-written.
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """What earlier runs finished: shard file -> its JSON; and the number of shards whose input has
+    changed since. Removes what they left half-written.
 
     Raises:
       ValueError: `output` holds other files, or shards made with other options or from other input.
@@ -205,8 +219,8 @@ def _finished_shards(
     output.mkdir(parents=True, exist_ok=True)
     for path in output.glob(f".*{_TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
-    origins = {job.file: job.origin for job in jobs}
-    finished, strangers = {}, []
+    inputs = {job.file: (job.origin, job.modified) for job in jobs}
+    finished, strangers, changed = {}, [], 0
     for path in sorted(output.iterdir()):
         file = path.name.removesuffix(".json")
         # A vocabulary made of the data set may lie beside it.
@@ -214,7 +228,7 @@ def _finished_shards(
             continue
         if not file.endswith(SHARD_SUFFIX):
             raise ValueError(f"{path} does not belong to a data set: use an empty --output.")
-        if file not in origins:
+        if file not in inputs:
             strangers.append(path)
         if path.name == file:
             continue  # Judged by its JSON, which is written after it.
@@ -228,17 +242,26 @@ def _finished_shards(
                 f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
                 "another --output, or empty it."
             )
-        if "resized" not in shard:
-            continue  # Of an earlier version, which counted less.
-        complete = (output / file).is_file() and (output / file).stat().st_size == shard["bytes"]
-        if complete and shard["source"] == origins.get(file):
+        if not _is_whole(output / file, shard):
+            continue
+        if file in inputs and (shard["source"], shard.get("modified")) == inputs[file]:
             finished[file] = shard
+        else:
+            changed += file in inputs
     if strangers:
         raise ValueError(
             f"{strangers[0]} was made from input that is not there now (--input does not match its "
             "tar, or the source has fewer records): use another --output, or remove the file."
         )
-    return finished
+    return finished, changed
+
+
+def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
+    """Whether a shard is as it was when its JSON, which comes after it, was written."""
+    if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        return False
+    untouched = path.stat().st_mtime_ns <= path.with_name(f"{path.name}.json").stat().st_mtime_ns
+    return untouched or files.contents_digest(path).hex() == shard["sha256"]
 
 
 def _start_worker() -> None:
@@ -272,6 +295,7 @@ def _write_shard(
             "version": records.FORMAT_VERSION,
             "options": options,
             "source": job.origin,
+            "modified": job.modified,
             "file": job.file,
             "records": count,
             "bytes": temporary.stat().st_size,
@@ -319,7 +343,7 @@ def _write_records(path: Path, examples: Iterable[dict[str, Any]]) -> int:
         for example in examples:
             try:
                 data = records.encode(example)
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"record {example.get('id')!r}: {error}") from None
             writer.write(data)
             count += 1
@@ -344,7 +368,9 @@ def _find_duplicates(
     """
     paths = {}
     for job in jobs:
-        key = hashlib.sha256(json.dumps([job.origin, options]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([job.origin, job.modified, options]).encode()).hexdigest()[
+            :16
+        ]
         paths[job.file] = output / f".{job.file}.{key}{_DIGESTS_SUFFIX}"
     tasks = [(job, (job, rules, paths[job.file])) for job in jobs if not paths[job.file].is_file()]
     if tasks:

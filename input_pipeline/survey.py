@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import images
+from input_pipeline import images, unicode
 from input_pipeline.tokenizers import END_OF_TEXT, ClipTokenizer
 
 CONTEXT_LENGTH = 77  # CLIP's
@@ -74,12 +74,16 @@ def examine(sample: Sample) -> Finding:
         if isinstance(value, str):
             one_string.append(name)
             value = [value]
-        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
             texts += value
         else:
             no_text.append(name)
-    # JSON can smuggle in half a surrogate pair, which no tokenizer can take.
-    visible = [text.encode("utf-8", "replace").decode() for text in texts if text.strip()]
+    try:
+        unicode.check(texts, "captions")
+    except ValueError as reason:
+        error = error or str(reason)
+        texts = list(filter(unicode.is_valid, texts))
+    visible = [caption for caption in texts if caption.strip()]
     tokens = ClipTokenizer()(visible, _COUNTED_TOKENS)
     return Finding(
         id=sample.id,
@@ -91,7 +95,7 @@ def examine(sample: Sample) -> Finding:
         one_string=one_string,
         no_text=no_text,
         blank=len(texts) - len(visible),
-        words=[len(text.split()) for text in visible],
+        words=[len(caption.split()) for caption in visible],
         tokens=((tokens == END_OF_TEXT).argmax(axis=1) + 1).tolist(),
     )
 

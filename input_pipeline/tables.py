@@ -1,8 +1,6 @@
 """Text columns of CSV, TSV, parquet and Arrow IPC files, held as Arrow tables."""
 
 import functools
-import glob
-import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,61 +9,69 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (*_DELIMITERS, ".parquet", ".arrow")
-# A row must fit into one block of a CSV, and fewer blocks make random access faster.
-_CSV_BLOCK_BYTES = 64 * 2**20
+from input_pipeline import delimited, files
+
+_SUFFIXES = (*delimited.DELIMITERS, ".parquet", ".arrow")
 
 _LOCK = threading.Lock()
 
 
 def find(path: str | os.PathLike) -> list[Path]:
-    """The tables that a path or pattern means, in the order of their names.
+    """The tables that a path or pattern means, in the order of their names, see `files.find`.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: one is of another kind, or two have the same name.
     """
-    files = sorted(map(Path, glob.glob(os.path.expanduser(path), recursive=True)))
-    if not files:
+    found = files.find(path)
+    if not found:
         raise FileNotFoundError(f"Table {path} does not exist (a pattern knows *, ? and [0-9]).")
-    files.sort(key=lambda file: file.name)
-    for one, other in itertools.pairwise(files):
-        if one.stem == other.stem:
-            raise ValueError(f"{one} and {other} would give the same record ids: rename one.")
-    for file in files:
+    for file in found:
         if file.suffix not in _SUFFIXES:
-            raise ValueError(f"{file} is no table; known are {', '.join(_SUFFIXES)}.")
-    return files
+            raise ValueError(
+                f"{file} is no table; known are {', '.join(_SUFFIXES)}, all uncompressed."
+            )
+    return found
 
 
 def check_columns(file: Path, needed: Sequence[str]) -> None:
-    """Raises ValueError if the table lacks a column, or cannot be read; reads the header only."""
+    """Raises ValueError if the table lacks a column, has it twice, or cannot be read; reads the
+    header only."""
     available = _column_names(file)
     for name in needed:
         if name not in available:
-            raise ValueError(f"{file} has no column {name!r}; it has {', '.join(available)}.")
+            hint = ""
+            if file.suffix in delimited.DELIMITERS:
+                hint = " (its first line; if that is no line of names, put one before it)"
+            found = ", ".join(column[:80] for column in available)
+            raise ValueError(f"{file} has no column {name!r}; it has {found}{hint}.")
+        if available.count(name) > 1:
+            raise ValueError(
+                f"{file} has {available.count(name)} columns {name!r}; rename all but one."
+            )
 
 
 def _column_names(file: Path) -> list[str]:
     try:
-        if file.suffix in _DELIMITERS:
-            with pa.csv.open_csv(file, parse_options=_parse_options(file)) as reader:
-                return reader.schema.names
+        if file.suffix in delimited.DELIMITERS:
+            return delimited.column_names(file)
         if file.suffix == ".parquet":
             return pa.parquet.read_schema(file).names
         return _open_arrow(file).schema.names
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
+    except ValueError as error:  # Arrow's is one, too
+        raise _unreadable(file, error) from None
 
 
-def load_all(files: Sequence[Path], columns: Sequence[str]) -> list[pa.Table]:
+def _unreadable(file: Path, error: ValueError) -> ValueError:
+    return ValueError(f"{file} cannot be read: {str(error).rstrip('.')}.")
+
+
+def load_all(tables: Sequence[Path], columns: Sequence[str]) -> list[pa.Table]:
     """`load` of each file; kept, and shared by all who ask for the same in this process."""
     identities = []
-    for file in files:
+    for file in tables:
         status = file.stat()
         identities.append((str(file), status.st_size, status.st_mtime_ns))
     with _LOCK:  # two threads would load twice
@@ -73,8 +79,8 @@ def load_all(files: Sequence[Path], columns: Sequence[str]) -> list[pa.Table]:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_all(files: tuple[tuple[str, int, int], ...], columns: tuple[str, ...]) -> list[pa.Table]:
-    return [load(Path(name), columns) for name, _, _ in files]
+def _load_all(tables: tuple[tuple[str, int, int], ...], columns: tuple[str, ...]) -> list[pa.Table]:
+    return [load(Path(name), columns) for name, _, _ in tables]
 
 
 def load(file: Path, columns: Sequence[str]) -> pa.Table:
@@ -84,32 +90,54 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
       ValueError: the file is damaged, or a column holds neither strings nor lists of strings.
     """
     try:
-        if file.suffix in _DELIMITERS:
-            table = pa.csv.read_csv(
-                file,
-                pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
-                _parse_options(file),
-                # "12", "true" and "null" are captions like any other.
-                pa.csv.ConvertOptions(
-                    include_columns=columns,
-                    column_types=dict.fromkeys(columns, pa.large_string()),
-                    strings_can_be_null=False,
-                ),
-            )
+        if file.suffix in delimited.DELIMITERS:
+            table = delimited.load(file, columns)
         elif file.suffix == ".parquet":
             table = pa.parquet.read_table(file, columns=list(columns))
         else:
             # Asking the reader for some columns only would copy them into memory.
             table = _open_arrow(file).read_all().select(columns)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
+    except ValueError as error:
+        raise _unreadable(file, error) from None
     for name in columns:
         _check_type(file, name, table[name].type)
     return table
 
 
-def _parse_options(file: Path) -> pa.csv.ParseOptions:
-    return pa.csv.ParseOptions(delimiter=_DELIMITERS[file.suffix], newlines_in_values=True)
+def check_contents(file: Path, table: pa.Table, columns: Sequence[str], key: str) -> None:
+    """Reads all of a table, once, for what would be wrong without a word.
+
+    Args:
+      columns: those of captions.
+      key: the column that names the images, or their URLs.
+
+    Raises:
+      ValueError: text is no UTF-8, or a field of a .csv holds further rows: names the row.
+    """
+    try:
+        for name in dict.fromkeys((*columns, key)):
+            _check_unicode(table, name)
+        if file.suffix in delimited.DELIMITERS:
+            delimited.check_fields(file, table, columns, key)
+    except ValueError as error:
+        raise _unreadable(file, error) from None
+
+
+def _check_unicode(table: pa.Table, name: str) -> None:
+    first = 0
+    for chunk in table[name].chunks:
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid:
+            for row in range(len(chunk)):
+                try:
+                    chunk[row].as_py()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"row {first + row} (counted from 0, as in ids), column {name!r}: {error}"
+                    ) from None
+            raise
+        first += len(chunk)
 
 
 def _open_arrow(file: Path):

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -51,7 +51,11 @@ def build(pattern: str, output: Path, workers: int) -> None:
     tars = webdataset.find_tars(pattern)
     entries = _finished(output, tars)
     if entries:
-        shards.say(console, f"{len(entries)} of {len(tars)} tars are indexed already.")
+        shards.say(
+            console,
+            f"{len(entries)} of {len(tars)} tars are indexed already (their sizes and modification "
+            "times are as they were).",
+        )
     pending = [tar for tar in tars if tar not in entries]
     if pending:
         (output / INDEX_FILE).unlink(missing_ok=True)  # It describes files that will change.
@@ -70,7 +74,9 @@ def build(pattern: str, output: Path, workers: int) -> None:
         )
     ordered = [{"path": _stored_path(tar, output), **entries[tar]} for tar in tars]
     if not any(entry["samples"] for entry in ordered):
-        raise ValueError(f"No sample of the tars that match --input {pattern!r} can be used.")
+        [first, *_] = *(item for entry in ordered for item in entry["dropped"]), None
+        why = f", e.g. key {first['key']!r}: {first['reason']}: {first['detail']}" if first else ""
+        raise ValueError(f"No sample of the tars that match --input {pattern!r} can be used{why}.")
     shards.write_json(output / INDEX_FILE, {"version": FORMAT_VERSION, "tars": ordered})
     _summary(console, ordered, time.monotonic() - started)
     shards.say(console, f"Wrote {output / INDEX_FILE}")
@@ -103,9 +109,11 @@ def _finished(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
         except ValueError:
             continue
         tar, whole = by_file[file], (output / file).is_file()
+        status = tar.stat()
+        identity = FORMAT_VERSION, status.st_size, status.st_mtime_ns
         if (
             whole
-            and (entry["version"], entry["bytes"]) == (FORMAT_VERSION, tar.stat().st_size)
+            and (entry["version"], entry["bytes"], entry.get("modified")) == identity
             and hashlib.sha256((output / file).read_bytes()).hexdigest() == entry["sha256"]
         ):
             finished[tar] = entry
@@ -115,17 +123,19 @@ def _finished(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
 def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:
     """Writes the files of one tar. Returns the JSON, or the reason of the failure."""
     try:
-        size = tar.stat().st_size
-        table, texts, dropped = _read_tar(tar)
+        status = tar.stat()  # before it is read: what changes meanwhile is indexed again
+        table, texts, dropped, digest = _read_tar(tar)
         data = io.BytesIO()
         np.save(data, table, allow_pickle=False)
         file = output / (tar.stem + _SUFFIX)
         entry = {
             "version": FORMAT_VERSION,
             "file": file.name,
-            "bytes": size,
+            "bytes": status.st_size,
+            "modified": status.st_mtime_ns,
             "samples": len(table),
             "sha256": hashlib.sha256(data.getvalue()).hexdigest(),
+            "contents": digest,
             "texts": dict(zip(texts, table["texts"].sum(axis=0).tolist())),
             "dropped": dropped,
         }
@@ -139,57 +149,42 @@ def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:
         return text if str(tar) in text else f"{tar}: {text}"
 
 
-def _read_tar(tar: Path) -> tuple[np.ndarray, list[str], list[dict[str, str]]]:
-    """Rows of the samples that can be used, names of their text fields, and what was dropped.
+def _read_tar(tar: Path) -> tuple[np.ndarray, list[str], list[dict[str, str]], str]:
+    """Rows of the samples that can be used, names of their text fields, what was dropped, and a
+    checksum of the .json and .txt of the rows.
 
     Raises:
       ValueError: the tar is damaged, see `webdataset.index`.
     """
-    usable, dropped = [], []
+    usable, dropped, digest = [], [], hashlib.sha256()
     with open(tar, "rb") as file:
         for sample in webdataset.index(tar):
-            images = webdataset.image_extensions(sample)
-            reason, detail = "", ""
-            if len(images) != 1:
-                reason = "several images" if images else "no image"
-                detail = ", ".join(images)
-            else:
+            problem = webdataset.image_problem(sample)
+            if problem is None:
                 try:
-                    url, texts = _read_fields(file, sample)
-                    usable.append((sample, images[0], url, texts))
+                    values = webdataset.read_fields(file, sample)
                 except ValueError as error:
-                    reason, detail = "unreadable captions", str(error)
-            if reason:
-                dropped.append({"key": sample.key, "reason": reason, "detail": detail})
+                    problem = "unreadable captions", str(error)
+            if problem is not None:
+                dropped.append({"key": sample.key, "reason": problem[0], "detail": problem[1]})
+                continue
+            url = values.get("url")
+            texts = {name for name, value in values.items() if _has_text(value)}
+            usable.append((sample, url_hash(url) if isinstance(url, str) else 0, texts))
+            for extension in ("json", "txt"):
+                if extension in sample.members:
+                    digest.update(sample.read(file, extension))
     names = sorted(set().union(*(texts for *_, texts in usable)))
     key_bytes = max((len(sample.key.encode()) for sample, *_ in usable), default=1)
     table = np.zeros(len(usable), row_dtype(key_bytes, len(names)))
-    for row, (sample, image, url, texts) in zip(table, usable):
-        row["image"] = sample.members[image]
+    for row, (sample, url, texts) in zip(table, usable):
+        row["image"] = sample.members[webdataset.image_extensions(sample)[0]]
         row["json"] = sample.members.get("json", 0)
         row["txt"] = sample.members.get("txt", 0)
         row["url"] = url
         row["texts"] = [name in texts for name in names]
         row["key"] = sample.key.encode()
-    return table, names, dropped
-
-
-def _read_fields(file: BinaryIO, sample: webdataset.Sample) -> tuple[int, set[str]]:
-    """Hash of the sample's URL, and the fields that hold text, "txt" for the .txt member.
-
-    Raises:
-      ValueError: the .json or .txt cannot be parsed.
-    """
-    values: Any = {}
-    if "json" in sample.members:
-        values = json.loads(sample.read(file, "json"))
-        if not isinstance(values, dict):
-            raise ValueError("the .json is not an object")
-    if "txt" in sample.members:
-        values["txt"] = sample.read(file, "txt").decode("utf-8-sig")
-    url = values.get("url")
-    texts = {name for name, value in values.items() if _has_text(value)}
-    return url_hash(url) if isinstance(url, str) else 0, texts
+    return table, names, dropped, digest.hexdigest()
 
 
 def _has_text(value: Any) -> bool:

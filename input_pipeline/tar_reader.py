@@ -77,11 +77,18 @@ class TarReader:
         return {**self.__dict__, "_tables": {}}  # a mapped file is pickled as its contents
 
     def digest(self) -> bytes:
-        """Of the index, not of the images: equal tars give an equal digest wherever they are."""
+        """Of all keys, captions, and the places and sizes of the images, whose contents are not
+        read: equal tars give an equal digest wherever they are."""
         digest = hashlib.sha256(f"tars {FORMAT_VERSION}".encode())
         for tar in self._tars:
-            digest.update(f"{Path(tar['path']).name} {tar['bytes']} {tar['sha256']}".encode())
+            # Indexes of earlier versions know nothing of the captions.
+            sums = f"{tar['sha256']} {tar['contents']}" if "contents" in tar else tar["sha256"]
+            digest.update(f"{Path(tar['path']).name} {tar['bytes']} {sums}".encode())
         return digest.digest()
+
+    def paths(self) -> list[Path]:
+        """Of the tars."""
+        return [self._tar_path(tar) for tar in self._tars]
 
     def text_fields(self) -> dict[str, int]:
         """Number of samples with text in a field, for each field that has any."""

@@ -5,7 +5,6 @@ str) and, where the data has them, boxes, masks, labels and questions. A source 
 cheap to construct, and opens its files lazily, because every loader worker gets a copy.
 """
 
-import hashlib
 import importlib
 import operator
 import pkgutil
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import arguments
+from input_pipeline.files import fingerprint
 
 
 def make_source(name: str, fraction: float | None = None, **kwargs):
@@ -74,8 +74,7 @@ class Fraction:
             raise ValueError(
                 f"fraction={fraction} leaves none of {len(source):,} records; choose a larger one."
             )
-        text = f"fraction {float(fraction)!r} of {source.fingerprint()}"
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._fraction = float(fraction)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -93,7 +92,7 @@ class Fraction:
         return getattr(self._source, name)
 
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return fingerprint(f"fraction {self._fraction!r} of {self._source.fingerprint()}")
 
 
 def _kept(size: int, fraction: float) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Source: images with a mask of classes (ADE20K's scene parsing benchmark)."""
 
-import hashlib
 import io
 import operator
 import os
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.files import check_images
+from input_pipeline import unicode
+from input_pipeline.files import check_images, fingerprint, status
 
 NUM_CLASSES = 150
 
@@ -47,8 +47,7 @@ class Source:
             raise ValueError(f"{self._images} has no .jpg file.")
         check_images(self._masks, (f"{name}.png" for name in self._names))
         self.class_names = _read_names(Path(path) / "objectInfo150.txt")
-        text = "\n".join(["ade20k", split, *self.class_names, *self._names])
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._split = split
 
     def __len__(self) -> int:
         return len(self._names)
@@ -65,15 +64,21 @@ class Source:
             raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
         name = self._names[index]
         return {
-            "id": name,
+            "id": unicode.escaped(name),
             "image": (self._images / f"{name}.jpg").read_bytes(),
             "captions": {},
             "mask": _read_mask(self._masks / f"{name}.png"),
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits of all names; images and masks are not read."""
-        return self._fingerprint
+        """16 hex digits of all names, and the sizes of images and masks, which are not read."""
+        text = "\n".join(["ade20k", self._split, *self.class_names, *self._names])
+        return fingerprint(text, status(self.files())[:, 0].tobytes())
+
+    def files(self) -> list[Path]:
+        """Images and masks."""
+        images = [self._images / f"{name}.jpg" for name in self._names]
+        return images + [self._masks / f"{name}.png" for name in self._names]
 
 
 def _read_mask(path: Path) -> np.ndarray:
@@ -94,7 +99,11 @@ def _read_names(path: Path) -> list[str]:
     """Names from a table with the columns Idx, Ratio, Train, Val, Stuff and Name."""
     if not path.is_file():
         return [str(1 + label) for label in range(NUM_CLASSES)]
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = unicode.decode(path.read_bytes()).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
+    rows = [line.split("\t") for line in lines]
     names = {row[0].strip(): row[-1] for row in rows if len(row) > 1}
     try:
         texts = [names[str(1 + label)] for label in range(NUM_CLASSES)]

@@ -1,13 +1,13 @@
 """Source: a folder of images and one JSON of their captions (COCO, Flickr30k)."""
 
-import hashlib
 import json
 import operator
 import os
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.files import check_images
+from input_pipeline import annotations as annotation_files
+from input_pipeline.files import check_images, fingerprint, status
 
 
 class Source:
@@ -26,7 +26,8 @@ class Source:
 
     Raises:
       FileNotFoundError: the JSON or some images are missing.
-      ValueError: the JSON is of neither format, or has no caption.
+      ValueError: the JSON is of neither format, has no caption, an image twice, or annotations of
+        images that it does not list.
     """
 
     def __init__(
@@ -37,25 +38,20 @@ class Source:
     ):
         self._folder, self._field = Path(images), caption_field
         path = Path(annotations)
-        if not path.is_file():
-            raise FileNotFoundError(f"Annotation file {path} does not exist.")
         try:
-            content = json.loads(path.read_bytes())
+            content = annotation_files.read(path)
             read = _read_list if isinstance(content, list) else _read_coco
-            examples = read(content)
+            # (id, file name, captions)
+            self._examples = [example for example in read(content) if example[2]]
+            check_images(self._folder, (name for _, name, _ in self._examples))
         except (KeyError, TypeError, ValueError) as error:
+            reason = annotation_files.reason(error)
             raise ValueError(
-                f"{path} is no caption file ({error!r}): it should hold COCO's {{images: [...], "
+                f"{path} is no caption file ({reason}): it should hold COCO's {{images: [...], "
                 "annotations: [{image_id, caption}]}, or a list of {image, caption}."
             ) from None
-        # (id, file name, captions)
-        self._examples = [example for example in examples if example[2]]
         if not self._examples:
             raise ValueError(f"{path} has no caption.")
-        check_images(self._folder, (name for _, name, _ in self._examples))
-        digest = hashlib.sha256(f"coco {caption_field}".encode())
-        digest.update(json.dumps(self._examples).encode())
-        self._fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -73,17 +69,21 @@ class Source:
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits of names and captions; the images are not read."""
-        return self._fingerprint
+        """16 hex digits of names and captions, and of the images' sizes; they are not read."""
+        sizes = status(self.files())[:, 0].tobytes()
+        return fingerprint(f"coco {self._field}", json.dumps(self._examples), sizes)
+
+    def files(self) -> list[str]:
+        """The images."""
+        return [os.path.join(self._folder, name) for _, name, _ in self._examples]
 
 
 def _read_coco(content: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        captions[annotation["image_id"]] += _texts(annotation["caption"])
-    return [
-        (str(image["id"]), image["file_name"], captions[image["id"]]) for image in content["images"]
-    ]
+    images = annotation_files.unique(content["images"], "images")
+    captions: dict[str, list[str]] = {id_: [] for id_ in images}
+    for id_, annotation in annotation_files.by_image(content["annotations"], images):
+        captions[id_] += _texts(annotation["caption"])
+    return [(id_, image["file_name"], captions[id_]) for id_, image in images.items()]
 
 
 def _read_list(content: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:

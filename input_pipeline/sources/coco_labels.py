@@ -1,13 +1,13 @@
 """Source: COCO's object annotations as labels, several per image."""
 
-import hashlib
 import json
 import operator
 import os
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.files import check_images
+from input_pipeline import annotations as annotation_files
+from input_pipeline.files import check_images, fingerprint, status
 
 
 class Source:
@@ -26,25 +26,23 @@ class Source:
 
     Raises:
       FileNotFoundError: the JSON or some images are missing.
-      ValueError: the JSON is of another format, or has no image.
+      ValueError: the JSON is of another format, has no image, an image or a category twice, or
+        annotations of images or categories that it does not list.
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
         self._folder, path = Path(images), Path(annotations)
-        if not path.is_file():
-            raise FileNotFoundError(f"Annotation file {path} does not exist.")
         try:
-            self.class_names, self._examples = _read(json.loads(path.read_bytes()))
+            self.class_names, self._examples = _read(annotation_files.read(path))
+            check_images(self._folder, (name for _, name, _ in self._examples))
         except (KeyError, TypeError, ValueError) as error:
+            reason = annotation_files.reason(error)
             raise ValueError(
-                f"{path} is no file of object annotations ({error!r}): it should hold COCO's "
+                f"{path} is no file of object annotations ({reason}): it should hold COCO's "
                 "{images: [...], annotations: [{image_id, category_id}], categories: [{id, name}]}."
             ) from None
         if not self._examples:
             raise ValueError(f"{path} has no image.")
-        check_images(self._folder, (name for _, name, _ in self._examples))
-        content = json.dumps(["coco_labels", self.class_names, self._examples])
-        self._fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -63,18 +61,27 @@ class Source:
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits of names and labels; the images are not read."""
-        return self._fingerprint
+        """16 hex digits of names and labels, and of the images' sizes; they are not read."""
+        content = json.dumps(["coco_labels", self.class_names, self._examples])
+        return fingerprint(content, status(self.files())[:, 0].tobytes())
+
+    def files(self) -> list[str]:
+        """The images."""
+        return [os.path.join(self._folder, name) for _, name, _ in self._examples]
 
 
 def _read(content: dict[str, Any]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
     """Class names, and (id, file name, labels) of every image."""
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    class_of = {category["id"]: label for label, category in enumerate(categories)}
-    labels: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
-    for annotation in content["annotations"]:
-        labels[annotation["image_id"]].add(class_of[annotation["category_id"]])
-    return [str(category["name"]) for category in categories], [
-        (str(image["id"]), image["file_name"], sorted(labels[image["id"]]))
-        for image in content["images"]
+    categories = annotation_files.unique(content["categories"], "categories")
+    ordered = sorted(categories, key=lambda id_: (not id_.isdecimal(), id_.zfill(20)))
+    class_of = {id_: label for label, id_ in enumerate(ordered)}
+    images = annotation_files.unique(content["images"], "images")
+    labels: dict[str, set[int]] = {id_: set() for id_ in images}
+    for id_, annotation in annotation_files.by_image(content["annotations"], images):
+        category = annotation_files.identity(annotation["category_id"])
+        if category not in class_of:
+            raise ValueError(f"an annotation of image {id_} has the unlisted category {category}")
+        labels[id_].add(class_of[category])
+    return [str(categories[id_]["name"]) for id_ in ordered], [
+        (id_, image["file_name"], sorted(labels[id_])) for id_, image in images.items()
     ]

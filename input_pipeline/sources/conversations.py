@@ -1,14 +1,13 @@
 """Source: a folder of images and a JSON of conversation or captions for each (CogVLM-SFT-311K)."""
 
-import hashlib
-import json
 import operator
 import os
 from pathlib import Path
 from typing import Any
 
+from input_pipeline import unicode
 from input_pipeline.conversations import rounds_of
-from input_pipeline.files import check_images
+from input_pipeline.files import check_images, fingerprint, status
 
 
 class Source:
@@ -43,8 +42,6 @@ class Source:
         if not self._names:
             raise ValueError(f"{self._labels} has no .json file.")
         check_images(self._path / "images", (f"{name}.jpg" for name in self._names))
-        text = "\n".join(["conversations", labels, caption_field, *self._names])
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -61,13 +58,13 @@ class Source:
             raise IndexError(f"Index {index} is out of range: there are {len(self)} examples.")
         name = self._names[index]
         record = {
-            "id": name,
+            "id": unicode.escaped(name),
             "image": (self._path / "images" / f"{name}.jpg").read_bytes(),
             "captions": {},
         }
         file = self._labels / f"{name}.json"
         try:
-            label = json.loads(file.read_bytes())
+            label = unicode.parse_json(file.read_bytes())
             if captions := [_content(entry, "caption") for entry in label.get("captions", ())]:
                 record["captions"] = {self._field: captions}
             if messages := label.get("conversations", ()):
@@ -85,8 +82,14 @@ class Source:
         return record
 
     def fingerprint(self) -> str:
-        """16 hex digits of all names; the files are not read."""
-        return self._fingerprint
+        """16 hex digits of all names, and the sizes of the files, which are not read."""
+        text = "\n".join(["conversations", self._labels.name, self._field, *self._names])
+        return fingerprint(text, status(self.files())[:, 0].tobytes())
+
+    def files(self) -> list[Path]:
+        """Images and JSON files."""
+        images = [self._path / "images" / f"{name}.jpg" for name in self._names]
+        return images + [self._labels / f"{name}.json" for name in self._names]
 
 
 def _content(message: dict[str, Any], role: str) -> str:

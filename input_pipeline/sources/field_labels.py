@@ -4,11 +4,12 @@ A category, such as "animals/birds", becomes the class of its first folder: `lab
 `class_names` for probes and fine-tuning on data that came as captions.
 """
 
-import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline import arguments
+from input_pipeline.files import fingerprint
 from input_pipeline.sources import make_source
 
 
@@ -62,7 +63,11 @@ class Source:
 
     def fingerprint(self) -> str:
         text = f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(text)
+
+    def files(self) -> list[str | os.PathLike]:
+        """Those of the source."""
+        return getattr(self._source, "files", list)()
 
     def _class_of(self, record: dict[str, Any]) -> str:
         texts = record["captions"].get(self._field)

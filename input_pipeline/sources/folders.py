@@ -1,20 +1,23 @@
 """Source: a folder per class (ImageNet, Places365)."""
 
-import hashlib
 import operator
 import os
 from pathlib import Path
 from typing import Any
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+from input_pipeline import unicode
+from input_pipeline.files import IMAGE_EXTENSIONS, fingerprint, status
+
+_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 class Source:
     """The images `PATH/CLASS/*`, class by class; both in the order of their names.
 
     A record's `label` is the number of its class among the sorted folders, its id the path below
-    PATH. Files that are no images by their ending (jpg, jpeg, png, webp, bmp, gif), hidden files
-    and folders, and files beside the class folders are passed over.
+    PATH. Files that are no images by their ending (see `files.IMAGE_EXTENSIONS`), hidden files and
+    folders, and files beside the class folders are passed over. Where names are no UTF-8, ids and
+    class names have escapes.
 
     Attributes:
       class_names: the folders' names, or what `names` calls them.
@@ -52,9 +55,8 @@ class Source:
                 )
             self._files += [f"{folder}/{file}" for file in files]
             self._labels += [label] * len(files)
-        self.class_names = folders if names is None else _read_names(Path(names), folders)
-        digest = hashlib.sha256("\n".join(["folders", *self.class_names, *self._files]).encode())
-        self._fingerprint = digest.hexdigest()[:16]
+        written = list(map(unicode.escaped, folders))
+        self.class_names = written if names is None else _read_names(Path(names), written)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -65,15 +67,20 @@ class Source:
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
         return {
-            "id": self._files[index],
+            "id": unicode.escaped(self._files[index]),
             "image": (self._path / self._files[index]).read_bytes(),
             "captions": {},
             "label": self._labels[index],
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits of all names; the images are not read."""
-        return self._fingerprint
+        """16 hex digits of all names, and of the images' sizes; they are not read."""
+        text = "\n".join(["folders", *self.class_names, *self._files])
+        return fingerprint(text, status(self.files())[:, 0].tobytes())
+
+    def files(self) -> list[str]:
+        """The images."""
+        return [os.path.join(self._path, name) for name in self._files]
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
@@ -85,7 +92,11 @@ def _read_names(path: Path, folders: list[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"File of class names {path} does not exist.")
     known = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = unicode.decode(path.read_bytes()).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
+    for line in lines:
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         known[folder.strip()] = name.strip()
     missing = [folder for folder in folders if not known.get(folder)]

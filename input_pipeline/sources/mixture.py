@@ -1,13 +1,14 @@
 """Source: several sources as one, in proportion to their sizes or by weight."""
 
 import bisect
-import hashlib
 import itertools
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.arguments import ArgumentError
+from input_pipeline.files import fingerprint
 from input_pipeline.sources import make_source
 
 
@@ -61,8 +62,11 @@ class Source:
 
     def fingerprint(self) -> str:
         parts = [component.fingerprint() for component in self._components]
-        text = f"mixture {parts} {self.weights}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(f"mixture {parts} {self.weights}")
+
+    def files(self) -> list[str | os.PathLike]:
+        """Those of the components."""
+        return [file for part in self._components for file in getattr(part, "files", list)()]
 
 
 def _make(number: int, arguments: dict[str, Any]):

@@ -1,7 +1,6 @@
 """Source: a data set written by `python -m input_pipeline.prepare` (ArrayRecord shards)."""
 
 import bisect
-import hashlib
 import itertools
 import json
 import operator
@@ -12,6 +11,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from input_pipeline import records
+from input_pipeline.files import fingerprint
 
 _REPAIR = "Re-run prepare with the same options; finished shards are kept."
 
@@ -59,10 +59,8 @@ class Source:
         self._data = ArrayRecordDataSource(
             [f"{self._path / shard['file']}[0:{shard['records']}]" for shard in shards]
         )
-        digest = hashlib.sha256(f"prepared {records.FORMAT_VERSION}".encode())
-        for shard in shards:
-            digest.update(bytes.fromhex(shard["sha256"]))
-        self._fingerprint = digest.hexdigest()[:16]
+        sums = [bytes.fromhex(shard["sha256"]) for shard in shards]
+        self._fingerprint = fingerprint(f"prepared {records.FORMAT_VERSION}", *sums)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -92,6 +90,10 @@ class Source:
         """16 hex digits of the shards' checksums: equal contents, equal fingerprint, wherever they
         are stored."""
         return self._fingerprint
+
+    def files(self) -> list[Path]:
+        """The shards."""
+        return [self._path / name for name in self._names]
 
 
 def _read_description(path: Path) -> dict[str, Any]:

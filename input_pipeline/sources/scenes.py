@@ -5,13 +5,13 @@ alone: no process, order or size of the source changes it. `describe` gives ever
 """
 
 import dataclasses
-import hashlib
 import operator
 import random
 
 import numpy as np
 import simplejpeg
 
+from input_pipeline.files import fingerprint
 from input_pipeline.scene_description import SHAPES, Layout, sample_layout
 from input_pipeline.scene_render import render
 from input_pipeline.scene_text import write_caption, write_question, write_sentences
@@ -139,4 +139,4 @@ class Source:
 
     def fingerprint(self) -> str:
         text = f"scenes {VERSION} {self._split} {self._size} {self._image_size} {_JPEG_QUALITY}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(text)

@@ -1,7 +1,6 @@
 """Source: a table of captions whose images are files, or were downloaded into tars by URL."""
 
 import bisect
-import hashlib
 import itertools
 import operator
 import os
@@ -14,11 +13,9 @@ import pyarrow as pa
 
 from input_pipeline import captions as texts
 from input_pipeline import tables
-from input_pipeline.files import check_images
+from input_pipeline.files import check_images, contents_digest, fingerprint, status
 from input_pipeline.sources import check_fields
 from input_pipeline.tar_reader import TarReader, url_hash
-
-_FINGERPRINT_ROWS = 1000
 
 
 class Source:
@@ -28,6 +25,8 @@ class Source:
     img2dataset downloaded: a row whose URL is the `url` of a sample gives a record of the table's
     captions and that sample's image (the first such sample), other rows are left out. Ids are
     "<file stem>/<row>".
+
+    Text is taken as it is written. A .tsv has no quoting; a .csv has CSV's, see `delimited`.
 
     Only the columns that are needed are loaded, once per process. An .arrow file is memory-mapped
     and costs no memory, so it is the form for tables of many gigabytes.
@@ -43,8 +42,9 @@ class Source:
 
     Raises:
       FileNotFoundError: no such table, images are missing, or the index or its tars are.
-      ValueError: a column is missing or holds something else, neither or both of `image_column` and
-        `url_column`, a URL column without downloads, no URL was downloaded, or no row is left.
+      ValueError: a column is missing, twice there or holds something else, text is no UTF-8,
+        quotes do not fit together, neither or both of `image_column` and `url_column`, a URL column
+        without downloads, no URL was downloaded, or no row is left.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Source:
             )
         self._captions, self._split = check_fields(captions), split_sentences
         self._image_column, self._image_root = image_column, Path(image_root)
+        self._url_column = url_column
         self._files = tables.find(path)
         needed = self._captions if image_column is None else (*self._captions, image_column)
         for file in self._files:
@@ -77,6 +78,9 @@ class Source:
         self._ends = list(itertools.accumulate(table.num_rows for table in loaded))
         if not self._ends[-1]:
             raise ValueError(f"{path} has no rows.")
+        if image_column is not None:
+            for file, table in zip(self._files, loaded):
+                tables.check_contents(file, table, self._captions, image_column)
         usable = np.concatenate([tables.have_text(table, self._captions) for table in loaded])
         self._tars = None
         if image_column is not None:
@@ -85,12 +89,11 @@ class Source:
             check_images(self._image_root, (names[row] for row in self._rows))
         else:
             self._tars = TarReader(downloads)
-            tar_rows = _join(self._files, url_column, self._tars)
+            tar_rows = _join(self._files, loaded, self._captions, url_column, self._tars)
             self._rows = np.flatnonzero(usable & (tar_rows >= 0))
             self._tar_rows = tar_rows[self._rows]
         if not len(self._rows):
             raise ValueError(f"No row of {path} has both a caption in {captions} and an image.")
-        self._fingerprint = self._digest().hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,8 +120,24 @@ class Source:
         return {**self.__dict__, "_loaded": None}  # every process loads, or maps, the files itself
 
     def fingerprint(self) -> str:
-        """16 hex digits of which rows are used, 1,000 of them as they are, and the options."""
-        return self._fingerprint
+        """16 hex digits of the tables' contents, which are read as a whole, and the options; of the
+        images' sizes, or of what `TarReader.digest` tells of the tars."""
+        columns = f"{self._captions} {self._image_column} {self._url_column}"
+        parts: list[str | bytes] = [f"table {columns} {self._split}"]
+        for file in self._files:
+            parts += [f" {file.stem} ", contents_digest(file)]
+        if self._tars is None:
+            parts.append(status(self.files())[:, 0].tobytes())
+        else:
+            parts += [self._tars.digest(), self._tar_rows.astype("<i8").tobytes()]
+        return fingerprint(*parts)
+
+    def files(self) -> list[str | Path]:
+        """What the images are read from."""
+        if self._tars is not None:
+            return self._tars.paths()
+        names = [n for table in self._tables() for n in tables.strings(table, self._image_column)]
+        return [os.path.join(self._image_root, names[row]) for row in self._rows]
 
     def _tables(self) -> list[pa.Table]:
         if self._loaded is None:
@@ -132,17 +151,14 @@ class Source:
         values = {name: table[name][row].as_py() for name in self._columns}
         return f"{self._files[number].stem}/{row}", values
 
-    def _digest(self):
-        digest = hashlib.sha256(f"table {self._captions} {self._split}".encode())
-        digest.update(self._rows.astype("<i8").tobytes())
-        if self._tars is not None:
-            digest.update(self._tars.digest() + self._tar_rows.astype("<i8").tobytes())
-        for row in self._rows[:: max(1, len(self) // _FINGERPRINT_ROWS)]:
-            digest.update(repr(self._row(int(row))).encode("utf-8", "replace"))
-        return digest
 
-
-def _join(files: Sequence[Path], url_column: str, tars: TarReader) -> np.ndarray:
+def _join(
+    files: Sequence[Path],
+    loaded: Sequence[pa.Table],
+    captions: Sequence[str],
+    url_column: str,
+    tars: TarReader,
+) -> np.ndarray:
     """i64[rows]: the first sample of the tars that was downloaded from each row's URL, -1 if none.
 
     Raises:
@@ -158,8 +174,11 @@ def _join(files: Sequence[Path], url_column: str, tars: TarReader) -> np.ndarray
         )
     ordered, first = downloaded[order], ""
     parts = []
-    for file in files:
-        urls = list(tables.strings(tables.load(file, (url_column,)), url_column))
+    for file, table in zip(files, loaded):
+        column = tables.load(file, (url_column,))[url_column]
+        table = table.append_column(url_column, column) if url_column not in captions else table
+        tables.check_contents(file, table, captions, url_column)
+        urls = list(tables.strings(table, url_column))
         first = first or next(filter(None, urls), "")
         hashes = np.fromiter(map(url_hash, urls), np.uint64, len(urls))
         # The sort is stable: the leftmost of equal hashes is the first in the tars.

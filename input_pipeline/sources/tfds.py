@@ -1,6 +1,5 @@
 """Source: a TensorFlow Datasets data set, read without TensorFlow."""
 
-import hashlib
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from input_pipeline.files import fingerprint
 from input_pipeline.sources import check_fields
 
 
@@ -66,7 +66,7 @@ class Source:
             ) from None
         sizes = {name: (part.shard_lengths, part.num_bytes) for name, part in splits.items()}
         text = f"tfds {self._name} {split} {image} {self._captions} {label} {sizes}"
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._fingerprint = fingerprint(text)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -76,6 +76,7 @@ class Source:
 
         Raises:
           IndexError: `index` is not in [0, len).
+          ValueError: a caption is no UTF-8.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):
@@ -84,7 +85,7 @@ class Source:
         record = {
             "id": f"{self._name}/{self._split}/{index}",
             "image": _value(example, self._image),
-            "captions": {name: _texts(_value(example, name)) for name in self._captions},
+            "captions": {name: _texts(example, name, index) for name in self._captions},
         }
         if self._label is not None:
             record["label"] = int(_value(example, self._label))
@@ -168,7 +169,11 @@ def _value(example: dict[str, Any], name: str) -> Any:
     return example
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(example: dict[str, Any], name: str, index: int) -> list[str]:
+    value = _value(example, name)
     values = [value] if isinstance(value, bytes | str) else list(value)
-    texts = (text.decode() if isinstance(text, bytes) else str(text) for text in values)
+    try:
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Record {index}, feature {name!r}: {error}.") from None
     return [text.strip() for text in texts if text.strip()]

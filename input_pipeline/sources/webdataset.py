@@ -1,11 +1,12 @@
 """Source: WebDataset tars, read where they are through an index (`prepare index`)."""
 
-import hashlib
 import operator
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from input_pipeline.files import fingerprint
 from input_pipeline.sources import check_fields
 from input_pipeline.tar_reader import TarReader
 
@@ -39,8 +40,6 @@ class Source:
                     f"{', '.join(available) or 'none'}."
                 )
         self._rows = self._tars.rows_with_text(self._fields)
-        text = f"webdataset {self._tars.digest().hex()} {self._fields} {split_sentences}"
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._tars) if self._rows is None else len(self._rows)
@@ -63,5 +62,10 @@ class Source:
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits of the index and the options: the same wherever the tars are stored."""
-        return self._fingerprint
+        """16 hex digits of what `TarReader.digest` tells, and the options: the same wherever the
+        tars are stored."""
+        return fingerprint(f"webdataset {self._tars.digest().hex()} {self._fields} {self._split}")
+
+    def files(self) -> list[Path]:
+        """The tars."""
+        return self._tars.paths()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from input_pipeline import tables, tar_index
+from input_pipeline import delimited, tables, tar_index
 from input_pipeline.sources import make_source
 
 COLUMNS = {
@@ -35,12 +35,16 @@ def write_images(folder):
 def write(folder, kind="csv", columns=COLUMNS, name="table"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.{kind.split()[0]}"
-    table = pa.table(columns)
-    if kind in ("csv", "tsv"):
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    if kind == "csv":
         with open(path, "w", newline="") as file:
-            rows = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            rows = csv.writer(file)
             rows.writerow(columns)
             rows.writerows(zip(*columns.values()))
+    elif kind == "tsv":  # no quoting, so no line ends
+        rows = [columns, *zip(*columns.values())]
+        lines = ["\t".join(str(v or "").replace("\n", " ") for v in row) for row in rows]
+        path.write_text("".join(f"{line}\n" for line in lines))
     elif kind == "parquet":
         pyarrow.parquet.write_table(table, path, row_group_size=2)
     else:
@@ -71,7 +75,7 @@ def test_rows_with_captions_and_image(tmp_path, images, kind):
     assert [r["image"] for r in found] == [f"image {i}".encode() for i in (0, 1, 3, 4)]
     assert [list(r["captions"].items()) for r in found] == [
         [("short", ["A cat. It sits"]), ("long", ["one"])],
-        [("short", ["12"]), ("long", ["two\nlines"])],
+        [("short", ["12"]), ("long", ["two lines" if kind == "tsv" else "two\nlines"])],
         [("short", ["null"]), ("long", ['a "quoted", one'])],
         [("short", ["padded"]), ("long", ["..."])],
     ]
@@ -296,6 +300,162 @@ def test_damaged_tables(tmp_path, images, kind):
         open_table(path, images)
 
 
+AS_WRITTEN = [
+    *("plain", '"big" dog sits', '"unfinished', "next", 'the end of it"', '""', "\\", 'a "b" \\n'),
+    *("007", "1e5", "NA", "null", "True", "2024-01-01", "nan", "a, b", "'", "nul \0 byte", "é"),
+]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("around", [("", ""), ("\ufeff", "\n"), ("", "\n\n")])
+def test_fields_of_a_tsv_are_what_stands_between_the_tabs(tmp_path, images, line_end, around):
+    lines = ["image\tshort", *(f"sub/{i % 5}.jpg\t{text}" for i, text in enumerate(AS_WRITTEN))]
+    lines.insert(3, "")  # an empty line is no row
+    data = around[0] + line_end.join(lines) + around[1].replace("\n", line_end)
+    (tmp_path / "a.tsv").write_bytes(data.encode())
+    found = all_of(open_table(tmp_path / "a.tsv", images, ("short",)))
+    assert [r["captions"]["short"] for r in found] == [[text] for text in AS_WRITTEN]
+    assert [r["id"] for r in found] == [f"a/{i}" for i in range(len(AS_WRITTEN))]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_fields_of_a_csv_are_what_was_written(tmp_path, images, quoting):
+    texts = [*AS_WRITTEN, "two\nlines, one", "x\n\ny,\r\nz", '"', '"",""', "sub/1.jpg, b"]
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, quoting=quoting)
+        rows.writerow(["image", "short"])
+        rows.writerows((f"sub/{i % 5}.jpg", text) for i, text in enumerate(texts))
+    found = all_of(open_table(tmp_path / "a.csv", images, ("short",)))
+    assert [r["captions"]["short"] for r in found] == [[text] for text in texts]
+
+
+def test_quotes_within_fields_that_are_not_quoted_are_characters(tmp_path, images):
+    (tmp_path / "a.csv").write_text(
+        'image,short\nsub/0.jpg,a 5" screen\nsub/1.jpg,"say ""no"", or"\nsub/2.jpg,x""\n'
+    )
+    found = all_of(open_table(tmp_path / "a.csv", images, ("short",)))
+    assert [r["captions"]["short"] for r in found] == [['a 5" screen'], ['say "no", or'], ['x""']]
+
+
+@pytest.mark.parametrize(
+    ("columns", "captions", "message"),
+    [
+        ("{i},{c}", ["x", '"never closed', "y"], "line 3: the quote .* is never closed"),
+        ("{c},{i}", ["x", 'a 5" screen', '"open', "y"], "line 4: the quote .* is never closed"),
+        ("{i},{c}", ["x", '"big" dog'], r"line 3: .* closes before ' ' in line 3"),
+        ("{i},{c}", ["x", '"one', "y", '"two', "z"], r"line 3: .* closes before 't' in line 5"),
+        ("{i},{c}", ['"back \\"slash\\" "'], "line 2: .* closes before 's' in line 2"),
+        (
+            "{i},{c}",
+            ["x", '"open', "y", 'end"', "z"],
+            r"row 1 .*over 3 lines, .*'sub/2.jpg,y' look",
+        ),
+        ("{i},{c}", ['"open', 'end"'], "row 0 .*over 2 lines, of which 'sub/1.jpg,end' looks like"),
+        ("{c},{i}", ["x", '"open', "y", 'end"'], "row 1 .* 'open,sub/1.jpg' looks like a row"),
+        ("{i},{c},0", ["x", '"open', "y", 'end"'], "row 1 .* 'sub/2.jpg,y,0' looks like a row"),
+    ],
+)
+def test_quotes_of_a_csv_that_do_not_fit_together(tmp_path, images, columns, captions, message):
+    header = columns.format(i="image", c="short")
+    rows = [columns.format(i=f"sub/{i}.jpg", c=text) for i, text in enumerate(captions)]
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]) + "\n")
+    with pytest.raises(ValueError, match=rf"a\.csv cannot be read: {message}"):
+        open_table(tmp_path / "a.csv", images, ("short",))
+
+
+@pytest.mark.parametrize("block", [1, 3, 16])
+def test_quotes_are_told_across_blocks(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(delimited, "_BLOCK_BYTES", block)
+    path = tmp_path / "a.csv"
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        text = "".join(rng.choice(list('",a\n'), 12)) + "\n"
+        path.write_text(text)
+        try:
+            list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error:
+            with pytest.raises(ValueError, match="the quote that begins"):
+                delimited._check_quotes(path)
+        else:
+            delimited._check_quotes(path)
+
+
+def test_urls_within_a_field_of_a_csv(tmp_path, downloads):
+    text = 'raw_caption,Image Path\n"open,http://a/1\nx,http://a/3\nend",http://a/5\n'
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"row 0 .* 'open,http://a/1' looks like a row"):
+        join(tmp_path / "a.csv", downloads, captions=["raw_caption"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["short", "image"])
+def test_text_that_is_no_utf8_names_its_row(tmp_path, images, kind, column):
+    offsets = pa.array([0, 1, 3], pa.int32()).buffers()[1]
+    bad = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab\xff")])
+    columns = {"image": ["sub/0.jpg", "sub/1.jpg"], "short": ["x", "y"]} | {column: bad}
+    message = rf"table\.{kind} cannot be read: row 1 .*column '{column}': .*byte 0xff"
+    with pytest.raises(ValueError, match=message):
+        open_table(write(tmp_path, kind, columns), images, ("short",))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_bytes_that_are_no_utf8_name_their_line(tmp_path, images, kind):
+    path = tmp_path / f"a.{kind}"
+    rows = [b"image|short", b"", b"sub/0.jpg|x", b"sub/1.jpg|caf\xe9"]
+    path.write_bytes(b"\n".join(rows).replace(b"|", b"," if kind == "csv" else b"\t"))
+    with pytest.raises(ValueError, match=rf"a\.{kind} cannot be read: line 4: invalid UTF8"):
+        open_table(path, images, ("short",))
+    path.write_bytes("image,short\nsub/0.jpg,x\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"a\.{kind} cannot be read: line 1: invalid UTF8"):
+        open_table(path, images, ("short",))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "arrow"])
+def test_a_column_that_is_there_twice(tmp_path, images, kind):
+    if kind in ("csv", "tsv"):
+        path = tmp_path / f"table.{kind}"
+        path.write_text("image,short,short\n1,2,3\n".replace(",", "," if kind == "csv" else "\t"))
+    else:
+        path = write(tmp_path, kind, pa.table([["a"], ["b"], ["c"]], ["image", "short", "short"]))
+    with pytest.raises(ValueError, match="has 2 columns 'short'; rename all but one"):
+        open_table(path, images, ("short",))
+
+
+def test_a_file_without_a_line_of_names(tmp_path, images):
+    (tmp_path / "cc3m.tsv").write_text("a caption\tsub/0.jpg\n")
+    message = r"no column 'short'; it has a caption, sub/0.jpg \(its first line; if that is no line"
+    with pytest.raises(ValueError, match=message):
+        open_table(tmp_path / "cc3m.tsv", images, ("short",))
+
+
+@pytest.mark.parametrize("row", ["sub/1.jpg", "sub/1.jpg\tb\tc"])
+def test_rows_of_different_lengths_in_a_tsv(tmp_path, images, row):
+    (tmp_path / "a.tsv").write_text(f"image\tshort\n\n\nsub/0.jpg\ta\n{row}\n")
+    message = r"a\.tsv cannot be read: line 5: Expected 2 columns, got \d\. A \.tsv has no quoting"
+    with pytest.raises(ValueError, match=message):
+        open_table(tmp_path / "a.tsv", images, ("short",))
+
+
+def test_every_row_counts_in_the_fingerprint_and_images_by_their_size(tmp_path, images):
+    columns = {"image": ["sub/0.jpg"] * 3000, "short": ["x"] * 3000}
+    before = open_table(write(tmp_path, columns=columns), images, ("short",)).fingerprint()
+    columns["short"][1] = "y"
+    after = open_table(write(tmp_path, columns=columns), images, ("short",))
+    assert after.fingerprint() != before
+    folder = write_images(tmp_path / "images")
+    again = open_table(write(tmp_path, columns=columns), folder, ("short",))
+    assert again.fingerprint() == after.fingerprint()
+    (folder / "sub" / "0.jpg").write_bytes(b"of another size")
+    assert again.fingerprint() != after.fingerprint()
+
+
+def test_tables_and_folders_named_like_patterns(tmp_path):
+    folder = write_images(tmp_path / "data[1]")
+    path = write(folder / "t*", name="[ab]")
+    assert len(open_table(path, folder)) == 4
+    assert len(open_table(folder / "t*" / "*.csv", folder)) == 4
+
+
 def test_rows_of_different_lengths(tmp_path, images):
     (tmp_path / "a.csv").write_text("image,short\nsub/0.jpg,a\nsub/1.jpg,b,c\n")
     with pytest.raises(ValueError, match=r"a\.csv cannot be read: .*Expected 2 columns, got 3"):
@@ -319,7 +479,7 @@ def test_files_that_are_no_table(tmp_path, images):
 def test_tables_of_one_name(tmp_path, images):
     write(tmp_path / "a")
     write(tmp_path / "b")
-    with pytest.raises(ValueError, match="would give the same record ids"):
+    with pytest.raises(ValueError, match="would give the same shard name and record ids"):
         open_table(tmp_path / "*" / "table.csv", images)
 
 

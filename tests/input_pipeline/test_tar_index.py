@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import prepare, tar_index, tar_reader
+from input_pipeline.sources import make_source
 from input_pipeline.tar_reader import TarReader, url_hash
 
 
@@ -31,6 +32,7 @@ def write_tar(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    os.utime(path, (1e9, 1e9))  # two copies are the same input
     return path
 
 
@@ -105,7 +107,7 @@ def test_the_index_says_what_was_found_and_left_out(indexed, capsys):
     assert re.search(r"samples\W+6 ", printed)
     assert re.search(r"left out: unreadable captions\W+2 ", printed)
     assert re.search(r"text in txt\W+4 ", printed)
-    assert "2 of 2 tars are indexed already." in printed
+    assert "2 of 2 tars are indexed already (their sizes and modification times" in printed
 
 
 def test_rows_with_text(indexed):
@@ -136,6 +138,55 @@ def test_finished_tars_are_kept(tars, indexed):
     assert run(tars) == 0
     assert kept.stat().st_mtime_ns == before
     assert contents(tars / "index") == contents(indexed / "index")
+
+
+def test_a_changed_tar_of_equal_size_is_indexed_again(tars):
+    before = digest_of(tars)
+    size = (tars / "00001.tar").stat().st_size
+    write_tar(
+        tars / "00001.tar",
+        {f"{j}.jpg": image(3 + j) for j in range(3)} | {"3.json": {"title": "corrected"}},
+    )
+    tar = tars / "00001.tar"
+    tar.write_bytes(tar.read_bytes().ljust(size, b"\0"))  # now of another time, as well
+    assert digest_of(tars) != before
+    assert TarReader(tars / "index").captions(3, ("title",), False) == {"title": []}
+
+
+def test_a_corrected_caption_of_equal_length_changes_the_digest(tars):
+    before = digest_of(tars)
+    tar = tars / "00001.tar"
+    data = tar.read_bytes()
+    assert data.count(b'"t4"') == 1
+    tar.write_bytes(data.replace(b'"t4"', b'"T4"'))
+    assert digest_of(tars) != before
+
+
+@pytest.mark.parametrize("pattern", ["a", "b", "[ab]"])
+def test_the_index_leaves_out_what_prepare_drops(tmp_path, pattern, capsys):
+    """Broken text, names and images are judged by the same rules."""
+    samples = {
+        "a": {"1.gif": image(), "1.json": b'{"title": "\\ud83d"}', "2.gif": image(), "2.txt": b"t"},
+        "b": {"1.jpg": image(), "1.json": b'{"txt": "no", "title": NaN}', "1.txt": b"\xff"},
+    }
+    samples["b"] |= {
+        "2.heic": image(),
+        "2.txt": b"t",
+        "caf\udce9.jpg": image(),
+        "caf\udce9.txt": b"t",
+    }
+    for name, members in samples.items():
+        write_tar(tmp_path / f"{name}.tar", members)
+    arguments = ["--input", f"{tmp_path}/{pattern}.tar", "--workers", "1"]
+    assert prepare.main(["index", *arguments, "--output", str(tmp_path / "index")]) == 0
+    arguments += ["--captions", "txt", "--output", str(tmp_path / "out")]
+    assert prepare.main(["webdataset", *arguments]) == 0
+    reader = TarReader(tmp_path / "index")
+    shards = make_source("prepared", path=tmp_path / "out")
+    assert [reader.id(row) for row in range(len(reader))] == [record["id"] for record in shards]
+    for tar in json.loads((tmp_path / "index" / "index.json").read_bytes())["tars"]:
+        shard = f"{tar['file'].removesuffix('.npy')}.array_record.json"
+        assert json.loads((tmp_path / "out" / shard).read_bytes())["dropped"] == tar["dropped"]
 
 
 def test_a_changed_tar_is_indexed_again(tars):
@@ -169,7 +220,7 @@ def test_a_damaged_tar_is_named_and_the_others_are_kept(tars, capsys):
     assert not (tars / "index" / "index.json").exists()
     (tars / "00000.tar").write_bytes(data)
     assert run(tars) == 0
-    assert "1 of 2 tars are indexed already." in capsys.readouterr().out
+    assert "1 of 2 tars are indexed already" in capsys.readouterr().out
 
 
 def test_tars_beside_the_index_move_with_it(indexed, tmp_path):
