@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import numbers
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,15 @@ _NAMES = {
     dict: "a section of keys",
     Mapping: "a section of keys",
 }
+# Whole numbers are numbers, paths stand for strings, and JSON has no tuples.
+_ACCEPTED = {
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: (str, os.PathLike),
+    tuple: (list, tuple),
+    list: (list, tuple),
+    dict: Mapping,
+}
 
 
 def _mismatch(value, annotation) -> str | None:
@@ -93,8 +103,4 @@ def _mismatch(value, annotation) -> str | None:
 def _is(value, kind) -> bool:
     if isinstance(value, bool):
         return kind is bool
-    if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real)
-    if kind in (tuple, list):
-        return isinstance(value, list | tuple)  # JSON has no tuples
-    return isinstance(value, kind)
+    return isinstance(value, _ACCEPTED.get(kind, kind))
