@@ -4,6 +4,7 @@ import json
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -127,6 +128,11 @@ def test_config_as_json():
     again = Experiment.from_config(ml_collections.ConfigDict(data))
     assert again.as_json() == data
     assert data["method"]["model"]["image"]["patch_size"] == 8
+    with_numpy = make_config()
+    with_numpy.method.momentum = np.float64(0.5)
+    with with_numpy.ignore_type():
+        with_numpy.preprocess.image_size = np.int64(16)
+    assert Experiment.from_config(with_numpy).as_json()["preprocess"]["image_size"] == 16
 
 
 class Recorder:
