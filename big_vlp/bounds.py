@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from input_pipeline.ranges import Range, is_finite, real, whole
+from input_pipeline.ranges import SEED, Range, is_finite, real, whole
 
 _COUNT = whole(1)
 _PROBABILITY = real(0, 1)
@@ -21,7 +21,7 @@ _INT32 = 2**31 - 1
 
 BOUNDS: dict[str, Range] = {
     # The run.
-    "seed": whole(0, 2**32 - 1),  # as far as Grain's shuffle goes
+    "seed": SEED,
     "total_steps": whole(1, _INT32),  # steps are int32 on the device
     "global_batch": _COUNT,
     "log_every_steps": _COUNT,

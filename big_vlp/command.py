@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import ml_collections
 from absl import app, flags
+from ml_collections import config_dict
 
 from input_pipeline.arguments import unknown
 
@@ -99,18 +100,26 @@ def change(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     section, where = config, "config"
     for name in sections:
         if name not in section:
-            known = [k for k, v in section.items() if isinstance(v, ml_collections.ConfigDict)]
+            values = {k: _current(section, k) for k in section}
+            known = [k for k, v in values.items() if isinstance(v, ml_collections.ConfigDict)]
             raise CommandError(f"--config.{path}: {where}: {unknown('section', name, known)}")
-        section, where = section[name], f"{where}.{name}"
+        section, where = _current(section, name), f"{where}.{name}"
         if not isinstance(section, ml_collections.ConfigDict):
             raise CommandError(f"--config.{path}: {where} is {section!r}, no section of keys.")
-    old = section.get(key)
     try:
-        value = _value(text, old)
+        value = _value(text, _current(section, key))
     except ValueError as error:
         raise CommandError(f"--config.{path}={text}: {error}") from None
     with section.unlocked(), section.ignore_type():
         section[key] = value
+
+
+def _current(section: ml_collections.ConfigDict, key: str):
+    """The value of a key; None where there is none, or one that is still to be given."""
+    try:
+        return section.get(key)
+    except config_dict.RequiredValueError:
+        return None
 
 
 def _value(text: str, old):

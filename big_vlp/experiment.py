@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import operator
 from typing import Any
 
 import jax
 import ml_collections
 from flax import traverse_util
+from ml_collections import config_dict
 
 from big_vlp import bounds, sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
@@ -79,9 +81,11 @@ class Experiment:
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
         """
-        sections = config.to_dict()
         try:
+            sections = config.to_dict()
             bounds.check(sections)
+        except config_dict.RequiredValueError as error:
+            raise ConfigError(f"config: a value that must be given is not: {error}.") from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
         experiment = _call("config", cls, sections)
@@ -91,7 +95,8 @@ class Experiment:
 
     def as_json(self) -> dict:
         """The config as JSON data."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        numpy_scalar = operator.methodcaller("item")
+        return json.loads(json.dumps(dataclasses.asdict(self), default=numpy_scalar))
 
     @functools.cached_property
     def preprocess_record(self) -> Preprocess:

@@ -29,6 +29,7 @@ from input_pipeline.boxes import BOX_FORM, find_boxes, parse_boxes
 from input_pipeline.cogvlm_views import LANGUAGE, VISION, Rows
 from input_pipeline.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
 from input_pipeline.images import decode, eval_image
+from input_pipeline.ranges import SEED
 
 IMAGE = "<image>"
 GROUNDING = "grounding"
@@ -387,7 +388,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, no sampling")
     add("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="sample from the most probable tokens of share P")
-    add("--seed", type=int, default=0, help="of sampling")
+    add("--seed", type=SEED, default=0, help="of sampling")
     add("--beams", type=int, metavar="N", help="beam search")
     add("--weights", choices=("model", "averaged"), help="default: the average")
     add("--devices", type=int, default=1, metavar="N", help="split the model over N devices")

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import numbers
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,8 @@ def call(where: str, fn, section: Mapping[str, Any], /, *args, **given):
     for key, value in section.items():
         if key not in free:
             if not takes_any:
-                raise ArgumentError(prefix + unknown("key", key, free))
+                message = f"got an unexpected keyword argument {key!r}{_nearest(key, free)}"
+                raise ArgumentError(f"{prefix}{message}")
         elif expected := _mismatch(value, free[key].annotation):
             raise ArgumentError(f"{prefix}{key}={value!r}; give {expected}.")
     for key, parameter in free.items():
@@ -51,11 +53,15 @@ def call(where: str, fn, section: Mapping[str, Any], /, *args, **given):
 
 def unknown(what: str, name: Any, choices: Iterable[str]) -> str:
     """The message for a name that is none of the choices, with the nearest of them."""
+    return f"Unknown {what} {name!r}{_nearest(name, choices)}"
+
+
+def _nearest(name: Any, choices: Iterable[str]) -> str:
     choices = list(choices)
     found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1)
     if found:
-        return f"Unknown {what} {name!r}; did you mean {found[0]!r}? Choose one of {choices}."
-    return f"Unknown {what} {name!r}; {f'choose one of {choices}' if choices else 'there is none'}."
+        return f"; did you mean {found[0]!r}? Choose one of {choices}."
+    return f"; choose one of {choices}." if choices else "; there is none."
 
 
 _NAMES = {
@@ -69,6 +75,15 @@ _NAMES = {
     Sequence: "a list",
     dict: "a section of keys",
     Mapping: "a section of keys",
+}
+# Whole numbers are numbers, paths stand for strings, and JSON has no tuples.
+_ACCEPTED = {
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: (str, os.PathLike),
+    tuple: (list, tuple),
+    list: (list, tuple),
+    dict: Mapping,
 }
 
 
@@ -88,8 +103,4 @@ def _mismatch(value, annotation) -> str | None:
 def _is(value, kind) -> bool:
     if isinstance(value, bool):
         return kind is bool
-    if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real)
-    if kind in (tuple, list):
-        return isinstance(value, list | tuple)  # JSON has no tuples
-    return isinstance(value, kind)
+    return isinstance(value, _ACCEPTED.get(kind, kind))

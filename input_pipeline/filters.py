@@ -4,6 +4,7 @@ Images that do not decode are always dropped. All other rules are off until they
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Rules:
 
     def __post_init__(self):
         for name, value in self.options().items():
-            if value < 1:
+            if not 1 <= value < math.inf:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}.")
         low, high = self.min_caption_words, self.max_caption_words
         if low and high and low > high:

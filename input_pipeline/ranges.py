@@ -118,3 +118,6 @@ def whole(low: int, high: int | None = None, **options) -> Range:
 def real(low: float | None = None, high: float | None = None, **options) -> Range:
     """Finite numbers from `low` on, to `high`."""
     return Range(False, low, high, **options)
+
+
+SEED = whole(0, 2**32 - 1)  # as far as Grain's shuffle goes

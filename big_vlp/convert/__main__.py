@@ -24,6 +24,7 @@ from big_vlp.checkpoint import CheckpointError
 from big_vlp.convert import catlip, catlip_dense, cogvlm_command, cosmos
 from big_vlp.convert.common import ConversionError
 from big_vlp.model_dir import WEIGHTS, Labels, open_model, save_model
+from input_pipeline.ranges import whole
 from input_pipeline.vocabulary import Vocabulary
 
 
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     group = parser.add_argument_group("import catlip, cogvlm_parts")
     group.add_argument(
         "--image-size",
-        type=int,
+        type=whole(1),
         metavar="PIXELS",
         help="default: 224; that of EVA2-CLIP-E's positions",
     )

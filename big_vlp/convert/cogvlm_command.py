@@ -19,6 +19,7 @@ from big_vlp.convert.common import ConversionError, Tensor
 from big_vlp.convert.shards import State, read_model, read_state, read_torch, write_state
 from big_vlp.model_dir import StoredModel, open_model, save_model
 from big_vlp.models.eva import resize_positions
+from input_pipeline.ranges import SEED
 from input_pipeline.tokenizers import make_tokenizer
 
 CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
@@ -140,7 +141,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of text; default: 2048",
     )
     add("--eva", type=Path, metavar="FILE", help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other")
-    add("--seed", type=int, default=0, help="cogvlm_parts: of the adapter")
+    add("--seed", type=SEED, default=0, help="cogvlm_parts: of the adapter")
     add = parser.add_argument_group("import cogvlm_sat, export cogvlm").add_argument
     add(
         "--config",

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from big_vlp import command
+from big_vlp.experiment import ConfigError, Experiment
 
 CONFIG = """
 import ml_collections
@@ -86,6 +87,18 @@ def test_a_change_on_the_command_line(program, argument, path, expected):
         (str(expected), type(expected)),
         (str(expected), float),
     )
+
+
+def test_a_value_that_must_be_given(file):
+    config = ml_collections.ConfigDict(dict(optim=dict(rate=1.0)))
+    config.steps = ml_collections.config_dict.required_placeholder(int)
+    with pytest.raises(ConfigError, match="a value that must be given is not"):
+        Experiment.from_config(config)
+    command.change(config, "steps", "3")
+    assert config.steps == 3
+    config.steps = None
+    with pytest.raises(command.CommandError, match=r"did you mean 'optim'\?"):
+        command.change(config, "optm.rate", "1")
 
 
 def test_values_may_stand_apart_and_later_ones_count(program):

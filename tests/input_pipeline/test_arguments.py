@@ -22,10 +22,13 @@ def test_a_section_that_fits():
 @pytest.mark.parametrize(
     "section, message",
     [
-        ({"count": 1, "shar": 1}, "Unknown key 'shar'; did you mean 'share'"),
-        ({"count": 1, "xyz": 1}, "Unknown key 'xyz'; choose one of"),
+        (
+            {"count": 1, "shar": 1},
+            "got an unexpected keyword argument 'shar'; did you mean 'share'",
+        ),
+        ({"count": 1, "xyz": 1}, "got an unexpected keyword argument 'xyz'; choose one of"),
         ({}, "the key 'count' is missing"),
-        ({"count": 1, "given": 1}, "Unknown key 'given'"),
+        ({"count": 1, "given": 1}, "got an unexpected keyword argument 'given'"),
         ({"count": 1, "last": 2}, r"\['last'\] cannot be set here"),
         (3, "give a section of keys, not 3"),
         (None, "give a section of keys"),
