@@ -152,3 +152,12 @@ def test_an_image_that_was_replaced_is_prepared_again(tmp_path, capsys):
     capsys.readouterr()
     run()
     assert "1 of 1 shards are finished already (their input and its" in capsys.readouterr().out
+
+
+def test_a_broken_link_does_not_keep_the_others_from_being_told_apart(tmp_path):
+    folders(tmp_path)
+    (tmp_path / "n01" / "y.jpg").symlink_to("nowhere")
+    source = make_source("folders", path=tmp_path)
+    before = source.fingerprint()
+    (tmp_path / "n01" / "nowhere").write_bytes(b"back")
+    assert source.fingerprint() != before
