@@ -52,7 +52,7 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
     """
     _check_quotes(file)
     try:
-        return pa.csv.read_csv(file, **_options(file, columns))
+        return pa.csv.read_csv(file, **_options(file, columns, pa.large_string()))
     except pa.ArrowInvalid as error:
         raise ValueError(_first_fault(file) or str(error)) from None
 
@@ -70,14 +70,17 @@ def check_rows(file: Path, key: str) -> None:
     if DELIMITERS[file.suffix] != ",":
         return
     names, first = column_names(file), 0
-    with pa.csv.open_csv(file, **_options(file, names)) as reader:
+    options = _options(file, names, pa.large_binary())  # other columns may hold anything
+    options["convert_options"].include_columns = []  # all, also those of equal names
+    with pa.csv.open_csv(file, **options) as reader:
         for batch in reader:
             keys = batch.column(names.index(key))
             for place, column in enumerate(batch.columns):
                 suspects = pc.match_substring_regex(column, "[\n\r](?s:.*),|,(?s:.*)[\n\r]")
                 for row in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
-                    lines = re.split("\r\n|\n|\r", column[row].as_py())
-                    line = _find_row(lines, place, names, key, keys[row].as_py())
+                    field, own = (v[row].as_py().decode(errors="replace") for v in (column, keys))
+                    lines = re.split("\r\n|\n|\r", field)
+                    line = _find_row(lines, place, names, key, own)
                     if line is not None:
                         raise ValueError(
                             f"row {first + row} (counted from 0, as in ids), column "
@@ -126,7 +129,7 @@ def _check_quotes(file: Path) -> None:
             _check_one_by_one(data)
 
 
-def _options(file: Path, columns: Sequence[str]) -> dict[str, Any]:
+def _options(file: Path, columns: Sequence[str], kind: pa.DataType) -> dict[str, Any]:
     quoted = DELIMITERS[file.suffix] == ","
     return {
         "read_options": pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
@@ -138,7 +141,7 @@ def _options(file: Path, columns: Sequence[str]) -> dict[str, Any]:
         ),
         "convert_options": pa.csv.ConvertOptions(
             include_columns=columns,
-            column_types=dict.fromkeys(columns, pa.large_string()),
+            column_types=dict.fromkeys(columns, kind),
             strings_can_be_null=False,
         ),
     }

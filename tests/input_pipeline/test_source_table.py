@@ -374,6 +374,13 @@ def test_rows_within_a_column_that_is_not_asked_for(tmp_path, ids):
     tables.check_rows(tmp_path / "a.csv", "i")
 
 
+def test_columns_that_are_not_asked_for_may_hold_anything(tmp_path, images):
+    data = b'image,x,x,short\nsub/0.jpg,caf\xe9,"\xff,\n",a\nsub/1.jpg,1,,b\n'
+    (tmp_path / "a.csv").write_bytes(data)
+    found = all_of(open_table(tmp_path / "a.csv", images, ("short",)))
+    assert [r["captions"]["short"] for r in found] == [["a"], ["b"]]
+
+
 @pytest.mark.parametrize("block", [1, 3, 16])
 def test_quotes_are_told_across_blocks(tmp_path, monkeypatch, block):
     monkeypatch.setattr(delimited, "_BLOCK_BYTES", block)
