@@ -24,7 +24,7 @@ from big_vlp.checkpoint import CheckpointError
 from big_vlp.draw_boxes import draw_boxes, labelled_boxes
 from big_vlp.generation import Sampling, Strategy, check_strategy, generate, stream
 from big_vlp.model_dir import open_model
-from input_pipeline import templates
+from input_pipeline import templates, unicode
 from input_pipeline.boxes import BOX_FORM, find_boxes, parse_boxes
 from input_pipeline.cogvlm_views import LANGUAGE, VISION, Rows
 from input_pipeline.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
@@ -272,6 +272,7 @@ def grounding_query(query: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    unicode.escape_output()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
         _check(args)
@@ -361,6 +362,7 @@ def _check(args) -> None:
     """Raises ValueError for what can be said before the model is read."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: give 1 or more.")
+    unicode.check(args.prompt, "--prompt")
     if args.draw is None:
         return
     if len(args.image) != 1:

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,51 +52,49 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
     """
     _check_quotes(file)
     try:
-        return pa.csv.read_csv(
-            file,
-            pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            _parse_options(file),
-            pa.csv.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.large_string()),
-                strings_can_be_null=False,
-            ),
-        )
+        return pa.csv.read_csv(file, **_options(file, columns, pa.large_string()))
     except pa.ArrowInvalid as error:
         raise ValueError(_first_fault(file) or str(error)) from None
 
 
-def check_fields(file: Path, table: pa.Table, columns: Sequence[str], key: str) -> None:
-    """Looks at fields of several lines for lines that are rows of a .csv themselves: two stray
-    quotes, far apart, enclose all that lies between them.
+def check_rows(file: Path, key: str) -> None:
+    """Reads all of a .csv for fields of several lines, one of which is a row of the table itself:
+    two stray quotes, far apart, enclose all that lies between them.
 
-    A line counts as a row if it has as many fields, and in the place of column `key` a URL, or a
-    file name of the same ending as the row's own.
+    A line counts as a row if it has as many fields, and in the place of column `key` a URL, a file
+    name of the same ending as the row's own, or a number like it.
 
     Raises:
       ValueError: names the row.
     """
     if DELIMITERS[file.suffix] != ",":
         return
-    names = column_names(file)
-    for column in columns:
-        suspects = pc.match_substring_regex(table[column], "[\n\r](?s:.*),|,(?s:.*)[\n\r]")
-        for row in np.flatnonzero(suspects.to_numpy()).tolist():
-            lines = re.split("\r\n|\n|\r", table[column][row].as_py())
-            line = _find_row(lines, names, column, key, table[key][row].as_py())
-            if line is not None:
-                raise ValueError(
-                    f"row {row} (counted from 0, as in ids), column {column!r}: the field goes "
-                    f"over {len(lines)} lines, of which {line!r} looks like a row of the table. "
-                    f"{_REMEDY}"
-                )
+    names, first = column_names(file), 0
+    options = _options(file, names, pa.large_binary())  # other columns may hold anything
+    options["convert_options"].include_columns = []  # all, also those of equal names
+    with pa.csv.open_csv(file, **options) as reader:
+        for batch in reader:
+            keys = batch.column(names.index(key))
+            for place, column in enumerate(batch.columns):
+                suspects = pc.match_substring_regex(column, "[\n\r](?s:.*),|,(?s:.*)[\n\r]")
+                for row in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
+                    field, own = (v[row].as_py().decode(errors="replace") for v in (column, keys))
+                    lines = re.split("\r\n|\n|\r", field)
+                    line = _find_row(lines, place, names, key, own)
+                    if line is not None:
+                        raise ValueError(
+                            f"row {first + row} (counted from 0, as in ids), column "
+                            f"{names[place]!r}: the field goes over {len(lines)} lines, of which "
+                            f"{line!r} looks like a row of the table. {_REMEDY}"
+                        )
+            first += batch.num_rows
 
 
 def _find_row(
-    lines: Sequence[str], names: Sequence[str], column: str, key: str, own: str
+    lines: Sequence[str], place: int, names: Sequence[str], key: str, own: str
 ) -> str | None:
-    """The first of a field's lines that seems to be, or to end or begin, another row."""
-    place, width, last = names.index(column), len(names), len(lines) - 1
+    """The first line of a field in column `place` that seems to be, or to be part of, a row."""
+    width, last = len(names), len(lines) - 1
     for number, line in enumerate(lines):
         # The first line begins, and the last one ends, with the field itself.
         start, end = 0 if number else place, width if number < last else place + 1
@@ -111,7 +110,10 @@ def _alike(value: str, key: str) -> bool:
         return False
     if "://" in key:
         return "://" in value
-    return bool(Path(key).suffix) and Path(value).suffix.lower() == Path(key).suffix.lower()
+    ending = Path(key).suffix.lower()
+    if not ending:
+        return key.strip().isdecimal() and value.strip().isdecimal()
+    return Path(value).suffix.lower() == ending
 
 
 def _check_quotes(file: Path) -> None:
@@ -127,14 +129,22 @@ def _check_quotes(file: Path) -> None:
             _check_one_by_one(data)
 
 
-def _parse_options(file: Path) -> pa.csv.ParseOptions:
+def _options(file: Path, columns: Sequence[str], kind: pa.DataType) -> dict[str, Any]:
     quoted = DELIMITERS[file.suffix] == ","
-    return pa.csv.ParseOptions(
-        delimiter=DELIMITERS[file.suffix],
-        quote_char='"' if quoted else False,
-        double_quote=quoted,
-        newlines_in_values=quoted,
-    )
+    return {
+        "read_options": pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(
+            delimiter=DELIMITERS[file.suffix],
+            quote_char='"' if quoted else False,
+            double_quote=quoted,
+            newlines_in_values=quoted,
+        ),
+        "convert_options": pa.csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, kind),
+            strings_can_be_null=False,
+        ),
+    }
 
 
 def _first_fault(file: Path) -> str:

@@ -293,7 +293,8 @@ def _read_sample(
             strings = value if isinstance(value, list) else ()
             captions[name] = [item for item in strings if item is not None] if strings else value
     if problem := webdataset.image_problem(sample):
-        return Sample(id_, None, captions, tuple(values), ": ".join(problem))
+        count = len(webdataset.image_extensions(sample)) or "no"
+        return Sample(id_, None, captions, tuple(values), f"{count} images: {problem[1]}")
     [image] = webdataset.image_extensions(sample)
     return Sample(id_, sample.read(file, image), captions, tuple(values), error)
 

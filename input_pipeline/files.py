@@ -80,7 +80,8 @@ def check_images(root: str | os.PathLike, names: Iterable[str]) -> None:
 
 
 def status(paths: Iterable[str | os.PathLike]) -> np.ndarray:
-    """i64[n, 2]: size in bytes and modification time in ns of each file."""
+    """i64[n, 2]: size in bytes and modification time in ns of each file; -1 where there is none,
+    as behind a broken link, which whoever reads it will name."""
     paths = list(paths)
     parts = [paths[i : i + _STATUS_PART] for i in range(0, len(paths), _STATUS_PART)]
     with ThreadPoolExecutor(_STATUS_THREADS) as pool:
@@ -89,13 +90,20 @@ def status(paths: Iterable[str | os.PathLike]) -> np.ndarray:
 
 
 def _status(paths: Sequence[str | os.PathLike]) -> list[tuple[int, int]]:
-    found = map(os.stat, paths)
-    return [(file.st_size, file.st_mtime_ns) for file in found]
+    rows = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            rows.append((found.st_size, found.st_mtime_ns))
+        except OSError:
+            rows.append((-1, -1))
+    return rows
 
 
 def contents_digest(path: str | os.PathLike) -> bytes:
     """Of a whole file: about a second per gigabyte, but only once while the file stays as it is."""
-    return _contents_digest(os.fspath(path), *status([path])[0].tolist())
+    found = os.stat(path)
+    return _contents_digest(os.fspath(path), found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)

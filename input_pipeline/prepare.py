@@ -289,6 +289,7 @@ def _prepare(
         drop_duplicates=args.drop_duplicates,
         resize=args.resize,
     )
+    unicode.check(str(args.output), "--output")
     options, extra = {**options, **rules.options()}, extra or {}
     arguments = arguments + rules.arguments()
     labeller = None

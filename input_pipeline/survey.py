@@ -82,8 +82,8 @@ def examine(sample: Sample) -> Finding:
         unicode.check(texts, "captions")
     except ValueError as reason:
         error = error or str(reason)
-        texts = list(filter(unicode.is_valid, texts))
-    visible = [caption for caption in texts if caption.strip()]
+    # No tokenizer takes what is not valid; for its length a question mark does.
+    visible = [text.encode("utf-8", "replace").decode() for text in texts if text.strip()]
     tokens = ClipTokenizer()(visible, _COUNTED_TOKENS)
     return Finding(
         id=sample.id,
@@ -95,7 +95,7 @@ def examine(sample: Sample) -> Finding:
         one_string=one_string,
         no_text=no_text,
         blank=len(texts) - len(visible),
-        words=[len(caption.split()) for caption in visible],
+        words=[len(text.split()) for text in visible],
         tokens=((tokens == END_OF_TEXT).argmax(axis=1) + 1).tolist(),
     )
 

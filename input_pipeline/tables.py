@@ -104,40 +104,37 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def check_contents(file: Path, table: pa.Table, columns: Sequence[str], key: str) -> None:
-    """Reads all of a table, once, for what would be wrong without a word.
-
-    Args:
-      columns: those of captions.
-      key: the column that names the images, or their URLs.
-
-    Raises:
-      ValueError: text is no UTF-8, or a field of a .csv holds further rows: names the row.
-    """
-    try:
-        for name in dict.fromkeys((*columns, key)):
-            _check_unicode(table, name)
-        if file.suffix in delimited.DELIMITERS:
-            delimited.check_fields(file, table, columns, key)
-    except ValueError as error:
-        raise _unreadable(file, error) from None
-
-
-def _check_unicode(table: pa.Table, name: str) -> None:
-    first = 0
-    for chunk in table[name].chunks:
+def check_rows(file: Path, key: str) -> None:
+    """Raises ValueError where a field of a .csv holds further rows, see `delimited.check_rows`;
+    `key` is the column that names the images, or their URLs."""
+    if file.suffix in delimited.DELIMITERS:
         try:
-            chunk.validate(full=True)
-        except pa.ArrowInvalid:
-            for row in range(len(chunk)):
-                try:
-                    chunk[row].as_py()
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"row {first + row} (counted from 0, as in ids), column {name!r}: {error}"
-                    ) from None
-            raise
-        first += len(chunk)
+            delimited.check_rows(file, key)
+        except ValueError as error:
+            raise _unreadable(file, error) from None
+
+
+def check_text(file: Path, table: pa.Table) -> None:
+    """Raises ValueError where text is no UTF-8, and names the row; reads all of the table."""
+    for name in table.column_names:
+        first = 0
+        for chunk in table[name].chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as error:
+                row, reason = _first_invalid(chunk, error)
+                where = f"row {first + row} (counted from 0, as in ids), column {name!r}"
+                raise _unreadable(file, ValueError(f"{where}: {reason}")) from None
+            first += len(chunk)
+
+
+def _first_invalid(chunk: pa.Array, error: ValueError) -> tuple[int, ValueError]:
+    for row in range(len(chunk)):
+        try:
+            chunk[row].as_py()
+        except UnicodeDecodeError as reason:
+            return row, reason
+    return 0, error
 
 
 def _open_arrow(file: Path):

@@ -145,7 +145,10 @@ class TarReader:
         try:
             return webdataset.read_captions(_Cursor(self._file(number)), found, fields, split)[0]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self._tar_path(self._tars[number])}: {error}. {_AGAIN}") from None
+            tar = self._tar_path(self._tars[number])
+            # A TypeError names the key itself.
+            key = "" if isinstance(error, TypeError) else f"key {found.key!r}: "
+            raise ValueError(f"{tar}: {key}{error}. {_AGAIN}") from None
 
     def _find(self, row: int) -> tuple[int, np.void]:
         number = bisect.bisect_right(self._ends, row)

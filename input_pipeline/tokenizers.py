@@ -2,7 +2,7 @@
 Llama 3's tokenizer.json.
 
 A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
-pickling one for a loader worker costs nothing.
+pickling one for a loader worker costs nothing. Text that is not valid Unicode is a ValueError.
 """
 
 import functools
@@ -17,6 +17,8 @@ import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
+
+from input_pipeline import unicode
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
@@ -178,6 +180,7 @@ class LlamaTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones; none for an empty text."""
+        unicode.check(text)
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -241,6 +244,7 @@ class Llama3Tokenizer(LlamaTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones; none for an empty text."""
+        unicode.check(text)
         return self._model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -278,6 +282,8 @@ def _texts(texts: Sequence[str]) -> Sequence[str]:
     # A string is a sequence too: of its characters.
     if isinstance(texts, str):
         raise TypeError("A tokenizer takes a list of strings; put the single string in a list.")
+    for text in texts:
+        unicode.check(text)
     return texts
 
 

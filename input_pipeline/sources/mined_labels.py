@@ -3,11 +3,12 @@
 What `prepare --labels` stores, made on the fly: for evaluating CatLIP on captions as they are.
 """
 
-import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline import arguments
+from input_pipeline.files import fingerprint
 from input_pipeline.label_mining import LabelMiner
 from input_pipeline.sources import make_source
 from input_pipeline.vocabulary import Vocabulary
@@ -48,4 +49,8 @@ class Source:
 
     def fingerprint(self) -> str:
         text = f"{self._source.fingerprint()} {self.label_vocabulary} {self._miner.mode}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(text)
+
+    def files(self) -> list[str | os.PathLike]:
+        """Those of the source."""
+        return getattr(self._source, "files", list)()

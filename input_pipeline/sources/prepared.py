@@ -6,14 +6,23 @@ import json
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from input_pipeline import records
+from input_pipeline import records, unicode
 from input_pipeline.files import fingerprint
 
 _REPAIR = "Re-run prepare with the same options; finished shards are kept."
+
+
+class _Part(NamedTuple):
+    """Records of a file, as the reader takes them where its name may hold any character."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
 
 
 class Source:
@@ -55,9 +64,13 @@ class Source:
                 )
         self._names = [shard["file"] for shard in shards]
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
+        unicode.check(str(self._path), "The reader of shards knows no such directory")
         # Stating the range of records keeps the reader from opening every shard to count them.
         self._data = ArrayRecordDataSource(
-            [f"{self._path / shard['file']}[0:{shard['records']}]" for shard in shards]
+            [
+                _Part(str(self._path / shard["file"]), 0, shard["records"], shard["records"])
+                for shard in shards
+            ]
         )
         sums = [bytes.fromhex(shard["sha256"]) for shard in shards]
         self._fingerprint = fingerprint(f"prepared {records.FORMAT_VERSION}", *sums)

@@ -78,9 +78,9 @@ class Source:
         self._ends = list(itertools.accumulate(table.num_rows for table in loaded))
         if not self._ends[-1]:
             raise ValueError(f"{path} has no rows.")
-        if image_column is not None:
-            for file, table in zip(self._files, loaded):
-                tables.check_contents(file, table, self._captions, image_column)
+        for file, table in zip(self._files, loaded):
+            tables.check_text(file, table)
+            tables.check_rows(file, image_column or url_column)
         usable = np.concatenate([tables.have_text(table, self._captions) for table in loaded])
         self._tars = None
         if image_column is not None:
@@ -89,7 +89,7 @@ class Source:
             check_images(self._image_root, (names[row] for row in self._rows))
         else:
             self._tars = TarReader(downloads)
-            tar_rows = _join(self._files, loaded, self._captions, url_column, self._tars)
+            tar_rows = _join(self._files, url_column, self._tars)
             self._rows = np.flatnonzero(usable & (tar_rows >= 0))
             self._tar_rows = tar_rows[self._rows]
         if not len(self._rows):
@@ -152,13 +152,7 @@ class Source:
         return f"{self._files[number].stem}/{row}", values
 
 
-def _join(
-    files: Sequence[Path],
-    loaded: Sequence[pa.Table],
-    captions: Sequence[str],
-    url_column: str,
-    tars: TarReader,
-) -> np.ndarray:
+def _join(files: Sequence[Path], url_column: str, tars: TarReader) -> np.ndarray:
     """i64[rows]: the first sample of the tars that was downloaded from each row's URL, -1 if none.
 
     Raises:
@@ -174,10 +168,9 @@ def _join(
         )
     ordered, first = downloaded[order], ""
     parts = []
-    for file, table in zip(files, loaded):
-        column = tables.load(file, (url_column,))[url_column]
-        table = table.append_column(url_column, column) if url_column not in captions else table
-        tables.check_contents(file, table, captions, url_column)
+    for file in files:
+        table = tables.load(file, (url_column,))
+        tables.check_text(file, table)
         urls = list(tables.strings(table, url_column))
         first = first or next(filter(None, urls), "")
         hashes = np.fromiter(map(url_hash, urls), np.uint64, len(urls))

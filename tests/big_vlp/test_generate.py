@@ -364,6 +364,7 @@ def test_labels_stay_on_the_picture():
         ({"--prompt": "<image> <image>"}, "says <image> 2 times, but the number of images is 1"),
         ({"--prompt": "<image>", "--image": None}, "but the number of images is 0"),
         ({"--prompt": "word " * 100}, "context takes 64"),
+        ({"--prompt": "caf\udce9"}, "--prompt: the text"),
         ({"--image": None, "--draw": "out.png"}, "draws on one image; 0"),
         ({"--draw": "nowhere/out.png"}, "no directory nowhere"),
         ({"--image": None, "--template": "grounding"}, "needs an image"),

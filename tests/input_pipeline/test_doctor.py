@@ -251,6 +251,7 @@ def test_tokens_are_counted_with_both_ends():
     texts = ["a cat", "a", "zebra " * 600, "half \ud83d"]
     finding = examine(Sample("a", image(), {"text": texts}, ()))
     assert finding.tokens == [4, 3, 512, 4] and finding.words == [2, 1, 600, 2]
+    assert finding.error.startswith("captions[3]: the text 'half ")
 
 
 def test_histograms_can_be_drawn_of_next_to_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """The command `prepare source`."""
 
 import json
+import pickle
 import re
 
 import numpy as np
@@ -92,6 +93,37 @@ def test_duplicates_and_broken_images_of_a_source_are_dropped_and_listed(tmp_pat
         ("b", "duplicate image"),
         ("d", "duplicate image"),
     ]
+
+
+def test_text_that_is_not_unicode_is_dropped_and_listed(tmp_path):
+    examples = [
+        {"id": "a", "image": image(1), "captions": {"text": ["x"]}, "question": "half \udfff?"},
+        {"id": "b", "image": image(1), "captions": {"text": ["fine", "\ud800"]}},
+        {"id": "c", "image": image(1), "captions": {"text": ["\U0001f600 \0"]}},
+    ]
+    folder = write_prepared(tmp_path / "in", examples)
+    assert run_source(tmp_path / "out", "prepared", f"path={folder}") == 0
+    assert ids(tmp_path / "out") == ["c"]
+    [path] = (tmp_path / "out").glob("*.array_record.json")
+    dropped = json.loads(path.read_text())["dropped"]
+    assert [(d["key"], d["reason"]) for d in dropped] == [
+        ("a", "unreadable text"),
+        ("b", "unreadable text"),
+    ]
+    assert dropped[1]["detail"].startswith("captions.text[1]: the text '")
+
+
+@pytest.mark.parametrize("name", ["data[1]", "x[0:1]", "a*", "b@2", "new\nline"])
+def test_directories_of_any_name(tmp_path, name):
+    assert run_source(tmp_path / name, "scenes", "size=2", "image_size=32") == 0
+    assert ids(tmp_path / name) == ["scenes-train-0", "scenes-train-1"]
+    source = make_source("prepared", path=tmp_path / name)
+    assert pickle.loads(pickle.dumps(source))[1]["image"] == source[1]["image"]
+
+
+def test_a_directory_whose_name_is_no_text_is_refused(tmp_path, capsys):
+    assert run_source(tmp_path / "caf\udce9", "scenes", "size=2", "image_size=32") == 1
+    assert re.search("error: --output: .* is not valid Unicode", capsys.readouterr().err)
 
 
 def test_captions_that_are_one_string_fail_the_run(tmp_path, capsys):

@@ -127,6 +127,63 @@ def test_another_format(tmp_path, text):
         make_source("coco", annotations=tmp_path / "a.json", images=tmp_path)
 
 
+@pytest.mark.parametrize("ids", [("9", "4", "7"), (9.0, 4.0, 7.0), (9, "4", 7.0)])
+def test_an_id_is_the_same_however_it_is_written(tmp_path, ids):
+    images = [{"id": i, "file_name": name} for i, name in zip(ids, ("b.jpg", "a.jpg", "c.jpg"))]
+    expected, found = (
+        open_source(coco(tmp_path / "a")),
+        open_source(coco(tmp_path / "b", None, images)),
+    )
+    assert [found[i] for i in range(len(found))] == [expected[i] for i in range(len(expected))]
+    assert found.fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([(1, "a.jpg"), ("1", "b.jpg")], [], r"two images have the id 1: .*a\.jpg.* and .*b\.jpg"),
+        (
+            [(1, "a.jpg")],
+            [(1, "x"), (2, "y"), (2, "z")],
+            "2 of 3 annotations are of images .* 2\\)",
+        ),
+        ([(1, "a.jpg")], [(True, "x")], "the id True is neither"),
+        ([(1.5, "a.jpg")], [], "the id 1.5 is neither"),
+        ([(None, "a.jpg")], [], "the id None is neither"),
+        ([(1, 7)], [(1, "x")], "7 is no name of an image file"),
+        ([(1, None)], [(1, "x")], "None is no name of an image file"),
+        (
+            [(1, "a.jpg")],
+            [(1, "half \ud800")],
+            r"annotations\[0\]\.caption: the text 'half .* Unicode",
+        ),
+        ([(1, "a.jpg")], [(1, 5)], "caption 5 is no text"),
+        ([(1, "a.jpg")], [(1, None)], "caption None is no text"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(tmp_path, images, annotations, message):
+    arguments = coco(
+        tmp_path,
+        [{"image_id": i, "caption": text} for i, text in annotations],
+        [{"id": i, "file_name": name} for i, name in images],
+    )
+    with pytest.raises(ValueError, match=rf"captions\.json is no caption file \(.*{message}"):
+        open_source(arguments)
+
+
+def test_bytes_that_are_no_utf8(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[{"image": "a", "caption": "caf\xe9"}]')
+    with pytest.raises(ValueError, match=r"a\.json is no caption file .*can't decode byte 0xe9"):
+        make_source("coco", annotations=tmp_path / "a.json", images=tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match="1 of 1 images are missing"):
+        open_source(
+            coco(tmp_path, [{"image_id": 1, "caption": "x"}], [{"id": 1, "file_name": "\0"}])
+        )
+
+
 @pytest.mark.parametrize("text", ["[]", '{"images": [], "annotations": []}'])
 def test_no_caption(tmp_path, text):
     (tmp_path / "a.json").write_text(text)

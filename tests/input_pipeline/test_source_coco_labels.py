@@ -83,6 +83,29 @@ def test_another_format(tmp_path, changes):
         make_source("coco_labels", **instances(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": [*CATEGORIES, {"id": "1", "name": "x"}]}, "two categories have the id 1"),
+        ({"objects": [(4, 2, 0)]}, "an annotation of image 4 has the unlisted category 2"),
+        ({"objects": [(5, 1, 0), (6, 1, 0)]}, "2 of 2 annotations are of images .* such as 5, 6"),
+        ({"images": [{"id": 4, "file_name": "a.jpg"}] * 2}, "two images have the id 4"),
+    ],
+)
+def test_ids_that_do_not_fit_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_source("coco_labels", **instances(tmp_path, **changes))
+
+
+def test_ids_are_the_same_however_they_are_written(tmp_path):
+    expected = make_source("coco_labels", **instances(tmp_path / "a"))
+    categories = [{**category, "id": str(category["id"])} for category in CATEGORIES]
+    objects = [(float(image), category, crowd) for image, category, crowd in OBJECTS]
+    found = make_source("coco_labels", **instances(tmp_path / "b", objects, categories=categories))
+    assert [found[i] for i in range(3)] == [expected[i] for i in range(3)]
+    assert found.class_names == expected.class_names
+
+
 def test_no_image(tmp_path):
     with pytest.raises(ValueError, match=r"instances\.json has no image"):
         make_source("coco_labels", **instances(tmp_path, images=[], annotations=[]))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 
 import pytest
@@ -114,3 +115,49 @@ def test_prepared(tmp_path):
     assert prepared.class_names == source.class_names
     assert [prepared[i] for i in range(4)] == [source[i] for i in range(4)]
     assert json.loads((output / "dataset.json").read_text())["fields"]["label"] == "int"
+
+
+def test_names_that_are_no_text_are_escaped_and_images_of_every_ending_taken(tmp_path):
+    folders(tmp_path, [("caf\udce9", "x\udcff.JPE", "y.avif", "z.tif"), ("[a-b]*", "1.jpg")])
+    source = make_source("folders", path=tmp_path)
+    assert source.class_names == ["[a-b]*", r"caf\xe9"]
+    assert [source[i]["id"] for i in range(4)] == [
+        *("[a-b]*/1.jpg", r"caf\xe9/x\xff.JPE", r"caf\xe9/y.avif", r"caf\xe9/z.tif"),
+    ]
+    assert source[1]["image"] == picture(0)
+    assert len(source.fingerprint()) == 16
+
+
+def test_an_image_that_was_replaced_is_prepared_again(tmp_path, capsys):
+    path = folders(tmp_path / "in")
+    before = make_source("folders", path=path).fingerprint()
+
+    def run():
+        arguments = ["source", "folders", f"path={path}", "--workers", "1"]
+        assert prepare.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+        return make_source("prepared", path=tmp_path / "out")[0]["image"]
+
+    assert run() == picture(10)
+    replaced = picture(12)
+    assert len(replaced) == len(picture(10)) and replaced != picture(10)
+    file = path / "n01" / "z.png"
+    file.write_bytes(replaced)
+    os.utime(file, ns=(5, 5))  # of equal size, and older than the shards
+    assert make_source("folders", path=path).fingerprint() == before  # known by its size
+    assert run() == replaced
+    assert "1 shards are made again: their input has changed." in capsys.readouterr().out
+    file.write_bytes(replaced + b"longer")
+    assert make_source("folders", path=path).fingerprint() != before
+    run()
+    capsys.readouterr()
+    run()
+    assert "1 of 1 shards are finished already (their input and its" in capsys.readouterr().out
+
+
+def test_a_broken_link_does_not_keep_the_others_from_being_told_apart(tmp_path):
+    folders(tmp_path)
+    (tmp_path / "n01" / "y.jpg").symlink_to("nowhere")
+    source = make_source("folders", path=tmp_path)
+    before = source.fingerprint()
+    (tmp_path / "n01" / "nowhere").write_bytes(b"back")
+    assert source.fingerprint() != before

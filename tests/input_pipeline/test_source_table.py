@@ -352,6 +352,7 @@ def test_quotes_within_fields_that_are_not_quoted_are_characters(tmp_path, image
         ),
         ("{i},{c}", ['"open', 'end"'], "row 0 .*over 2 lines, of which 'sub/1.jpg,end' looks like"),
         ("{c},{i}", ["x", '"open', "y", 'end"'], "row 1 .* 'open,sub/1.jpg' looks like a row"),
+        ("{i},0,{c}", ["x", '"open', "y", 'end"'], "row 1 .* 'sub/2.jpg,0,y' looks like a row"),
         ("{i},{c},0", ["x", '"open', "y", 'end"'], "row 1 .* 'sub/2.jpg,y,0' looks like a row"),
     ],
 )
@@ -361,6 +362,23 @@ def test_quotes_of_a_csv_that_do_not_fit_together(tmp_path, images, columns, cap
     (tmp_path / "a.csv").write_text("\n".join([header, *rows]) + "\n")
     with pytest.raises(ValueError, match=rf"a\.csv cannot be read: {message}"):
         open_table(tmp_path / "a.csv", images, ("short",))
+
+
+@pytest.mark.parametrize("ids", [("sub/0.jpg", "sub/1.JPG"), ("000", "17"), ("http://a", "x://b")])
+def test_rows_within_a_column_that_is_not_asked_for(tmp_path, ids):
+    first, second = ids
+    (tmp_path / "a.csv").write_text(f'i,title,short\n{first},"open,a\n{second},end",b\n')
+    with pytest.raises(ValueError, match=rf"row 0 .* column 'title': .*'{second},end' looks like"):
+        tables.check_rows(tmp_path / "a.csv", "i")
+    (tmp_path / "a.csv").write_text(f'i,title,short\n{first},"two lines,\nbut, no row",b\n')
+    tables.check_rows(tmp_path / "a.csv", "i")
+
+
+def test_columns_that_are_not_asked_for_may_hold_anything(tmp_path, images):
+    data = b'image,x,x,short\nsub/0.jpg,caf\xe9,"\xff,\n",a\nsub/1.jpg,1,,b\n'
+    (tmp_path / "a.csv").write_bytes(data)
+    found = all_of(open_table(tmp_path / "a.csv", images, ("short",)))
+    assert [r["captions"]["short"] for r in found] == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize("block", [1, 3, 16])

@@ -279,3 +279,13 @@ def test_clip_decode_gives_the_words_back():
         ids = tokenizer([text], 20)[0]
         assert tokenizer.decode(ids) == text.lower()
     assert tokenizer.decode(tokenizer(["word " * 50], 8)[0]) == " ".join(["word"] * 6)
+
+
+@pytest.mark.parametrize("text", ["half \ud800", "\udcff from a command line", "\udc00\ud800"])
+def test_text_that_is_not_unicode_is_an_error(text):
+    for encode in (
+        lambda: tokenizers.ClipTokenizer()(["good", text], 8),
+        lambda: tokenizers.make_tokenizer("llama:scenes").encode(text),
+    ):
+        with pytest.raises(ValueError, match=r"the text '.*\\ud.*' is not valid Unicode"):
+            encode()
