@@ -48,6 +48,7 @@ class Experiment:
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
+      max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
       init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
         the other by name; what none gives is random.
     """
@@ -67,6 +68,7 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
+    max_bad_steps: int = 20
     init: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -81,6 +83,8 @@ class Experiment:
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
         if experiment.log_every_steps < 1:
             raise ConfigError(f"config.log_every_steps={experiment.log_every_steps}: 1 or more.")
+        if experiment.max_bad_steps < 1:
+            raise ConfigError(f"config.max_bad_steps={experiment.max_bad_steps}: 1 or more.")
         return experiment
 
     def as_json(self) -> dict:
