@@ -225,7 +225,7 @@ def connect_processes() -> None:
     """
     address, count, index = (os.environ.get(name, "") for name in CLUSTER_VARIABLES)
     asked = {}
-    if count == "1" and index in ("", "0"):
+    if count == "1" and not address and index in ("", "0"):
         return
     if count or index:
         if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):

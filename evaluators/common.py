@@ -129,7 +129,7 @@ class RowMap:
                 submit(start)
             while waiting:
                 start, futures = waiting.popleft()
-                rows = self._loaded(futures)
+                rows = self._loaded(futures, pool)
                 local = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
                 local["mask"] = np.array([start + offset < count for offset in offsets])
                 for next_start in starts:
@@ -141,14 +141,18 @@ class RowMap:
                     yield previous
         yield running
 
-    def _loaded(self, futures) -> list[dict]:
+    def _loaded(self, futures, pool) -> list[dict]:
         """The rows; ends the evaluation on all hosts where one fails, or is told to end."""
         rows, error = [], None
         try:
             rows = [future.result() for future in futures]
         except Exception as failed:
             error = failed
-        raise_together(self._mesh, error)
+        try:
+            raise_together(self._mesh, error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return rows
 
 
