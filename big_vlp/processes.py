@@ -115,6 +115,8 @@ class telling:
             raise consequence from None
         self.why(error)
         _tell(error, self._expected)
+        if jax.process_count() > 1 and not is_agreed(error):
+            _end_within(_CLOSE_SECONDS)  # what is closed now may wait for the others in vain
 
     def why(self, error: BaseException) -> None:
         """Says it, once; a signal is no error."""
@@ -132,7 +134,7 @@ class telling:
         while not self._left.wait(_LOOK_SECONDS):
             if (other := _failure()) and not self._left.wait(_GRACE_SECONDS):
                 self._print(other)
-                threading.Timer(_CLOSE_SECONDS, os._exit, (1,)).start()
+                _end_within(_CLOSE_SECONDS)
                 with contextlib.suppress(Exception):
                     self._close()
                 _leave(1)
@@ -182,6 +184,12 @@ def _failure() -> str | None:
         return None  # the service is gone, which jax itself reports
     own = str(jax.process_index())
     return next((text for key, text in sorted(found) if key.rpartition("/")[2] != own), None)
+
+
+def _end_within(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _leave(status: int) -> None:
