@@ -25,6 +25,7 @@ BOUNDS: dict[str, Range] = {
     "total_steps": whole(1, _INT32),  # steps are int32 on the device
     "global_batch": _COUNT,
     "log_every_steps": _COUNT,
+    "max_bad_steps": _COUNT,
     "every_steps": _COUNT,
     "keep_latest": _COUNT,
     "keep_every_steps": whole(1, none="to keep only the newest"),

@@ -11,6 +11,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from big_vlp import trees
+from input_pipeline.paths import local_path
 
 
 class CheckpointError(Exception):
@@ -36,7 +37,7 @@ class Checkpoints:
         keep_every_steps: int | None = None,
         read_only: bool = False,
     ):
-        self.workdir = Path(workdir).absolute()
+        self.workdir = local_path(workdir)
         self.every_steps = every_steps
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep_latest,

@@ -48,9 +48,13 @@ def run(main: Callable) -> None:
 
 def stop(error: Exception) -> NoReturn:
     """Ends the program with an error that the user can mend: one line, status 1."""
-    if os.environ.get("BIG_VLP_TRACEBACK", "0") not in ("", "0"):
+    if wants_tracebacks():
         traceback.print_exception(error)
     sys.exit(f"error: {error}")
+
+
+def wants_tracebacks() -> bool:
+    return os.environ.get("BIG_VLP_TRACEBACK", "0") not in ("", "0")
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:

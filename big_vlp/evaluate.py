@@ -18,6 +18,7 @@ from absl import flags, logging
 from big_vlp import command, sharding, telemetry
 from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
+from input_pipeline.paths import PathError, local_path
 
 POLL_SECONDS = 10
 NO_STEP = -1
@@ -38,9 +39,11 @@ def evaluate(
       follow: evaluate every checkpoint from now on; ends with the run's last step.
 
     Raises:
+      PathError: `workdir` is no path of this machine.
       ConfigError: the config cannot be built.
       CheckpointError: no such checkpoint, or it holds another model.
     """
+    workdir = local_path(workdir)
     experiment = Experiment.from_config(config)
     mesh = experiment.make_mesh()
     method = experiment.make_method()
@@ -106,7 +109,7 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except (sharding.ClusterError, ConfigError, CheckpointError) as error:
+    except (sharding.ClusterError, PathError, ConfigError, CheckpointError) as error:
         command.stop(error)
 
 

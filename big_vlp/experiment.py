@@ -52,6 +52,7 @@ class Experiment:
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
+      max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
       init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
         the other by name; what none gives is random.
     """
@@ -71,6 +72,7 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
+    max_bad_steps: int = 20
     init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it
 
     @classmethod

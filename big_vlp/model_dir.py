@@ -18,6 +18,7 @@ from big_vlp import sharding, step, trees
 from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen
 from big_vlp.methods import make_method
 from big_vlp.preprocess import Preprocess
+from input_pipeline.paths import PathError, local_path
 
 LABELS_FILE = "labels.json"
 WEIGHTS = ("model", "averaged")
@@ -131,7 +132,7 @@ def open_model(
     Raises:
       CheckpointError: there is no such model.
     """
-    directory = Path(directory).absolute()
+    directory = _local(directory)
     if weights not in (None, *WEIGHTS):
         raise CheckpointError(f"weights={weights!r}; choose model or averaged.")
     checkpoints, steps = None, []
@@ -165,7 +166,7 @@ def save_model(
     Raises:
       CheckpointError: there is a model already, or it cannot be written.
     """
-    directory = Path(directory).absolute()
+    directory = _local(directory)
     target = directory / "checkpoints"
     if target.exists():
         raise CheckpointError(f"{directory} holds a model already; give another directory.")
@@ -195,6 +196,13 @@ def save_model(
         if not isinstance(error, Exception):
             raise
         raise CheckpointError(f"Writing {directory} failed: {error}") from error
+
+
+def _local(directory: str | Path) -> Path:
+    try:
+        return local_path(directory)
+    except PathError as error:
+        raise CheckpointError(str(error)) from error
 
 
 class _OneAtATime(ocp.type_handlers.NumpyHandler):

@@ -7,6 +7,7 @@ import re
 
 import jax
 import numpy as np
+from jax._src.clusters.cluster import ClusterEnv  # there is no public way to ask
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -39,7 +40,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     """A mesh over all devices, axes ("data", "fsdp", "tensor"); -1 takes what is left.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or do not fit how these are
+        connected.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -54,7 +56,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
         )
     # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
     axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+    except (NotImplementedError, AssertionError) as error:
+        found = dict(zip(AXES, sizes))
+        raise ValueError(
+            f"jax cannot lay the mesh {found} over the {len(devices)} devices of this topology; "
+            f"give other sizes, such as fsdp=1 and tensor=1. It says: {error}"
+        ) from error
 
 
 def placement(tree, mesh: Mesh):
@@ -208,24 +217,34 @@ def connect_processes() -> None:
 
     To be called before anything else of jax. What clusters jax detects is its own affair (TPU pods,
     SLURM, Open MPI and others); elsewhere set JAX_COORDINATOR_ADDRESS (host:port on the machine of
-    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX_NUM_PROCESSES=1 alone says that there is
+    only this process, as in a batch script of SLURM that does not start it by `srun`.
 
     Raises:
       ClusterError: a part of the three is missing or wrong, or a cluster cannot be joined.
     """
     address, count, index = (os.environ.get(name, "") for name in CLUSTER_VARIABLES)
     asked = {}
+    if count == "1" and not address and index in ("", "0"):
+        return
     if count or index:
         if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
             raise ClusterError(_how_to_connect())
         asked = {"num_processes": int(count), "process_id": int(index)}
     if (asked or address) and not re.fullmatch(r".+:\d+", address):
         raise ClusterError(_how_to_connect())
+    if not (asked or address or _in_cluster()):
+        return
     try:
         jax.distributed.initialize(**asked)
-    except (ValueError, RuntimeError) as error:
-        if "coordinator_address" not in str(error):  # else there is no cluster
-            raise ClusterError(f"{_how_to_connect()} ({error})") from error
+    except Exception as error:  # each kind of cluster has its own
+        raise ClusterError(f"{_how_to_connect()} ({type(error).__name__}: {error})") from error
+
+
+def _in_cluster() -> bool:
+    """Whether jax detects a cluster by itself."""
+    kinds = ClusterEnv._cluster_types
+    return any(kind.is_env_present() for kind in kinds if not kind.opt_in_only_method)
 
 
 def _how_to_connect() -> str:
@@ -233,5 +252,5 @@ def _how_to_connect() -> str:
     return (
         f"Cannot join the processes of this run with {found}. Give host:port on the machine of "
         "process 0, the number of processes, and this one's, from 0; or none of them on a cluster "
-        "that jax detects."
+        "that jax detects. JAX_NUM_PROCESSES=1 alone is for a run of one process on such a cluster."
     )

@@ -4,6 +4,7 @@
 same numbers. Only process 0 writes.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -12,7 +13,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -23,6 +24,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboardX import SummaryWriter
 
 from big_vlp import sharding
+from input_pipeline.paths import local_path
+from input_pipeline.shards import write_whole
 
 LOG_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -30,6 +33,10 @@ TRAIN = "train"
 # Endings of metrics that say what a model would get which knows nothing, knows only frequencies,
 # sees no image, or sees a wrong one.
 REFERENCES = ("chance", "baseline", "blind", "shuffled")
+
+
+class LogError(ValueError):
+    """The metric log cannot be read or written; the message says what to do."""
 
 
 class MetricLog:
@@ -41,58 +48,89 @@ class MetricLog:
     NaN: non-finite values are the strings "NaN", "Infinity" and "-Infinity", which `float()` reads.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, keep: Collection[str] = ()):
         """Opens the log of a run that starts, or goes on, at `start_step`.
 
         Lines of `start_step` and later are dropped: those steps are about to be made again, and no
         step may appear twice. So is a last line that a kill has cut short.
 
+        Args:
+          keep: splits whose lines of `start_step` itself stay: evaluations of the very weights
+            that the run goes on from.
+
         Raises:
-          ValueError: `workdir` is a URL, or the log holds a broken line before its end.
+          PathError: `workdir` is no path of this machine.
+          LogError: the log holds a broken line before its end, or cannot be written.
         """
         self._file = None
         if jax.process_index() != 0:
             return
-        if "://" in str(workdir):
-            raise ValueError(
-                f"The metric log is appended to, so it needs a local or mounted directory, not "
-                f"{str(workdir)!r}; mount the bucket (gcsfuse) and give the mounted path."
+        workdir = local_path(workdir)
+        self._path = workdir / LOG_FILE
+        with self._explained():
+            workdir.mkdir(parents=True, exist_ok=True)
+            kept = self._drop_from(start_step, keep) if self._path.exists() else []
+            self._file = self._path.open("a")
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=start_step,
+                filename_suffix=f".from_step_{start_step}",  # two files of one second must differ
             )
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / LOG_FILE
-        if path.exists():
-            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] < start_step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(kept))
-            os.replace(part, path)  # a kill leaves the old log or the new one, nothing between
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=start_step,
-            filename_suffix=f".from_step_{start_step}",  # two files of one second must differ
-        )
+            for line in kept:
+                if line["step"] == start_step:  # TensorBoard drops them
+                    values = {name: float(value) for name, value in line["values"].items()}
+                    self._to_tensorboard(start_step, line["split"], values, line["time"])
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Logs numbers (or arrays of one) under the split; on disk when this returns."""
+        """Logs numbers (or arrays of one) under the split; on disk when this returns.
+
+        Raises:
+          LogError: it cannot be written.
+        """
         if self._file is None:
             return
         values = {name: float(value) for name, value in values.items()}
         now = time.time()
         encoded = {name: _to_json(value) for name, value in values.items()}
         line = {"step": int(step), "time": round(now, 3), "split": split, "values": encoded}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with self._explained():
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            self._to_tensorboard(step, split, values, now)
+
+    def close(self) -> None:
+        if self._file is not None:
+            with self._explained():
+                self._file.close()
+                self._tensorboard.close()
+
+    def _drop_from(self, start_step: int, keep: Collection[str]) -> list[dict]:
+        """Rewrites the log where a line has to go; gives those that stay."""
+        text, kept = self._path.read_text("utf-8"), []
+        for line, fields in _complete_lines(self._path):
+            step, split = fields["step"], fields["split"]
+            if step < start_step or (step == start_step and split in keep):
+                kept.append((line, fields))
+        if (whole := "".join(line for line, _ in kept)) != text:
+            write_whole(self._path, whole.encode())  # a kill leaves the old log or the new one
+        return [fields for _, fields in kept]
+
+    def _to_tensorboard(self, step: int, split: str, values: Mapping[str, float], now: float):
         for name, value in values.items():
             if math.isfinite(value):
                 # TensorBoard allows no "@" in a name.
                 tag = f"{split}/{name}".replace("@", "_at_")
                 self._tensorboard.add_scalar(tag, value, step, walltime=now)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except OSError as error:
+            raise LogError(
+                f"{self._path} cannot be written ({error}). Make room, or correct --workdir; then "
+                "run the same command again."
+            ) from error
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -100,12 +138,12 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no log in `workdir`.
-      ValueError: a broken line before the last one.
+      LogError: a broken line before the last one.
     """
     path = pathlib.Path(workdir) / LOG_FILE
     if not path.exists():
         raise FileNotFoundError(f"No {LOG_FILE} in {workdir}; give the workdir of a run.")
-    lines = [json.loads(line) for line in _complete_lines(path)]
+    lines = [fields for _, fields in _complete_lines(path)]
     for line in lines:
         line["values"] = {name: float(value) for name, value in line["values"].items()}
     return lines
@@ -170,6 +208,29 @@ class LiveLine:
         self._stream.write(start + text + ("" if refresh else "\n"))
         self._stream.flush()
         self._open = refresh
+
+
+class Clock:
+    """Examples per second and the share of time spent waiting for input, since the last reading."""
+
+    def __init__(self):
+        self.examples, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = now - self._start
+        rates = {
+            "examples_per_s": self.examples / elapsed,
+            "input_wait": self._waited / elapsed,
+        }
+        self.examples, self._waited, self._start = 0, 0.0, now
+        return rates
 
 
 def metric_table(values: Mapping[str, float]) -> str:
@@ -361,17 +422,23 @@ def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     )
 
 
-def _complete_lines(path: pathlib.Path) -> list[str]:
-    """The log's lines, without a last one that was cut short."""
-    lines = path.read_text().splitlines(keepends=True)
+def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict]]:
+    """The log's lines and what they say, without a last one that was cut short."""
+    lines = path.read_text("utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
+    parsed = []
     for number, line in enumerate(lines, 1):
         try:
-            json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}, line {number} is not JSON; repair or remove it.") from None
-    return lines
+            fields = json.loads(line)
+            if not fields.keys() >= {"step", "time", "split", "values"}:
+                raise ValueError
+        except (ValueError, AttributeError):
+            raise LogError(
+                f"{path}, line {number} is no line of a log; repair or remove it."
+            ) from None
+        parsed.append((line, fields))
+    return parsed
 
 
 def _to_json(value: float) -> float | str:

@@ -4,14 +4,16 @@ The loop's order is: save if due -> evaluate if due -> batch of this step -> tra
 Everything a step does is a function of (config, step, state), so a run that was killed goes on
 exactly from its last checkpoint when the same command is given again. Each process of a cluster
 runs this same program; `big_vlp.sharding.connect_processes` says how they find each other.
+
+SIGTERM to any process, and Ctrl-C, end all of them with the state saved: within a step (three, of
+several processes), or between two batches of an evaluation. So the grace period before a SIGKILL
+must hold that and the writing of a checkpoint; what is killed sooner goes on from the last one.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import signal
-import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
@@ -20,17 +22,27 @@ import numpy as np
 from absl import flags, logging
 
 import big_vlp
-from big_vlp import command, sharding, step, telemetry, trees
+from big_vlp import command, processes, sharding, signals, step, telemetry, trees
+from big_vlp.bad_steps import BadSteps, NonFiniteError
 from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
+from big_vlp.lease import LeaseError, held_lease
 from big_vlp.model_dir import Labels
-from input_pipeline.show import write_contact_sheet
+from input_pipeline.paths import PathError, local_path
+from input_pipeline.show import MAX_EXAMPLES, write_contact_sheet
 
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
-
-
-class NonFiniteError(Exception):
-    """An update was not finite and the config says to stop."""
+# What draws and reads the data: their versions decide the very bytes.
+DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+EXPECTED = (
+    PathError,
+    ConfigError,
+    LeaseError,
+    CheckpointError,
+    telemetry.LogError,
+    NonFiniteError,
+    processes.ProcessError,
+)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -41,34 +53,58 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       workdir: made if missing; one run, one directory.
 
     Raises:
-      ConfigError: the config cannot be built.
+      PathError: `workdir` is no path of this machine.
+      ConfigError: the config cannot be built, or the run is beyond its `total_steps`.
+      LeaseError: another run writes into `workdir`.
       CheckpointError: a checkpoint cannot be read or written.
-      NonFiniteError: see `Experiment.on_nonfinite`.
-      SystemExit: status 143 after SIGTERM, with the state saved.
+      LogError: the metric log cannot be read or written.
+      NonFiniteError: see `Experiment.on_nonfinite`; the state is saved.
+      ProcessError: another process of the run failed.
+      Stop: a SystemExit of status 143 after SIGTERM, 130 after Ctrl-C, with the state saved.
     """
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir)
     experiment = Experiment.from_config(config)
+    total_steps = experiment.total_steps
+    live = telemetry.LiveLine(total_steps)
+    # What is opened is closed after the reason of an end was said.
+    with (
+        signals.heard(),
+        contextlib.ExitStack() as opened,
+        processes.telling(live.message, EXPECTED, opened.close) as telling,
+    ):
+        _run(experiment, workdir, live, opened, telling)
+
+
+def _run(experiment, workdir, live, opened, telling) -> None:
     total_steps = experiment.total_steps
     mesh = experiment.make_mesh()
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
     loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
-    checkpoints = experiment.make_checkpoints(workdir)
     warm_starts = experiment.make_warm_starts()
+    check_lease = opened.enter_context(held_lease(workdir, live.message))
+    checkpoints = opened.enter_context(contextlib.closing(experiment.make_checkpoints(workdir)))
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
     placement = jax.tree.map(lambda x: x.sharding, shapes)
     train_step = step.compiled_step(method, optimizer, placement, mesh)
 
+    packages = {name: importlib.metadata.version(name) for name in DATA_PACKAGES}
     meta = {
         "config": experiment.as_json(),
         "preprocess": json.loads(experiment.preprocess_record.to_json()),
         "data_fingerprint": loader.source.fingerprint(),
-        "versions": {"big_vlp": big_vlp.__version__, "jax": jax.__version__},
+        "versions": {"big_vlp": big_vlp.__version__, "jax": jax.__version__, **packages},
     }
     saved_step = checkpoints.latest_step()
+    if saved_step is not None and saved_step > total_steps:
+        raise ConfigError(
+            f"{workdir} has a checkpoint of step {saved_step}, and config.total_steps is "
+            f"{total_steps}: the run is beyond that. Give {saved_step} or more, or another "
+            "--workdir."
+        )
     labels = experiment.labels(loader)
     if saved_step is not None and (before := Labels.load(workdir)) not in (None, labels):
         raise ConfigError(
@@ -76,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             "the config now name others, or in another order. Restore them, or change --workdir."
         )
     first_step = saved_step or 0
-    live = telemetry.LiveLine(total_steps)
+    evaluated = set()
     if saved_step is None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
         state = init(init_key)
@@ -88,11 +124,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     else:
         state = restore(checkpoints, saved_step, shapes)
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
-        for change in config_changes(checkpoints.meta(saved_step), meta):
+        saved_meta = checkpoints.meta(saved_step)
+        for change in config_changes(saved_meta, meta):
             live.message(f"Changed since that checkpoint: {change}")
+        evaluated = logged_evaluations(workdir, saved_step, saved_meta["config"], meta["config"])
 
     # Only now: it drops the lines of steps that will be made again.
-    log = telemetry.MetricLog(workdir, first_step)
+    log = telemetry.MetricLog(workdir, first_step, keep=evaluated)
+    opened.callback(log.close)
     model = trees.merge(state["model"], state["frozen"])
     live.message(telemetry.parameter_table(model, optimizer.describe(model)))
     held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
@@ -101,77 +140,84 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     if labels is not None and jax.process_index() == 0:
         labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:
-        views = loader.views[loader.plan(0)[0]]
-        write_contact_sheet(contact_sheet, method, views, loader.batch(0), run_key)
+        image_size, batch_size, _ = loader.plan(0)
+        rows = loader.batch(0, MAX_EXAMPLES)
+        views = loader.views[image_size]
+        write_contact_sheet(contact_sheet, method, views, rows, run_key, batch_size=batch_size)
+    bad_steps = BadSteps(
+        state["opt"]["bad_steps"]["count"],
+        workdir,
+        experiment.on_nonfinite,
+        experiment.max_bad_steps,
+        loader.ids,
+        live.message,
+    )
 
     def save(i):
         nonlocal saved_step
         if i != saved_step:
+            check_lease()
             items = {name: state[name] for name in ("model", "averaged", "opt")}
             checkpoints.save(i, items, {**meta, "step": i})
             saved_step = i
 
     def evaluate(i):
         for name, evaluator in evaluators.items():
-            if evaluator.is_due(i, total_steps):
+            if evaluator.is_due(i, total_steps) and not (i == first_step and name in evaluated):
                 values = evaluator.run(state)
+                check_lease()
                 log.write(i, name, values)
                 table = telemetry.metric_table(values)
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
-    def announced(batches, sigterm):
-        """Each batch with the longest text and the SIGTERM that any process has seen. Asked one
-        batch ahead, so that the answer is there when its step is dispatched."""
-        waiting = None
-        for batch in batches:
-            said = [method.text_length(batch), int(sigterm.is_set())]
-            answer = sharding.largest_of_processes(said, mesh)
-            if waiting is not None:
-                yield waiting
-            waiting = batch, answer
-        yield waiting
-
-    clock = Clock()
-    with (
-        noting_sigterm() as sigterm,
-        contextlib.closing(loader.iterate(first_step)) as loaded,
-        jax.set_mesh(mesh),
-    ):
-        batches = announced(loaded, sigterm)
-        for i in range(first_step, total_steps):
-            if checkpoints.is_due(i):
-                save(i)
-            evaluate(i)
-            with clock.waiting():
-                batch, answer = next(batches)
-            text_length, terminated = np.asarray(answer)
-            if terminated:
-                save(i)
-                checkpoints.wait()
-                live.message(f"SIGTERM: step {i} is saved; the same command goes on from there.")
-                sys.exit(TERMINATED)
-            batch = method.cut_text(batch, text_length)
-            global_batch = loader.plan(i)[1]
-            batch = sharding.global_batch(batch, mesh, global_batch)
-            state, metrics = train_step(state, batch, i, run_key)
-            clock.examples += global_batch
-            if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
-                metrics = {name: float(value) for name, value in metrics.items()}
-                rates = clock.read()
-                log.write(i, telemetry.TRAIN, metrics | rates)
-                live.update(i + 1, metrics["loss"], **rates)
-                if metrics["bad_steps"]:
-                    report_bad_step(experiment, state, loader, workdir, live)
-                checkpoints.check()
-    save(total_steps)
-    evaluate(total_steps)
-    checkpoints.close()
-    log.close()
+    signals.only_note()
+    steps_done, clock = first_step, telemetry.Clock()
+    try:
+        with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
+            batches = announced(loaded, total_steps - first_step, method, mesh)
+            for i in range(first_step, total_steps):
+                if checkpoints.is_due(i):
+                    bad_steps.look()
+                    save(i)
+                evaluate(i)
+                with clock.waiting():
+                    batch, text_length = next(batches)
+                batch = method.cut_text(batch, text_length)
+                global_batch = loader.plan(i)[1]
+                batch = sharding.global_batch(batch, mesh, global_batch)
+                state, metrics = train_step(state, batch, i, run_key)
+                steps_done = i + 1
+                bad_steps.note(i, metrics["bad_steps"])
+                clock.examples += global_batch
+                if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
+                    metrics = {name: float(value) for name, value in metrics.items()}
+                    rates = clock.read()
+                    check_lease()
+                    log.write(i, telemetry.TRAIN, metrics | rates)
+                    live.update(i + 1, metrics["loss"], **rates)
+                    bad_steps.look()
+                    checkpoints.check()
+            save(total_steps)
+            checkpoints.wait()  # an end during the last evaluation loses nothing
+            evaluate(total_steps)
+    except BaseException as end:
+        if processes.is_agreed(end):
+            telling.why(end)
+            save(steps_done)
+            checkpoints.wait()
+            said = f"{end.name}: step" if isinstance(end, signals.Stop) else "Step"
+            live.message(f"{said} {steps_done} is saved; the same command goes on from there.")
+        raise
+    try:
+        curves = telemetry.plot_curves(workdir)
+    except ValueError as nothing_yet:
+        curves = nothing_yet
+    opened.close()
     live.message(
         f"Done: {total_steps} steps.\n"
         f"  checkpoints    {checkpoints.directory}\n"
         f"  metrics        {workdir / telemetry.LOG_FILE}\n"
-        f"  curves         {telemetry.plot_curves(workdir)}\n"
+        f"  curves         {curves}\n"
         f"  contact sheet  {contact_sheet}"
     )
 
@@ -183,54 +229,51 @@ def restore(checkpoints, saved_step: int, shapes: dict) -> dict:
     return {**checkpoints.restore(saved_step, items), "frozen": frozen}
 
 
-def report_bad_step(experiment, state, loader, workdir, live) -> None:
-    """Records the first refused update and its batch, once; raises if the config says to stop."""
-    first = int(state["opt"]["bad_steps"]["first"])
-    record = workdir / "nonfinite.json"
-    text = f"The loss or a gradient of step {first} was not finite; the update was refused."
-    if jax.process_index() == 0 and not record.exists():
-        report = {"first_bad_step": first, "record_ids": loader.ids(first)}
-        record.write_text(json.dumps(report, indent=1))
-        live.message(f"{text} Its record ids are in {record}.")
-    if experiment.on_nonfinite == "stop":
-        raise NonFiniteError(
-            f"{text} Its record ids are in {record}. Look at these records, or lower the learning "
-            "rate; config.on_nonfinite='skip' goes on without such updates."
-        )
+def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set[str]:
+    """The evaluations of a checkpoint that are in the log, but for those that now are others."""
+    if not (workdir / telemetry.LOG_FILE).exists():
+        return set()
+    found = {line["split"] for line in telemetry.read_log(workdir) if line["step"] == saved_step}
+    old, new = before["evals"], now["evals"]
+    changed = {name for name in new if new[name] != old.get(name)}
+    return found - changed - {telemetry.TRAIN}
 
 
-@contextlib.contextmanager
-def noting_sigterm():
-    """Gives an event that SIGTERM sets, so that the loop can save between two steps."""
-    received = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def announced(batches, count: int, method, mesh):
+    """Each of `count` batches, and the longest text of all processes' rows.
 
+    All processes are asked one batch ahead, so that the answer is there when its step is
+    dispatched.
 
-class Clock:
-    """Examples per second and the share of time spent waiting for input, since the last reading."""
+    Raises:
+      Exception, Stop: see `big_vlp.processes.raise_together`; the batches before were given.
+    """
 
-    def __init__(self):
-        self.examples, self._waited, self._start = 0, 0.0, time.monotonic()
+    def checked(batch, error, answer):
+        text_length, *state = np.asarray(answer)
+        processes.raise_if_told(state, error)
+        return batch, text_length
 
-    @contextlib.contextmanager
-    def waiting(self):
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
-
-    def read(self) -> dict[str, float]:
-        now = time.monotonic()
-        elapsed = now - self._start
-        rates = {
-            "examples_per_s": self.examples / elapsed,
-            "input_wait": self._waited / elapsed,
-        }
-        self.examples, self._waited, self._start = 0, 0.0, now
-        return rates
+    waiting = error = None
+    for _ in range(count):
+        # After an error the others still ask once more, and wait for this process' answer.
+        batch = None
+        if error is None:
+            try:
+                with signals.interrupting():
+                    batch = next(batches)
+            except signals.Stop:
+                pass  # in the state below
+            except Exception as failed:
+                # A signal to the whole group ends the loader's workers, too.
+                error = None if signals.received() else failed
+        length = 0 if batch is None else method.text_length(batch)
+        said = [length, *processes.my_state(error)]
+        following = batch, error, sharding.largest_of_processes(said, mesh)
+        if waiting is not None:
+            yield checked(*waiting)
+        waiting = following
+    yield checked(*waiting)
 
 
 def main(_) -> None:
@@ -238,8 +281,8 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
-        command.stop(error)
+    except (Exception, signals.Stop) as error:
+        processes.end(error, (sharding.ClusterError, *EXPECTED))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from jax.sharding import Mesh
 
 import evaluators
 from big_vlp import sharding
+from big_vlp.processes import raise_together
 from input_pipeline import arguments
 from input_pipeline.images import eval_image
 from input_pipeline.sources import make_source
@@ -129,7 +130,7 @@ class RowMap:
                 submit(start)
             while waiting:
                 start, futures = waiting.popleft()
-                rows = [future.result() for future in futures]
+                rows = self._loaded(futures, pool)
                 local = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
                 local["mask"] = np.array([start + offset < count for offset in offsets])
                 for next_start in starts:
@@ -140,6 +141,20 @@ class RowMap:
                 if previous is not None:  # read one batch late: the device is never idle
                     yield previous
         yield running
+
+    def _loaded(self, futures, pool) -> list[dict]:
+        """The rows; ends the evaluation on all hosts where one fails, or is told to end."""
+        rows, error = [], None
+        try:
+            rows = [future.result() for future in futures]
+        except Exception as failed:
+            error = failed
+        try:
+            raise_together(self._mesh, error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return rows
 
 
 def own_device(x: jax.Array):

@@ -8,6 +8,7 @@ import dataclasses
 import multiprocessing
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -58,10 +59,10 @@ class Loader:
         rows = range(size) if self.rows is None else self.rows[size]
         return [first + row for row in rows]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, stacked."""
+    def batch(self, step: int, first: int | None = None) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, or the first so many of them, stacked."""
         order, views = self._order(), self.views[self.plan(step)[0]]
-        examples = [self._example(order[p], p, views) for p in self.positions(step)]
+        examples = [self._example(order[p], p, views) for p in self.positions(step)[:first]]
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def ids(self, step: int) -> list[str]:
@@ -98,8 +99,13 @@ class Loader:
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker process when its parent is killed; it would wait for it forever."""
+    """Ends this worker process when its parent is killed; it would wait for it forever.
+
+    Signals to the whole group, such as Ctrl-C, are the parent's to act on.
+    """
     del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()

@@ -12,12 +12,22 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline.paths import PathError, local_path
+
 MAX_EXAMPLES = 6
 _MARGIN, _FONT_SIZE = 8, 13  # pixels
 _MIN_SIDE, _MAX_SIDE = 96, 160  # views are shown between these sizes, local ones in proportion
 
 
-def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step: int = 0) -> None:
+def write_contact_sheet(
+    path: str | Path,
+    method,
+    views,
+    batch: dict,
+    key,
+    step: int = 0,
+    batch_size: int | None = None,
+) -> None:
     """Draws the first rows of a batch.
 
     Args:
@@ -26,8 +36,9 @@ def write_contact_sheet(path: str | Path, method, views, batch: dict, key, step:
       views: what made the batch; its `texts` says what the model is told beside the images.
       batch: numpy arrays with a batch axis.
       key: the run's key: the augmentation is that of training step `step`.
+      batch_size: of the whole batch, where `batch` holds its first rows only.
     """
-    size = len(next(iter(batch.values())))
+    size = batch_size or len(next(iter(batch.values())))
     keys = jax.random.split(jax.random.fold_in(key, step), size)
     rows = {name: x[:MAX_EXAMPLES] for name, x in batch.items()}
     images = jax.jit(lambda *args: method.model_images(*args))(rows, keys[:MAX_EXAMPLES])
@@ -85,18 +96,20 @@ def main(_) -> None:
 
     step = flags.FLAGS.step
     try:
+        output = local_path(flags.FLAGS.output)
         experiment = Experiment.from_config(flags.FLAGS.config)
         if step >= experiment.total_steps:
             raise ConfigError(
                 f"--step={step}: the run ends with step {experiment.total_steps - 1}."
             )
         loader, method = experiment.make_loader(), experiment.make_method()
-    except ConfigError as error:
+    except (PathError, ConfigError) as error:
         command.stop(error)
     _, key = jax.random.split(jax.random.key(experiment.seed))
-    views = loader.views[loader.plan(step)[0]]
-    write_contact_sheet(flags.FLAGS.output, method, views, loader.batch(step), key, step)
-    print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].parser.source}.")
+    image_size, batch_size, _ = loader.plan(step)
+    rows = loader.batch(step, MAX_EXAMPLES)
+    write_contact_sheet(output, method, loader.views[image_size], rows, key, step, batch_size)
+    print(f"Wrote {output}: batch {step} of {flags.FLAGS['config'].parser.source}.")
 
 
 if __name__ == "__main__":

@@ -29,12 +29,14 @@ TIMING = ("examples_per_s", "input_wait")
 class Cluster:
     """`count` processes of one program on this machine, with one device each."""
 
-    def __init__(self, count, program, method, workdir):
+    def __init__(self, count, program, method, workdir, source=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", f"big_vlp.{program}"]
         command += [f"--config={CONFIG}:method={method}", f"--workdir={workdir}"]
+        if source is not None:
+            command = [sys.executable, "-c", source, str(workdir)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
         def joined(index):
@@ -137,6 +139,61 @@ def test_two_evaluate_as_one_does(method, one_process, resumed_by_two):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+FAILING = """
+import os, sys
+from absl import flags
+from big_vlp import processes, sharding, telemetry
+from big_vlp.train import EXPECTED, train
+from input_pipeline.loader import Loader
+from tests.big_vlp.test_train import tiny_config
+
+flags.FLAGS.mark_as_parsed()
+load, write = Loader.batch, telemetry.MetricLog.write
+
+def batch(self, step, first=None):
+    if step == 5 and os.environ["JAX_PROCESS_ID"] == "1":
+        raise ValueError("Record 'x7' is broken.")
+    return load(self, step, first)
+
+def full_disk(self, step, *rest):
+    if step == 5 and os.environ["JAX_PROCESS_ID"] == "0":
+        raise telemetry.LogError("No room is left.")
+    write(self, step, *rest)
+
+if KIND == "record":
+    Loader.batch = batch
+else:
+    telemetry.MetricLog.write = full_disk
+try:
+    sharding.connect_processes()
+    train(tiny_config("method=clip", evals={}), sys.argv[1])
+except Exception as error:
+    processes.end(error, EXPECTED)
+"""
+
+
+@pytest.mark.parametrize(
+    "kind, failing, reason",
+    [
+        ("record", 1, "process 1 stopped: ValueError: Record 'x7' is broken."),
+        pytest.param("log", 0, "process 0 stopped: No room is left.", marks=pytest.mark.slow),
+    ],
+)
+def test_the_failure_of_one_ends_both_with_its_reason(kind, failing, reason, tmp_path):
+    """What all are asked together, and what fails in one process alone."""
+    start = time.monotonic()
+    cluster = Cluster(2, "train", "clip", tmp_path, FAILING.replace("KIND", repr(kind)))
+    outputs = cluster.finish(1)
+    assert time.monotonic() - start < TIMEOUT / 2  # no timeout of a collective was waited for
+    assert f"error: {reason}" in outputs[failing]
+    assert f"error: process {failing} stopped" in outputs[1 - failing]
+    assert "Traceback" not in outputs[1 - failing]
+    assert not (tmp_path / "lease").exists()
+    if kind == "record":
+        assert "Step 5 is saved" in outputs[0]
+        assert Checkpoints(tmp_path, read_only=True).latest_step() == 5
 
 
 def test_the_longest_captions_of_the_two_differ(method):

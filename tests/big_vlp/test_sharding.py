@@ -167,3 +167,60 @@ def test_processes_that_cannot_be_joined(monkeypatch, variables):
         monkeypatch.setenv(name, value)
     with pytest.raises(sharding.ClusterError, match="Give host:port on the machine of process 0"):
         sharding.connect_processes()
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """The arguments of each `jax.distributed.initialize`, which does nothing; no variables."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+    for name in sharding.CLUSTER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node1",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+def test_without_a_cluster_nothing_is_joined(initialized):
+    sharding.connect_processes()
+    assert initialized == []
+
+
+def test_a_process_of_a_cluster_can_say_that_it_is_alone(initialized, monkeypatch):
+    """Where nothing else was started by `srun`, waiting for the others would never end."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    sharding.connect_processes()
+    assert initialized == [{}]
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    sharding.connect_processes()
+    assert initialized == [{}]
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, OSError])
+def test_whatever_a_cluster_raises_is_explained(kind, monkeypatch):
+    def initialize(**given):
+        raise kind("DEADLINE_EXCEEDED")
+
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(sharding.ClusterError, match=r"JAX_NUM_PROCESSES=1 alone.*DEADLINE"):
+        sharding.connect_processes()
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, AssertionError])
+def test_a_topology_that_jax_cannot_lay_out(kind, monkeypatch):
+    def make_mesh(*args, **kwargs):
+        raise kind("Failed to find assignment for logical_axis_index 2")
+
+    monkeypatch.setattr(jax, "make_mesh", make_mesh)
+    with pytest.raises(ValueError, match=r"'tensor': 2.*topology.*logical_axis_index"):
+        sharding.make_mesh(data=-1, fsdp=1, tensor=2, devices=[None] * 8)

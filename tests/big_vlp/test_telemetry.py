@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from tensorboardX.proto import event_pb2
 
 from big_vlp import telemetry
 from big_vlp.telemetry import LiveLine, MetricLog, parameter_table, plot_curves, read_log
+from input_pipeline.paths import PathError
+from tests.input_pipeline.test_paths import ODD_NAMES
 
 
 def fill(workdir, steps, start_step=0, value=1.0):
@@ -119,16 +122,22 @@ def test_tensorboard_gets_the_finite_values_and_the_resume_step(tmp_path):
     log = MetricLog(tmp_path, 2)
     log.write(2, "train", {"loss": 7.0, "bad": math.nan})
     log.close()
+    scalars, restarts = tensorboard(tmp_path)
+    assert ("train/loss", 2, 7.0) in scalars and ("train/loss", 1, 1.0) in scalars
+    assert not any(tag == "train/bad" for tag, _, _ in scalars)
+    assert 2 in restarts
+
+
+def tensorboard(workdir):
+    """(tag, step, value) of all scalars, file by file, and the steps at which runs went on."""
     scalars, restarts = [], []
-    for file in sorted((tmp_path / "tensorboard").iterdir()):
+    for file in sorted((workdir / "tensorboard").iterdir()):
         for event in tensorboard_events(file.read_bytes()):
             if event.HasField("session_log"):
                 restarts.append(event.step)
             for value in event.summary.value:
                 scalars.append((value.tag, event.step, value.simple_value))
-    assert ("train/loss", 2, 7.0) in scalars and ("train/loss", 1, 1.0) in scalars
-    assert not any(tag == "train/bad" for tag, _, _ in scalars)
-    assert 2 in restarts
+    return scalars, restarts
 
 
 def tensorboard_events(data):
@@ -153,9 +162,42 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_a_bucket_url_is_refused():
-    with pytest.raises(ValueError, match="mount"):
-        MetricLog("gs://bucket/run")
+def test_a_bucket_url_is_refused(tmp_path, monkeypatch):
+    """By whatever opens a workdir; that training does so first, test_train_ends.py shows."""
+    monkeypatch.chdir(tmp_path)
+    for url in ("gs://bucket/run", pathlib.Path("gs://bucket/run")):
+        with pytest.raises(PathError, match="mount"):
+            MetricLog(url)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_workdir_of_any_name(name, tmp_path):
+    fill(tmp_path / name, range(3))
+    assert [line["step"] for line in read_log(tmp_path / name)] == [0, 1, 2]
+    assert plot_curves(tmp_path / name) == tmp_path / name / telemetry.CURVES_FILE
+    found = {path.name for path in (tmp_path / name).iterdir()}
+    assert found == {telemetry.LOG_FILE, telemetry.CURVES_FILE, "tensorboard"}
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_evaluations_of_the_step_gone_on_from_can_stay(tmp_path):
+    log = MetricLog(tmp_path)
+    for step, split in [(1, "train"), (2, "coco"), (2, "old"), (2, "train"), (3, "coco")]:
+        log.write(step, split, {"loss": 1.0})
+    log.close()
+    log = MetricLog(tmp_path, 2, keep={"coco"})
+    log.close()
+    assert [(x["step"], x["split"]) for x in read_log(tmp_path)] == [(1, "train"), (2, "coco")]
+    assert tensorboard(tmp_path)[0].count(("coco/loss", 2, 1.0)) == 2  # one is after the restart
+
+
+def test_a_log_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+    log = MetricLog(tmp_path)
+    log._file.close()
+    log._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"))
+    with pytest.raises(telemetry.LogError, match=r"metrics\.jsonl cannot be written .*No space"):
+        log.write(0, "train", {"loss": 1.0})
 
 
 class Terminal(io.StringIO):
