@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 import big_vlp
 from big_vlp import sharding, step, telemetry, trees
-from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
+from big_vlp.checkpoint import CheckpointError, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.model_dir import Labels
 from input_pipeline.show import write_contact_sheet
@@ -76,7 +76,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             f"{workdir} was trained on {len(before.names)} classes; the vocabulary or the data of "
             "the config now name others, or in another order. Restore them, or change --workdir."
         )
-    first_step = saved_step or 0
     live = telemetry.LiveLine(total_steps)
     if saved_step is None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
@@ -87,11 +86,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             live.message(note)
         save_frozen(workdir, state["frozen"])
     else:
-        state = restore(checkpoints, saved_step, shapes)
+        saved_step, state = checkpoints.restore_latest(shapes, live.message)
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
         for change in config_changes(checkpoints.meta(saved_step), meta):
             live.message(f"Changed since that checkpoint: {change}")
 
+    first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
     log = telemetry.MetricLog(workdir, first_step)
     model = trees.merge(state["model"], state["frozen"])
@@ -177,13 +177,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     )
 
 
-def restore(checkpoints, saved_step: int, shapes: dict) -> dict:
-    """The state of a checkpoint; it must have the structure of `shapes`."""
-    items = {name: tree for name, tree in shapes.items() if name != "frozen"}
-    frozen = restore_frozen(checkpoints.workdir, shapes["frozen"])
-    return {**checkpoints.restore(saved_step, items), "frozen": frozen}
-
-
 def report_bad_step(experiment, state, loader, workdir, live) -> None:
     """Records the first refused update and its batch, once; raises if the config says to stop."""
     first = int(state["opt"]["bad_steps"]["first"])
@@ -239,7 +232,13 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
+    except (
+        sharding.ClusterError,
+        ConfigError,
+        CheckpointError,
+        NonFiniteError,
+        telemetry.LogError,
+    ) as error:
         sys.exit(f"error: {error}")
 
 
