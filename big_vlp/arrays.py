@@ -32,6 +32,8 @@ from big_vlp.agreement import CheckpointError
 CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.
 SPECIAL_CHARACTERS = set("\\*?[]:")
+# What the errors of tensorstore and Orbax hold where it is not the program's fault.
+OF_FILES = "os_error_code|OS error|local file|already exists"
 
 
 class UnreadableArraysError(CheckpointError):
@@ -207,7 +209,8 @@ def _is_full(error: BaseException) -> bool:
 def _is_of_files(error: BaseException) -> bool:
     """Whether reading or writing failed for what the operating system said."""
     return any(
-        isinstance(cause, OSError) or re.search("os_error_code|OS error|local file", str(cause))
+        isinstance(cause, OSError)
+        or re.search("os_error_code|OS error|local file|already exists", str(cause))
         for cause in _causes(error)
     )
 

@@ -9,7 +9,9 @@ read is compared with what was written, and the processes of a run agree on what
 """
 
 import contextlib
+import errno
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -396,14 +398,16 @@ def _read(path: Path, tree: dict, where: str, say: Callable[[str], None]):
         )
     counts = Counter((old, new) for _, old, new in arrays.casts(tree, stored.tree))
     for (old, new), count in counts.items():
-        say(f"{where}: {count} arrays are stored in {old} and read as {new}.")
+        say(f"{where}: what is stored in {old} is read as {new} (arrays: {count}).")
     return arrays.read(path, tree), stored
 
 
 def _not_as_written(paths: list[str]) -> str:
-    return f"{len(paths)} arrays are not as they were written, such as {paths[0]}"
+    return f"not as it was written: {paths[0]}, arrays: {len(paths)}"
 
 
 def _named(why: str, workdir: Path) -> str:
     """With the name that a user knows the directory by."""
+    if os.strerror(errno.EACCES) in why:
+        why += "; this user needs the right to read it"
     return why.replace(str(arrays.orbax_path(workdir)), str(workdir))
