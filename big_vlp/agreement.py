@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from big_vlp import sharding
 
 NO_STEP = -1
+SMALLEST = np.iinfo(np.int32).min
 
 
 class CheckpointError(Exception):
@@ -28,13 +30,13 @@ class UnreadableError(CheckpointError):
 
 
 def of_first_process(choose: Callable[[], int]) -> int:
-    """What process 0 chooses, on all: each may see a directory at another moment.
+    """The i32 that process 0 chooses, on all: each may see a directory at another moment.
 
     Raises:
       CheckpointError: `choose` does.
     """
     first = jax.process_index() == 0
-    mine = together(lambda: choose() if first else NO_STEP)
+    mine = together(lambda: choose() if first else SMALLEST)
     return int(_largest([mine])[0])
 
 
@@ -54,6 +56,8 @@ def together(
         result = read()
     except CheckpointError as error:
         mine = error
+        if jax.process_count() > 1:
+            logging.warning("process %s: %s", jax.process_index(), error)
     # What is wrong with a model counts for more than what is wrong with a checkpoint.
     severity = 0 if mine is None else 1 if isinstance(mine, UnreadableError) else 2
     worst, process = _largest([severity, jax.process_index() if severity else 0])

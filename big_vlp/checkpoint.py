@@ -138,8 +138,14 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        with self._writing():
-            self._manager.close()
+        """Waits for the last save.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        if self._manager is not None:
+            with self._writing():
+                self._manager.close()
 
     def restore(
         self, step: int, wanted: dict[str, Any], say: Callable[[str], None] = lambda _: None

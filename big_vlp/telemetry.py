@@ -32,10 +32,6 @@ TRAIN = "train"
 REFERENCES = ("chance", "baseline", "blind", "shuffled")
 
 
-class LogError(ValueError):
-    """The log of a run cannot be read; the message says where."""
-
-
 class MetricLog:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard in `workdir/tensorboard`.
 
@@ -52,8 +48,7 @@ class MetricLog:
         step may appear twice. So is a last line that a kill has cut short.
 
         Raises:
-          ValueError: `workdir` is a URL.
-          LogError: the log holds a broken line before its end.
+          ValueError: `workdir` is a URL, or the log holds a broken line before its end.
         """
         self._file = None
         if jax.process_index() != 0:
@@ -105,7 +100,7 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no log in `workdir`.
-      LogError: a broken line before the last one.
+      ValueError: a broken line before the last one.
     """
     path = pathlib.Path(workdir) / LOG_FILE
     if not path.exists():
@@ -368,16 +363,14 @@ def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
     """The log's lines, without a last one that was cut short."""
-    lines = path.read_text(errors="backslashreplace").splitlines(keepends=True)
+    lines = path.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     for number, line in enumerate(lines, 1):
         try:
-            whole = {"step", "split", "values"} <= json.loads(line).keys()
-        except (ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise LogError(f"{path}, line {number} is not as it was written; remove that line.")
+            json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}, line {number} is not JSON; repair or remove it.") from None
     return lines
 
 

@@ -232,13 +232,7 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (
-        sharding.ClusterError,
-        ConfigError,
-        CheckpointError,
-        NonFiniteError,
-        telemetry.LogError,
-    ) as error:
+    except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
 
 

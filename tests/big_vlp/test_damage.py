@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from big_vlp.checkpoint import (
 )
 from big_vlp.model_dir import Labels, open_model
 
+ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 
 
@@ -313,3 +315,47 @@ def test_nothing_else_is_printed(tmp_path):
     assert run.stdout.count("is damaged") == 10, run.stderr
     assert "Traceback" not in run.stderr
     assert "never" not in run.stderr
+
+
+def test_what_one_process_cannot_read_none_takes(tmp_path):
+    """The decision is the same, whichever process finds the damage, and none waits for another."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = Path(__file__).with_name("reading_together.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path / "run")],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    for index, (said, errors) in enumerate(outputs):
+        assert "Traceback" not in errors
+        lines = said.splitlines()
+        assert [x for x in lines if x.startswith("read")] == ["read 2"]
+        assert "previous: 2, 44.0" in lines
+        assert eval(lines[-1]) == ["1", "2", "3.damaged"]
+        why = "meta/metadata: not the JSON" if index else "process 1 cannot read it"
+        for start in ("stop: checkpoint 3 (", "checkpoint 3 ("):
+            (line,) = [x for x in lines if x.startswith(start)]
+            assert f"is damaged ({why}" in line
+            assert "the run goes on from 2" in line
+    passed = "Passed over step 1: checkpoint 1 ("
+    assert passed in outputs[0][0]
+    assert passed not in outputs[1][0]  # the first says it
