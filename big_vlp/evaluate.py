@@ -1,27 +1,30 @@
 """Evaluates checkpoints of a run: python -m big_vlp.evaluate --config FILE --workdir DIR
 
 By default the latest checkpoint; `--step N` takes that one; `--follow` takes every checkpoint
-that appears until the last step of the run. Results go to WORKDIR/evaluate/STEP.json; following
-goes on after the steps that have one.
+that appears until the last step of the run, and passes over those that the run deletes first.
+Results go to WORKDIR/evaluate/STEP.json; following goes on after the steps that have one.
 """
 
-import json
-import os
+import functools
+import signal
+import sys
 import time
 from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags, logging
 
 from big_vlp import command, sharding, telemetry
-from big_vlp.checkpoint import CheckpointError, restore_frozen
+from big_vlp.agreement import NO_STEP, of_first_process
+from big_vlp.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 from input_pipeline.paths import PathError, local_path
+from input_pipeline.shards import write_json
 
 POLL_SECONDS = 10
-NO_STEP = -1
+POLLS_PER_NOTE = 60
+FINISHED = NO_STEP - 1
 
 
 def evaluate(
@@ -41,7 +44,8 @@ def evaluate(
     Raises:
       PathError: `workdir` is no path of this machine.
       ConfigError: the config cannot be built.
-      CheckpointError: no such checkpoint, or it holds another model.
+      CheckpointError: there is no such checkpoint, it is damaged, or it holds another model; when
+        following, only of the run's last step. Or the result cannot be written.
     """
     workdir = local_path(workdir)
     experiment = Experiment.from_config(config)
@@ -53,61 +57,99 @@ def evaluate(
         raise ConfigError("config.evals is empty: there is nothing to evaluate.")
     checkpoints = experiment.make_checkpoints(workdir, read_only=True)
     results = checkpoints.workdir / "evaluate"
-    results.mkdir(parents=True, exist_ok=True)
-
     shapes = experiment.abstract_state(method, optimizer, mesh)
     wanted = {name: shapes[name] for name in {e.weights for e in evaluators.values()}}
 
+    @functools.cache
+    def frozen():
+        return restore_frozen(checkpoints.workdir, shapes["frozen"], _say)
+
     def run(i):
-        state = checkpoints.restore(i, wanted)
-        state["frozen"] = restore_frozen(checkpoints.workdir, shapes["frozen"])
+        state = {**checkpoints.restore(i, wanted, _say), "frozen": frozen()}
         with jax.set_mesh(mesh):
             values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
-        if jax.process_index() == 0:
-            for name, metrics in values.items():
-                print(f"step {i}, {name} of the {evaluators[name].weights} weights:")
-                print(telemetry.metric_table(metrics), flush=True)
-            part = results / f"{i}.json.part"
-            part.write_text(json.dumps({"step": i, **values}, indent=1))
-            os.replace(part, results / f"{i}.json")
+        for name, metrics in values.items():
+            _say(f"step {i}, {name} of the {evaluators[name].weights} weights:")
+            _say(telemetry.metric_table(metrics))
+        _write(results / f"{i}.json", i, values)
 
-    def decided(choose):
-        """Step that process 0 chooses: each process may see the directory at another moment."""
-        mine = choose() if jax.process_index() == 0 else NO_STEP
-        return int(np.asarray(sharding.largest_of_processes([mine], mesh))[0])
-
-    if not follow:
-        i = at_step
-        if i is None:
-            i = decided(lambda: max(checkpoints.all_steps(), default=NO_STEP))
-        if i == NO_STEP:
-            raise CheckpointError(
-                f"No complete checkpoint in {checkpoints.directory}; train first, or correct "
-                "--workdir."
-            )
-        run(i)
+    if follow:
+        _follow(checkpoints, experiment.total_steps, results, run)
         return
+    i = checkpoints.latest_step() if at_step is None else at_step
+    if i is None:
+        raise CheckpointError(
+            f"No complete checkpoint in {checkpoints.directory}; train first, or correct --workdir."
+        )
+    run(i)
 
-    finished = experiment.total_steps + 1
 
-    def next_to_evaluate():
-        done = {int(path.stem) for path in results.glob("*.json")}
-        if experiment.total_steps in done:
-            return finished
-        return min(set(checkpoints.all_steps()) - done, default=NO_STEP)
+def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
+    """Calls `run` for every checkpoint that has no result, oldest first, until the last step's.
 
-    while (i := decided(next_to_evaluate)) != finished:
+    The trainer deletes old checkpoints meanwhile: one that goes before it is read is passed over.
+    Then the newest is next, which stays longest.
+    """
+    passed_over, behind, polls = set(), False, 0
+
+    def next_step():
+        steps = checkpoints.all_steps()
+        passed_over.intersection_update(steps)  # what is written again may be whole
+        done = {int(path.stem) for path in results.glob("*.json") if path.stem.isdecimal()}
+        pending = {step for step in steps if step <= total_steps} - done - passed_over
+        if not pending:
+            return FINISHED if total_steps in done else NO_STEP
+        return max(pending) if behind else min(pending)
+
+    while (i := of_first_process(next_step)) != FINISHED:
         if i == NO_STEP:
+            if polls % POLLS_PER_NOTE == 0:
+                _say(f"Waiting for checkpoints in {checkpoints.directory}, up to {total_steps}.")
+            polls += 1
             time.sleep(POLL_SECONDS)
-        else:
+            continue
+        polls = 0
+        try:
             run(i)
+            behind = False
+        except UnreadableError as error:
+            is_there = of_first_process(lambda i=i: i in checkpoints.all_steps())
+            if is_there and i == total_steps:
+                raise
+            _say(f"Passed over step {i}: {error.what}.")
+            passed_over.add(i)
+            behind = not is_there
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _write(path: Path, step: int, values: dict) -> None:
+    """Numbers that are not finite look as in the metric log."""
+    if jax.process_index() != 0:
+        return
+    try:
+        path.parent.mkdir(exist_ok=True)
+        encoded = {
+            name: {metric: telemetry.to_json(float(value)) for metric, value in metrics.items()}
+            for name, metrics in values.items()
+        }
+        write_json(path, {"step": step, **encoded})
+    except OSError as error:
+        raise CheckpointError(f"The result cannot be written: {error}.") from error
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a directory's name may be no text
     options = flags.FLAGS
     try:
+        # Ends at once, as there is nothing to save. In a cluster jax takes SIGTERM for itself.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         sharding.connect_processes()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)
     except (sharding.ClusterError, PathError, ConfigError, CheckpointError) as error:
         command.stop(error)

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vlp import sharding, step, trees
+from big_vlp import arrays, sharding, step, trees
 from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen
 from big_vlp.methods import make_method
 from big_vlp.preprocess import Preprocess
 from input_pipeline.paths import PathError, local_path
+from input_pipeline.shards import write_whole
 
 LABELS_FILE = "labels.json"
 WEIGHTS = ("model", "averaged")
@@ -37,16 +38,32 @@ class Labels:
     keys: tuple[str, ...] | None = None
 
     def save(self, directory: Path) -> None:
+        """Others may read at the same time: they find the old file or the new one."""
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / LABELS_FILE).write_text(json.dumps(dataclasses.asdict(self)))
+        write_whole(directory / LABELS_FILE, json.dumps(dataclasses.asdict(self)).encode())
 
     @classmethod
     def load(cls, directory: Path) -> "Labels | None":
+        """Those of a model directory; None if it has none.
+
+        Raises:
+          CheckpointError: the file is damaged.
+        """
         path = directory / LABELS_FILE
-        if not path.exists():
+        try:
+            fields = json.loads(path.read_bytes())
+            names, keys = fields["names"], fields["keys"]
+            if not all(isinstance(x, list) for x in (names, [] if keys is None else keys)):
+                raise ValueError("names and keys are no lists")
+        except FileNotFoundError:
             return None
-        fields = json.loads(path.read_text())
-        return cls(tuple(fields["names"]), fields["keys"] and tuple(fields["keys"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({arrays.reason(error)}): it names the classes of the model. "
+                "Bring it back from a copy. In the directory of a run it may be deleted: train "
+                "writes it again, of the classes that the config names."
+            ) from error
+        return cls(tuple(names), keys and tuple(keys))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +162,14 @@ def open_model(
     if at_step not in steps:
         raise CheckpointError(f"{directory} has no checkpoint of step {at_step}; it has {steps}.")
     found = [name for name in reversed(WEIGHTS) if checkpoints.has(at_step, name)]
+    if not found:
+        raise checkpoints.damaged(at_step, "it was written without weights")
     weights = weights or found[0]
     if weights not in found:
         raise CheckpointError(f"{directory} has no {weights!r} weights; it has {found}.")
     meta = checkpoints.meta(at_step)
+    if not {"config", "preprocess"} <= meta.keys():
+        raise checkpoints.damaged(at_step, "meta/metadata lacks config or preprocess")
     return StoredModel(directory, at_step, weights, meta, Labels.load(directory))
 
 
@@ -183,8 +204,9 @@ def save_model(
         use_compression=False,
     )
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         with ocp.CheckpointManager(
-            target,
+            arrays.orbax_path(directory) / "checkpoints",
             options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
             item_handlers={"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys(args, handler),
         ) as manager:
@@ -195,7 +217,7 @@ def save_model(
         shutil.rmtree(target, ignore_errors=True)
         if not isinstance(error, Exception):
             raise
-        raise CheckpointError(f"Writing {directory} failed: {error}") from error
+        raise CheckpointError(f"Writing {directory} failed: {arrays.reason(error)}.") from error
 
 
 def _local(directory: str | Path) -> Path:

@@ -91,7 +91,7 @@ class MetricLog:
             return
         values = {name: float(value) for name, value in values.items()}
         now = time.time()
-        encoded = {name: _to_json(value) for name, value in values.items()}
+        encoded = {name: to_json(value) for name, value in values.items()}
         line = {"step": int(step), "time": round(now, 3), "split": split, "values": encoded}
         with self._explained():
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -441,7 +441,8 @@ def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict]]:
     return parsed
 
 
-def _to_json(value: float) -> float | str:
+def to_json(value: float) -> float | str:
+    """A number as JSON can hold it; `float()` reads it back."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -24,7 +24,7 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, processes, sharding, signals, step, telemetry, trees
 from big_vlp.bad_steps import BadSteps, NonFiniteError
-from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
+from big_vlp.checkpoint import CheckpointError, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.lease import LeaseError, held_lease
 from big_vlp.model_dir import Labels
@@ -111,7 +111,6 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             f"{workdir} was trained on {len(before.names)} classes; the vocabulary or the data of "
             "the config now name others, or in another order. Restore them, or change --workdir."
         )
-    first_step = saved_step or 0
     evaluated = set()
     if saved_step is None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
@@ -122,13 +121,14 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             live.message(note)
         save_frozen(workdir, state["frozen"])
     else:
-        state = restore(checkpoints, saved_step, shapes)
+        saved_step, state = checkpoints.restore_latest(shapes, live.message)
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
         saved_meta = checkpoints.meta(saved_step)
         for change in config_changes(saved_meta, meta):
             live.message(f"Changed since that checkpoint: {change}")
         evaluated = logged_evaluations(workdir, saved_step, saved_meta["config"], meta["config"])
 
+    first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
     log = telemetry.MetricLog(workdir, first_step, keep=evaluated)
     opened.callback(log.close)
@@ -220,13 +220,6 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         f"  curves         {curves}\n"
         f"  contact sheet  {contact_sheet}"
     )
-
-
-def restore(checkpoints, saved_step: int, shapes: dict) -> dict:
-    """The state of a checkpoint; it must have the structure of `shapes`."""
-    items = {name: tree for name, tree in shapes.items() if name != "frozen"}
-    frozen = restore_frozen(checkpoints.workdir, shapes["frozen"])
-    return {**checkpoints.restore(saved_step, items), "frozen": frozen}
 
 
 def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set[str]:

@@ -42,7 +42,7 @@ def get_config(arg=None):
     )
 
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(every_steps=200, keep_latest=2)
+    config.checkpoint = dict(every_steps=200, keep_latest=2, on_damage="stop")
     config.log_every_steps = 10
     config.on_nonfinite = "stop"
     config.evals = dict(

@@ -63,7 +63,7 @@ def get_config(arg=None):
 
     config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(every_steps=250, keep_latest=2)
+    config.checkpoint = dict(every_steps=250, keep_latest=2, on_damage="stop")
     config.log_every_steps = 10
     config.on_nonfinite = "stop"
     held_out = dict(

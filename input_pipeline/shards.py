@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -194,7 +195,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
+    # Not the process' id: those of two machines may be the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 
-from big_vlp import trees
+from big_vlp import arrays, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.convert.common import ConversionError, Tensor
 from big_vlp.model_dir import StoredModel
@@ -143,11 +143,12 @@ def read_torch(path: str | Path, part: str | None = "module") -> dict[str, Tenso
 def read_model(stored: StoredModel) -> dict:
     """The weights of a model directory and what was frozen, as a nested dict of `Tensor`s."""
     directory, checkpoints = stored.directory, Checkpoints(stored.directory, read_only=True)
-    item = directory / "checkpoints" / str(stored.step) / stored.weights
-    model = _read_item(item, checkpoints.shapes(stored.step, stored.weights))
+    shapes = checkpoints.shapes(stored.step, stored.weights)
+    path = arrays.orbax_path(directory)
+    model = _read_item(path / "checkpoints" / str(stored.step) / stored.weights, shapes)
     if not (directory / "frozen").exists():
         return model
-    return trees.merge(model, _read_item(directory / "frozen", checkpoints.frozen_shapes()))
+    return trees.merge(model, _read_item(path / "frozen", checkpoints.frozen_shapes()))
 
 
 def _read_item(item: Path, shapes: Mapping) -> dict:
@@ -156,7 +157,7 @@ def _read_item(item: Path, shapes: Mapping) -> dict:
         args = ocp.args.PyTreeRestore(
             tree, restore_args=jax.tree.map(lambda _: to, tree), partial_restore=True
         )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with arrays.reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return trees.flatten(checkpointer.restore(item, args=args))[path]
 
     return trees.unflatten(

@@ -1,5 +1,6 @@
 """Checkpoints: round trip, what is kept, and what is said when they do not fit."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from big_vlp import arrays
 from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen, save_frozen
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +125,87 @@ def test_disk_full_keeps_the_previous_checkpoint(tmp_path):
     wanted = shapes({"w": jnp.zeros(1_000_000)})
     restored = survivors.restore(1, {"model": wanted})["model"]["w"]
     np.testing.assert_array_equal(restored[:3], [0, 1, 2])
+
+
+NAMES = ("a b%?#", "ü[1]*", "back\\slash", "new\nline", "gs:", os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_work_directory_of_any_name(tmp_path, name):
+    workdir = tmp_path / name / "run"
+    checkpoints = Checkpoints(workdir, keep_latest=1, on_damage="previous")
+    for step in (1, 2):
+        save(checkpoints, step, step)
+    checkpoints.close()
+    save_frozen(workdir, tree(3.0))
+    assert sorted(p.name for p in workdir.iterdir()) == ["checkpoints", "frozen"]
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    reader = Checkpoints(workdir, read_only=True)
+    state = {"model": shapes(tree()), "averaged": {}, "opt": shapes(tree())}
+    step, restored = Checkpoints(workdir).restore_latest(
+        state | {"frozen": shapes(tree())}, lambda _: None
+    )
+    assert step == 2
+    found = [restored[part]["scalar"] for part in ("model", "opt", "frozen")]
+    np.testing.assert_array_equal(found, [2, 4, 3])
+    assert reader.meta(2) == {"step": 2}
+    (workdir / "checkpoints/2/opt/manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(CheckpointError) as error:
+        reader.restore(2, state)
+    assert str(workdir) in str(error.value)
+    assert str(arrays.orbax_path(workdir)) == str(workdir) or "big_vlp_" not in str(error.value)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        Checkpoints(tmp_path / "file")
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoints(tmp_path, read_only=True).all_steps()
+
+
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "Make room"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "Make room"),
+        (
+            ValueError(f"RESOURCE_EXHAUSTED: Failed to write: {os.strerror(errno.ENOSPC)} [x"),
+            "Make room",
+        ),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Mend that"),
+        (ValueError("ABORTED: Error writing local file 'x': Stale file handle"), "Mend that"),
+        (TypeError("a handler's own fault"), "a fault of the program"),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory"), "a fault of the program"),
+    ],
+)
+def test_what_a_failed_write_says(tmp_path, monkeypatch, caplog, error, remedy):
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail(*_, **__):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("in the background") from cause
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    with pytest.raises(CheckpointError) as raised:
+        save(checkpoints, 1)
+    message = str(raised.value)
+    assert remedy in message
+    assert str(error).split(" [")[0] in message
+    assert ("Make room" in message) == (remedy == "Make room")
+    assert raised.value.__cause__.__cause__ is error
+    # A fault of the program is for a developer to see.
+    assert ("Traceback" in caplog.text) == ("fault of the program" in remedy)
+
+
+def test_strangers_do_not_hide_why_a_write_failed(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / "keep_5").mkdir()
+    save(checkpoints, 3)
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match=r"already exists.*last complete one is step 3"):
+        save(checkpoints, 3)
