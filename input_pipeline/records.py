@@ -17,6 +17,11 @@ DATASET_FILE = "dataset.json"
 # Of the layout above and of DATASET_FILE; a reader refuses any other.
 FORMAT_VERSION = 1
 
+
+class BrokenRecordError(ValueError):
+    """A record cannot be used; the message names it and says why."""
+
+
 _LENGTH = struct.Struct("<I")
 _DTYPES = {str(d.str): d for d in (np.dtype(c).newbyteorder("<") for c in "?bBhHiIqQefd")}
 
