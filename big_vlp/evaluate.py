@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from big_vlp import sharding, telemetry
 from big_vlp.checkpoint import CheckpointError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
+from input_pipeline.records import BrokenRecordError
 
 POLL_SECONDS = 10
 NO_STEP = -1
@@ -108,7 +109,7 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except (sharding.ClusterError, ConfigError, CheckpointError) as error:
+    except (sharding.ClusterError, ConfigError, CheckpointError, BrokenRecordError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -22,9 +22,11 @@ from ml_collections import config_flags
 
 import big_vlp
 from big_vlp import sharding, step, telemetry, trees
+from big_vlp.broken_records import BrokenRecords
 from big_vlp.checkpoint import CheckpointError, restore_frozen, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.model_dir import Labels
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.show import write_contact_sheet
 
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
@@ -45,6 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       ConfigError: the config cannot be built.
       CheckpointError: a checkpoint cannot be read or written.
       NonFiniteError: see `Experiment.on_nonfinite`.
+      BrokenRecordError: see `Loader.on_broken`; in evaluations always.
       SystemExit: status 143 after SIGTERM, with the state saved.
     """
     workdir = Path(workdir).absolute()
@@ -94,6 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
     # Only now: it drops the lines of steps that will be made again.
     log = telemetry.MetricLog(workdir, first_step)
+    broken_records = BrokenRecords(workdir, loader, first_step)
     model = trees.merge(state["model"], state["frozen"])
     live.message(telemetry.parameter_table(model, optimizer.describe(model)))
     held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
@@ -159,7 +163,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
                 metrics = {name: float(value) for name, value in metrics.items()}
                 rates = clock.read()
-                log.write(i, telemetry.TRAIN, metrics | rates)
+                broken, note = broken_records.report(i, loaded)
+                log.write(i, telemetry.TRAIN, metrics | rates | broken)
+                if note:
+                    live.message(note)
                 live.update(i + 1, metrics["loss"], **rates)
                 if metrics["bad_steps"]:
                     report_bad_step(experiment, state, loader, workdir, live)
@@ -239,8 +246,17 @@ def main(_) -> None:
     try:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (sharding.ClusterError, ConfigError, CheckpointError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
+        return
+    except (
+        sharding.ClusterError,
+        ConfigError,
+        CheckpointError,
+        NonFiniteError,
+        BrokenRecordError,
+    ) as error:
+        reason = f"error: {error}"
+    # Not from within: the error holds on to the loop, and with it to memory shared with workers.
+    sys.exit(reason)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import random
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import grain
 import numpy as np
 
 from input_pipeline.order import MixedOrder, shuffled
-from input_pipeline.records import BrokenRecordError
+from input_pipeline.records import BrokenRecordError, what_is_wrong
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
@@ -160,7 +159,7 @@ class Loader:
             except MemoryError:
                 raise
             except Exception as error:  # Malformed records raise many types.
-                reasons.append(_reason(name, error))
+                reasons.append(what_is_wrong(name, error))
                 # What a disk or network refuses now, it may give the next time.
                 passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
                 if self.on_broken == "stop" or passing:
@@ -207,18 +206,6 @@ def _stand_ins(seed: int, position: int, length: int) -> Iterator[int]:
     rng = random.Random(f"{seed}/{position}/stand-in")
     for _ in range(MAX_STAND_INS):
         yield position + rng.randrange(1, max(2, length))
-
-
-def _reason(name: str, error: Exception) -> str:
-    """What is wrong with a record, in one line."""
-    text = " ".join(str(error).split())
-    if text.startswith("Record "):
-        return text
-    if not isinstance(error, OSError | ValueError):
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file = os.path.basename(place.filename)
-        text = f"{type(error).__name__}: {text} ({file}, line {place.lineno})"
-    return f"{name}: {text}"
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:

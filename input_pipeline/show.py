@@ -14,6 +14,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline.records import BrokenRecordError
+
 MAX_EXAMPLES = 6
 _MARGIN, _FONT_SIZE = 8, 13  # pixels
 _MIN_SIDE, _MAX_SIDE = 96, 160  # views are shown between these sizes, local ones in proportion
@@ -84,15 +86,16 @@ def main(_) -> None:
     # Imported here: the library proper knows nothing of training.
     from big_vlp.experiment import ConfigError, Experiment
 
+    step = flags.FLAGS.step
     try:
         experiment = Experiment.from_config(flags.FLAGS.config)
         loader, method = experiment.make_loader(), experiment.make_method()
-    except ConfigError as error:
+        batch = loader.batch(step)
+    except (ConfigError, BrokenRecordError) as error:
         sys.exit(f"error: {error}")
-    step = flags.FLAGS.step
     _, key = jax.random.split(jax.random.key(experiment.seed))
     views = loader.views[loader.plan(step)[0]]
-    write_contact_sheet(flags.FLAGS.output, method, views, loader.batch(step), key, step)
+    write_contact_sheet(flags.FLAGS.output, method, views, batch, key, step)
     print(f"Wrote {flags.FLAGS.output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
 
 
