@@ -53,7 +53,7 @@ def test_each_record_is_named_once_also_after_a_kill(tmp_path):
         file.write('{"step": 1, "posi')
     again = BrokenRecords(tmp_path, loader(), 0)
     assert again.report(0, batches(3, 4))[0] == {"broken_records": 2}
-    assert [one["reason"][8:12] for one in lines(tmp_path)] == ["'r3'", "'r4'"]
+    assert [one["position"] for one in lines(tmp_path)] == [3, 10, 4]
 
 
 def test_rows_that_several_processes_hold_count_once(tmp_path, monkeypatch):

@@ -149,6 +149,17 @@ def test_resize_leaves_what_would_be_too_long_for_a_jpeg():
     assert record is strip[1] and tally.heights == [70_000] and not tally.resized
 
 
+def test_images_beyond_the_limits_are_dropped_and_listed():
+    whole = image(format="JPEG")
+    frame = whole.index(b"\xff\xc0")
+    giant = whole[: frame + 5] + (65_500).to_bytes(2, "big") * 2 + whole[frame + 9 :]
+    samples = [sample("a"), sample("giant", giant), sample("line", image(9000, 1, "PNG"))]
+    records, tally = run([*samples, sample("b")])
+    assert [record["id"] for record in records] == ["x/a", "x/b"]
+    assert reasons(tally) == {"giant": "broken image", "line": "broken image"}
+    assert "65500x65500 pixels" in tally.dropped[0]["detail"]
+
+
 def test_want_of_memory_costs_an_image_and_not_the_shard(monkeypatch):
     decode = images.decode
 
