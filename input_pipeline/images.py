@@ -147,7 +147,8 @@ def eval_image(data: bytes, preprocess: "Preprocess") -> np.ndarray:
     short_side = preprocess.resize_size or size
     long_side = int(short_side * max(width, height) / min(width, height))
     width, height = (short_side, long_side) if width <= height else (long_side, short_side)
-    resized = np.array(image.resize((width, height), resampling))
+    with pillow_images.room(width, height):
+        resized = np.array(image.resize((width, height), resampling))
     rounded = round if preprocess.crop_rounding == "even" else math.floor
     left, top = rounded((width - size) / 2), rounded((height - size) / 2)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])

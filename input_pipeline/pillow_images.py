@@ -19,12 +19,12 @@ MAX_ASPECT_RATIO = 256
 # Of a progressive JPEG, each of which passes over all pixels; encoders write 10 or so, and libtiff
 # has the same limit.
 MAX_SCANS = 100
-# Larger images are decoded one at a time, whatever the number of threads.
+# Larger images are made one at a time, whatever the number of threads.
 _LARGE_PIXELS = 1 << 25
 
 _large = threading.Lock()
-# Between Pillow's two limits it would warn of every image; ours is the upper one.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of large images and of odd tags, once for each file; an image is used or an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Markers but for stuffed bytes, restarts and those without a length.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 # Formats whose 16-bit grey fills the range; where bits are fewer, Pillow scales, but in TIFF.
@@ -76,7 +76,7 @@ def check_scans(data: bytes) -> None:
 
 
 def room(width: int, height: int) -> AbstractContextManager:
-    """A context for decoding an image of that size."""
+    """A context for making an image of that size."""
     return _large if width * height > _LARGE_PIXELS else nullcontext()
 
 

@@ -3,7 +3,10 @@
 import io
 import random
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 from big_vlp.preprocess import Preprocess
 from input_pipeline import images, pillow_images
 
+ROOT = Path(__file__).parents[2]
 SIDE = 64
 RAMP = np.linspace(0, 65535, SIDE).astype(np.uint16)[None].repeat(SIDE, 0)
 GREY = (RAMP >> 8).astype(np.uint8)
@@ -238,6 +242,37 @@ def test_images_within_the_limits_are_read(monkeypatch):
             assert images.decode(encode(Image.new("RGB", size), form)).shape == (*size[::-1], 3)
         with pytest.raises(ValueError, match="256 times"):
             images.decode(encode(Image.new("RGB", (257, 1)), form))
+
+
+def test_a_long_image_is_resized_alone(monkeypatch):
+    """Its shorter side becomes that of the crop: S pixels of it are 256 S of the longer one."""
+    monkeypatch.setattr(pillow_images, "_LARGE_PIXELS", 100)
+    held = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda *args: held.append(pillow_images._large.locked()) or resize(*args),
+    )
+    image = images.eval_image(encode(Image.new("RGB", (256, 1)), "PNG"), Preprocess(8))
+    assert image.shape == (8, 8, 3) and held == [True]
+
+
+def test_nobody_is_warned_of_an_image_that_is_used():
+    """A large one, and one of a palette with transparent colours."""
+    program = """
+import sys
+from PIL import Image
+Image.MAX_IMAGE_PIXELS = 3000
+from input_pipeline import images
+for data in sys.argv[1:]:
+    assert images.decode(bytes.fromhex(data)).shape == (64, 64, 3)
+"""
+    palette = png(packed(1)[0], 1, 3, (b"PLTE", bytes(6)), (b"tRNS", b"\0\x80"))
+    data = [encode(rgb(), "PNG").hex(), palette.hex()]
+    command = [sys.executable, "-c", program, *data]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_in_every_place():
