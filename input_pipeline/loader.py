@@ -134,7 +134,7 @@ class Loader:
     def _batch_or_error(self, step: int):
         # An error that is raised in a worker comes with the tracebacks of two processes.
         try:
-            return self._batch(step)
+            return (self.batch(step), []) if self.on_broken == "stop" else self._batch(step)
         except BrokenRecordError as error:
             return {}, [str(error)]
 
