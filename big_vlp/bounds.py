@@ -39,6 +39,7 @@ BOUNDS: dict[str, Range] = {
     "num_workers": whole(0),
     "num_threads": _COUNT,
     "prefetch_batches": _COUNT,
+    "max_broken_share": _PROBABILITY,
     # Preprocessing and views.
     "image_size": _COUNT,
     "context_length": whole(0),

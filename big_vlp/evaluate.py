@@ -20,11 +20,13 @@ from big_vlp.agreement import NO_STEP, of_first_process
 from big_vlp.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
 from input_pipeline.paths import PathError, local_path
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.shards import write_json
 
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
 FINISHED = NO_STEP - 1
+EXPECTED = (sharding.ClusterError, PathError, ConfigError, CheckpointError, BrokenRecordError)
 
 
 def evaluate(
@@ -151,7 +153,7 @@ def main(_) -> None:
         sharding.connect_processes()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except (sharding.ClusterError, PathError, ConfigError, CheckpointError) as error:
+    except EXPECTED as error:
         command.stop(error)
 
 

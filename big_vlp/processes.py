@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -140,8 +139,12 @@ class telling:
                 _leave(1)
 
 
-def end(error: BaseException, expected: tuple[type, ...]) -> NoReturn:
-    """Ends the program for an error or a Stop: one line where it is expected, else a traceback."""
+def end(error: BaseException, expected: tuple[type, ...]) -> int:
+    """Says why the program ends: one line where it is expected, else a traceback.
+
+    Returns:
+      Its exit status.
+    """
     if not isinstance(error, signals.Stop):
         if not was_said(error):
             print(f"error: {_reason(error, expected)}", file=sys.stderr)
@@ -151,7 +154,7 @@ def end(error: BaseException, expected: tuple[type, ...]) -> NoReturn:
     if jax.process_count() > 1 and not is_agreed(error):
         _tell(error, expected)
         _leave(status)
-    sys.exit(status)
+    return status
 
 
 def was_said(error: BaseException) -> bool:

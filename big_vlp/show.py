@@ -13,13 +13,12 @@ import numpy as np
 from absl import logging
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from big_vlp.checkpoint import CheckpointError
 from big_vlp.model_dir import open_model
-from input_pipeline.images import eval_image
+from input_pipeline.images import decode, eval_image
 
 
 def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> list[list[tuple]]:
@@ -57,8 +56,7 @@ def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.4))
     for (left, right), image, classes in zip(axes, images, found):
-        with Image.open(image) as picture:
-            left.imshow(picture.convert("RGB"))
+        left.imshow(decode(image.read_bytes()))
         left.set_axis_off()
         left.set_title(image.name, fontsize=9)
         names, probabilities = zip(*reversed(classes))

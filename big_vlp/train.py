@@ -14,6 +14,7 @@ import contextlib
 import importlib.metadata
 import json
 import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -24,11 +25,13 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, processes, sharding, signals, step, telemetry, trees
 from big_vlp.bad_steps import BadSteps, NonFiniteError
+from big_vlp.broken_records import BrokenRecords
 from big_vlp.checkpoint import CheckpointError, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.lease import LeaseError, held_lease
 from big_vlp.model_dir import Labels
 from input_pipeline.paths import PathError, local_path
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.show import MAX_EXAMPLES, write_contact_sheet
 
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
@@ -41,6 +44,7 @@ EXPECTED = (
     CheckpointError,
     telemetry.LogError,
     NonFiniteError,
+    BrokenRecordError,
     processes.ProcessError,
 )
 
@@ -59,6 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       CheckpointError: a checkpoint cannot be read or written.
       LogError: the metric log cannot be read or written.
       NonFiniteError: see `Experiment.on_nonfinite`; the state is saved.
+      BrokenRecordError: see `Loader.on_broken`; in evaluations always.
       ProcessError: another process of the run failed.
       Stop: a SystemExit of status 143 after SIGTERM, 130 after Ctrl-C, with the state saved.
     """
@@ -132,6 +137,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     # Only now: it drops the lines of steps that will be made again.
     log = telemetry.MetricLog(workdir, first_step, keep=evaluated)
     opened.callback(log.close)
+    broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
     live.message(telemetry.parameter_table(model, optimizer.describe(model)))
     held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
@@ -193,7 +199,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     metrics = {name: float(value) for name, value in metrics.items()}
                     rates = clock.read()
                     check_lease()
-                    log.write(i, telemetry.TRAIN, metrics | rates)
+                    broken = broken_records.report(i, loaded)
+                    log.write(i, telemetry.TRAIN, metrics | rates | broken)
                     live.update(i + 1, metrics["loss"], **rates)
                     bad_steps.look()
                     checkpoints.check()
@@ -275,7 +282,11 @@ def main(_) -> None:
         sharding.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (Exception, signals.Stop) as error:
-        processes.end(error, (sharding.ClusterError, *EXPECTED))
+        status = processes.end(error, (sharding.ClusterError, *EXPECTED))
+    else:
+        return
+    # Not from within: the error holds on to the loop, and with it to memory shared with workers.
+    sys.exit(status)
 
 
 if __name__ == "__main__":

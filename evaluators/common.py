@@ -16,7 +16,7 @@ Rows are those of `input_pipeline.cogvlm_views`: `images`, `tokens`, `token_type
 """
 
 import importlib
-import json
+import importlib.util
 import math
 import os
 import pkgutil
@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import evaluators
@@ -36,6 +35,7 @@ from big_vlp import sharding
 from big_vlp.processes import raise_together
 from input_pipeline import arguments
 from input_pipeline.images import eval_image
+from input_pipeline.records import BrokenRecordError, what_is_wrong
 from input_pipeline.sources import make_source
 from input_pipeline.tokenizers import make_tokenizer
 
@@ -89,6 +89,9 @@ class RowMap:
 
         Returns:
           `fn`'s outputs for the `count` real rows, the same numpy array on every host.
+
+        Raises:
+          BrokenRecordError: what `load` raised, but for want of memory; it names the row.
         """
         batches = self._batches(self._gathered, params, load, count, batch_size)
         return np.concatenate([np.asarray(output) for _, output in batches])[:count]
@@ -122,7 +125,7 @@ class RowMap:
 
             def submit(start):
                 rows = [min(start + offset, count - 1) for offset in offsets]
-                futures = {row: pool.submit(load, row) for row in dict.fromkeys(rows)}
+                futures = {row: pool.submit(_load, load, row) for row in dict.fromkeys(rows)}
                 waiting.append((start, [futures[row] for row in rows]))
 
             starts = iter(range(0, count, batch_size))
@@ -157,6 +160,15 @@ class RowMap:
         return rows
 
 
+def _load(load: Callable[[int], Mapping[str, np.ndarray]], row: int) -> Mapping[str, np.ndarray]:
+    try:
+        return load(row)
+    except MemoryError:
+        raise
+    except Exception as error:  # Malformed records raise many types.
+        raise BrokenRecordError(what_is_wrong(f"Record number {row}", error)) from error
+
+
 def own_device(x: jax.Array):
     """A context for computing with an array on one device, whatever mesh is ambient."""
     return jax.set_mesh(Mesh(np.array(list(x.devices())), ("device",)))
@@ -180,15 +192,9 @@ def gather_rows(local: Mapping[int, Any], count: int) -> list:
     Returns:
       The `count` values in row order, on every host.
     """
-    merged = dict(local)
-    if jax.process_count() > 1:
-        payload = np.frombuffer(json.dumps(list(local.items())).encode(), np.uint8)
-        sizes = multihost_utils.process_allgather(np.int32(payload.size))
-        padded = np.zeros(int(sizes.max()), np.uint8)
-        padded[: payload.size] = payload
-        parts = multihost_utils.process_allgather(padded)
-        for part, size in zip(parts, sizes):
-            merged.update(json.loads(part[:size].tobytes()))
+    merged = {}
+    for part in sharding.gather(list(local.items())):
+        merged.update(part)
     return [merged[row] for row in range(count)]
 
 

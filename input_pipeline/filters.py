@@ -17,6 +17,7 @@ import simplejpeg
 from input_pipeline import images, unicode
 
 _JPEG_QUALITY = 95
+_MAX_JPEG_SIDE = 65_500  # of libjpeg
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Rules:
       min_caption_words, max_caption_words: a caption outside is removed; a record that loses all
         its captions is dropped. Words are what white space separates.
       drop_duplicates: drop a record whose image has the same bytes as an earlier one's.
-      resize: side in pixels that the shorter side of larger images is reduced to.
+      resize: side in pixels that the shorter side of larger images is reduced to; not of an image
+        that would still be too long for a JPEG.
 
     Raises:
       ValueError: a limit that nothing or everything passes.
@@ -146,8 +148,8 @@ def passing(
     for number, (key, record) in enumerate(with_captions(samples, rules, tally)):
         try:
             pixels = images.decode(record["image"])
-        except ValueError as error:
-            tally.drop(key, "broken image", str(error))
+        except (MemoryError, ValueError) as error:
+            tally.drop(key, "broken image", str(error) or "there is no memory to decode it")
             continue
         height, width, _ = pixels.shape
         short, long = sorted((width, height))
@@ -159,7 +161,7 @@ def passing(
             # Last: the earlier one passed the rules above as well, so an image is never lost.
             tally.drop(key, "duplicate image")
         else:
-            if rules.resize and short > rules.resize:
+            if _shrinks(short, long, rules.resize):
                 record, width, height = _resized(record, pixels, rules.resize, tally)
             tally.add(record, width, height)
             yield record
@@ -216,6 +218,11 @@ def _check(key: str, record: dict[str, Any], captions: Any) -> None:
         for texts in captions.values()
     ):
         raise ValueError(f"record {key!r}: captions must be lists of strings by field")
+
+
+def _shrinks(short: int, long: int, side: int | None) -> bool:
+    """Whether an image of these sides is to be reduced, and the result can be a JPEG."""
+    return side is not None and short > side and long * side <= _MAX_JPEG_SIDE * short
 
 
 def _resized(

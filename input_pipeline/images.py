@@ -4,7 +4,6 @@ Training crops come from libjpeg-turbo and OpenCV. Evaluation images go through 
 filters, as torchvision does, because published numbers depend on it to the pixel.
 """
 
-import io
 import math
 import random
 import threading
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from input_pipeline import pillow_images
 
 if TYPE_CHECKING:
     from big_vlp.preprocess import Preprocess
@@ -24,18 +25,25 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 # One loader worker per core already; a thread pool inside each would only oversubscribe the host.
 cv2.setNumThreads(0)
 
+# Warnings of libjpeg after which pixels are missing or made up. Others tell of harmless oddities,
+# such as stray bytes between segments.
+_LOSSES = ("premature end of data", "bad Huffman", "bad arithmetic", "instead of RST")
+# Memory that a thread keeps for the next image; a larger one gets its own.
+_MAX_SCRATCH = 1 << 26
+
 _memory = threading.local()
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes an encoded image to u8[H, W, 3] RGB. Alpha is dropped; EXIF rotation is not applied
-    (both as in the reference implementations).
+    (both as in the reference implementations). Samples of 16 bits lose the lower 8.
 
     Raises:
-      ValueError: the bytes are no image, or a broken or truncated one; the message says why.
+      ValueError: the bytes are no image, a broken or truncated one, or one beyond the limits of
+        `pillow_images`; the message says why.
     """
     size = _jpeg_size(data)
-    return _decode_pillow(data) if size is None else _decode_jpeg(data, *size)
+    return pillow_images.decode(data) if size is None else _decode_jpeg(data, *size)
 
 
 def random_resized_crop_box(
@@ -105,7 +113,7 @@ def random_crops(
       ValueError: as `decode`.
     """
     jpeg_size = _jpeg_size(data)
-    image = None if jpeg_size else _decode_pillow(data)
+    image = None if jpeg_size else pillow_images.decode(data)
     height, width = jpeg_size or image.shape[:2]
     boxes = [random_resized_crop_box(width, height, scale, rng) for _, scale in views]
     if image is None:
@@ -139,56 +147,62 @@ def eval_image(data: bytes, preprocess: "Preprocess") -> np.ndarray:
     short_side = preprocess.resize_size or size
     long_side = int(short_side * max(width, height) / min(width, height))
     width, height = (short_side, long_side) if width <= height else (long_side, short_side)
-    resized = np.array(image.resize((width, height), resampling))
+    with pillow_images.room(width, height):
+        resized = np.array(image.resize((width, height), resampling))
     rounded = round if preprocess.crop_rounding == "even" else math.floor
     left, top = rounded((width - size) / 2), rounded((height - size) / 2)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that libjpeg-turbo can turn into RGB, else None."""
+    """(height, width) of a JPEG that libjpeg-turbo reads and that is within the limits, else None:
+    Pillow gives the better reason, or copes."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return None  # Pillow gives the better reason, or copes.
-    return None if colorspace in ("CMYK", "YCCK") else (height, width)
+        return None
+    try:
+        pillow_images.check_size(width, height)
+        pillow_images.check_scans(data)
+    except ValueError as error:
+        raise ValueError(f"cannot decode an image of {len(data)} bytes: {error}") from None
+    return height, width
 
 
 def _decode_jpeg(
     data: bytes, height: int, width: int, shrink: float = 1.0, buffer: bytearray | None = None
 ) -> np.ndarray:
     """RGB pixels, at 1/2, 1/4 or 1/8 of the size where `shrink` >= 2, 4 or 8: skipping DCT
-    coefficients is an antialiased downscaling for free. They lie in `buffer`, if one is given."""
+    coefficients is an antialiased downscaling for free. They may lie in `buffer`, if one is
+    given."""
     factor = next((f for f in (8, 4, 2) if shrink >= f), 1)
-    try:
-        return simplejpeg.decode_jpeg(
-            data,
-            min_height=math.ceil(height / factor),
-            min_width=math.ceil(width / factor),
-            buffer=buffer,
-        )
-    except ValueError:
-        # Also raised for harmless oddities, such as stray bytes between segments.
-        return _decode_pillow(data)
+    size = {"min_height": math.ceil(height / factor), "min_width": math.ceil(width / factor)}
+    with pillow_images.room(width, height):
+        try:
+            *_, colors, _ = simplejpeg.decode_jpeg_header(data)
+            if colors not in ("CMYK", "YCCK"):
+                return simplejpeg.decode_jpeg(data, **size, buffer=buffer)
+            # Adobe stores inks inverted, and all do as Adobe does.
+            inks = 255 - simplejpeg.decode_jpeg(data, "CMYK", **size)
+            return np.array(Image.frombuffer("CMYK", inks.shape[1::-1], inks).convert("RGB"))
+        except ValueError as error:
+            if any(loss in str(error) for loss in _LOSSES):
+                raise ValueError(
+                    f"cannot decode an image of {len(data)} bytes: truncated or damaged ({error})"
+                ) from None
+    return pillow_images.decode(data)
 
 
-def _scratch(size: int) -> bytearray:
-    """Memory of this thread for an image that nobody keeps: fresh pages would cost a tenth more."""
+def _scratch(size: int) -> bytearray | None:
+    """Memory of this thread for an image that nobody keeps: fresh pages would cost a tenth more.
+    None for a large image."""
+    if size > _MAX_SCRATCH:
+        return None
     if len(getattr(_memory, "scratch", b"")) < size:
         _memory.scratch = bytearray(size)
     return _memory.scratch
-
-
-def _decode_pillow(data: bytes) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"cannot decode {len(data)} bytes: not a known image format") from error
-    except Exception as error:  # Its plugins raise many types on corrupt bytes.
-        raise ValueError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
 def _scale_box(

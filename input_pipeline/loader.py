@@ -17,6 +17,25 @@ import grain
 import numpy as np
 
 from input_pipeline.order import MixedOrder, shuffled
+from input_pipeline.records import BrokenRecordError, what_is_wrong
+
+# Positions that are tried in place of a broken record.
+MAX_STAND_INS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """An example in whose place another stands.
+
+    Attributes:
+      step: whose batch it belongs to.
+      position: its global position.
+      reason: what is wrong with the record of that position; names it.
+    """
+
+    step: int
+    position: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +44,8 @@ class Loader:
 
     Example number p of the run (its global position) is record `order[p]` of the source: a
     permutation by (seed, epoch), repeated; for a source that mixes by weight, see `MixedOrder`. Its
-    augmentation is drawn from (seed, p) alone.
+    augmentation is drawn from (seed, p) alone. So is what stands in for a broken record: the record
+    of another position.
 
     Attributes:
       source: see `input_pipeline.sources`.
@@ -37,6 +57,8 @@ class Loader:
       num_workers: worker processes; 0 loads in threads of this one.
       num_threads: batches made at a time in each process.
       prefetch_batches: finished batches kept ready in each process.
+      on_broken: "stop" ends the run at a broken record, "replace" takes another one.
+      max_broken_share: of the examples, above which a run with "replace" ends.
     """
 
     source: Any
@@ -48,8 +70,12 @@ class Loader:
     num_workers: int = 0
     num_threads: int = 1
     prefetch_batches: int = 2
+    on_broken: str = "stop"
+    max_broken_share: float = 0.1
 
     def __post_init__(self):
+        if self.on_broken not in ("stop", "replace"):
+            raise ValueError(f"on_broken={self.on_broken!r}; choose stop or replace.")
         if not len(self.source):
             raise ValueError("The data source is empty: there is nothing to train on.")
 
@@ -60,23 +86,29 @@ class Loader:
         return [first + row for row in rows]
 
     def batch(self, step: int, first: int | None = None) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, or the first so many of them, stacked."""
-        order, views = self._order(), self.views[self.plan(step)[0]]
-        examples = [self._example(order[p], p, views) for p in self.positions(step)[:first]]
-        return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        """This process' rows of global batch `step`, or the first so many of them, stacked.
+
+        Raises:
+          BrokenRecordError: a record cannot be used, and none may or can stand in for it.
+        """
+        return self._batch(step, first)[0]
 
     def ids(self, step: int) -> list[str]:
-        """Record ids of a step's whole global batch, for reports about bad batches."""
-        order, (_, size, first) = self._order(), self.plan(step)
-        return [self.source[order[p]]["id"] for p in range(first, first + size)]
+        """Ids of the records in a step's whole global batch, for reports about bad batches."""
+        size, count, first = self.plan(step)
+        positions, order = range(first, first + count), self._order()
+        if self.on_broken == "stop":
+            return [self.source[int(order[p])]["id"] for p in positions]
+        return [self._example(order, p, self.views[size])[1] for p in positions]
 
-    def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start_step: int) -> "Batches":
         """Batches start_step, start_step + 1, ..., total_steps - 1.
 
         Raises:
           RuntimeError: a worker process died.
+          BrokenRecordError: as `batch`.
         """
-        steps = grain.MapDataset.range(start_step, self.total_steps).map(self.batch)
+        steps = grain.MapDataset.range(start_step, self.total_steps).map(self._batch_or_error)
         # Grain's defaults (16 threads, 500 elements) are for tiny records; ours are batches.
         options = grain.ReadOptions(self.num_threads, self.prefetch_batches)
         batches = steps.to_iter_dataset(options)
@@ -85,17 +117,96 @@ class Loader:
                 grain.MultiprocessingOptions(self.num_workers, self.prefetch_batches),
                 _end_with_parent,
             )
-        return iter(batches)
+        return Batches(iter(batches))
+
+    def _batch(
+        self, step: int, first: int | None = None
+    ) -> tuple[dict[str, np.ndarray], list[Replaced]]:
+        order, views = self._order(), self.views[self.plan(step)[0]]
+        examples, replaced = [], []
+        for position in self.positions(step)[:first]:
+            example, _, reason = self._example(order, position, views)
+            examples.append(example)
+            if reason:
+                replaced.append(Replaced(step, position, reason))
+        stacked = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        return stacked, replaced
+
+    def _batch_or_error(self, step: int):
+        # An error that is raised in a worker comes with the tracebacks of two processes.
+        try:
+            return (self.batch(step), []) if self.on_broken == "stop" else self._batch(step)
+        except BrokenRecordError as error:
+            return {}, [str(error)]
 
     def _order(self):
         if getattr(self.source, "weights", None) is not None:
             return MixedOrder(self.source.lengths, self.source.weights, self.seed)
         return shuffled(len(self.source), self.seed)
 
-    def _example(self, index: int, position: int, views):
-        # A string seed is hashed whole, so neighbouring positions are unrelated.
-        rng = random.Random(f"{self.seed}/{position}")
-        return views(self.source[int(index)], rng)
+    def _example(self, order, position: int, views) -> tuple[dict[str, np.ndarray], str, str]:
+        """The example of a position, the id of its record, and "" or, where the record stands in
+        for a broken one, what is wrong with that."""
+        reasons = []
+        for stand_in in _stand_ins(self.seed, position, len(self.source)):
+            # A string seed is hashed whole, so neighbouring positions are unrelated.
+            rng = random.Random(f"{self.seed}/{position}")
+            index = int(order[stand_in])
+            name = f"Record number {index}"
+            try:
+                record = self.source[index]
+                name = f"Record {record['id']!r}"
+                return views(record, rng), record["id"], "".join(reasons[:1])
+            except MemoryError:
+                raise
+            except Exception as error:  # Malformed records raise many types.
+                reasons.append(what_is_wrong(name, error))
+                # What a disk or network refuses now, it may give the next time.
+                passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+                if self.on_broken == "stop" or passing:
+                    raise BrokenRecordError(
+                        f"{reasons[-1].rstrip('.')}. To see what else is broken, ask the doctor, "
+                        "`python -m input_pipeline.doctor`; config.loader.on_broken='replace' lets "
+                        "other records stand in."
+                    ) from error
+        raise BrokenRecordError(
+            f"{reasons[0].rstrip('.')}. {MAX_STAND_INS} records that should stand in for it are "
+            "broken as well: ask the doctor, `python -m input_pipeline.doctor`, about the data."
+        )
+
+
+class Batches:
+    """Iterator over batches.
+
+    Attributes:
+      replaced: examples of the batches so far in whose place others stand; for the reader to empty.
+    """
+
+    def __init__(self, made):
+        self._made = made
+        self.replaced: list[Replaced] = []
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, notes = next(self._made)
+        if not batch:
+            raise BrokenRecordError(notes[0])
+        self.replaced += notes
+        return batch
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self._made.close()
+
+
+def _stand_ins(seed: int, position: int, length: int) -> Iterator[int]:
+    """The position itself, then others that may stand in for it."""
+    yield position
+    rng = random.Random(f"{seed}/{position}/stand-in")
+    for _ in range(MAX_STAND_INS):
+        yield position + rng.randrange(1, max(2, length))
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:

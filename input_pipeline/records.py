@@ -8,7 +8,9 @@ Reading a record executes nothing that is stored in it.
 
 import json
 import math
+import os
 import struct
+import traceback
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,24 @@ import numpy as np
 DATASET_FILE = "dataset.json"
 # Of the layout above and of DATASET_FILE; a reader refuses any other.
 FORMAT_VERSION = 1
+
+
+class BrokenRecordError(ValueError):
+    """A record cannot be used; the message names it and says why."""
+
+
+def what_is_wrong(name: str, error: Exception) -> str:
+    """One line about an error that a record has caused; `name` is said if the error names none."""
+    text = " ".join(str(error).split())
+    if text.startswith("Record "):
+        return text
+    if not isinstance(error, OSError | ValueError):
+        # May be the code's fault as well as the record's: say where.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        file = os.path.basename(place.filename)
+        text = f"{type(error).__name__}: {text} ({file}, line {place.lineno})"
+    return f"{name}: {text}"
+
 
 _LENGTH = struct.Struct("<I")
 _DTYPES = {str(d.str): d for d in (np.dtype(c).newbyteorder("<") for c in "?bBhHiIqQefd")}

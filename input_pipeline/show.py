@@ -13,6 +13,7 @@ from absl import flags, logging
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.paths import PathError, local_path
+from input_pipeline.records import BrokenRecordError
 
 MAX_EXAMPLES = 6
 _MARGIN, _FONT_SIZE = 8, 13  # pixels
@@ -103,11 +104,11 @@ def main(_) -> None:
                 f"--step={step}: the run ends with step {experiment.total_steps - 1}."
             )
         loader, method = experiment.make_loader(), experiment.make_method()
-    except (PathError, ConfigError) as error:
+        rows = loader.batch(step, MAX_EXAMPLES)
+    except (PathError, ConfigError, BrokenRecordError) as error:
         command.stop(error)
     _, key = jax.random.split(jax.random.key(experiment.seed))
     image_size, batch_size, _ = loader.plan(step)
-    rows = loader.batch(step, MAX_EXAMPLES)
     write_contact_sheet(output, method, loader.views[image_size], rows, key, step, batch_size)
     print(f"Wrote {output}: batch {step} of {flags.FLAGS['config'].parser.source}.")
 

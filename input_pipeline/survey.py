@@ -67,8 +67,8 @@ def examine(sample: Sample) -> Finding:
         digest = hashlib.blake2b(sample.image, digest_size=16).digest()
         try:
             height, width, _ = images.decode(sample.image).shape
-        except ValueError as reason:
-            error = str(reason)
+        except (MemoryError, ValueError) as reason:
+            error = str(reason) or "there is no memory to decode it"
     one_string, no_text, texts = [], [], []
     for name, value in sample.captions.items():
         if isinstance(value, str):

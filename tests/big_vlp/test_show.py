@@ -8,7 +8,7 @@ from PIL import Image
 from big_vlp.methods import make_method
 from big_vlp.model_dir import Labels, save_model
 from big_vlp.preprocess import Preprocess
-from big_vlp.show import main, words
+from big_vlp.show import draw, main, words
 from input_pipeline.sources import make_source
 
 PREPROCESS = Preprocess(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -76,3 +76,13 @@ def test_a_file_that_is_no_image(model, tmp_path, capsys):
     path.write_text("no image")
     assert main(["words", "--model", model, "--image", str(path)]) == 1
     assert str(path) in capsys.readouterr().err
+
+
+def test_an_image_is_drawn_as_the_model_sees_it(tmp_path):
+    """Also one of 16 bits: a ramp, of which Pillow's own conversion makes white."""
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    draw(tmp_path / "words.png", [tmp_path / "deep.png"], [[("cat", 0.9), ("dog", 0.1)]])
+    left = np.asarray(Image.open(tmp_path / "words.png").convert("RGB"))[:, :380]
+    dark = ((left > 40) & (left < 120)).all(axis=-1)
+    assert dark.mean() > 0.1

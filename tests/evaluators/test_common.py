@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from evaluators import common
+from input_pipeline.records import BrokenRecordError
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -101,7 +102,27 @@ def test_an_error_while_loading_reaches_the_caller():
     def load(row):
         raise ValueError(f"row {row} is broken")
 
+    row_map = common.RowMap(lambda params, batch: batch["x"], toy.mesh())
     with pytest.raises(ValueError, match="is broken"):
+        row_map(None, load, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "label, text",
+    [("cat", "^Record number 0: invalid literal"), (None, "^Record number 0: TypeError: .*common")],
+)
+def test_malformed_records_are_named_in_one_line(label, text):
+    source = toy.ToySource({"caption": [["?"]] * 3}, label=[label] * 3)
+    row_map = common.RowMap(lambda params, batch: batch["image"], toy.mesh())
+    with pytest.raises(BrokenRecordError, match=text):
+        common.map_images(row_map, None, source, toy.PREPROCESS, 2, common.label_of)
+
+
+def test_want_of_memory_is_not_the_records_fault():
+    def load(row):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
         common.RowMap(lambda params, batch: batch["x"], toy.mesh())(None, load, 3, 2)
 
 

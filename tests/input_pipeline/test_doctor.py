@@ -230,6 +230,20 @@ def test_damaged_tars_and_samples_are_wrong_and_the_others_still_looked_at(tars,
     assert value(lines, "records") == "7"
 
 
+def test_images_beyond_the_limits_and_without_a_range_are_unreadable(tmp_path, run):
+    whole = image()
+    frame = whole.index(b"\xff\xc0")
+    giant = whole[: frame + 5] + (65_500).to_bytes(2, "big") * 2 + whole[frame + 9 :]
+    file = io.BytesIO()
+    Image.fromarray(np.ones((9, 9), np.float32)).save(file, "TIFF")
+    examples = [record("a"), record("big", data=giant), record("float", data=file.getvalue())]
+    code, lines = run(write_prepared(tmp_path / "data", examples))
+    assert code == 1 and value(lines, "unreadable") == "2"
+    text = next(line for line in lines if line.startswith("WRONG"))
+    assert "big (cannot decode" in text and "65500x65500 pixels" in text
+    assert "float (cannot decode" in text and "cannot be shown truthfully" in text
+
+
 def test_what_is_no_data_set_is_one_clear_error(tmp_path, run):
     code, lines = run(tmp_path)
     assert code == 1 and "is no data set" in lines[0] and lines[-1].startswith("Not sound")

@@ -140,6 +140,42 @@ def test_resize_never_enlarges_and_leaves_such_images_their_bytes(size):
     assert record is given[1] and not tally.resized
 
 
+def test_resize_leaves_what_would_be_too_long_for_a_jpeg():
+    given = sample("a", image(2, 500, "PNG"))
+    (record,), tally = run([given], resize=1)
+    assert record is not given[1] and tally.heights == [250]
+    strip = sample("b", image(300, 70_000, "PNG"))
+    (record,), tally = run([strip], resize=299)
+    assert record is strip[1] and tally.heights == [70_000] and not tally.resized
+
+
+def test_images_beyond_the_limits_are_dropped_and_listed():
+    whole = image(format="JPEG")
+    frame = whole.index(b"\xff\xc0")
+    giant = whole[: frame + 5] + (65_500).to_bytes(2, "big") * 2 + whole[frame + 9 :]
+    samples = [sample("a"), sample("giant", giant), sample("line", image(9000, 1, "PNG"))]
+    records, tally = run([*samples, sample("b")])
+    assert [record["id"] for record in records] == ["x/a", "x/b"]
+    assert reasons(tally) == {"giant": "broken image", "line": "broken image"}
+    assert "65500x65500 pixels" in tally.dropped[0]["detail"]
+
+
+def test_want_of_memory_costs_an_image_and_not_the_shard(monkeypatch):
+    decode = images.decode
+
+    def starved(data):
+        if data.startswith(b"\x89PNG"):
+            raise MemoryError
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode", starved)
+    records, tally = run([sample("a"), sample("png", image(format="PNG")), sample("b")])
+    assert [record["id"] for record in records] == ["x/a", "x/b"]
+    assert tally.dropped == [
+        {"key": "png", "reason": "broken image", "detail": "there is no memory to decode it"}
+    ]
+
+
 def test_resize_takes_the_mask_along_and_leaves_relative_boxes():
     mask = np.zeros((60, 80), np.uint8)
     mask[:30, :40], mask[30:] = 7, 200

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from big_vlp.preprocess import Preprocess
 from input_pipeline import show
 from input_pipeline.loader import Loader
 from input_pipeline.plan import Constant
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
@@ -167,3 +169,18 @@ def test_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "batch 2 of configs/cosmos.py" in done.stdout
     assert Image.open(sheet).size[1] > 3 * show._MIN_SIDE
+
+
+def test_a_broken_record_is_one_line(tmp_path, monkeypatch):
+    from big_vlp import experiment
+
+    def batch(step):
+        raise BrokenRecordError("Record 'x/3': cut.")
+
+    parts = {"make_loader": lambda: types.SimpleNamespace(batch=batch), "make_method": lambda: None}
+    made = types.SimpleNamespace(from_config=lambda config: types.SimpleNamespace(**parts))
+    monkeypatch.setattr(experiment, "Experiment", made)
+    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(config=None, step=0))
+    monkeypatch.setattr(show, "flags", flags)
+    with pytest.raises(SystemExit, match=r"^error: Record 'x/3': cut\.$"):
+        show.main(None)
