@@ -23,8 +23,7 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
 
-    # 13 sizes; smaller images come in larger batches. Published batches are not rounded: here they
-    # must divide by the devices.
+    # 13 sizes; smaller images come in larger batches, multiples of 64 as on the published 64 GPUs.
     config.plan = dict(
         name="variable", sizes=catlip_sizes(128, 320, 25, base=224, multiple=16), batch_multiple=64
     )
@@ -59,6 +58,7 @@ def get_config(arg=None):
     )
     config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
 
+    # BatchNorm sees the whole batch, in published runs the images of one GPU.
     config.method = dict(
         name="catlip",
         model=tower,

@@ -1,7 +1,7 @@
 """CLIP (arXiv 2103.00020): two towers, softmax loss, one crop and one caption per image.
 
 Options: model=vitb16|vitb32, data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random,
-runlocal. captions=raw trains on what people wrote, as CLIP did; random on a sentence of any
+runlocal. Raw captions are what people wrote, as CLIP had them; random ones a sentence of any
 caption, which is the text that COSMOS sees.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
 docs/recipes.md says what differs from the published run.
@@ -23,6 +23,7 @@ def get_config(arg=None):
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
     config.data = shared.prepared(options.data)
+    # The exact GELU, as open_clip's; OpenAI's is activation="quick_gelu".
     config.preprocess = dict(image_size=224, tokenizer="clip", context_length=77)
     config.views = dict(
         name="clip",
@@ -35,7 +36,7 @@ def get_config(arg=None):
         name="clip",
         model=dict(image=image_tower, text=shared.TEXT_TOWER, embed_dim=512),
         loss_type="softmax",
-        dtype="bfloat16",
+        dtype="bfloat16",  # published: fp16 with a loss scale
         remat="dots",
         accumulate_steps=1,
         text_lengths=(32, 48),

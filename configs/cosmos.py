@@ -43,7 +43,7 @@ def get_config(arg=None):
             global_2=dict(blur_prob=0.1, solarize_prob=0.2),
             local=dict(blur_prob=0.5),
         ),
-        dtype="bfloat16",
+        dtype="bfloat16",  # published: fp16 with a loss scale
         remat="dots",
         accumulate_steps=1,
         text_lengths=(32, 48),

@@ -1,7 +1,8 @@
 """Segmentation with a pretrained CatLIP tower and DeepLabv3 (arXiv 2404.15653, appendix).
 
 Options: data=ade20k|scenes, model=b16|l16|h16, start=DIR (a model directory of CatLIP),
-layer_decay=1.0 (learning rates that fall towards the first layer).
+layer_decay=1.0 (learning rates that fall towards the first layer). docs/recipes.md holds the
+published numbers.
 Data: data/ADEChallengeData2016, see docs/data.md. data=scenes needs no file and no model: it trains
 a tiny tower of its own in minutes on a CPU.
 """

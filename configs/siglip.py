@@ -33,7 +33,7 @@ def get_config(arg=None):
 
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.global_batch = 16_384
+    config.global_batch = 16_384  # published: 32,768, of billions of pairs
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
     config.data = shared.prepared(options.data)

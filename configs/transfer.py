@@ -5,7 +5,7 @@ classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fractio
 training images, layer_decay=1.0 (learning rates that fall towards the first layer; for finetune),
 runlocal.
 Data: see "Labelled data" in docs/data.md. task=scenes needs no file: it goes on from the tower of
-demo_catlip.py. runlocal needs no model either.
+demo_catlip.py. runlocal needs no model either. docs/recipes.md holds the published numbers.
 """
 
 import ml_collections
@@ -92,7 +92,7 @@ def get_config(arg=None):
         name="labels",
         num_classes=num_classes,
         multi_label=multi_label,
-        crop_scale=(0.08, 1.0),
+        crop_scale=(0.08, 1.0),  # resized by OpenCV; published runs by PIL, bilinear
         flip_prob=0.5,
     )
     config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
