@@ -54,8 +54,8 @@ def get_config(arg=None):
         weight_decay=0.5,
         beta1=0.9,
         beta2=0.98,
-        # Gradients are the true ones. Those of the released encoders are smaller by the number of
-        # GPUs (16 for cc3m, else 128), which is a larger epsilon here: 1.6e-7, or 1.28e-6.
+        # Gradients are the true ones; released runs divided those of the encoders by the number of
+        # GPUs (16 for cc3m, else 128), as if this were 1.6e-7, or 1.28e-6: see docs/recipes.md.
         epsilon=1e-8,
     )
 

@@ -75,7 +75,7 @@ def get_config(arg=None):
     )
     config.optim = dict(
         learning_rate=1e-3,
-        # Not published for sets of this size; longer than 2,000 steps for none.
+        # Not published for sets of this size: a tenth of the run, at most 2,000 steps.
         warmup_steps=min(2000, config.total_steps // 10),
         # Published as 1e-4, which big_vision subtracts without the peak rate: 1e-4 / 1e-3.
         weight_decay=0.1,

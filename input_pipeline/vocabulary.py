@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--captions",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(map(str.strip, text.split(","))),
         metavar="FIELD,...",
         help="caption fields that count (default: all)",
     )
