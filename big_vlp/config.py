@@ -83,6 +83,12 @@ def prepared(name: str) -> dict:
     return {"name": "mixture", "sources": tuple(prepared(part) for part in parts)}
 
 
+def caption_mode(captions: str, data: str) -> str:
+    """Which text a contrastive recipe draws: "raw" captions of people, or "random" sentences."""
+    choose("captions", dict.fromkeys(("raw", "random")), captions)
+    return f"{captions}_pixelprose" if data == "pixelprose" else captions
+
+
 def choose(what: str, table: dict, name: str):
     """table[name], or a ValueError that lists the choices."""
     if name not in table:
@@ -137,6 +143,8 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.loader.num_workers = 0
     config.method.dtype = "float32"
     config.optim.update(warmup_steps=5, learning_rate=1e-3)
+    if "hold_steps" in config.optim:
+        config.optim.hold_steps = 0
     config.checkpoint.every_steps = 15
     data = {"name": "scenes", "split": "val", "size": 64, "image_size": 48}
     for evaluator in config.evals.values():
@@ -187,9 +195,11 @@ def _run_classifier_local(config, tower):
         config.plan.update(sizes=(16, 32, 48), batch_multiple=8)
     if config.method.augment is not None:
         config.method.augment.total_steps = config.total_steps
+    epochs = [config.optim, config.method.augment or {}]
+    for section in (section for section in epochs if "epoch_steps" in section):
+        section.epoch_steps = config.total_steps // 10
     if "vocabulary" in config.views:
-        config.views.vocabulary = SCENES_VOCABULARY
-        config.views.stored = False
+        config.views.update(vocabulary=SCENES_VOCABULARY, caption_fields=None, stored=False)
     if "num_classes" in config.views:
         config.views.num_classes = NUM_SHAPES
     if "init" in config:

@@ -196,7 +196,9 @@ class Experiment:
         plan, rows = self.make_plan(), None
         source = _call("config.data", make_source, self.data)
         views = {size: self.make_views(size) for size, _ in plan.shapes}
-        self._check_stored_labels(source, next(iter(views.values())))
+        of_any_size = next(iter(views.values()))
+        if hasattr(of_any_size, "check_source"):
+            _call("config.views.stored", of_any_size.check_source, {}, source)
         if mesh is not None:
             with _in_section(self._batch_key):
                 rows = {size: sharding.local_rows(mesh, size) for _, size in plan.shapes}
@@ -211,19 +213,6 @@ class Experiment:
             seed=self.seed,
             rows=rows,
         )
-
-    def _check_stored_labels(self, source, views):
-        if getattr(views, "stored", False):
-            expected, found = (
-                views.vocabulary.fingerprint(),
-                getattr(source, "label_vocabulary", None),
-            )
-            if found != expected:
-                raise ConfigError(
-                    f"config.views.stored: the data were prepared with the labels of vocabulary "
-                    f"{found}, and config.views.vocabulary is {expected}. Prepare them again with "
-                    "--labels, or set stored=False to mine labels in training."
-                )
 
     def labels(self, loader) -> Labels | None:
         """The classes that a classifier learns: of a vocabulary, or the data source's."""

@@ -21,6 +21,8 @@ DEFAULT_RULES = (
     (".*(kernel|embedding|probe)", 1.0, 1.0),
     (".*(bias|scale|class_token)", 1.0, 0.0),
 )
+# Share of the peak that the first `hold_steps` use.
+HELD = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,16 @@ class Optimizer:
       total_steps: length of the run.
       warmup_steps: step i of the warm-up uses learning_rate * (i + 1) / warmup_steps.
       weight_decay: decoupled; multiplied by the scheduled learning rate.
-      clip_norm: of the global gradient norm; None does not clip.
+      clip_norm: of the global gradient norm, over what is trained; None does not clip.
       rules: (regex, learning-rate multiplier, weight-decay multiplier); a learning-rate
         multiplier of 0 freezes; one number per layer is for stacked blocks.
       final_learning_rate: where the cosine ends.
+      initial_learning_rate: where the warm-up starts instead, to reach the peak one step after its
+        last, as corenet does it.
+      epoch_steps: steps of an epoch, if the learning rate is to change once an epoch after the
+        warm-up: that of epoch e of E is at e / E of the cosine, whatever the warm-up's length.
+      hold_steps: the first so many steps use 5 % of the peak, whatever the warm-up says, as
+        SwissArmyTransformer begins its fine-tuning.
       dead: {path: index}, see `methods.Method.dead_parameters`: parts `parameter[index]` that get
         no gradient, and so no decay either.
     """
@@ -50,6 +58,9 @@ class Optimizer:
     clip_norm: float | None = None
     rules: tuple = DEFAULT_RULES
     final_learning_rate: float = 0.0
+    initial_learning_rate: float | None = None
+    epoch_steps: int | None = None
+    hold_steps: int = 0
     dead: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -58,14 +69,27 @@ class Optimizer:
                 f"warmup_steps ({self.warmup_steps}) must lie in 0..total_steps "
                 f"({self.total_steps})."
             )
+        if self.hold_steps < 0:
+            raise ValueError(f"hold_steps={self.hold_steps}: 0 or more.")
+        if self.epoch_steps is not None and self.epoch_steps < 1:
+            raise ValueError(f"epoch_steps={self.epoch_steps}: 1 or more, or None.")
 
     def schedule(self, step):
         """Learning rate of a step (0-based), fp32."""
-        warm = (step + 1) / max(self.warmup_steps, 1)
-        rest = max(self.total_steps - self.warmup_steps, 1)
-        cosine = (1 + jnp.cos(jnp.pi * (step - self.warmup_steps) / rest)) / 2
-        low, high = self.final_learning_rate, self.learning_rate
-        return jnp.where(step < self.warmup_steps, high * warm, low + (high - low) * cosine)
+        low, high, warmup = self.final_learning_rate, self.learning_rate, max(self.warmup_steps, 1)
+        if self.initial_learning_rate is None:
+            warm = high * ((step + 1) / warmup)
+        else:
+            first = self.initial_learning_rate
+            warm = first + (high - first) * (step / warmup)
+        if self.epoch_steps is None:
+            rest = max(self.total_steps - self.warmup_steps, 1)
+            done = (step - self.warmup_steps) / rest
+        else:
+            done = step // self.epoch_steps * self.epoch_steps / self.total_steps
+        cosine = (1 + jnp.cos(jnp.pi * done)) / 2
+        rate = jnp.where(step < self.warmup_steps, warm, low + (high - low) * cosine)
+        return jnp.where(step < self.hold_steps, high * HELD, rate)
 
     def assign(self, params, partial: bool = False) -> dict[str, tuple[float | tuple, float]]:
         """{path: (learning-rate multiplier or one per layer, weight-decay multiplier)}.
@@ -115,6 +139,10 @@ class Optimizer:
         assigned = self.assign(params)
         return lambda path: assigned[path][0] != 0
 
+    def grad_norm(self, grads):
+        """Global norm of the gradients of all that is trained, fp32."""
+        return optax.tree.norm(self._trained(grads))
+
     def init(self, trainable):
         """Adam's moments, fp32, for the trainable parameters; a nested dict."""
         return serialization.to_state_dict(self._adam().init(trainable))
@@ -123,6 +151,7 @@ class Optimizer:
         """One step: (new parameters, new moments). All trees have the trainable structure."""
         adam = self._adam()
         like = jax.eval_shape(adam.init, trainable)
+        grads = self._trained(grads)
         direction, moments = adam.update(grads, serialization.from_state_dict(like, moments))
         learning_rate = self.schedule(step)
         assigned = self.assign(trainable, partial=True)
@@ -130,7 +159,7 @@ class Optimizer:
         def apply(path, parameter, direction):
             lr, wd = assigned[path]
             if isinstance(lr, tuple):
-                lr = np.array(lr, np.float32).reshape(-1, *[1] * (parameter.ndim - 1))
+                lr = _per_layer(np.float32(lr), parameter)
             new = parameter - learning_rate * lr * (direction + self.weight_decay * wd * parameter)
             if path not in self.dead:
                 return new
@@ -140,6 +169,18 @@ class Optimizer:
         flat, directions = trees.flatten(trainable), trees.flatten(direction)
         new = {path: apply(path, flat[path], directions[path]) for path in flat}
         return trees.unflatten(new), serialization.to_state_dict(moments)
+
+    def _trained(self, grads):
+        """The gradients; zero for layers that a rule freezes, so that no norm counts them."""
+        assigned = self.assign(grads, partial=True)
+
+        def keep(path, gradient):
+            lr = assigned[path][0]
+            if not isinstance(lr, tuple) or all(lr):
+                return gradient
+            return jnp.where(_per_layer(np.array(lr) != 0, gradient), gradient, 0)
+
+        return trees.unflatten({path: keep(path, g) for path, g in trees.flatten(grads).items()})
 
     def _dead(self, path: str) -> str:
         if path not in self.dead:
@@ -152,6 +193,11 @@ class Optimizer:
         if self.clip_norm is None:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def _per_layer(values: np.ndarray, parameter) -> np.ndarray:
+    """[L] -> [L, 1, ...], to go with a parameter of L stacked layers."""
+    return values.reshape(-1, *[1] * (parameter.ndim - 1))
 
 
 def _times(multiplier) -> str:

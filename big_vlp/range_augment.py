@@ -26,16 +26,20 @@ class RangeAugment:
 
     Attributes:
       total_steps: length of the curriculum; later steps keep its last target.
+      epoch_steps: the target moves once in so many steps, and counts these: 1, or an epoch's.
       start_psnr, end_psnr: the change aimed at, as a peak signal-to-noise ratio in dB.
     """
 
     total_steps: int
+    epoch_steps: int = 1
     start_psnr: float = 40.0
     end_psnr: float = 20.0
 
     def __post_init__(self):
         if self.total_steps < 1:
             raise ValueError(f"total_steps={self.total_steps}; give the length of the curriculum.")
+        if self.epoch_steps < 1:
+            raise ValueError(f"epoch_steps={self.epoch_steps}; give 1 or more.")
 
     def init(self) -> dict:
         """The six parameters {name: {"low", "high"}}, f32 scalars."""
@@ -82,7 +86,8 @@ class RangeAugment:
     def target(self, step):
         """The mean squared error aimed at in a step (0-based), in grey levels squared."""
         start, end = (mean_squared_error(psnr) for psnr in (self.start_psnr, self.end_psnr))
-        progress = jnp.minimum(step, self.total_steps) / (self.total_steps + 1)
+        last = self.total_steps // self.epoch_steps
+        progress = jnp.minimum(step // self.epoch_steps, last) / (last + 1)
         return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from big_vlp import sharding, trees
 
@@ -78,7 +77,7 @@ def make_train_step(method, optimizer):
             )
 
         (loss, (statistics, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optimizer.grad_norm(grads)
         new, moments = optimizer.update(grads, opt["moments"], trainable, step)
         new = trees.merge(new, statistics)
         new, new_averaged = method.after_update(old, new, averaged, step)

@@ -1,7 +1,10 @@
 """CLIP (arXiv 2103.00020): two towers, softmax loss, one crop and one caption per image.
 
-Options: model=vitb16|vitb32, data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, runlocal.
+Options: model=vitb16|vitb32, data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random,
+runlocal. Raw captions are what people wrote, as CLIP had them; random ones a sentence of any
+caption, which is the text that COSMOS sees.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
+docs/recipes.md says what differs from the published run.
 """
 
 import ml_collections
@@ -10,21 +13,22 @@ from big_vlp import config as shared
 
 
 def get_config(arg=None):
-    options = shared.parse_options(arg, model="vitb16", data="cc3m", runlocal=False)
+    options = shared.parse_options(arg, model="vitb16", data="cc3m", captions="raw", runlocal=False)
     pairs = shared.choose("data", shared.PRETRAINING_PAIRS, options.data)
     image_tower = shared.choose("model", shared.IMAGE_TOWERS, options.model)
 
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.global_batch = 4096
+    config.global_batch = 4096  # published: 32,768, of 400 M pairs
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
     config.data = shared.prepared(options.data)
+    # The exact GELU, as open_clip's; OpenAI's is activation="quick_gelu".
     config.preprocess = dict(image_size=224, tokenizer="clip", context_length=77)
     config.views = dict(
         name="clip",
-        caption_mode="random_pixelprose" if options.data == "pixelprose" else "random",
-        crop_scale=(0.9, 1.0),
+        caption_mode=shared.caption_mode(options.captions, options.data),
+        crop_scale=(0.9, 1.0),  # resized by OpenCV; published runs by PIL, bicubic
     )
     config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
 
@@ -32,7 +36,7 @@ def get_config(arg=None):
         name="clip",
         model=dict(image=image_tower, text=shared.TEXT_TOWER, embed_dim=512),
         loss_type="softmax",
-        dtype="bfloat16",
+        dtype="bfloat16",  # published: fp16 with a loss scale
         remat="dots",
         accumulate_steps=1,
         text_lengths=(32, 48),
@@ -60,6 +64,7 @@ def get_config(arg=None):
             every_steps=2500,
             data=dict(name="prepared", path="data/coco_val2017"),
             caption_field="txt",
+            equal_captions="reference",
             batch_size=512,
         )
     )

@@ -10,7 +10,8 @@ example of the released code. A run starts from the model directory DIR: one of 
 import cogvlm_parts` for stage 1 (19b: a released CogVLM2), that of the run before for the others.
 Released weights of 490 pixels have a larger position table:
 --config.method.model.image.image_size=490. What is not published is a guess: warm-up of sft,
-averages, clipping, the text's length, the shares of tasks.
+averages, clipping, the text's length after pretraining, the shares of tasks. docs/recipes.md holds
+all numbers beside the published ones.
 """
 
 import ml_collections
@@ -95,7 +96,7 @@ STAGES = {
         learning_rate=1e-4,
         warmup_steps=12_000,
         weight_decay=0.05,
-        context_length=64,
+        context_length=58,
         data=_PAIRS,
         tasks=dict(caption=1.0),
         evals=dict(captions=_CAPTION_LOSS),
@@ -106,7 +107,7 @@ STAGES = {
         learning_rate=1e-5,
         warmup_steps=1200,
         weight_decay=0.05,
-        context_length=64,
+        context_length=58,
         data=dict(name="mixture", sources=(dict(_PAIRS, weight=1.0), dict(_BOXES, weight=1.0))),
         tasks=dict(caption=1.0, rec=1.0),
         evals=dict(captions=_CAPTION_LOSS, places=_REFERRING),
@@ -125,7 +126,7 @@ STAGES = {
         learning_rate=1e-5,
         warmup_steps=16,
         weight_decay=0.05,
-        context_length=64,
+        context_length=58,
         data=_QUESTIONS,
         tasks=dict(vqa=1.0),
         evals=dict(questions=_VQA),
@@ -189,6 +190,8 @@ def get_config(arg=None):
         learning_rate=stage["learning_rate"],
         final_learning_rate=stage["learning_rate"] / 10,
         warmup_steps=stage["warmup_steps"],
+        # The released trainer's, for runs that fine-tune; of other stages nothing is known.
+        hold_steps=100 if options.stage == "lora" else 0,
         weight_decay=stage["weight_decay"],
         beta2=0.95,
         clip_norm=0.1 if options.stage == "lora" else 1.0,

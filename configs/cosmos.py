@@ -2,6 +2,7 @@
 
 Options: model=vitb16|vitb32, data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, runlocal.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
+docs/recipes.md says what differs from the published runs.
 """
 
 import ml_collections
@@ -27,7 +28,7 @@ def get_config(arg=None):
         local_size=96,
         num_global=2,
         num_local=6,
-        crop_scale=0.4,
+        crop_scale=0.4,  # resized by OpenCV; published runs by PIL, bicubic
         caption_mode="textcrop_pixelprose" if prose else "textcrop",
         num_captions=8,
     )
@@ -42,7 +43,7 @@ def get_config(arg=None):
             global_2=dict(blur_prob=0.1, solarize_prob=0.2),
             local=dict(blur_prob=0.5),
         ),
-        dtype="bfloat16",
+        dtype="bfloat16",  # published: fp16 with a loss scale
         remat="dots",
         accumulate_steps=1,
         text_lengths=(32, 48),
@@ -53,6 +54,8 @@ def get_config(arg=None):
         weight_decay=0.5,
         beta1=0.9,
         beta2=0.98,
+        # Gradients are the true ones; released runs divided those of the encoders by the number of
+        # GPUs (16 for cc3m, else 128), as if this were 1.6e-7, or 1.28e-6: see docs/recipes.md.
         epsilon=1e-8,
     )
 
@@ -68,6 +71,7 @@ def get_config(arg=None):
         every_steps=2500,
         data=dict(name="prepared", path="data/coco_val2017"),
         caption_field="txt",
+        equal_captions="reference",
         batch_size=512,
     )
     config.evals = dict(

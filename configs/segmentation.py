@@ -1,7 +1,8 @@
 """Segmentation with a pretrained CatLIP tower and DeepLabv3 (arXiv 2404.15653, appendix).
 
 Options: data=ade20k|scenes, model=b16|l16|h16, start=DIR (a model directory of CatLIP),
-layer_decay=1.0 (learning rates that fall towards the first layer).
+layer_decay=1.0 (learning rates that fall towards the first layer). docs/recipes.md holds the
+published numbers.
 Data: data/ADEChallengeData2016, see docs/data.md. data=scenes needs no file and no model: it trains
 a tiny tower of its own in minutes on a CPU.
 """
@@ -25,7 +26,8 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.global_batch = 32
-    config.total_steps = 50 * round(ADE20K_IMAGES / config.global_batch)
+    steps_per_epoch = round(ADE20K_IMAGES / config.global_batch)
+    config.total_steps = 50 * steps_per_epoch
     config.init = dict(tower=dict(model=options.start))
 
     path = "data/ADEChallengeData2016"
@@ -53,7 +55,7 @@ def get_config(arg=None):
         model=dict(tower, class_token=False, output_stride=8),
         head=dict(channels=512, rates=(12, 24, 36), dropout=0.1),
         ema_momentum=1e-4,
-        augment=dict(total_steps=config.total_steps),
+        augment=dict(total_steps=config.total_steps, epoch_steps=steps_per_epoch),
         dtype="float32",
         remat="dots",
     )
@@ -61,7 +63,9 @@ def get_config(arg=None):
     tower_rules = tuple(rule for rule in tower_rules if not rule[0].startswith("classifier"))
     config.optim = dict(
         learning_rate=3e-5,
+        initial_learning_rate=1e-6,
         final_learning_rate=3e-6,
+        epoch_steps=steps_per_epoch,
         warmup_steps=500,
         weight_decay=0.1,
         beta2=0.999,
@@ -98,6 +102,7 @@ def on_scenes(config):
     config.method.ema_momentum = 0.02
     config.method.remat = None
     config.optim.update(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=50)
+    config.optim.epoch_steps = None
     config.optim.rules = tuple(r for r in config.optim.rules if not r[0].startswith("augment"))
     config.checkpoint.every_steps = 250
     config.log_every_steps = 20

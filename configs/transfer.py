@@ -5,7 +5,7 @@ classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fractio
 training images, layer_decay=1.0 (learning rates that fall towards the first layer; for finetune),
 runlocal.
 Data: see "Labelled data" in docs/data.md. task=scenes needs no file: it goes on from the tower of
-demo_catlip.py. runlocal needs no model either.
+demo_catlip.py. runlocal needs no model either. docs/recipes.md holds the published numbers.
 """
 
 import ml_collections
@@ -92,11 +92,12 @@ def get_config(arg=None):
         name="labels",
         num_classes=num_classes,
         multi_label=multi_label,
-        crop_scale=(0.08, 1.0),
+        crop_scale=(0.08, 1.0),  # resized by OpenCV; published runs by PIL, bilinear
         flip_prob=0.5,
     )
     config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
 
+    augment = dict(total_steps=config.total_steps, epoch_steps=steps_per_epoch)
     config.method = dict(
         name="transfer",
         tower="catlip_vit",
@@ -105,7 +106,7 @@ def get_config(arg=None):
         label_smoothing=0.0 if multi_label else 0.1,
         train_statistics=not probe,
         ema_momentum=None if probe else 5e-4,
-        augment=None if probe else dict(total_steps=config.total_steps),
+        augment=None if probe else augment,
         dtype="bfloat16",
         remat=None if probe else "dots",
     )
@@ -115,7 +116,9 @@ def get_config(arg=None):
         rules = shared.layerwise_rules(tower["layers"], options.layer_decay)
     config.optim = dict(
         learning_rate=1e-5 if multi_label and not probe else 3e-5,
+        initial_learning_rate=1e-6,
         final_learning_rate=1e-6 if multi_label or probe else 3e-6,
+        epoch_steps=steps_per_epoch,
         warmup_steps=min(500, config.total_steps // 10),
         weight_decay=0.0 if probe else 0.05,
         beta2=0.999,
@@ -157,6 +160,7 @@ def _like_the_demo(config, probe):
     config.loader.update(num_workers=0, num_threads=1)
     config.method.update(model=shared.DEMO_TOWER, dtype="float32", remat=None)
     config.optim.update(learning_rate=1e-2 if probe else 1e-3, final_learning_rate=0.0)
+    config.optim.epoch_steps = None
     config.optim.warmup_steps = 30
     config.checkpoint.every_steps = 300
     config.evals.val.update(every_steps=100, batch_size=50)

@@ -1,8 +1,8 @@
 """Referring expression comprehension: does the box that the model writes fit the phrase?"""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,10 +20,11 @@ class Evaluator:
     """Yields `accuracy@0.5`, `mean_iou`, `parse_failures`, all for each control, and
     `accuracy@0.5_baseline` and `accuracy@0.5_chance`.
 
-    Each record is asked for one of its phrases, drawn by its id. The first box of the answer is
-    right if its intersection over union with a box of the phrase is 0.5 or more. An answer without
-    a box is wrong, and counted in `parse_failures`. The baseline gives the mean box of the data
-    every time; chance is that of any of the image's own boxes, without regard to the phrase.
+    All are means over expressions: each phrase of each record is asked for, and counts as often as
+    it is given for the same box. The first box of the answer is right if its intersection over
+    union with a box of the phrase is 0.5 or more. An answer without a box is wrong, and counted in
+    `parse_failures`. The baseline gives the mean box of the data every time; chance is that of any
+    of the image's own boxes, without regard to the phrase.
 
     Calls `generate`, see `evaluators.vqa`.
     """
@@ -54,38 +55,85 @@ class Evaluator:
         self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
         self._template = template
         self._controls = checked_controls(controls, self._source)
-        self._ask(self._source[0])  # fail now, not after training
+        self._expressions(0)  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where a record has no phrase with a box, or too long a one."""
+        asked = self._all_expressions()
+        times = [expression.times for expression in asked]
+
+        def ask(number):
+            row = asked[number].row
+            prompt = make_prompt(self._template, where_query(asked[number].phrase))
+            return row, self._source[row], prompt
+
+        def mean(values):
+            return float(np.average(values, weights=times))
+
         for control in (None, *self._controls):
-            texts, asked = self._generator.answers(model, self._ask, control)
+            texts = self._generator.write(model, ask, len(asked), control)
             suffix = f"_{control}" if control else ""
             given = [_first_box(text) for text in texts]
             overlap = np.array(
                 [
-                    0.0 if box is None else iou(box, np.array(own)).max()
-                    for box, (own, _) in zip(given, asked)
+                    0.0 if box is None else iou(box, np.array(expression.boxes)).max()
+                    for box, expression in zip(given, asked)
                 ]
             )
-            yield f"accuracy@0.5{suffix}", float(np.mean(overlap >= IOU))
-            yield f"mean_iou{suffix}", float(np.mean(overlap))
-            yield f"parse_failures{suffix}", float(np.mean([box is None for box in given]))
-        mean_box = np.concatenate([own for own, _ in asked]).mean(axis=0)
-        fits = [iou(mean_box, np.array(own)).max() >= IOU for own, _ in asked]
-        yield "accuracy@0.5_baseline", float(np.mean(fits))
-        yield "accuracy@0.5_chance", float(np.mean([_chance(own, all_) for own, all_ in asked]))
+            yield f"accuracy@0.5{suffix}", mean(overlap >= IOU)
+            yield f"mean_iou{suffix}", mean(overlap)
+            yield f"parse_failures{suffix}", mean([box is None for box in given])
+        mean_box = np.concatenate([expression.boxes for expression in asked]).mean(axis=0)
+        fits = [iou(mean_box, np.array(expression.boxes)).max() >= IOU for expression in asked]
+        yield "accuracy@0.5_baseline", mean(fits)
+        yield "accuracy@0.5_chance", mean([_chance(e.boxes, e.all_boxes) for e in asked])
 
-    def _ask(self, record) -> tuple[str, list]:
+    def _all_expressions(self) -> list["Expression"]:
+        """Those of all records, on every host; each record is read by one."""
+        count = len(self._source)
+        own = range(jax.process_index(), count, jax.process_count())
+        with ThreadPoolExecutor(common.NUM_THREADS) as pool:
+            found = dict(zip(own, pool.map(self._expressions, own)))
+        every = common.gather_rows(found, count)
+        return [Expression(*values) for record in every for values in record]
+
+    def _expressions(self, row: int) -> list["Expression"]:
+        record = self._source[row]
         try:
             boxes = boxes_of(record)
         except ValueError as error:
             raise ValueError(f"Record {record['id']!r}: {error}") from error
         if not boxes:
             raise ValueError(f"Record {record['id']!r} has no phrase with a box; use such data.")
-        phrase = random.Random(str(record["id"])).choice(list(boxes))
-        every = np.concatenate(list(boxes.values())).tolist()
-        return make_prompt(self._template, where_query(phrase)), [boxes[phrase].tolist(), every]
+        all_boxes = np.concatenate(list(boxes.values())).tolist()
+        return [
+            Expression(
+                row,
+                phrase,
+                own.tolist(),
+                all_boxes,
+                int(np.unique(own, axis=0, return_counts=True)[1].max()),
+            )
+            for phrase, own in boxes.items()
+        ]
+
+
+class Expression(NamedTuple):
+    """What a record's image is asked for, as JSON data.
+
+    Attributes:
+      row: of the record.
+      phrase: without the question.
+      boxes: those that are right.
+      all_boxes: of the image.
+      times: how often it is given for the same box.
+    """
+
+    row: int
+    phrase: str
+    boxes: list[list[float]]
+    all_boxes: list[list[float]]
+    times: int
 
 
 def _first_box(text: str) -> np.ndarray | None:

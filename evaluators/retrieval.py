@@ -2,10 +2,12 @@
 
 Follows the reference implementation of COSMOS (arXiv 2412.01814): recalls are fractions, an
 image's rank is the best rank among its captions, mean rank counts from 1, the median is rounded
-down. Two rules are stricter: ties and NaN count against the model, and where several images carry
-the same caption string, each of them is a right answer for it.
+down. Ties and NaN count against the model, which is stricter. Where several images carry the same
+caption string, each of them is a right answer for it, which is more lenient: `equal_captions` has
+the rule of the reference too.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from evaluators import common
 
 RECALL_AT = (1, 5, 10)
+EQUAL_CAPTIONS = ("shared", "reference")
 # Scores held at once on a device: 64 MiB in float32, however large the data set.
 SCORES_PER_DEVICE = 2**24
 
@@ -32,19 +35,25 @@ class Evaluator:
         *,
         data: Mapping[str, Any],
         caption_field: str,
+        equal_captions: str = "shared",
         batch_size: int = 256,
     ):
         """Args as every evaluator's, and:
 
         data: name and arguments of the data source.
         caption_field: whose captions are searched; any number per image.
+        equal_captions: "shared": a caption is right for every image that carries this very string.
+          "reference": only for its own image, as in the code of COSMOS and CLIP; two equal ones
+          then tie.
         batch_size: on all devices together; has no influence on the values.
 
         Raises:
-          ValueError: the data has no such field, or the method lacks an encoder.
+          ValueError: the data has no such field, the method lacks an encoder, or an unknown rule.
         """
         self._source = common.open_source(data)
-        self._field = caption_field
+        if equal_captions not in EQUAL_CAPTIONS:
+            raise ValueError(f"equal_captions={equal_captions!r}; choose one of {EQUAL_CAPTIONS}.")
+        self._field, self._equal_captions = caption_field, equal_captions
         self._mesh = mesh
         self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
         self._rank = common.RowMap(_rank_features, mesh)
@@ -56,6 +65,9 @@ class Evaluator:
         )
         pairs = Pairs(captions)
         texts = self._towers.texts(model, pairs.texts)
+        if self._equal_captions == "reference":
+            # Each caption a candidate of its own, all with the one feature of its string.
+            texts, pairs = texts[pairs.text_of], Pairs(_numbered(captions))
         one_each = np.ones(len(images), np.int32)
         yield from _metrics(
             pairs,
@@ -117,13 +129,19 @@ def retrieval_metrics(similarity: np.ndarray, caption_owner: np.ndarray) -> dict
     if lonely:
         raise ValueError(f"Every image needs a caption; images {lonely[:10]} have none.")
     right = np.asarray(caption_owner)[None, :] == np.arange(num_images)[:, None]
-    names = [[str(t) for t in np.flatnonzero(row)] for row in right]
+    names = _numbered([np.flatnonzero(row) for row in right])
     # `Pairs` lists captions image by image, so bring the columns into that order.
     order = np.concatenate([np.flatnonzero(row) for row in right])
     similarity, right = jnp.asarray(similarity)[:, order], right[:, order]
     image_ranks = common.ranks(similarity, right, np.ones(num_texts, np.int32))
     text_ranks = common.ranks(similarity.T, right.T, np.ones(num_images, np.int32))
     return dict(_metrics(Pairs(names), np.asarray(image_ranks), np.asarray(text_ranks)))
+
+
+def _numbered(captions: Sequence[Sequence]) -> list[list[str]]:
+    """In the place of each caption a string that no other has."""
+    numbers = itertools.count()
+    return [[str(next(numbers)) for _ in own] for own in captions]
 
 
 def _rank_features(params, batch):

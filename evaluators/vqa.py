@@ -6,7 +6,6 @@ colour, "shuffled" by the image of another record.
 """
 
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,23 +19,39 @@ from input_pipeline.templates import check_template, make_prompt
 
 CONTROLS = ("blind", "shuffled")
 
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _WORDS = {word: str(i) for i, word in enumerate(_NUMBERS)} | {"none": "0"}
-_WORDS |= dict.fromkeys(("a", "an", "the"), "")
-_DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d)")
-_FULL_STOP = re.compile(r"\.(?!\d)")
-_KEPT = ".:'"  # in decimals and times; apostrophes vanish
-_PUNCTUATION = str.maketrans(
-    {c: " " for c in string.punctuation if c not in _KEPT} | {"'": None, "’": None}
-)
+_ARTICLES = ("a", "an", "the")
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+    haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
+    mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+    shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+    someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+    what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+    why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    you've
+"""
+# What is written with one apostrophe too few gets it back.
+_APOSTROPHES = {
+    word[:i] + word[i + 1 :]: word
+    for word in _CONTRACTED.split()
+    for i, letter in enumerate(word)
+    if letter == "'"
+}
 
 
 class Evaluator:
     """Yields `exact_match` and `vqa_accuracy`, both for each control, and their `_baseline`.
 
     `exact_match` is the share of answers that equal the one given most often, `vqa_accuracy` the
-    mean of `soft_accuracy`; both after `normalise`. The baseline answers every question as most
-    questions of this data that begin with the same two words are answered.
+    mean of `soft_accuracy`; both after `normalise`, also where all people agree (the official
+    script then compares letter by letter, so that "Yes" is no "yes"). The baseline answers every
+    question as most questions of this data that begin with the same two words are answered.
 
     Calls generate(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B,
     T], "mask": bool[B]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence.
@@ -107,11 +122,28 @@ class Generator:
           ask: record -> (prompt, what to keep of the record as JSON data).
           control: one of CONTROLS, or None.
         """
-        kept = {}
+        kept, count = {}, len(self._source)
 
-        def load(row):
+        def ask_of(row):
             record = self._source[row]
             prompt, kept[row] = ask(record)
+            return row, record, prompt
+
+        texts = self.write(model, ask_of, count, control)
+        return texts, common.gather_rows(kept, count)
+
+    def write(
+        self, model, ask: Callable[[int], tuple[int, dict, str]], count: int, control: str | None
+    ) -> list[str]:
+        """What the model writes, stripped, to questions 0..count-1, on every host.
+
+        Args:
+          ask: number of a question -> (row of its record, the record, the prompt); from threads.
+          control: one of CONTROLS, or None.
+        """
+
+        def load(number):
+            row, record, prompt = ask(number)
             try:
                 arrays = self._rows.prompt(prompt)
             except ValueError as error:
@@ -119,9 +151,8 @@ class Generator:
             image = image_for(row, record, self._source, self._preprocess, control)
             return {"images": image, **arrays}
 
-        count = len(self._source)
         outputs = self._generate(model, load, count, self._batch_size)
-        return [self._text(ids) for ids in outputs], common.gather_rows(kept, count)
+        return [self._text(ids) for ids in outputs]
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._rows.text.eos_id)
@@ -153,12 +184,20 @@ def image_for(row: int, record, source, preprocess, control: str | None) -> np.n
 
 
 def normalise(answer: str) -> str:
-    """An answer as VQA scoring (arXiv 1505.00468) compares it: lower case, digits for number words
-    to ten, no articles, no punctuation but in decimals and times. Apostrophes are dropped, where
-    the official script puts missing ones back by a list."""
-    text = _DIGIT_COMMA.sub("", answer.lower()).translate(_PUNCTUATION)
-    words = _FULL_STOP.sub("", text).split()
-    return " ".join(word for word in (_WORDS.get(w, w) for w in words) if word)
+    """An answer as the official script of VQA (arXiv 1505.00468) compares it.
+
+    Lower case, digits for number words to ten, no articles, apostrophes where they are missing. Of
+    punctuation % $ # & * : ' and decimal points stay; the rest vanishes beside a space, or where
+    there is a number with a comma, and is a space elsewhere.
+    """
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    text, has_number = answer, _DIGIT_COMMA.search(answer)
+    for mark in _PUNCTUATION:
+        vanishes = has_number or f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if vanishes else " ")
+    words = _FULL_STOP.sub("", text).lower().split()
+    words = [_WORDS.get(word, word) for word in words if word not in _ARTICLES]
+    return " ".join(_APOSTROPHES.get(word, word) for word in words)
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:

@@ -4,6 +4,7 @@ The class weights are CLIP's (arXiv 2103.00020, section 3.1.4): the mean of the 
 features of all prompts of a class, normalised again.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluators import common
+
+# What data sets call classes where they do not name them.
+_ID = re.compile(
+    r"""
+    [nvars]\d{8}([\W_].*)?                # WordNet's, as ImageNet's folders; also before a name
+    | [nvars]\d{5,7} | .+\.[nvars]\.\d+   # offsets and names of synsets
+    | [+-]?\d+([.,]\d+)*                 # numbers
+    | (class|label|category|cls|id)[\s_:#-]*\d+
+    | /[a-z]/\w+ | q\d{2,}               # of Freebase (Open Images) and Wikidata
+    | (?=.*\d)(?=.*[a-f])[0-9a-f]{8,}    # hashes
+    | [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
 
 
 class Evaluator:
@@ -31,17 +46,19 @@ class Evaluator:
         """Args as every evaluator's, and:
 
         data: name and arguments of a data source whose records have `label`.
-        class_names: the name of label 0, 1, ...; by default those of the source.
-        templates: prompts with `{}` in the place of the class name.
+        class_names: the name of label 0, 1, ... as people say it; by default those of the source.
+        templates: prompts with `{}` in the place of the class name; a class is the mean of all.
         batch_size: on all devices together; has no influence on the values.
 
         Raises:
-          ValueError: no labels, no class names, or a template without `{}`.
+          ValueError: no labels, no class names, names that look like ids, or a template without
+            `{}`.
         """
         self._source = common.open_source(data)
         names = getattr(self._source, "class_names", None) if class_names is None else class_names
         if not names:
             raise ValueError(f"The source {data['name']!r} names no classes; set class_names.")
+        _check_names(names, given=class_names is not None)
         wrong = [t for t in templates if t.count("{}") != 1]
         if wrong or not templates or isinstance(templates, str):
             raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
@@ -67,6 +84,22 @@ class Evaluator:
 
     def _label_of(self, record) -> int:
         return common.label_of(record, self._num_classes)
+
+
+def _check_names(names: Sequence[str], given: bool) -> None:
+    """Raises ValueError where a name would make no prompt; `given` names may be single digits."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names needs a list of strings, one for each label; got {names!r}.")
+    digits = given and all(len(name) == 1 for name in names)  # images of digits
+    wrong = [
+        name for name in names if not name.strip() or (not digits and _ID.fullmatch(name.strip()))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(names)} class names are no names but ids, such as {wrong[0]!r}, "
+            f"of which a prompt would be made. Set class_names to what people call the classes, in "
+            "the order of the labels (of the source 'folders': names=FILE)."
+        )
 
 
 def zeroshot_weights(text_features: jax.Array, num_classes: int) -> np.ndarray:

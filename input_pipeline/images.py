@@ -93,7 +93,7 @@ def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) ->
 
 def random_crops(
     data: bytes,
-    views: Sequence[tuple[int, tuple[float, float]]],
+    views: Sequence[tuple[int, tuple[float, float] | None]],
     flip_prob: float,
     rng: random.Random,
 ) -> list[np.ndarray]:
@@ -102,7 +102,7 @@ def random_crops(
     Args:
       data: the encoded image.
       views: one (size, scale) per crop: side of the output in pixels, and range of its share of the
-        image's area.
+        image's area; None is the whole image, whatever its aspect ratio.
       flip_prob: probability of the flip.
       rng: source of the boxes, then of the flips.
 
@@ -115,7 +115,10 @@ def random_crops(
     jpeg_size = _jpeg_size(data)
     image = None if jpeg_size else pillow_images.decode(data)
     height, width = jpeg_size or image.shape[:2]
-    boxes = [random_resized_crop_box(width, height, scale, rng) for _, scale in views]
+    whole = (0, 0, width, height)
+    boxes = [
+        random_resized_crop_box(width, height, scale, rng) if scale else whole for _, scale in views
+    ]
     if image is None:
         shrink = min(min(box[2:]) / size for box, (size, _) in zip(boxes, views))
         image = _decode_jpeg(data, height, width, shrink, _scratch(3 * height * width))

@@ -2,11 +2,12 @@
 
 import functools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.label_mining import LabelMiner
+from input_pipeline.labelling import LabelRule
 from input_pipeline.views import Spec, checked_probability, checked_scale, crops_of
 from input_pipeline.vocabulary import Vocabulary
 
@@ -16,21 +17,24 @@ PADDING = -1
 class CatlipViews:
     """One crop and the label ids of the captions (arXiv 2404.15653, section 3).
 
-    The labels are the union over all captions of the record: those that preparing has stored, if
-    `stored`, else mined here.
+    The labels are the union over the captions of the record in some fields, see
+    `labelling.LabelRule`: those that preparing has stored, if `stored`, else mined here.
 
     Args:
       image_size: side of the crop, in pixels.
       vocabulary: file of classes, see `input_pipeline.vocabulary`.
       vocabulary_size: keep only so many of the most frequent classes; by default all.
-      stored: take the labels that were stored by preparing with this very vocabulary.
-      label_mode: one of `label_mining.MODES`, for mining.
+      stored: take the labels that were stored by preparing with this very vocabulary and the same
+        fields.
+      caption_fields: fields whose captions give labels; by default those of the vocabulary.
+      label_mode: one of `label_mining.MODES`; by default that of the vocabulary.
       max_labels: length of the padded list; of more labels the most frequent are kept.
       crop_scale: range of the crop's share of the image's area.
       flip_prob: probability of a horizontal flip.
 
     Raises:
-      ValueError: a value is out of range, or the vocabulary cannot be read.
+      ValueError: a value is out of range, or the vocabulary cannot be read, or was counted from
+        other fields or in another mode.
     """
 
     def __init__(
@@ -39,7 +43,8 @@ class CatlipViews:
         vocabulary: str,
         vocabulary_size: int | None = None,
         stored: bool = False,
-        label_mode: str = "released",
+        caption_fields: Sequence[str] | None = None,
+        label_mode: str | None = None,
         max_labels: int = 64,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip_prob: float = 0.5,
@@ -50,7 +55,7 @@ class CatlipViews:
         self.max_labels = _checked_max_labels(max_labels)
         self.crop_scale = checked_scale(crop_scale)
         self.flip_prob = checked_probability(flip_prob)
-        self._miner = _miner(label_mode)
+        self._rule = LabelRule(self.vocabulary, caption_fields, label_mode)
 
     @property
     def num_classes(self) -> int:
@@ -64,17 +69,20 @@ class CatlipViews:
         """Returns {"image": u8[S, S, 3], "labels": i32[K]}, padded with -1; all -1 without labels.
 
         Raises:
-          ValueError: the image cannot be decoded, or stored labels are missing or not of this
-            vocabulary.
+          ValueError: the image cannot be decoded, stored labels are missing or not of this
+            vocabulary, or the record has no captions to mine.
         """
         (image,) = crops_of(record, [(self.image_size, self.crop_scale)], self.flip_prob, rng)
         if self.stored:
             labels = _stored_labels(record, self.num_classes)
         else:
-            captions = [text for texts in record["captions"].values() for text in texts]
-            keys = [key for caption in captions for key in self._miner.keys(caption)]
-            labels = self.vocabulary.labels(keys)
+            labels = self._rule.labels(record)
         return {"image": image, "labels": _padded(labels, self.max_labels)}
+
+    def check_source(self, source) -> None:
+        """Raises ValueError where stored labels are wanted and the source's are of another rule."""
+        if self.stored:
+            self._rule.check_stored(source)
 
     def texts(self, batch: dict) -> list[list[str]]:
         """The names of each example's classes, in one line."""
@@ -142,11 +150,6 @@ class LabelViews:
         """The numbers of each example's classes, in one line."""
         rows = batch["labels"] if self.multi_label else batch["label"][:, None]
         return [["class " + ", ".join(str(i) for i in row if i >= 0)] for row in rows]
-
-
-@functools.cache  # one memory of words for the views of all image sizes
-def _miner(mode: str) -> LabelMiner:
-    return LabelMiner(mode)
 
 
 def _vocabulary(path: str, size: int | None) -> Vocabulary:

@@ -28,7 +28,7 @@ from input_pipeline import (
 )
 from input_pipeline.filters import Rules, Tally
 from input_pipeline.label_mining import MODES
-from input_pipeline.labelling import Labeller
+from input_pipeline.labelling import Labeller, LabelRule
 from input_pipeline.sources import make_source
 from input_pipeline.vocabulary import Vocabulary
 
@@ -150,7 +150,16 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         "input_pipeline.vocabulary",
     )
     command.add_argument(
-        "--label-mode", choices=MODES, help=f"how captions become synsets (default: {MODES[0]})"
+        "--label-captions",
+        type=_field_list,
+        metavar="FIELD,...",
+        help="caption fields that labels come from (default: those the vocabulary was counted "
+        "from)",
+    )
+    command.add_argument(
+        "--label-mode",
+        choices=MODES,
+        help="how captions become synsets (default: as the vocabulary was counted)",
     )
 
 
@@ -253,9 +262,8 @@ def _run_source(args: argparse.Namespace) -> int:
     arguments += ["--records-per-shard", str(args.records_per_shard)]
     names = getattr(source, "class_names", None)
     extra = {} if names is None else {"class_names": list(names)}
-    if (fingerprint := getattr(source, "label_vocabulary", None)) is not None:
-        size = source.num_label_classes
-        extra["label_vocabulary"] = {"fingerprint": fingerprint, "size": size}
+    if (rule := getattr(source, "label_rule", None)) is not None:
+        extra["label_vocabulary"] = rule
     return _prepare(args, jobs, options, arguments, "records", extra)
 
 
@@ -293,13 +301,16 @@ def _prepare(
     options, extra = {**options, **rules.options()}, extra or {}
     arguments = arguments + rules.arguments()
     labeller = None
-    if args.labels is None and args.label_mode:
-        raise ValueError("--label-mode says how --labels is to be used: give both.")
+    for name, value in (("mode", args.label_mode), ("captions", args.label_captions)):
+        if args.labels is None and value:
+            raise ValueError(f"--label-{name} says how --labels is to be used: give both.")
     if args.labels is not None:
-        mode = args.label_mode or MODES[0]
-        labeller = Labeller(Vocabulary.load(args.labels), mode)
-        options["labels"] = extra["label_vocabulary"] = labeller.description()
-        arguments += ["--labels", args.labels.name, "--label-mode", mode]
+        rule = LabelRule(Vocabulary.load(args.labels), args.label_captions, args.label_mode)
+        labeller = Labeller(rule)
+        options["labels"] = extra["label_vocabulary"] = rule.description()
+        arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
+        if rule.caption_fields is not None:
+            arguments += ["--label-captions", ",".join(rule.caption_fields)]
     started = time.monotonic()
     console = Console()
     written = shards.write(

@@ -41,14 +41,14 @@ def make_views(name: str, **kwargs):
 
 
 class ClipViews:
-    """One random crop and one caption.
+    """One random crop, or the whole image squashed, and one caption.
 
     Args:
       image_size: side of the crop, in pixels.
       tokenizer: name for `make_tokenizer`.
       context_length: tokens per caption.
       caption_mode: one of `captions.MODES`.
-      crop_scale: range of the crop's share of the image's area.
+      crop_scale: range of the crop's share of the image's area; None squashes the whole image.
       flip_prob: probability of a horizontal flip.
 
     Raises:
@@ -61,7 +61,7 @@ class ClipViews:
         tokenizer: str,
         context_length: int,
         caption_mode: str = "random",
-        crop_scale: tuple[float, float] = (0.9, 1.0),
+        crop_scale: tuple[float, float] | None = (0.9, 1.0),
         flip_prob: float = 0.0,
     ):
         captions.check_mode(caption_mode, 1)
@@ -69,7 +69,7 @@ class ClipViews:
         self.tokenizer = make_tokenizer(tokenizer)
         self.context_length = context_length
         self.caption_mode = caption_mode
-        self.crop_scale = checked_scale(crop_scale)
+        self.crop_scale = None if crop_scale is None else checked_scale(crop_scale)
         self.flip_prob = checked_probability(flip_prob)
 
     num_classes = None  # text is free
@@ -188,7 +188,7 @@ class CosmosViews:
 
 def crops_of(
     record: dict,
-    views: Sequence[tuple[int, tuple[float, float]]],
+    views: Sequence[tuple[int, tuple[float, float] | None]],
     flip_prob: float,
     rng: random.Random,
 ) -> list[np.ndarray]:

@@ -12,15 +12,18 @@ import argparse
 import hashlib
 import io
 import itertools
+import json
 import os
 import pickle
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from input_pipeline import synsets
 
 _COLUMNS = "# key\tcount\tname"
+_MODE, _FIELDS = "# mode: ", "# caption fields: "
 
 
 class Vocabulary:
@@ -30,13 +33,24 @@ class Vocabulary:
       keys: e.g. "n2084071"; class i is keys[i].
       counts: how often each occurred in the captions.
       names: e.g. "dog.n.01".
+      caption_fields: fields of the captions that were counted; None where that is not known, as in
+        files of the reference and in those written before it was recorded.
+      mode: of the label miner that counted; None likewise.
 
     Raises:
       ValueError: there is none, one is there twice, is none of WordNet 3.0, or counts rise.
     """
 
-    def __init__(self, keys: Sequence[str], counts: Sequence[int]):
+    def __init__(
+        self,
+        keys: Sequence[str],
+        counts: Sequence[int],
+        caption_fields: Sequence[str] | None = None,
+        mode: str | None = None,
+    ):
         self.keys, self.counts = tuple(keys), tuple(counts)
+        self.caption_fields = None if caption_fields is None else tuple(caption_fields)
+        self.mode = mode
         nouns = synsets.load()
         for key in self.keys:
             if key not in nouns:
@@ -79,7 +93,9 @@ class Vocabulary:
         is_pickle = path.suffix in (".pkl", ".pickle") or data.startswith(b"\x80")
         try:
             rows = _read_pickle(data) if is_pickle else _read_text(data)
-            vocabulary = cls([key for key, _, _ in rows], [count for _, count, _ in rows])
+            origin = {} if is_pickle else _read_origin(data)
+            keys, counts = [key for key, _, _ in rows], [count for _, count, _ in rows]
+            vocabulary = cls(keys, counts, **origin)
             for (key, _, name), expected in zip(rows, vocabulary.names):
                 if name not in (expected, None):
                     raise ValueError(
@@ -88,7 +104,7 @@ class Vocabulary:
                     )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return vocabulary if size is None else cls(vocabulary.keys[:size], vocabulary.counts[:size])
+        return vocabulary if size is None else cls(keys[:size], counts[:size], **origin)
 
     def __len__(self) -> int:
         """Number of classes."""
@@ -104,7 +120,12 @@ class Vocabulary:
 
     def write(self, path: Path, comments: Sequence[str]) -> None:
         """Writes the text file; `comments` are its first lines."""
-        lines = [f"# {comment}" for comment in comments] + [_COLUMNS]
+        lines = [f"# {comment}" for comment in comments]
+        if self.mode is not None:
+            lines.append(f"{_MODE}{self.mode}")
+        if self.caption_fields is not None:
+            lines.append(_FIELDS + json.dumps(self.caption_fields))
+        lines.append(_COLUMNS)
         rows = zip(self.keys, self.counts, self.names)
         lines += [f"{key}\t{count}\t{name}" for key, count, name in rows]
         path.write_text("\n".join(lines) + "\n", "ascii", newline="\n")
@@ -121,6 +142,28 @@ def _read_text(data: bytes) -> list[tuple[str, int, str]]:
             raise ValueError(f"line {number} is not KEY, COUNT, NAME between tabs: {line[:80]!r}")
         rows.append((key, int(rest[0]), rest[1]))
     return rows
+
+
+def _read_origin(data: bytes) -> dict[str, Any]:
+    """What the first lines say of the captions that were counted: arguments of `Vocabulary`."""
+    origin: dict[str, Any] = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not line.startswith("#"):
+            break
+        if line.startswith(_MODE):
+            origin["mode"] = line.removeprefix(_MODE).split(";")[0].strip()
+        elif line.startswith(_FIELDS):
+            try:
+                fields = json.loads(line.removeprefix(_FIELDS))
+            except ValueError:
+                fields = None
+            if not (fields and isinstance(fields, list) and all(type(f) is str for f in fields)):
+                raise ValueError(
+                    f"line {number}: {line!r} must hold a JSON list of names of caption fields, "
+                    f'such as {_FIELDS}["caption"]'
+                )
+            origin["caption_fields"] = fields
+    return origin
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -177,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--captions",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(map(str.strip, text.split(","))),
         metavar="FIELD,...",
         help="caption fields that count (default: all)",
     )

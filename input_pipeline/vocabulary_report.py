@@ -28,13 +28,14 @@ def write(totals: Totals, job: Job, threshold: int, size: int | None, output: Pa
     ranked = sorted(totals.labels.items(), key=lambda item: (-item[1], int(item[0][1:])))
     kept = [(key, count) for key, count in ranked if count > threshold][:size]
     _check(totals, job, ranked, kept, threshold)
-    vocabulary = Vocabulary(*zip(*kept))
+    # Named one by one also where all count: with other data, all would be others.
+    vocabulary = Vocabulary(*zip(*kept), sorted(totals.captions), job.mode)
     captions = totals.captions.total()
-    settings = f"threshold: {threshold}" + (f", size: {size}" if size else "")
+    settings = f"threshold: {threshold}" + (f"; size: {size}" if size else "")
     comments = [
         f"Synsets that occur more than {threshold} times in captions, the most frequent first.",
         f"WordNet: {synsets.VERSION}, table {synsets.load().checksum}",
-        f"mode: {job.mode}; {settings}",
+        settings,
         f"captions: {captions}; with a label: {captions - totals.unlabelled_captions}",
     ]
     vocabulary.write(output, comments)

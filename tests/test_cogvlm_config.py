@@ -67,6 +67,16 @@ def test_lora_is_that_of_the_released_example():
     assert method.lora["alpha"] / method.lora["rank"] == 0.1
 
 
+def test_only_the_lora_stage_begins_at_a_twentieth_of_the_peak():
+    """As the released trainer does where it fine-tunes, for 100 steps."""
+    for stage in cogvlm.STAGES:
+        made = Experiment.from_config(cogvlm.get_config(f"stage={stage}"))
+        held = made.optim["hold_steps"]
+        assert held == (100 if stage == "lora" else 0)
+    local = cogvlm.get_config("stage=lora,runlocal")
+    assert local.optim.hold_steps == 0  # it has 30 steps
+
+
 def test_what_is_dead():
     _, method, _, treatment, shapes = parts("stage=1")
     dead = {
@@ -85,13 +95,13 @@ def test_the_stages_of_the_paper():
     assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.95, 1e-8)
     assert made.method["model"]["text"]["dropout"] == 0.1
     assert made.make_plan().shapes == [(224, 8192)]
-    assert made.make_views(224).spec()["tokens"][0] == (1 + 258 + 64,)
+    assert made.make_views(224).spec()["tokens"][0] == (1 + 258 + 58,)
 
     made, method, *_ = parts("stage=2")
     plan = made.make_plan()
     assert (made.total_steps, made.make_optimizer(method).warmup_steps) == (60_000, 1200)
     assert (plan(29_999)[:2], plan(30_000)[:2]) == ((224, 1024), (490, 1024))
-    assert made.make_views(490).spec()["tokens"][0] == (1 + 1227 + 64,)
+    assert made.make_views(490).spec()["tokens"][0] == (1 + 1227 + 58,)
 
     new, old = (parts(f"stage={stage}") for stage in ("sft", "sft_v1"))
     assert (new[0].total_steps, new[0].global_batch) == (6000, 1024)

@@ -19,6 +19,7 @@ from big_vlp import step, trees
 from big_vlp.augment import Photometric
 from big_vlp.config import SCENES_VOCABULARY
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.range_augment import RangeAugment
 from input_pipeline import synsets
 from input_pipeline.tokenizers import LlamaTokenizer, make_tokenizer
 
@@ -265,6 +266,69 @@ def test_published_catlip_recipes(words_24320, model):
     assert (pre.resize_size, pre.interpolation, pre.mean, pre.std) == (
         232, "bilinear", (0, 0, 0), (1, 1, 1),
     )  # fmt: skip
+
+
+def test_catlip_counts_its_epochs_in_examples():
+    """Smaller images come in larger batches, so an epoch has fewer steps than the nominal batch
+    makes of it."""
+    made = experiment("catlip", "data=cc3m")
+    _, last, before = made.make_plan()(made.total_steps - 1)
+    assert (before + last) / 2_900_000 == pytest.approx(100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name, arg, epochs",
+    [("transfer", "mode=finetune", 10), ("transfer", "", 30), ("segmentation", "", 50)],
+)
+def test_transfer_learns_at_one_rate_an_epoch(name, arg, epochs):
+    """corenet's cosine and RangeAugment's curriculum count epochs, the warm-up counts steps."""
+    made = experiment(name, arg)
+    optimizer = made.make_optimizer(method := made.make_method())
+    steps = made.total_steps // epochs
+    rates = jax.vmap(optimizer.schedule)(np.arange(made.total_steps))
+    assert rates[0] == np.float32(1e-6)
+    expected = [
+        optimizer.final_learning_rate
+        + (optimizer.learning_rate - optimizer.final_learning_rate)
+        * (1 + np.cos(np.pi * epoch / epochs)) / 2
+        for epoch in range(epochs)
+    ]  # fmt: skip
+    after = np.repeat(expected, steps)[500:]
+    np.testing.assert_allclose(rates[500:], after, rtol=1e-4)
+    if method.augment is not None:
+        targets = jax.vmap(RangeAugment(**method.augment).target)(np.arange(made.total_steps))
+        assert len(set(np.asarray(targets).tolist())) == epochs
+
+
+@pytest.mark.parametrize("captions", ["raw", "random"])
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_baselines_read_raw_captions_unless_told(name, captions):
+    modes = {
+        data: experiment(name, f"data={data},captions={captions}").views["caption_mode"]
+        for data in ("cc3m", "pixelprose")
+    }
+    assert modes == {"cc3m": captions, "pixelprose": f"{captions}_pixelprose"}
+    assert experiment(name).views["caption_mode"] == "raw"
+    with pytest.raises(ValueError, match="Unknown captions 'long'"):
+        experiment(name, "captions=long")
+
+
+def test_siglip_decays_as_big_vision_does():
+    """1e-4 of a kernel a step at the peak, and nothing of tables, the probe and vectors."""
+    optimizer = experiment("siglip").make_optimizer(experiment("siglip").make_method())
+    assert optimizer.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
+    for path, (lr, wd) in optimizer.assign(parameter_shapes("siglip", "model=vitb16")).items():
+        assert (lr, wd) == (1, path.endswith("kernel")), path
+
+
+@pytest.mark.parametrize("data", ["cc3m", "cc12m", "merged30m"])
+def test_siglip_warms_up_in_a_tenth_of_its_run_at_most(data):
+    made = experiment("siglip", f"data={data}")
+    assert made.optim["warmup_steps"] <= min(2000, made.total_steps / 10)
+    views = made.make_views(32)
+    assert views.crop_scale is None and views.flip_prob == 0  # the whole image, squashed
+    for tower in ("image", "text"):
+        assert made.method["model"][tower]["norm_epsilon"] == 1e-6
 
 
 TRANSFER = {  # (task, mode): epochs, batch, peak and final learning rate, decay, sizes

@@ -1,5 +1,7 @@
 """Text transformer: token ids -> all tokens and one pooled feature."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -16,6 +18,7 @@ class TextTransformer(nn.Module):
     Attributes:
       causal: tokens see only earlier tokens.
       embed_dim: width of the pooled feature.
+      norm_epsilon: of every LayerNorm.
     """
 
     vocab_size: int
@@ -27,6 +30,7 @@ class TextTransformer(nn.Module):
     causal: bool = True
     pool: str = "eot"
     activation: str = "gelu"
+    norm_epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     unroll: bool = False
     remat: str | None = None
@@ -51,6 +55,7 @@ class TextTransformer(nn.Module):
             "position_embedding", normal(0.01), (self.context_length, self.width), jnp.float32
         )
         x = (x + table[:length]).astype(self.dtype)
+        norm = functools.partial(layer_norm, epsilon=self.norm_epsilon)
 
         x = Transformer(
             self.layers,
@@ -61,9 +66,10 @@ class TextTransformer(nn.Module):
             inits=clip_text_init(self.width, self.layers),
             unroll=self.unroll,
             remat=self.remat,
+            norm=norm,
             name="transformer",
         )(x)
-        x = layer_norm("norm_post", self.dtype)(x)
+        x = norm("norm_post", self.dtype)(x)
 
         if self.pool == "eot":
             pooled = jnp.take_along_axis(x, jnp.argmax(tokens, axis=1)[:, None, None], axis=1)[:, 0]

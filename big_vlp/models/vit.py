@@ -1,5 +1,8 @@
 """Vision transformer: patches -> blocks -> patch tokens and one pooled feature."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +58,7 @@ class MapHead(nn.Module):
     heads: int
     activation: str
     dtype: jnp.dtype
+    norm: Callable = layer_norm
 
     @nn.compact
     def __call__(self, x):
@@ -73,7 +77,7 @@ class MapHead(nn.Module):
         y = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=xavier_init, name="out"
         )(y)
-        z = layer_norm("norm", self.dtype)(y)
+        z = self.norm("norm", self.dtype)(y)
         return (y + Mlp(self.activation, self.dtype, BlockInit(), name="mlp")(z))[:, 0]
 
 
@@ -90,6 +94,7 @@ class ViT(nn.Module):
       embed_dim: width of the pooled feature; None pools nothing.
       position_scale: standard deviation of the position table at the start; None is width^-1/2.
         With 1, tokens tell their places from the first step.
+      norm_epsilon: of every LayerNorm.
     """
 
     image_size: int
@@ -101,6 +106,7 @@ class ViT(nn.Module):
     pool: str = "cls"
     activation: str = "gelu"
     position_scale: float | None = None
+    norm_epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     unroll: bool = False
     remat: str | None = None
@@ -128,6 +134,7 @@ class ViT(nn.Module):
             )
         clip_form = self.pool == "cls"
         init_scale = normal(w**-0.5)
+        norm = functools.partial(layer_norm, epsilon=self.norm_epsilon)
 
         x = nn.Conv(
             w,
@@ -152,7 +159,7 @@ class ViT(nn.Module):
         if clip_form:
             token = self.param("class_token", init_scale, (w,), jnp.float32) + table[0]
             token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, w))
-            x = layer_norm("norm_pre", self.dtype)(jnp.concatenate([token, x], axis=1))
+            x = norm("norm_pre", self.dtype)(jnp.concatenate([token, x], axis=1))
 
         x = Transformer(
             self.layers,
@@ -163,14 +170,15 @@ class ViT(nn.Module):
             inits=BlockInit(),
             unroll=self.unroll,
             remat=self.remat,
+            norm=norm,
             name="transformer",
         )(x)
-        x = layer_norm("norm_post", self.dtype)(x)
+        x = norm("norm_post", self.dtype)(x)
 
         if self.embed_dim is None:
             return (x[:, 1:] if clip_form else x), None
         if self.pool == "map":
-            return x, MapHead(self.heads, self.activation, self.dtype, name="map")(x)
+            return x, MapHead(self.heads, self.activation, self.dtype, norm, name="map")(x)
         tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
         projection = nn.Dense(
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"

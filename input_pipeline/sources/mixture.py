@@ -11,6 +11,9 @@ from input_pipeline.arguments import ArgumentError
 from input_pipeline.files import fingerprint
 from input_pipeline.sources import make_source
 
+# Attributes of sources that belong together: of the `label`, and of stored `labels`.
+_SHARED = (("class_names",), ("label_vocabulary", "num_label_classes", "label_rule"))
+
 
 class Source:
     """The records of all components, one after the other.
@@ -43,10 +46,10 @@ class Source:
         self.lengths = [len(component) for component in components]
         self._components = components
         self._ends = list(itertools.accumulate(self.lengths))
-        for name in ("class_names", "label_vocabulary", "num_label_classes"):
-            values = [getattr(component, name, None) for component in components]
-            if values[0] and all(other == values[0] for other in values):
-                setattr(self, name, values[0])
+        for names in _SHARED:
+            values = [[getattr(c, name, None) for name in names] for c in components]
+            if all(values[0]) and all(other == values[0] for other in values):
+                vars(self).update(zip(names, values[0]))
 
     def __len__(self) -> int:
         return self._ends[-1]

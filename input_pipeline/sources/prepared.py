@@ -35,6 +35,7 @@ class Source:
       class_names: of the records' `label`.
       label_vocabulary: fingerprint of the vocabulary that their `labels` were stored with.
       num_label_classes: size of that vocabulary.
+      label_rule: the vocabulary and the rest of what decided them, see `labelling.LabelRule`.
 
     Args:
       path: directory that holds the shards and their dataset.json.
@@ -51,8 +52,9 @@ class Source:
         if "class_names" in description:
             self.class_names = description["class_names"]
         if "label_vocabulary" in description:
-            self.label_vocabulary = description["label_vocabulary"]["fingerprint"]
-            self.num_label_classes = description["label_vocabulary"]["size"]
+            self.label_rule = description["label_vocabulary"]
+            self.label_vocabulary = self.label_rule["fingerprint"]
+            self.num_label_classes = self.label_rule["size"]
         for shard in shards:
             file = self._path / shard["file"]
             if not file.is_file():

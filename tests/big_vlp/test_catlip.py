@@ -163,6 +163,12 @@ def test_positions_are_stretched_along_the_sequence():
     assert resize_positions(table, 4) is table
 
 
+def test_positions_start_with_the_published_deviation():
+    tower = CatlipViT(**{**TOWER, "num_positions": 4096})
+    params = tower.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    assert np.std(params["position_embedding"]) == pytest.approx(16**-0.5, rel=0.01)
+
+
 @pytest.mark.parametrize("size, stride, tokens", [((32, 48), 16, 6), ((32, 48), 8, 24)])
 def test_any_size_and_stride(size, stride, tokens):
     tower = CatlipViT(**TOWER, output_stride=stride)

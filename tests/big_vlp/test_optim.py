@@ -146,6 +146,26 @@ def test_a_learning_rate_for_each_layer():
         wrong.assign(arrays())
 
 
+@pytest.mark.parametrize("garbage", [1e6, np.nan])
+def test_layers_that_are_frozen_do_not_count_in_the_norm(garbage):
+    """What is clipped, and what is reported, is as if they were not there."""
+    rest = ("(?!tower/fc/kernel).*", 1, 0)
+    layered = optimizer(rules=(("tower/fc/kernel", (0.0, 1.0, 1.0), 1.0), rest), clip_norm=0.5)
+    params, grads = arrays(), arrays(10)
+    without = {**trees.flatten(grads), "tower/fc/kernel": grads["tower"]["fc"]["kernel"][1:]}
+    assert layered.grad_norm(grads) == pytest.approx(float(optax.tree.norm(without)), rel=1e-6)
+
+    def update(grads):
+        return layered.update(grads, layered.init(params), params, 0)
+
+    expected, moments = update(grads)
+    grads["tower"]["fc"]["kernel"][0] = garbage
+    for a, b in zip(jax.tree.leaves(update(grads)), jax.tree.leaves((expected, moments))):
+        np.testing.assert_array_equal(a, b)
+    whole = optimizer(rules=(("tower/fc/kernel", (1.0, 1.0, 1.0), 1.0), rest), clip_norm=0.5)
+    assert not whole.grad_norm(grads) < 1e5
+
+
 def test_running_statistics_are_no_parameters():
     described = optimizer().describe({**arrays(), "batch_stats": {"norm": {"mean": np.ones(2)}}})
     assert described["batch_stats/norm/mean"] == "running statistic"
@@ -238,6 +258,38 @@ def test_schedule_without_warm_up_and_without_decay():
     assert optimizer(warmup_steps=0).schedule(0) == pytest.approx(0.1)
     constant = optimizer(warmup_steps=10)
     assert constant.schedule(9) == pytest.approx(0.1)
+
+
+def test_a_warm_up_that_starts_above_zero():
+    """corenet's: step i of n at first + (peak - first) i / n."""
+    made = optimizer(learning_rate=2.0, initial_learning_rate=1.0, total_steps=10, warmup_steps=4)
+    assert [float(made.schedule(step)) for step in range(5)] == [1.0, 1.25, 1.5, 1.75, 2.0]
+    later = optimizer(learning_rate=2.0, total_steps=10, warmup_steps=4)
+    assert [made.schedule(i) for i in range(4, 11)] == [later.schedule(i) for i in range(4, 11)]
+
+
+def test_a_learning_rate_that_changes_once_an_epoch():
+    made = optimizer(
+        learning_rate=2.0, final_learning_rate=1.0, total_steps=12, warmup_steps=2, epoch_steps=3
+    )
+    found = [float(made.schedule(step)) for step in range(12)]
+    epochs = [1.5 + np.cos(np.pi * epoch / 4) / 2 for epoch in range(4)]
+    np.testing.assert_allclose(found[:2], [1.0, 2.0])
+    np.testing.assert_allclose(found[2:], np.repeat(epochs, 3)[2:], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(made.schedule)(jnp.arange(12)), found, rtol=1e-6)
+
+
+def test_first_steps_that_are_held_back():
+    made = optimizer(learning_rate=2.0, total_steps=10, warmup_steps=2, hold_steps=4)
+    plain = optimizer(learning_rate=2.0, total_steps=10, warmup_steps=2)
+    np.testing.assert_allclose([made.schedule(i) for i in range(4)], 0.1, rtol=1e-6)
+    assert [made.schedule(i) for i in range(4, 10)] == [plain.schedule(i) for i in range(4, 10)]
+
+
+@pytest.mark.parametrize("change", [{"hold_steps": -1}, {"epoch_steps": 0}])
+def test_schedules_are_checked(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))}=.* or more"):
+        optimizer(**change)
 
 
 @pytest.mark.parametrize("warmup_steps", [-1, 11])

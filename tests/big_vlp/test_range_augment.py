@@ -30,6 +30,14 @@ def test_initial_ranges():
     np.testing.assert_allclose(bounds(params, "noise"), (2.5e-5, 0.525), rtol=1e-2)
 
 
+def test_a_target_that_moves_once_an_epoch():
+    by_step, by_epoch = RangeAugment(total_steps=4), RangeAugment(total_steps=12, epoch_steps=3)
+    found = [float(by_epoch.target(step)) for step in range(15)]
+    np.testing.assert_allclose(found, np.repeat([by_step.target(i) for i in range(5)], 3))
+    with pytest.raises(ValueError, match="epoch_steps=0"):
+        RangeAugment(total_steps=4, epoch_steps=0)
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_each_operation_changes_half_of_the_batch(monkeypatch, images, name):
     nothing = lambda m: jnp.tile(range_augment.UNCHANGED, (len(m), 1))  # noqa: E731

@@ -1,5 +1,7 @@
 """The image and the text tower: masks, pooling, positions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,20 @@ def image_params():
 @pytest.fixture(scope="module")
 def text_params():
     return arbitrary(text(), ids())
+
+
+@pytest.mark.parametrize(
+    "make, x",
+    [(functools.partial(vit, pool=p, embed_dim=16), randn(1, 16, 16, 3)) for p in ("cls", "map")]
+    + [(text, ids())],
+)
+def test_every_norm_has_the_epsilon(make, x):
+    default, other = (
+        str(jax.make_jaxpr(model.init)(jax.random.key(0), x))
+        for model in (make(), make(norm_epsilon=0.125))
+    )
+    epsilon = str(np.float32(1e-5).item())[:7]
+    assert epsilon in default and epsilon not in other
 
 
 @pytest.mark.parametrize("causal", [True, False])

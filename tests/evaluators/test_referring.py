@@ -72,25 +72,32 @@ def test_baseline_and_chance():
     assert evaluate([pairs], [""], phrases)["accuracy@0.5_chance"] == 0.5
 
 
-def test_the_model_is_asked_for_one_phrase_of_each_record():
+def test_every_expression_is_asked_and_scored():
     """An echo of a prompt that holds the box: right where the phrase is the box itself."""
-    texts = [[format_boxes(box) for box in BOXES] for _ in range(12)]
-    fns = {"generate": toy_text.echo}
-    source = source_of([BOXES] * 12, texts)
-    values = toy_text.evaluate("referring", source, {}, fns)
-    assert values["accuracy@0.5"] == 1 and values["mean_iou"] > 0.97
+    texts = [[format_boxes(box) for box in BOXES[:3]] + ["a ring"], [format_boxes(BOXES[0])]]
     seen = []
 
-    def where(model, batch):
-        seen.append(batch["tokens"])
+    def generate(model, batch):
+        seen.extend(np.asarray(batch["tokens"]).tolist())
         return toy_text.echo(model, batch)
 
+    source = source_of([BOXES, BOXES[:1]], texts)
     with toy_text.jax.disable_jit():
-        toy_text.evaluate("referring", source, {}, {"generate": where}, batch_size=12)
-    first = 1 + toy_text.SLOTS
-    prompts = {toy_text.TEXT.decode([i for i in row[first:] if i]) for row in np.asarray(seen[0])}
-    assert prompts <= {f"Question: Where is the {text}? Answer:" for text in texts[0]}
-    assert len(prompts) > 1
+        values = toy_text.evaluate("referring", source, {}, {"generate": generate}, batch_size=5)
+    assert values["accuracy@0.5"] == 4 / 5 and values["parse_failures"] == 1 / 5
+    prompts = [toy_text.TEXT.decode([i for i in row[1 + toy_text.SLOTS :] if i]) for row in seen]
+    phrases = [*texts[0][:3], "ring", *texts[1]]
+    assert prompts == [f"Question: Where is the {phrase}? Answer:" for phrase in phrases]
+
+
+def test_an_expression_counts_as_often_as_it_is_given():
+    """Twice for one box: two people said it. For two boxes: it is one expression, of two things."""
+    said_twice = [[BOXES[0], BOXES[0], BOXES[1]]], [["a ring", "a ring ", "a star"]]
+    values = evaluate(said_twice[0], [format_boxes(BOXES[0])], said_twice[1])
+    assert values["accuracy@0.5"] == pytest.approx(2 / 3)
+    assert values["mean_iou"] == pytest.approx(2 / 3, abs=0.01)
+    two_things = [[BOXES[0], BOXES[2], BOXES[1]]], [["rings", "rings", "a star"]]
+    assert evaluate(two_things[0], [format_boxes(BOXES[0])], two_things[1])["accuracy@0.5"] == 0.5
 
 
 def test_controls():
@@ -129,6 +136,6 @@ def test_scenes_have_one_right_box_for_each_phrase():
         data=data,
     )
     values = dict(evaluator.run({}))
-    expected = np.mean([1 / len(source[i]["boxes"]) for i in range(15)])
+    expected = 15 / sum(len(source[i]["boxes"]) for i in range(15))
     assert values["accuracy@0.5_chance"] == pytest.approx(expected)
     assert values["accuracy@0.5_baseline"] < 0.3 and values["parse_failures"] == 1

@@ -96,6 +96,26 @@ def test_a_caption_is_right_for_every_image_that_carries_it():
     assert confused["text_to_image_R@1_chance"] == pytest.approx((4 * 3 + 1 + 1) / 24)
 
 
+def test_the_rule_of_the_reference_knows_one_image_for_a_caption():
+    """The metrics of the matrix of all captions, where equal ones tie."""
+    captions = [["red cat"], ["red cat", "blue dog"], ["green tree"], ["red cat", "red cat"]]
+    model = toy.knowing_model(["red cat", "blue dog", "green tree", "red cat"])
+    found = evaluate(captions, model, equal_captions="reference")
+    texts = [text for own in captions for text in own]
+    owner = np.array([i for i, own in enumerate(captions) for _ in own])
+    tokens = toy.common.make_tokenizer("clip")(texts, 12)
+    similarity = model["image"][:4] @ np.asarray(toy.encode_text(model, {"tokens": tokens})).T
+    assert found == pytest.approx(retrieval_metrics(similarity, owner))
+    assert found["text_to_image_R@1"] == 2 / 6 < evaluate(captions, model)["text_to_image_R@1"]
+    with pytest.raises(ValueError, match="equal_captions='both'"):
+        evaluate(captions, model, equal_captions="both")
+
+
+def test_where_no_captions_are_equal_both_rules_are_one():
+    model = toy.random_model()
+    assert evaluate(CAPTIONS, model) == evaluate(CAPTIONS, model, equal_captions="reference")
+
+
 def test_copies_of_a_wrong_caption_all_stand_ahead():
     captions = [["red cat"] * 3, ["blue dog"]]
     metrics = evaluate(captions, toy.knowing_model(["blue dog", "red cat"]))

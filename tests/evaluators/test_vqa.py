@@ -48,9 +48,21 @@ def evaluate(answers, written, questions=None, **config):
         ("1,000 cats", "1000 cats"),
         ("3.5", "3.5"),
         ("10:30", "10:30"),
-        ("don't", "dont"),
         ("t-shirt, blue", "t shirt blue"),
+        ("t-shirt - blue", "tshirt blue"),
+        ("50%", "50%"),
+        ("$5.00", "$5.00"),
+        ("#1", "#1"),
+        ("A & B", "& b"),  # a is an article
+        ("B & W.", "b & w"),
+        ("salt/pepper", "salt pepper"),
+        ("dont", "don't"),
+        ("Couldnt've", "couldn't've"),
+        ("its", "its"),
+        ("dog's", "dog's"),
+        ("$1,000/month", "$1000month"),  # all marks vanish where a number has a comma
         ("a", ""),
+        ("five\tdogs", "5 dogs"),
         ("theatre", "theatre"),
     ],
 )

@@ -84,6 +84,39 @@ def test_a_constant_or_broken_encoder_scores_nothing(value):
         assert evaluate(model, [0, 1], class_names=["cat", "dog"])["top5_accuracy"] == 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["n01440764", "n02085620-Chihuahua", "n2084071", "dog.n.01", "17", "0", "-1", "3.0", "1,000",
+     "class_3", "Label 12", "cls7", "/m/0abc9", "/g/11b5m", "Q144", "d41d8cd98f00b204", " 42 ", "",
+     "  ", "123e4567-e89b-12d3-a456-426614174000"],
+)  # fmt: skip
+def test_ids_make_no_prompts(name):
+    """Neither as names of the source nor of the config; one of them is enough."""
+    for config in ({}, {"class_names": ["cat", name]}):
+        source = toy.ToySource({"caption": [["?"]]}, [0], class_names=[name, "cat"])
+        with pytest.raises(ValueError, match="1 of 2 class names are no names but ids, such as"):
+            toy.evaluate("zeroshot", source, toy.random_model(), **config)
+
+
+@pytest.mark.parametrize(
+    "name", ["747-400", "A300B4", "2001 coupe", "crane (bird)", "t-shirt", "facade", "café",
+             "n", "class", "polaroid camera", "Boeing 707", "no. 9"]
+)  # fmt: skip
+def test_names_with_numbers_are_names(name):
+    source = toy.ToySource({"caption": [["?"]]}, [0], class_names=[name, "cat"])
+    assert toy.evaluate("zeroshot", source, toy.random_model())["top5_accuracy"] == 1
+
+
+def test_digits_can_be_classes_where_the_config_says_so():
+    source = toy.ToySource({"caption": [["?"]]}, [0], class_names=["0", "1"])
+    with pytest.raises(ValueError, match="2 of 2 class names"):
+        toy.evaluate("zeroshot", source, toy.random_model())
+    toy.evaluate("zeroshot", source, toy.random_model(), class_names=["0", "1"])
+    for names in ("01", [0, 1]):
+        with pytest.raises(ValueError, match="a list of strings"):
+            toy.evaluate("zeroshot", source, toy.random_model(), class_names=names)
+
+
 def test_bad_input_is_explained():
     model = toy.random_model()
     with pytest.raises(ValueError, match=r"label 9.*8 classes"):

@@ -122,4 +122,4 @@ def test_a_vocabulary_that_has_changed_is_read_again(vocabulary):
 def test_views_of_all_sizes_share_what_is_large(vocabulary):
     small, large = (make_views("catlip", image_size=s, vocabulary=vocabulary) for s in (16, 32))
     assert small.vocabulary is large.vocabulary
-    assert small._miner is large._miner
+    assert small._rule.miner is large._rule.miner

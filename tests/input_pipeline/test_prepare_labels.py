@@ -145,6 +145,7 @@ def test_preparing_again_keeps_labels_and_their_vocabulary(prepared, tmp_path):
     again, source = (make_source("prepared", path=path) for path in (tmp_path / "out", prepared))
     assert again.label_vocabulary == source.label_vocabulary
     assert again.num_label_classes == source.num_label_classes
+    assert again.label_rule == source.label_rule
     assert labels(tmp_path / "out") == labels(prepared)
 
 

@@ -34,6 +34,7 @@ def cosmos_views(**kwargs):
 ALL_VIEWS = [
     clip_views(),
     clip_views(flip_prob=0.5, caption_mode="raw", crop_scale=(0.2, 0.3)),
+    clip_views(flip_prob=0.5, crop_scale=None),
     cosmos_views(),
     cosmos_views(num_local=0, num_captions=2),
     cosmos_views(num_local=3, num_captions=5, caption_mode="long", num_global=1),
@@ -117,6 +118,15 @@ def test_crop_areas_are_within_their_scales(crop_scale, min_local):
                 # The outer half pixels of the crop are not seen at the output's pixel centres.
                 share = _extent(crop, 0) * _extent(crop, 1) * (side / (side - 1)) ** 2
                 assert low - 0.03 <= share <= high + 0.03
+
+
+def test_without_a_crop_scale_the_whole_image_is_squashed():
+    """Also one that no crop of an allowed shape could cover."""
+    pixels = np.zeros((20, 200, 3), np.uint8)
+    pixels[:10, :100], pixels[10:, 100:] = 255, 255
+    image = clip_views(crop_scale=None)(make_record(pixels), random.Random(0))["image"]
+    corners = image[[2, 2, -3, -3], [2, -3, 2, -3], 0].tolist()
+    assert corners == [255, 0, 0, 255]
 
 
 def test_flip_is_horizontal_and_per_crop():

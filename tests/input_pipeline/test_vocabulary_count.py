@@ -75,8 +75,10 @@ def test_the_first_lines_say_where_it_comes_from(built):
     assert lines == [
         "# Synsets that occur more than 1 times in captions, the most frequent first.",
         f"# WordNet: 3.0, table {synsets.load().checksum}",
-        "# mode: released; threshold: 1",
+        "# threshold: 1",
         "# captions: 9; with a label: 8",
+        "# mode: released",
+        '# caption fields: ["tags", "title"]',
         "# key\tcount\tname",
     ]
 
@@ -176,7 +178,7 @@ def test_fields_sizes_and_several_inputs(data, tmp_path):
     assert code == 0
     found = Vocabulary.load(tmp_path / "words.tsv")
     assert found.counts == (2, 2)
-    assert "# mode: released; threshold: 0, size: 2" in files[".tsv"].decode()
+    assert "# threshold: 0; size: 2" in files[".tsv"].decode()
     report = json.loads(files[".json"])
     assert report["captions_by_field"] == {"tags": 8} and report["classes"] == 2
 
