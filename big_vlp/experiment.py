@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from big_vlp import sharding, step, trees
+from big_vlp import determinism, sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
 from big_vlp.model_dir import Labels
@@ -48,6 +48,7 @@ class Experiment:
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
+      deterministic: whether a run repeats to the bit on GPUs, too, see `big_vlp.determinism`.
       init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
         the other by name; what none gives is random.
     """
@@ -67,11 +68,14 @@ class Experiment:
     evals: dict
     log_every_steps: int
     on_nonfinite: str
+    deterministic: bool = False
     init: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
         """Checks the top level only; each section is checked when its part is made.
+
+        With `deterministic`, to be called before this process uses its devices.
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
@@ -81,6 +85,8 @@ class Experiment:
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
         if experiment.log_every_steps < 1:
             raise ConfigError(f"config.log_every_steps={experiment.log_every_steps}: 1 or more.")
+        if experiment.deterministic:
+            determinism.require()
         return experiment
 
     def as_json(self) -> dict:
