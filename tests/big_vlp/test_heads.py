@@ -8,6 +8,7 @@ import pytest
 
 from big_vlp.models.catlip_vit import Classifier
 from big_vlp.models.cogvlm import CogVLM
+from big_vlp.models.cross_attention import CrossPool
 from big_vlp.models.dense import DeepLabV3
 from big_vlp.models.head import Head
 from big_vlp.models.text import TextTransformer
@@ -73,6 +74,7 @@ def applied(module, *args, **options):
 
 
 TOWER = dict(width=8, layers=1, heads=2, dtype=HALF)
+WIDE = np.random.default_rng(3).normal(size=(4, 5, 8)).astype(np.float32)
 IMAGES = np.random.default_rng(2).normal(size=(8, 8, 8, 3)).astype(np.float32)
 
 
@@ -84,6 +86,7 @@ IMAGES = np.random.default_rng(2).normal(size=(8, 8, 8, 3)).astype(np.float32)
         lambda: applied(
             TextTransformer(9, 4, embed_dim=6, **TOWER), np.arange(16).reshape(4, 4) % 9
         )[1],
+        lambda: applied(CrossPool(2, HALF), WIDE, WIDE[:, :3]),
         lambda: applied(DeepLabV3(3, channels=4, rates=(1,), dtype=HALF), IMAGES),
         lambda: applied(
             CogVLM(
@@ -97,7 +100,14 @@ IMAGES = np.random.default_rng(2).normal(size=(8, 8, 8, 3)).astype(np.float32)
             method="predict_features",
         ),
     ],
-    ids=["image embedding", "image embedding (map)", "text embedding", "segmentation", "features"],
+    ids=[
+        "image embedding",
+        "image embedding (map)",
+        "text embedding",
+        "pooler",
+        "segmentation",
+        "features",
+    ],
 )
 def test_outputs_are_not_rounded_to_half(outputs):
     found = np.asarray(outputs())
