@@ -14,7 +14,7 @@ from big_vlp.telemetry import read_log
 from big_vlp.train import train
 from tests.tiny_config import get_config
 
-# CLIP's and COSMOS' take longer; both are among the runs of test_resume_optimised.py, too.
+# The others take longer to compile.
 METHODS = (
     "catlip",
     "cogvlm",
