@@ -12,7 +12,7 @@ import ml_collections
 from flax import traverse_util
 from ml_collections import config_dict
 
-from big_vlp import bounds, sharding, step, trees
+from big_vlp import bounds, determinism, sharding, step, trees
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.methods import make_method
 from big_vlp.model_dir import Labels
@@ -53,6 +53,7 @@ class Experiment:
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
+      deterministic: whether a run repeats to the bit on GPUs, too, see `big_vlp.determinism`.
       init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
         the other by name; what none gives is random.
     """
@@ -73,12 +74,15 @@ class Experiment:
     log_every_steps: int
     on_nonfinite: str
     max_bad_steps: int = 20
+    deterministic: bool = False
     init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Experiment":
         """Checks the keys of the top level and every number (see `bounds`); what else a section
         says is checked when its part is made.
+
+        With `deterministic`, to be called before this process uses its devices.
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
@@ -93,6 +97,8 @@ class Experiment:
         experiment = _call("config", cls, sections)
         if experiment.on_nonfinite not in ("stop", "skip"):
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
+        if experiment.deterministic:
+            determinism.require()
         return experiment
 
     def as_json(self) -> dict:

@@ -4,6 +4,7 @@ The parameters get two more leaves beside a kernel, and a context makes the laye
 model knows of it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,6 +19,10 @@ import jax.numpy as jnp
 from big_vlp import trees
 
 FACTORS = ("lora_a", "lora_b")
+
+# The scale of the factors in use, None where none are. It is a part of the key of every program
+# that jax keeps: what was compiled for one scale never runs for another.
+_SCALE = jax.make_user_context(None)
 
 
 class Axes(NamedTuple):
@@ -140,11 +145,13 @@ class Lora:
         kernel, a, b = leaves
         return (kernel + _expand(self.scale * a, b, axes, precision="highest")).astype(kernel.dtype)
 
+    @contextlib.contextmanager
     def active(self):
         """A context in which dense layers whose parameters have factors use them.
 
-        It acts while a model is called or traced: enter it inside of a function that is compiled.
-        Outside of it factors are not used, and Flax may refuse them as a parameter's wrong shape.
+        It acts while a model is called or traced. Compiled functions may be called in it, or enter
+        it; those that were compiled outside of it, or for another scale, are compiled anew. Outside
+        of it factors are not used, and Flax may refuse them as a parameter's wrong shape.
         """
         around = []  # of each running module that has stacked blocks, these, flattened
 
@@ -161,7 +168,8 @@ class Lora:
             finally:
                 around.pop()
 
-        return nn.intercept_methods(intercept)
+        with _SCALE(self.scale), nn.intercept_methods(intercept):
+            yield
 
     def _dense(self, module, around, y, inputs):
         """What a dense layer returns whose kernel alone gives `y`."""

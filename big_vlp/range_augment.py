@@ -60,9 +60,12 @@ class RangeAugment:
         Returns:
           f32[B, H, W, 3] in 0..1.
         """
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (2, len(RANGES))))(keys)  # [B, 2, 3]
+        # One for each: what is drawn from a key twice is not independent.
+        parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        of_draws, of_noise, of_order = parts[:, 0], parts[:, 1], parts[0, 2]
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (2, len(RANGES))))(of_draws)
         # An image is among the chosen half if fewer than half have drawn less.
-        rank = jnp.argsort(jnp.argsort(draws[:, 0], axis=0), axis=0)
+        rank = jnp.argsort(jnp.argsort(draws[:, 0], axis=0), axis=0)  # of draws [B, 2, 3]
         chosen = rank < max(1, images.shape[0] // 2)  # [B, 3]
         shares = [
             jnp.where(chosen[:, [op]], share(low + draws[:, 1, op] * (high - low)), UNCHANGED)
@@ -71,8 +74,8 @@ class RangeAugment:
             )
         ]
         shares = jnp.stack(shares)  # [3, B, 3]
-        noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
-        for op in jax.random.permutation(jax.random.fold_in(keys[0], 0), len(RANGES)):
+        noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(of_noise)
+        for op in jax.random.permutation(of_order, len(RANGES)):
             images = mix(images, shares[op], noise)
         return jnp.clip(images, 0, 1)
 

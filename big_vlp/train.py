@@ -2,8 +2,9 @@
 
 The loop's order is: save if due -> evaluate if due -> batch of this step -> train step -> log.
 Everything a step does is a function of (config, step, state), so a run that was killed goes on
-exactly from its last checkpoint when the same command is given again. Each process of a cluster
-runs this same program; `big_vlp.sharding.connect_processes` says how they find each other.
+exactly from its last checkpoint when the same command is given again: to the bit on CPUs and TPUs,
+and on GPUs with `config.deterministic`. Each process of a cluster runs this same program;
+`big_vlp.sharding.connect_processes` says how they find each other.
 
 SIGTERM to any process, and Ctrl-C, end all of them with the state saved: within a step (three, of
 several processes), or between two batches of an evaluation. So the grace period before a SIGKILL

@@ -20,7 +20,7 @@ class Evaluator:
     `loss_shuffled` well above `loss` show that the model reads the image; see `evaluators.vqa`.
 
     Calls token_losses(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types":
-    i32[B, T], "loss_mask": bool[B, T], "mask": bool[B]}) -> (f32[B], i32[B]): each row's summed
+    i32[B, T], "loss_mask": bool[B, T]}) -> (f32[B], i32[B]): each row's summed
     loss of the tokens that the loss mask marks, and their number. Without "images" where the model
     is a language model, whose only control is none.
     """

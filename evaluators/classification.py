@@ -65,5 +65,5 @@ class Evaluator:
     def _rank_of_label(self, model, batch):
         """i32[B, 2]: rank of the label, and the label, which so reaches all hosts."""
         label = batch["label"]
-        logits = self._classify(model, {"image": batch["image"], "mask": batch["mask"]})
+        logits = self._classify(model, {"image": batch["image"]})
         return jnp.stack([common.rank_of_label(logits, label), label], axis=1)

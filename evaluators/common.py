@@ -4,15 +4,14 @@ An evaluator is a class `Evaluator(predict_fns, preprocess, mesh, **config)` in 
 own; `run(model)` yields `(metric name, value)`. It runs on all hosts at once and every host gets
 the same values. It reads encoders from `predict_fns` and nothing about the method behind them:
 
-  encode_image(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, D], L2-normalised
-  encode_text(model, {"tokens": i32[B, T], "mask": bool[B]}) -> f32[B, D], L2-normalised
-  classify(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, C], logits
-  segment(model, {"image": u8[B, S, S, 3], "mask": bool[B]}) -> f32[B, H, W, C], logits
+  encode_image(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], L2-normalised
+  encode_text(model, {"tokens": i32[B, T]}) -> f32[B, D], L2-normalised
+  classify(model, {"image": u8[B, S, S, 3]}) -> f32[B, C], logits
+  segment(model, {"image": u8[B, S, S, 3]}) -> f32[B, H, W, C], logits
   token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
   generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt
 
 Rows are those of `input_pipeline.cogvlm_views`: `images`, `tokens`, `token_types`, `loss_mask`.
-`mask` is False for rows that only pad the last batch to the devices.
 """
 
 import importlib
@@ -135,7 +134,6 @@ class RowMap:
                 start, futures = waiting.popleft()
                 rows = self._loaded(futures, pool)
                 local = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-                local["mask"] = np.array([start + offset < count for offset in offsets])
                 for next_start in starts:
                     submit(next_start)
                     break
@@ -209,13 +207,10 @@ def require(predict_fns: Mapping[str, Callable], *names: str) -> None:
 
 
 def num_outputs(fn: Callable, model, preprocess, mesh: Mesh) -> int:
-    """Length of the last axis of what a function of {"image", "mask"} returns; runs nothing."""
+    """Length of the last axis of what a function of {"image"} returns; runs nothing."""
     side, rows = preprocess.image_size, mesh.size
-    batch = {
-        "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
-        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
-    }
-    return jax.eval_shape(fn, model, batch).shape[-1]
+    image = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8)
+    return jax.eval_shape(fn, model, {"image": image}).shape[-1]
 
 
 def map_images(
@@ -226,7 +221,7 @@ def map_images(
     batch_size: int,
     describe: Callable[[dict], Any],
 ) -> tuple[np.ndarray, list]:
-    """Applies a function of {"image", "mask"} to all images of a source.
+    """Applies a function of {"image"} to all images of a source.
 
     Each record is read once and by one host.
 

@@ -54,7 +54,7 @@ class Evaluator:
     question as most questions of this data that begin with the same two words are answered.
 
     Calls generate(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B,
-    T], "mask": bool[B]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence.
+    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""A run on scenes that takes seconds, for tests of the whole program: method=cosmos|clip|catlip."""
+"""A run on scenes that takes seconds, for tests of the whole program.
+
+Options: method=cosmos|clip|catlip|cogvlm, dtype=float32|bfloat16
+"""
 
 import ml_collections
 
@@ -6,7 +9,7 @@ from big_vlp.config import CATLIP_RULES, SCENES_VOCABULARY, parse_options
 
 
 def get_config(arg=None):
-    options = parse_options(arg, method="cosmos")
+    options = parse_options(arg, method="cosmos", dtype="float32")
     config = ml_collections.ConfigDict()
     config.seed = 1
     config.global_batch = 8
@@ -28,19 +31,18 @@ def get_config(arg=None):
         photometric=dict(
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),
-        dtype="float32",
         text_lengths=(8, 12),
     )
     if options.method == "clip":
         config.views = dict(name="clip")
         model, text_lengths = config.method.model, config.method.text_lengths
-        config.method = dict(name="clip", model=model, dtype="float32", text_lengths=text_lengths)
+        config.method = dict(name="clip", model=model, text_lengths=text_lengths)
     if options.method == "catlip":
         config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
         config.views = dict(name="catlip", vocabulary=SCENES_VOCABULARY)
         model = dict(width=16, layers=2, heads=2, num_positions=4)
         augment = dict(total_steps=30)
-        config.method = dict(name="catlip", model=model, augment=augment, dtype="float32")
+        config.method = dict(name="catlip", model=model, augment=augment)
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
     config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -72,4 +74,36 @@ def get_config(arg=None):
                 batch_size=4,
             )
         )
+    if options.method == "cogvlm":
+        config.preprocess = dict(
+            image_size=16,
+            image_token_size=8,
+            resize="squash",
+            tokenizer="llama:scenes",
+            context_length=24,
+        )
+        config.views = dict(name="cogvlm", tasks=dict(caption=1.0, vqa=1.0))
+        block = dict(width=16, layers=2, heads=2, mlp_dim=24)
+        config.method = dict(
+            name="cogvlm",
+            model=dict(
+                image=dict(image_size=16, patch_size=8, **block),
+                text=dict(vocab_size=640, dropout=0.1, **block),
+                adapter_mlp_dim=24,
+            ),
+            ema_decay=0.9,
+            lora=dict(kernels=("language/blocks/language/attn/.*",), rank=2, alpha=2.0),
+            max_new_tokens=2,
+            remat="full",
+        )
+        # The language model and the image tower stay what they are.
+        trained = "adapter/.*|language/blocks/vision/.*|.*/lora_[ab]"
+        config.optim.rules = ((trained, 1.0, 1.0), (f"(?!{trained}).*", 0.0, 0.0))
+        data = config.evals.retrieval.data
+        shared = dict(every_steps=20, weights="averaged", data=data, batch_size=4)
+        config.evals = dict(
+            captions=dict(evaluator="caption_loss", controls=(), **shared),
+            questions=dict(evaluator="vqa", **shared),
+        )
+    config.method.dtype = options.dtype
     return config

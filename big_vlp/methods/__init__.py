@@ -20,6 +20,10 @@ class Method(Protocol):
     (see `trees.split_statistics`). The loop splits the parameters into a trainable and a frozen
     part and differentiates only the trainable one. `averaged` is an average over the trainable
     part and the statistics (a teacher, an EMA) or {}.
+
+    `dtype` is that of the computation. "bfloat16" keeps parameters, moments, statistics, logits and
+    losses in fp32. "float32" has full-precision products on every device, which on TPUs and GPUs
+    take several times as long as their default for fp32 (see `models.network`).
     """
 
     vocab_size: int | None

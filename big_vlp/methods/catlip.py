@@ -172,7 +172,7 @@ def loss_terms(method, name: str, loss, augment_loss) -> dict:
 
 
 def classify(classifier, params, tokens):
-    """Logits [B, num_classes]."""
+    """Logits f32[B, num_classes]."""
     return classifier.apply({"params": network_params(params)}, tokens, method="classify")
 
 
@@ -182,8 +182,8 @@ def moving_average(averaged, new, momentum: float):
 
 
 def predict_fns(classifier, preprocess, activation):
-    """`classify` (logits), `probabilities` (of these, by `activation`) and `features` (pooled), for
-    evaluation batches {"image": u8}."""
+    """`classify` (logits), `probabilities` (of these, by `activation`) and `features` (pooled), all
+    f32, for evaluation batches {"image": u8}."""
 
     def run(method):
         def fn(model, batch):
@@ -201,7 +201,7 @@ def predict_fns(classifier, preprocess, activation):
     logits = run("classify")
     return {
         "classify": logits,
-        "probabilities": lambda model, batch: activation(logits(model, batch).astype(jnp.float32)),
+        "probabilities": lambda model, batch: activation(logits(model, batch)),
         "features": run("features"),
     }
 

@@ -3,9 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from big_vlp import determinism
+
 
 def pick_backend(dtype, head_dim: int) -> str:
-    """The kernel: cuDNN's on GPUs for the dtypes and head sizes it takes, XLA's elsewhere."""
+    """The kernel: cuDNN's on GPUs for the dtypes and head sizes it takes, XLA's elsewhere.
+
+    XLA's also where a run must repeat to the bit: cuDNN's backward pass adds up in any order.
+    """
+    if determinism.is_required():
+        return "xla"
     half = dtype in (jnp.bfloat16, jnp.float16)
     if jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"

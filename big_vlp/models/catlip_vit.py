@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.models.head import Head
+from big_vlp.models.network import Network
 from big_vlp.models.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
 from big_vlp.models.transformer import BlockInit, Transformer, normal
 
@@ -159,7 +161,7 @@ class CatlipViT(nn.Module):
         return self.encode(self.embed(images, train))
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """An image tower and a linear classifier.
 
     Attributes:
@@ -173,24 +175,28 @@ class Classifier(nn.Module):
     bias_init: float = 0.0
 
     def setup(self):
-        self.classifier = nn.Dense(
+        self.classifier = Head(
             self.num_classes,
             dtype=self.tower.dtype,
             kernel_init=normal(0.02),
             bias_init=nn.initializers.constant(self.bias_init),
         )
 
+    @property
+    def dtype(self):
+        return self.tower.dtype
+
     def embed(self, images, train: bool = False):
         return self.tower.embed(images, train)
 
     def features(self, tokens):
-        """Tokens of `embed` -> pooled features [B, W]."""
-        return self.tower.encode(tokens)[1]
+        """Tokens of `embed` -> pooled features f32[B, W]."""
+        return self.tower.encode(tokens)[1].astype(jnp.float32)
 
     def classify(self, tokens):
-        """Tokens of `embed` -> logits [B, num_classes]."""
+        """Tokens of `embed` -> logits f32[B, num_classes]."""
         return self.classifier(self.features(tokens))
 
     def __call__(self, images, train: bool = False):
-        """Images [B, H, W', 3] -> logits [B, num_classes]."""
+        """Images [B, H, W', 3] -> logits f32[B, num_classes]."""
         return self.classify(self.embed(images, train))

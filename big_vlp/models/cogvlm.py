@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from big_vlp.models.catlip_vit import CatlipViT
 from big_vlp.models.eva import EvaTower
+from big_vlp.models.head import Head
 from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
 from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
+from big_vlp.models.network import Network
 from big_vlp.models.norms import layer_norm
 from big_vlp.models.transformer import torch_kernel_init
 from big_vlp.models.vit import ViT
@@ -59,7 +61,7 @@ class Adapter(nn.Module):
         return jnp.concatenate([boi, x, eoi], axis=1)
 
 
-class CogVLM(nn.Module):
+class CogVLM(Network):
     """The whole model.
 
     Sequences are described by token types, see `models.layout`. Two layouts give the same numbers:
@@ -109,7 +111,7 @@ class CogVLM(nn.Module):
             self.vision = self._make_tower(**execution)
             self.adapter = Adapter(self.language.width, self.adapter_mlp_dim, self.dtype)
         if self.image_head:
-            self.feature_head = nn.Dense(
+            self.feature_head = Head(
                 self.image["width"], use_bias=False, dtype=self.dtype, kernel_init=INIT
             )
 
@@ -211,8 +213,8 @@ class CogVLM(nn.Module):
         return self.language.logits(hidden)
 
     def predict_features(self, hidden):
-        """[..., D] of `hidden` -> [..., W]: what the next image token is expected to be, up to its
-        length (the ablation "image SSL loss" of arXiv 2311.03079)."""
+        """[..., D] of `hidden` -> f32[..., W]: what the next image token is expected to be, up to
+        its length (the ablation "image SSL loss" of arXiv 2311.03079)."""
         return self.feature_head(hidden)
 
     def prefill(self, tokens, types, lengths, features=None, layout="general", positions=None):

@@ -1,5 +1,7 @@
 """COSMOS' cross-attention pooler: features of one modality query the tokens of the other."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ class CrossPool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, queries, return_weights: bool = False):
-        """Tokens [B, N, D], queries [B, V, D] -> [B, V, D].
+        """Tokens [B, N, D], queries [B, V, D] -> f32[B, V, D].
 
         With `return_weights`, the softmax weights [B, heads, V, N] in fp32 instead.
         """
@@ -42,7 +44,13 @@ class CrossPool(nn.Module):
         key_value = project((2, *head), "key_value")(layer_norm("norm_k", self.dtype)(tokens))
         key, value = key_value[:, :, 0], key_value[:, :, 1]
         out = nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=torch_kernel_init, name="out"
+            width,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=torch_kernel_init,
+            # It is a part of what the losses compare, see `head.Head`.
+            dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+            name="out",
         )
         if return_weights:
             return attention_weights(query, key)

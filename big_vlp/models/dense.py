@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.catlip_vit import NORM_EPSILON, kaiming_fan_out
+from big_vlp.models.head import Head
+from big_vlp.models.network import Network
 from big_vlp.models.norms import BatchNorm
 
 # PyTorch's kaiming_uniform by "fan_out" counts what its kernel of a transposed convolution has
@@ -88,8 +90,8 @@ class DeepLabV3(nn.Module):
         self.project = conv(kernel_size=1, rate=1)
         # Axes 1 and 2: a channel is dropped everywhere or nowhere.
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2))
-        self.classifier = nn.Conv(
-            self.num_classes, (1, 1), dtype=self.dtype, kernel_init=kaiming_fan_out
+        self.classifier = Head(
+            self.num_classes, dtype=self.dtype, kernel_init=kaiming_fan_out, window=(1, 1)
         )
 
     def features(self, x, train: bool = False):
@@ -102,10 +104,10 @@ class DeepLabV3(nn.Module):
     def __call__(self, x, train: bool = False):
         """Map [B, h, w, C] -> logits f32[B, h, w, num_classes]; training needs a "dropout" key."""
         x = self.drop(self.features(x, train), deterministic=not train)
-        return self.classifier(x).astype(jnp.float32)
+        return self.classifier(x)
 
 
-class Segmenter(nn.Module):
+class Segmenter(Network):
     """An image tower and a head on its map.
 
     Attributes:
@@ -115,6 +117,10 @@ class Segmenter(nn.Module):
 
     tower: nn.Module
     head: nn.Module
+
+    @property
+    def dtype(self):
+        return self.tower.dtype
 
     def embed(self, images, train: bool = False):
         return self.tower.embed(images, train)
@@ -177,7 +183,7 @@ class ChannelNorm(nn.Module):
         return (centred / (std + self.epsilon) * scale + bias).astype(self.dtype)
 
 
-class Pyramid(nn.Module):
+class Pyramid(Network):
     """An image tower and `SimpleFPN`: the backbone of a detector.
 
     Attributes:
@@ -185,6 +191,10 @@ class Pyramid(nn.Module):
     """
 
     tower: nn.Module
+
+    @property
+    def dtype(self):
+        return self.tower.dtype
 
     def setup(self):
         self.fpn = SimpleFPN(self.tower.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from big_vlp import sharding
 from big_vlp.models.attention import attention, attention_over_cache, drop, fold_in
+from big_vlp.models.head import Head
 from big_vlp.models.rope import rope_angles, rotate
 from big_vlp.models.stack import init_blocks, rematerialised, run_blocks, unstack
 from big_vlp.models.transformer import normal
@@ -242,13 +243,7 @@ class Llama(nn.Module):
         self.token_embedding = nn.Embed(self.vocab_size, self.width, embedding_init=INIT)
         self.blocks = self.param("blocks", self._init_blocks)
         self.norm = RMSNorm(self.norm_epsilon, self.dtype)
-        self.head = nn.Dense(
-            self.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=INIT,
-            dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
-        )
+        self.head = Head(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=INIT)
 
     @property
     def _block(self):

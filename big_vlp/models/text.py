@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vlp.models.head import Head
 from big_vlp.models.norms import layer_norm
 from big_vlp.models.transformer import Transformer, clip_text_init, normal
 
@@ -37,7 +38,7 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        """Ids i32[B, T], T <= context_length -> (tokens [B, T, W], pooled [B, embed_dim]).
+        """Ids i32[B, T], T <= context_length -> (tokens [B, T, W], pooled f32[B, embed_dim]).
 
         Tokens are after the final norm and not projected; pooled is not L2-normalised.
         """
@@ -75,7 +76,7 @@ class TextTransformer(nn.Module):
             pooled = jnp.take_along_axis(x, jnp.argmax(tokens, axis=1)[:, None, None], axis=1)[:, 0]
         else:
             pooled = x[:, -1]
-        projection = nn.Dense(
+        projection = Head(
             self.embed_dim,
             use_bias=self.pool == "last",
             dtype=self.dtype,

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vlp.models.cross_attention import CrossPool
+from big_vlp.models.network import Network
 from big_vlp.models.text import TextTransformer
 from big_vlp.models.transformer import torch_bias_init, torch_kernel_init
 from big_vlp.models.vit import ViT
@@ -23,7 +24,7 @@ def scalar(value: float):
     return lambda key: jnp.asarray(value, jnp.float32)
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(Network):
     """An image and a text tower that meet in a joint space, with a learned temperature.
 
     Attributes:

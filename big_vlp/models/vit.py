@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.attention import attention
+from big_vlp.models.head import Head
 from big_vlp.models.norms import layer_norm
 from big_vlp.models.transformer import (
     BlockInit,
@@ -62,7 +63,7 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[B, N, W] -> [B, W]."""
+        """[B, N, W] -> f32[B, W]."""
         batch, _, width = x.shape
         head_dim = width // self.heads
         probe = self.param("probe", xavier_init, (1, width), jnp.float32)
@@ -78,7 +79,8 @@ class MapHead(nn.Module):
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=xavier_init, name="out"
         )(y)
         z = self.norm("norm", self.dtype)(y)
-        return (y + Mlp(self.activation, self.dtype, BlockInit(), name="mlp")(z))[:, 0]
+        z = Mlp(self.activation, self.dtype, BlockInit(), name="mlp")(z)
+        return (y.astype(jnp.float32) + z)[:, 0]
 
 
 class ViT(nn.Module):
@@ -113,10 +115,10 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled [B, embed_dim]).
+        """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
 
-        Tokens are after the final norm and not projected; pooled is not L2-normalised, and None
-        without `embed_dim`.
+        Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
+        L2-normalised, and None without `embed_dim`.
         """
         if self.pool not in ("cls", "mean", "map"):
             raise ValueError(f"pool={self.pool!r}; choose cls, mean or map.")
@@ -180,7 +182,7 @@ class ViT(nn.Module):
         if self.pool == "map":
             return x, MapHead(self.heads, self.activation, self.dtype, norm, name="map")(x)
         tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
-        projection = nn.Dense(
+        projection = Head(
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
         )
         return tokens, projection(pooled)

@@ -73,6 +73,26 @@ def test_a_function_of_the_keys_alone(images):
     assert first.min() >= 0 and first.max() <= 1
 
 
+def test_noise_does_not_know_its_magnitude(monkeypatch):
+    """Nor which images it is for: every pixel is drawn for itself."""
+    nothing = lambda m: jnp.tile(range_augment.UNCHANGED, (len(m), 1))  # noqa: E731
+    others = dict.fromkeys(set(RANGES) - {"noise"}, nothing)
+    monkeypatch.setattr(range_augment, "OPERATIONS", {**range_augment.OPERATIONS, **others})
+    params, rows = AUGMENT.init(), 512
+    params["noise"] = {"low": jnp.float32(0), "high": jnp.float32(-4)}  # little is clipped
+    images = jnp.full((rows, 6, 6, 3), 0.5)
+    changes = np.asarray(jax.jit(AUGMENT.apply)(params, images, keys(5, rows))) - 0.5
+    noisy = changes[np.abs(changes).max(axis=(1, 2, 3)) > 0].reshape(rows // 2, -1)
+    magnitude = noisy.std(axis=1)
+    pixels = noisy[:, :12] / magnitude[:, None]
+    assert np.abs(np.corrcoef(magnitude, pixels.T)[0, 1:]).max() < 0.25
+
+
+def test_no_key_is_used_twice(images):
+    with jax.debug_key_reuse(True):
+        jax.jit(AUGMENT.apply)(AUGMENT.init(), images, keys(0))
+
+
 def test_gradients_reach_the_ranges(images):
     def loss(params):
         out = AUGMENT.apply(params, images, keys(0))

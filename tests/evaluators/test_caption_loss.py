@@ -79,7 +79,7 @@ def test_a_language_model_is_asked_without_images():
     model, batches = make_model(method), []
 
     def token_losses(model, batch):
-        assert batch.keys() == {"tokens", "token_types", "loss_mask", "mask"}
+        assert batch.keys() == {"tokens", "token_types", "loss_mask"}
         batches.append(batch["tokens"].shape)
         return method.predict_fns()["token_losses"](model, batch)
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,17 +69,13 @@ def test_two_processes_give_the_values_of_one():
 
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_rows_come_back_in_order_without_padding(count):
-    masks = []
-
     def double(params, batch):
-        jax.debug.callback(lambda mask: masks.append(np.asarray(mask)), batch["mask"])
+        assert batch.keys() == {"x"}
         return params * batch["x"]
 
     row_map = common.RowMap(double, toy.mesh())
     out = row_map(np.float32(2), lambda row: {"x": np.float32([row, -row])}, count, batch_size=4)
-    jax.effects_barrier()
     np.testing.assert_array_equal(out, [[2 * i, -2 * i] for i in range(count)])
-    assert sum(mask.sum() for mask in masks) == count
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

@@ -126,7 +126,7 @@ def test_scenes_have_one_right_box_for_each_phrase():
     source = make_source(**data)
 
     def generate(model, batch):
-        return np.full((len(batch["mask"]), 4), 2, np.int32)
+        return np.full((len(batch["tokens"]), 4), 2, np.int32)
 
     evaluator = toy.common.make_evaluator(
         "referring",

@@ -188,7 +188,7 @@ def test_scenes_are_answered():
     yes = np.array([*toy_text.TEXT.encode("yes"), 2, 0], np.int32)
 
     def generate(model, batch):
-        return np.broadcast_to(yes, (len(batch["mask"]), len(yes)))
+        return np.broadcast_to(yes, (len(batch["tokens"]), len(yes)))
 
     evaluator = toy.common.make_evaluator(
         "vqa",

@@ -34,7 +34,7 @@ def index_of(batch):
 
 
 def generate(model, batch):
-    assert batch.keys() == {"images", "tokens", "token_types", "mask"}
+    assert batch.keys() == {"images", "tokens", "token_types"}
     return model["answers"][index_of(batch)]
 
 
@@ -47,7 +47,7 @@ def echo(model, batch):
 
 def token_losses(model, batch):
     """A loss for each image, the same at each of its tokens."""
-    assert batch.keys() == {"images", "tokens", "token_types", "loss_mask", "mask"}
+    assert batch.keys() == {"images", "tokens", "token_types", "loss_mask"}
     counts = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
     return model["losses"][index_of(batch)] * counts, counts
 
