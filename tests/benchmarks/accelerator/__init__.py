@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests.benchmarks.accelerator import flops, recipes
 from tests.benchmarks.accelerator.child import Child
-from tests.benchmarks.accelerator.models import MODELS, candidates, variants
+from tests.benchmarks.accelerator.models import candidates, names, variants
 from tests.benchmarks.common import CannotRunError
 
 # Sections in their order: letter, the method that makes the rows, and its share of the time; what
@@ -53,7 +53,7 @@ TINY_LIMITS = 10  # times as much, for a CPU that others use too
 LEAST = 2  # seconds below which nothing is begun
 NO_TIME = "no time left"
 
-PROFILED = tuple(MODELS)[:2]
+PROFILED = 2  # models
 BACKENDS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "flash"), "cpu": ("xla", "cudnn")}
 # length, head size, causal, kind: the towers of the recipes at their sizes, and the language model.
 ATTENTION_OF_RECIPES = (
@@ -123,7 +123,7 @@ class Session:
     """
 
     def __init__(self, folder: str, tiny: bool):
-        self._folder, self._tiny = folder, tiny
+        self._folder, self._tiny, self._names = folder, tiny, names(tiny)
         cache = {
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
             or str(Path(folder) / "compiled"),
@@ -159,11 +159,11 @@ class Session:
         yield {"case": "devices", **found}
 
     def first_steps(self):
-        first = next(iter(MODELS))
+        first = self._names[0]
         yield from self._steps((first, variant) for variant in variants(first, self._tiny))
 
     def other_steps(self):
-        rest = [(name, variants(name, self._tiny)) for name in list(MODELS)[1:]]
+        rest = [(name, variants(name, self._tiny)) for name in self._names[1:]]
         longest = max(len(found) for _, found in rest)
         yield from self._steps(
             (name, found[i]) for i in range(longest) for name, found in rest if i < len(found)
@@ -185,7 +185,7 @@ class Session:
             yield {"case": case, **found}
 
     def torch_steps(self):
-        model = next(iter(MODELS))
+        model = self._names[0]
         counted, best = self._count(model), self._best.get(model)
         sizes = candidates(model, self._tiny)
         if best is not None:  # ours, or what fits below it
@@ -195,7 +195,7 @@ class Session:
         yield {"case": f"{model} in PyTorch", **self._with_rates(found, counted, devices=1)}
 
     def kernels(self):
-        for model in PROFILED:
+        for model in self._names[: 1 if self._tiny else PROFILED]:
             remat, unroll = variants(model, self._tiny)[0]
             asked = {"model": model, "remat": remat, "unroll": unroll}
             asked["candidates"] = candidates(model, self._tiny)
@@ -269,7 +269,7 @@ class Session:
     def _count(self, model: str) -> concurrent.futures.Future:
         """A model's FLOPs to come; those of all models begin to be counted at the first."""
         if not self._flops:
-            for name in MODELS:
+            for name in self._names:
                 arguments = {"model": name, **self._common()}
                 self._flops[name] = self._call_beside("flops:count", arguments)
         return self._flops[model]

@@ -8,6 +8,9 @@ import threading
 import time
 import traceback
 
+# How the statuses begin with which XLA says what it cannot do, or has no memory for.
+REFUSALS = ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
+
 
 def first_line(error: BaseException) -> str:
     """An error's type and the first line of what it says."""
@@ -22,8 +25,12 @@ def answer_to(function: str, arguments: dict) -> tuple[dict, bool]:
         return getattr(importlib.import_module(module), name)(**arguments), True
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        # After an error of the device all that follows may fail too.
-        return {"error": first_line(error)}, type(error).__name__ != "JaxRuntimeError"
+        return {"error": first_line(error)}, not is_fatal(error)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether all that follows may fail too: a device's error that is not a refusal."""
+    return type(error).__name__ == "JaxRuntimeError" and not str(error).startswith(REFUSALS)
 
 
 def _leave_with(parent: int) -> None:

@@ -16,7 +16,7 @@ class Model:
 
     Attributes:
       recipe, options: a file of configs/ and its argument.
-      variants: (remat, unroll); the first is measured before any other model's second.
+      variants: (remat, unroll); of all but the first model, second ones come after all the first.
       candidates: what is tried for size, the largest first: {"batch": examples on each device} and,
         where not even one example of the whole model may fit, {"layers": of the text tower}.
       image, text: what the towers have instead of the recipe's.
@@ -80,7 +80,15 @@ MODELS = {
         ),
     ),
 }
+TINY = ("CLIP B/16", "CatLIP B/16")  # one with two towers, one with one
 TINY_CANDIDATES = ({"batch": 4}, {"batch": 2})
+WARM_UP, COUNTED = 3, 10  # steps
+GIB = 2**30
+
+
+def names(tiny: bool) -> tuple[str, ...]:
+    """The models in their order."""
+    return TINY if tiny else tuple(MODELS)
 
 
 def candidates(name: str, tiny: bool) -> list[dict]:
@@ -88,11 +96,7 @@ def candidates(name: str, tiny: bool) -> list[dict]:
 
 
 def variants(name: str, tiny: bool) -> tuple[tuple[str | None, bool], ...]:
-    """All; of a tiny model the first, of the first model the last too."""
-    found = MODELS[name].variants
-    if not tiny:
-        return found
-    return (found[0], found[-1]) if name == next(iter(MODELS)) else found[:1]
+    return MODELS[name].variants[: 1 if tiny else None]
 
 
 def make_config(

@@ -12,10 +12,7 @@ import numpy as np
 from big_vlp import sharding, step
 from big_vlp.compile import abstract_batch
 from big_vlp.experiment import Experiment
-from tests.benchmarks.accelerator.models import make_config, towers
-
-WARM_UP, COUNTED = 3, 10
-GIB = 2**30
+from tests.benchmarks.accelerator.models import COUNTED, GIB, WARM_UP, make_config, towers
 
 
 def measure(model: str, remat, unroll: bool, candidates: list, tiny: bool, folder: str) -> dict:
@@ -73,7 +70,7 @@ def start(model: str, remat, unroll: bool, candidates: list, tiny: bool, folder:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
         too_large.append(candidate)
-        clean = False
+        clean = clean and one.compiled is None
         del one
         gc.collect()
     raise MemoryError(f"none of {candidates} fits")
@@ -101,6 +98,7 @@ class Step:
             self.batch,
             sharding.over_batch(self.mesh),
         )
+        self.compiled = None
         self.held = sum(map(sharding.bytes_per_device, jax.tree.leaves((self.state, self.rows))))
 
     def lower(self):

@@ -14,8 +14,7 @@ import statistics
 import sys
 import time
 
-from tests.benchmarks.accelerator.models import make_config, towers
-from tests.benchmarks.accelerator.steps import COUNTED, GIB, WARM_UP
+from tests.benchmarks.accelerator.models import COUNTED, GIB, WARM_UP, make_config, towers
 
 
 def measure(model: str, candidates: list, tiny: bool, folder: str) -> dict:
