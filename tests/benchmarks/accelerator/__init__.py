@@ -147,9 +147,9 @@ class Session:
         self._device.close()
 
     def devices(self):
-        found = self._call("devices:measure", {})
-        if "error" in found or "skipped" in found:
-            raise CannotRunError(f"jax finds no devices: {found.get('error', NO_TIME)}")
+        found = self._device.call(f"{__name__}.devices:measure", {}, self._limit("devices"))
+        if "error" in found:
+            raise CannotRunError(f"jax finds no devices: {found['error']}")
         if found["platform"] == "cpu" and not self._tiny:
             raise CannotRunError(
                 "jax sees no accelerator here, only a CPU (JAX_PLATFORMS="
