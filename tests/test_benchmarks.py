@@ -1,22 +1,43 @@
 """The benchmarks' runner: it lists them, runs one and saves it, and names what it does not know."""
 
 import json
+import math
+import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
+
+import jax
+import pytest
+
+from big_vlp.experiment import Experiment
+from tests.benchmarks import __main__ as runner
+from tests.benchmarks import accelerator
+from tests.benchmarks.accelerator import child, devices, flops, kernels, models, recipes, steps
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*args):
+def run(*args, **variables):
     command = [sys.executable, "-m", "tests.benchmarks", *args]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    env = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, env=env)
 
 
 def test_without_names_all_are_listed():
     listed = run()
     assert listed.returncode == 0, listed.stderr
-    for name in ("clip_step", "cosmos_step", "end_to_end", "flops", "loader", "tpu_memory"):
+    for name in (
+        "accelerator",
+        "clip_step",
+        "cosmos_step",
+        "end_to_end",
+        "flops",
+        "loader",
+        "tpu_memory",
+    ):
         assert f"{name}: " in listed.stdout
 
 
@@ -36,6 +57,175 @@ def test_a_benchmark_is_shown_and_saved(tmp_path):
 
 def test_wrong_names_and_options_are_explained():
     unknown = run("speed")
-    assert unknown.returncode == 2 and "choose from catlip_step, clip_step" in unknown.stderr
+    assert unknown.returncode == 2 and "choose from accelerator, catlip_step" in unknown.stderr
     option = run("flops:batches=2")
     assert option.returncode == 2 and "Unknown config option 'batches'" in option.stderr
+
+
+def test_saved_rows_are_json_whatever_they_hold(tmp_path):
+    file = tmp_path / "rows.json"
+    runner.save(file, {"x": {"rows": [{"error": math.nan, "all": (1.0, math.inf)}]}})
+    saved = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert saved["x"] == {"rows": [{"error": "nan", "all": [1.0, "inf"]}]}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_without_an_accelerator_its_benchmark_is_one_error(tmp_path):
+    done = run("accelerator", "--json", str(tmp_path / "rows.json"), JAX_PLATFORMS="cpu")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "error: accelerator: jax sees no accelerator here, only a CPU (JAX_PLATFORMS='cpu'); "
+        "accelerator:tiny=true runs it in small."
+    ]
+    unknown = run("accelerator:tiny=true,only=c+g")
+    assert unknown.returncode == 1 and "no rows 'g'" in unknown.stderr
+
+
+def test_attention_on_a_cpu(tmp_path):
+    file = tmp_path / "rows.json"
+    done = run("accelerator:tiny=true,minutes=30,only=c", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["accelerator"]["rows"]
+    assert [row["row"] for row in rows] == list("accccccc"[: len(rows)])
+    assert len(done.stdout.splitlines()) == len(rows)
+    check_attention(rows)
+
+
+def check_attention(rows):
+    rows = [row for row in rows if row["row"] == "c"]
+    assert {row["case"].rpartition(", ")[2] for row in rows} == {"xla", "cudnn"}
+    for row in rows:
+        if row["case"].endswith("cudnn"):  # which a CPU has not: the next is tried all the same
+            assert "cuDNN" in row["error"]
+        else:
+            assert row["picked"] and row["forward_ms"] > 0 and row["both_ms"] > 0
+            errors = [row[f"{name}_error"] for name in ("out", "dq", "dk", "dv")]
+            assert all(0 < error < 0.05 for error in errors), row
+
+
+@pytest.mark.slow
+def test_all_of_the_accelerator_benchmark_in_small(tmp_path):
+    file = tmp_path / "rows.json"
+    done = run("accelerator:tiny=true,minutes=30", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(file.read_text())["accelerator"]
+    assert saved["options"] == {"minutes": 30.0, "tiny": True, "only": ""}
+    rows = saved["rows"]
+    letters = [row["row"] for row in rows]
+    assert letters == [*"adedf", *4 * "c", "b", *2 * "c"]
+    found = dict(zip(letters, rows))
+    assert found["a"]["platform"] == "cpu" and "jax" in found["a"]["versions"]
+    for row in (rows[1], rows[3]):
+        assert row["batch"] == 4 and row["step_ms"] > 0 and row["tflops"] > 0
+        assert row["mfu"] is None and math.isfinite(row["loss"]) and row["too_large"] == []
+    torch = found["e"]
+    assert torch.get("skipped") == "torch is not installed" or torch["batch"] == 4
+    shares = [kernel["share"] for kernel in found["f"]["kernels"]]
+    assert 0 < len(shares) <= 25 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.01
+    check_attention(rows)
+    recipe = next(row for row in rows if row["row"] == "b")
+    assert len(recipe["losses"]) == 3
+    for ours, theirs in zip(recipe["losses"], recipe["losses_cpu_fp32"]):
+        assert ours == pytest.approx(theirs, rel=0.02)
+    assert recipe["evaluations"].keys() == recipe["evaluations_cpu_fp32"].keys()
+    assert {"written/exact_match", "captions/loss"} <= recipe["evaluations"].keys()
+
+
+@pytest.fixture
+def calls():
+    made = child.Child({})
+    yield made
+    made.close()
+
+
+def test_a_call_that_hangs_or_dies_says_so_and_the_next_is_made(calls):
+    started = time.monotonic()
+    hung = calls.call("signal:pause", {}, 3)["error"]
+    assert hung.startswith("no answer within 3 s") and time.monotonic() - started < 30
+    assert calls.call("os:abort", {}, 60)["error"].startswith("the process was killed by SIGABRT")
+    assert calls.call("json:loads", {}, 60)["error"].startswith("TypeError: loads() missing")
+    same = calls._running[0].pid  # a function's own error is no reason for a new process
+    assert calls.call("time:get_clock_info", {"no": 1}, 60)["error"].startswith("TypeError")
+    assert calls._running[0].pid == same
+    assert calls.call("sysconfig:get_paths", {}, 60)["stdlib"]
+    assert calls.call("sysconfig:get_paths", {}, 60, alone=True)["stdlib"]
+    assert calls._running is None
+
+
+def test_rows_that_fail_or_come_too_late(monkeypatch):
+    def call(self, function, arguments, limit, alone=False):
+        if "devices" in function:
+            return {"platform": "gpu", "devices": 1, "peak_tflops": None}
+        return {"error": "the process was killed by SIGSEGV"}
+
+    monkeypatch.setattr(child.Child, "call", call)
+    rows = list(accelerator.measure(only="c"))
+    used, beside = accelerator.ATTENTION_OF_RECIPES, accelerator.ATTENTION_BESIDE
+    assert len(rows) == 1 + 2 * len({*used, *beside})
+    assert {row.get("error") for row in rows[1:]} == {"the process was killed by SIGSEGV"}
+    monkeypatch.setattr(accelerator, "LEAST", 3600)
+    late = list(accelerator.measure(only="b+c"))
+    assert [row["row"] for row in late] == list("acbc")
+    assert {row["skipped"] for row in late[1:]} == {"no time left"}
+    assert late[2]["case"] == f"{len(recipes.cases())} more"
+    assert "cogvlm:runlocal,method.layout=general" in late[2]["cases"]
+
+
+def test_the_time_of_kernels_is_their_own():
+    events = [(0, 10, "loop"), (1, 4, "dot"), (5, 9, "call"), (6, 8, "dot"), (10, 12, "copy")]
+    assert kernels.own_time(events) == Counter(loop=3, dot=5, call=2, copy=2)
+
+
+def test_peaks_of_devices():
+    peaks = {
+        "NVIDIA H100 80GB HBM3": 989.4,
+        "NVIDIA H100 PCIe": 756,
+        "NVIDIA H200": 989.4,
+        "NVIDIA A100-SXM4-80GB": 312,
+        "NVIDIA L40S": 362,
+        "NVIDIA B200": 2250,
+        "TPU v4": 275,
+        "TPU v5 lite": 197,
+        "TPU v5": 459,
+        "TPU v5p": 459,
+        "TPU v6 lite": 918,
+        "cpu": None,
+    }
+    assert {kind: devices.peak_tflops(kind) for kind in peaks} == peaks
+
+
+def test_flops_are_linear_in_layers(tmp_path):
+    counted = flops.count("CatLIP B/16", True, str(tmp_path))
+    expected = flops.flops("CatLIP B/16", True, str(tmp_path), {"image": 4})
+    assert flops.total(counted, {"image": 4}) == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_recipe_with_a_laptop_version_is_run():
+    cases = recipes.cases()
+    texts = {path.stem: path.read_text() for path in (ROOT / "configs").glob("*.py")}
+    laptop = {name for name, text in texts.items() if "runlocal" in text}
+    assert laptop <= {case["recipe"] for case in cases}
+    for case in cases:
+        config = recipes.make_config(**case, dtype="bfloat16")
+        experiment = Experiment.from_config(config)
+        assert experiment.method["dtype"] == "bfloat16" and experiment.total_steps == 3
+        writes = experiment.method["name"] == "cogvlm"
+        assert ("written" in experiment.evals) == writes
+    general = next(case for case in cases if case["values"])
+    assert recipes.make_config(**general, dtype="float32").method.layout == "general"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_full_size_steps_lower(tmp_path, name):
+    for remat, unroll in models.variants(name, tiny=False):
+        candidate = models.candidates(name, tiny=False)[-1]
+        layers = {"text": candidate["layers"]} if "layers" in candidate else {}
+        config = models.make_config(name, str(tmp_path), False, remat, unroll, layers)
+        one = steps.Step(config, candidate["batch"])
+        one.lower()
+        rows = steps.random_rows(one)
+        assert {k: (x.shape, x.dtype) for k, x in rows.items()} == (
+            {k: (x.shape, x.dtype) for k, x in one.rows.items()}
+        )
+        assert one.held > sum(x.nbytes for x in jax.tree.leaves(rows))

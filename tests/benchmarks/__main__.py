@@ -1,8 +1,11 @@
-"""Lists the benchmarks, or runs some, each in a process of its own."""
+"""Lists the benchmarks, or runs some, each in a process of its own on the CPU. One whose rows come
+one by one (a generator) starts its processes itself, and chooses their devices."""
 
 import argparse
 import concurrent.futures
+import inspect
 import json
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -14,10 +17,7 @@ from rich.table import Table
 
 import tests.benchmarks
 from big_vlp.config import parse_options
-from tests.benchmarks.common import environment, load, measure
-
-# Processes started from here compare what a CPU does.
-os.environ["JAX_PLATFORMS"] = "cpu"
+from tests.benchmarks.common import CannotRunError, environment, load, measure
 
 HELPERS = ("__main__", "common")
 
@@ -44,15 +44,24 @@ def main() -> None:
 
     results = {}
     for name, option in wanted:
+        module, defaults = load(name)
         try:
-            options = dict(parse_options(option, **load(name)[1]))
+            options = dict(parse_options(option, **defaults))
         except ValueError as error:
             parser.error(f"{name}: {error}")
-        rows = in_new_process(name, options)
-        results[name] = {"options": options, "rows": rows}
-        console.print(table(name, rows))
-        if args.json:  # after each: the next may take minutes
-            args.json.write_text(json.dumps({"environment": environment(), **results}, indent=1))
+        results[name] = {"options": options, "rows": []}
+        if not inspect.isgeneratorfunction(module.measure):
+            results[name]["rows"] = in_new_process(name, options)
+            console.print(table(name, results[name]["rows"]))
+            save(args.json, results)
+            continue
+        try:
+            for row in module.measure(**options):  # the next may take minutes, or all down
+                results[name]["rows"].append(row)
+                print(line(row), flush=True)
+                save(args.json, results)
+        except CannotRunError as error:
+            sys.exit(f"error: {name}: {error}")
 
 
 def names() -> list[str]:
@@ -64,8 +73,33 @@ def names() -> list[str]:
 def in_new_process(name: str, options: dict) -> list[dict]:
     """Rows of a benchmark. Cores, thread pools and allocators are set once in a process' life."""
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as process:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=spawn, initializer=on_the_cpu
+    ) as process:
         return process.submit(measure, name, options).result()
+
+
+def on_the_cpu() -> None:
+    """For jax, which is imported later."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def save(file: Path | None, results: dict) -> None:
+    """Writes what is known so far; whoever reads the file finds it whole."""
+    if file is not None:
+        text = json.dumps(plain({"environment": environment(), **results}), indent=1)
+        written = file.with_name(f"{file.name}.part")
+        written.write_text(text)
+        written.replace(file)
+
+
+def plain(value):
+    """As JSON has it: without NaN and infinity, which become strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(name: str, rows: list[dict]) -> Table:
@@ -79,8 +113,25 @@ def table(name: str, rows: list[dict]) -> Table:
     return result
 
 
+def line(row: dict) -> str:
+    """A row of many kinds, on one line; what it lists, below."""
+    values = {k: v for k, v in row.items() if k not in ("row", "case")}
+    below = [item for v in values.values() if is_table(v) for item in v]
+    beside = [f"{k}={shown(v)}" for k, v in values.items() if v is not None and not is_table(v)]
+    first = f"{row['row']}  {row['case']}: {', '.join(beside)}"
+    return "\n".join([first, *(f"     {'  '.join(map(shown, item.values()))}" for item in below)])
+
+
+def is_table(value) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def shown(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k} {shown(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:500]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,19 @@ PACKAGES = (
     "pillow",
     "torch",
     "open_clip_torch",
+    "timm",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "libtpu",
 )
 # Variables that change a result; the others are nobody's business.
-VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS", "OMP_")
+VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "XLA_", "OMP_", "JAX_PLATFORMS", "NVIDIA_TF32_OVERRIDE")
+
+
+class CannotRunError(Exception):
+    """A benchmark cannot run here; the message says why, and what to do."""
 
 
 def load(name: str):
