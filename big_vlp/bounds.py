@@ -122,7 +122,7 @@ BOUNDS: dict[str, Range] = {
     "beta1": real(0, below=1),
     "beta2": real(0, below=1),
     "clip_norm": real(above=0, none="for no clipping"),
-    "rules": real(0, count=0, named=True),
+    "rules": real(0, count=0, named=2),
     # Where a run starts from.
     "step": whole(0, none="for the latest"),
     "min_similarity": _PROBABILITY,

@@ -1,8 +1,8 @@
 """The start of every program that takes --config FILE[:OPTIONS]: flags, config, one-line errors.
 
-`--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key to a section; whether the
-key exists is said by what the section describes. Values are Python literals, as in the file; where
-the file has a string, the text as it is.
+`--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key to a section; whether
+there is such a key is for what the section describes to say. Values are Python literals, as in the
+file; where the file has a string, the text as it is.
 
 With BIG_VLP_TRACEBACK=1 in the environment, one-line errors come with their traceback.
 """
@@ -128,6 +128,8 @@ def _current(section: ml_collections.ConfigDict, key: str):
 
 def _value(text: str, old):
     """The value that a text writes, where `old` stands; raises ValueError where it does not fit."""
+    if text == "None":
+        return None
     if isinstance(old, str):
         return text
     if isinstance(old, bool):
@@ -141,9 +143,9 @@ def _value(text: str, old):
         return value
     if isinstance(old, tuple | list) and value is not None:
         return tuple(value) if isinstance(value, list | tuple) else (value,)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
+    if isinstance(old, int | float) and isinstance(value, bool):
+        raise ValueError("it is a number, no switch.")
+    return value  # for its bounds, or its part, to refuse
 
 
 def _literal(text: str):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import operator
+import re
 from typing import Any
 
 import jax
@@ -305,5 +306,7 @@ def _in_section(where: str):
         yield
     except ConfigError:
         raise
+    except re.error as error:
+        raise ConfigError(f"{where}: {error.pattern!r} is no regex: {error}.") from error
     except (arguments.ArgumentError, ValueError, OSError) as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -19,7 +19,7 @@ class Range:
       none: what None means ("for no clipping"), where None is allowed.
       count: None for a single number; else a list of so many, 0 for any length.
       single: whether a single number may stand for the list.
-      named: the list has rows that begin with a string; what follows are numbers or lists of them.
+      named: the list has rows of a string and so many cells: numbers, or lists of them.
     """
 
     integer: bool
@@ -31,7 +31,7 @@ class Range:
     none: str | None = None
     count: int | None = None
     single: bool = False
-    named: bool = False
+    named: int | None = None
 
     def advice(self, value: Any) -> str | None:
         """What to give instead of a value, such as "give 1 or more"; None where it is allowed."""
@@ -63,9 +63,11 @@ class Range:
             return [value] if self.count is None or self.single else None
         if self.count is None or self.count not in (0, len(value)):
             return None
-        if not self.named:
+        if self.named is None:
             return list(value)
-        if not all(isinstance(row, list | tuple) and row for row in value):
+        if not all(isinstance(row, list | tuple) and len(row) == 1 + self.named for row in value):
+            return None
+        if not all(isinstance(name, str) for name, *_ in value):
             return None
         cells = [cell for _, *cells in value for cell in cells]
         return [x for cell in cells for x in (cell if isinstance(cell, list | tuple) else [cell])]
@@ -87,7 +89,9 @@ class Range:
         noun = "whole number" if self.integer else "number"
         if self.count is None:
             return f"a {noun}"
-        rows = "rows of a name and " if self.named else f"{self.count or ''} ".lstrip()
+        rows = f"{self.count or ''} ".lstrip()
+        if self.named is not None:
+            rows = f"rows of a string and {self.named} "
         return f"{f'a {noun} or ' if self.single else ''}a list of {rows}{noun}s"
 
     def _span(self) -> str:

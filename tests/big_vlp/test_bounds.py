@@ -136,7 +136,7 @@ def test_no_key_takes_nonsense(name):
     wrong += [] if numbers.below is None else [numbers.below]
     wrong += [1.5] if numbers.integer else []
     for value in wrong:
-        value = [["a", value]] if numbers.named else value
+        value = [["a", 0, value]] if numbers.named else value
         if numbers.count is not None and not isinstance(value, list):
             value = [value] * (numbers.count or 1)
         with pytest.raises(ValueError, match=rf"^config\.{section or 'section'}: {key}=.*; give"):

@@ -261,6 +261,8 @@ def test_a_bug_inside_a_model_is_not_a_wrong_config(monkeypatch, bug):
         ),
         ("evals.held_out.data", 1, "config.evals.held_out: data=1; give a section of keys"),
         ("evals.held_out", 1, "config.evals.held_out needs the key 'evaluator'"),
+        ("optim.rules", (("[", 1.0, 1.0),), "config.optim: '[' is no regex: unterminated"),
+        ("optim.rules", ((".*", 1.0),), "config.optim: rules=(('.*', 1.0),); give a list of rows"),
         ("optim", 3, "config: optim=3; give a section of keys"),
     ],
 )
