@@ -49,7 +49,8 @@ class BrokenRecords:
 
         Returns:
           Metrics, none with `on_broken` "stop": the examples that were replaced since the last
-          call, over all processes. A sentence if there are any, else "".
+          call, over all processes. A sentence if there are any not yet named (told to process 0,
+          the one that prints), else "".
 
         Raises:
           BrokenRecordError: more than `max_broken_share` of the examples were replaced.
@@ -65,7 +66,7 @@ class BrokenRecords:
         self._examples += sum(self._loader.plan(i)[1] for i in range(self._next_step, step + 1))
         self._next_step = step + 1
         self._broken += len(found)
-        self._write(found)
+        new = self._write(found)
         share = self._loader.max_broken_share
         if self._broken > share * max(self._examples, _MIN_EXAMPLES):
             raise BrokenRecordError(
@@ -73,19 +74,21 @@ class BrokenRecords:
                 f"config.loader.max_broken_share={share:g} allows; they are named in {self._path}. "
                 f"The last: {found[-1]['reason']}"
             )
-        if not found:
-            return {"broken_records": 0}, ""
-        text = (
-            f"step {step}: others stand in for {len(found):,} broken records, named in "
-            f"{self._path}. The first: {found[0]['reason']}"
-        )
+        text = ""
+        if new:
+            text = (
+                f"step {step}: others stand in for {len(new):,} more broken records, named in "
+                f"{self._path}. The first: {new[0]}"
+            )
         return {"broken_records": len(found)}, text
 
-    def _write(self, found: list[dict]) -> None:
-        if jax.process_index() != 0:
-            return
+    def _write(self, found: list[dict]) -> list[str]:
+        """Appends what the file does not have yet; returns the reasons."""
+        new = []
         for one in found:
-            if one["reason"] not in self._known:
+            if one["reason"] not in self._known and jax.process_index() == 0:
                 self._known.add(one["reason"])
+                new.append(one["reason"])
                 with self._path.open("a") as file:
                     file.write(json.dumps(one) + "\n")
+        return new

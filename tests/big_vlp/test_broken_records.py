@@ -39,7 +39,7 @@ def test_counts_are_those_of_the_steps_that_were_made(tmp_path):
     records, made = BrokenRecords(tmp_path, loader(), 0), batches(3, 10, 51)
     metrics, text = records.report(0, made)
     assert metrics == {"broken_records": 2}
-    assert "2 broken records" in text and "Record 'r3': cut" in text and FILE in text
+    assert "2 more broken records" in text and "Record 'r3': cut" in text and FILE in text
     # Batches are fetched ahead: that of step 1 is not yet trained on.
     assert [one.position for one in made.replaced] == [51]
     assert records.report(1, made)[0] == {"broken_records": 1}
@@ -52,7 +52,9 @@ def test_each_record_is_named_once_also_after_a_kill(tmp_path):
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 1, "posi')
     again = BrokenRecords(tmp_path, loader(), 0)
-    assert again.report(0, batches(3, 4))[0] == {"broken_records": 2}
+    metrics, text = again.report(0, batches(3, 4))
+    assert metrics == {"broken_records": 2} and "1 more broken records" in text
+    assert again.report(0, batches(3, 4)) == ({"broken_records": 2}, "")
     assert [one["position"] for one in lines(tmp_path)] == [3, 10, 4]
 
 
