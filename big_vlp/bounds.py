@@ -16,7 +16,7 @@ from input_pipeline.ranges import SEED, Range, is_finite, real, whole
 _COUNT = whole(1)
 _PROBABILITY = real(0, 1)
 _SHARE = real(above=0, high=1)
-_RANGE_OF_SHARES = real(above=0, high=1, count=2, single=True)
+_RANGE_OF_SHARES = real(above=0, high=1, count=2, single=True, none="to squash whole images")
 _INT32 = 2**31 - 1
 
 BOUNDS: dict[str, Range] = {

@@ -66,7 +66,7 @@ class BrokenRecords:
         self._examples += sum(self._loader.plan(i)[1] for i in range(self._next_step, step + 1))
         self._next_step = step + 1
         self._broken += len(found)
-        self._write(found)
+        new = self._write(found)
         share = self._loader.max_broken_share
         if self._broken > share * max(self._examples, _MIN_EXAMPLES):
             error = BrokenRecordError(
@@ -76,18 +76,20 @@ class BrokenRecords:
             )
             error.agreed = True  # all processes know the same
             raise error
-        if found:
+        if new:
             self._say(
-                f"step {step}: others stand in for {len(found):,} broken records, named in "
-                f"{self._path}. The first: {found[0]['reason']}"
+                f"step {step}: others stand in for {len(new):,} more broken records, named in "
+                f"{self._path}. The first: {new[0]}"
             )
         return {"broken_records": len(found)}
 
-    def _write(self, found: list[dict]) -> None:
-        if jax.process_index() != 0:
-            return
+    def _write(self, found: list[dict]) -> list[str]:
+        """Appends what the file does not have yet; returns the reasons."""
+        new = []
         for one in found:
-            if one["reason"] not in self._known:
+            if one["reason"] not in self._known and jax.process_index() == 0:
                 self._known.add(one["reason"])
+                new.append(one["reason"])
                 with self._path.open("a") as file:
                     file.write(json.dumps(one) + "\n")
+        return new

@@ -104,8 +104,7 @@ class SegmentationViews:
             return images.decode(record["image"])
         except ValueError as error:
             raise ValueError(
-                f"Record {record['id']!r}: {error}. Training does not skip records: leave it out "
-                "of the data."
+                f"Record {record['id']!r}: {error}: leave it out of the data."
             ) from error
 
     def _mask_of(self, record: dict, image: np.ndarray) -> np.ndarray:

@@ -197,8 +197,8 @@ def crops_of(
         return images.random_crops(record["image"], views, flip_prob, rng)
     except ValueError as error:
         raise ValueError(
-            f"Record {record['id']!r}: {error}. Training does not skip records: drop broken images "
-            "by preparing the data with `python -m input_pipeline.prepare`."
+            f"Record {record['id']!r}: {error}. Drop broken images by preparing the data "
+            "with `python -m input_pipeline.prepare`."
         ) from error
 
 

@@ -45,7 +45,7 @@ def test_counts_are_those_of_the_steps_that_were_made(tmp_path):
     records, made = records_of(tmp_path, said=said), batches(3, 10, 51)
     assert records.report(0, made) == {"broken_records": 2}
     (text,) = said
-    assert "2 broken records" in text and "Record 'r3': cut" in text and FILE in text
+    assert "2 more broken records" in text and "Record 'r3': cut" in text and FILE in text
     # Batches are fetched ahead: that of step 1 is not yet trained on.
     assert [one.position for one in made.replaced] == [51]
     assert records.report(1, made) == {"broken_records": 1}
@@ -57,8 +57,12 @@ def test_each_record_is_named_once_also_after_a_kill(tmp_path):
     records_of(tmp_path).report(0, batches(3, 10))
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 1, "posi')
-    again = records_of(tmp_path)
+    said = []
+    again = records_of(tmp_path, said=said)
     assert again.report(0, batches(3, 4)) == {"broken_records": 2}
+    assert again.report(0, batches(3, 4)) == {"broken_records": 2}
+    (text,) = said
+    assert "1 more broken records" in text
     assert [one["position"] for one in lines(tmp_path)] == [3, 10, 4]
 
 
