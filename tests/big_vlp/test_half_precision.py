@@ -27,6 +27,7 @@ CLOCK = ("examples_per_s", "input_wait")
 def config_of(method, dtype):
     config = get_config(f"method={method},dtype={dtype}")
     config.total_steps, config.checkpoint.every_steps = 4, 2
+    config.plan = dict(name="constant")  # one program
     return config
 
 
