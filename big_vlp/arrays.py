@@ -139,9 +139,12 @@ def reading():
     _drop_late_reports()
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # of this machine, not of the files
     except Exception as error:
+        if _lacks_resources(error):
+            raise CheckpointError(
+                f"Reading a checkpoint failed for want of memory or files on this machine, nothing "
+                f"is wrong with it ({reason(error)})."
+            ) from error
         raise UnreadableArraysError(reason(error)) from error
 
 
@@ -204,6 +207,17 @@ def _is_full(error: BaseException) -> bool:
     """Whether writing failed because a disk, or a quota, is full."""
     texts = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
     return any(text in str(cause) for cause in _causes(error) for text in texts)
+
+
+def _lacks_resources(error: BaseException) -> bool:
+    """Whether reading failed for the machine's limits, and not for the files."""
+    numbers = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return any(
+        isinstance(cause, MemoryError | jax.errors.JaxRuntimeError)
+        or getattr(cause, "errno", None) in numbers
+        or "RESOURCE_EXHAUSTED" in str(cause)
+        for cause in _causes(error)
+    )
 
 
 def _is_of_files(error: BaseException) -> bool:

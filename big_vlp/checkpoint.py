@@ -223,7 +223,7 @@ class Checkpoints:
             )
         for damaged, what in refused.items():
             self._set_aside(damaged)
-            say(f"{what}: set aside as {damaged}{DAMAGED_SUFFIX}. The run goes on from {step}.")
+            say(f"{what}: set aside as {damaged}{DAMAGED_SUFFIX}, the run goes on from {step}.")
         return step, {**state, "frozen": frozen}
 
     def _set_aside(self, step: int) -> None:

@@ -1,5 +1,6 @@
 """Damaged checkpoints are named, with what to delete and where the run goes on, or set aside."""
 
+import errno
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from big_vlp import arrays
@@ -252,6 +254,24 @@ def test_a_dtype_that_changes_is_said(run):
     assert said == [f"{run / 'frozen'}: what is stored in float32 is read as bfloat16 (arrays: 2)."]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        ValueError("RESOURCE_EXHAUSTED: Error opening file: Too many open files"),
+    ],
+)
+def test_a_machine_at_its_limits_is_no_damage(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise Exception("Encountered error while reading array index: ...") from error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+    with pytest.raises(CheckpointError, match="nothing is wrong with it"):
+        Checkpoints(run, on_damage="previous").restore_latest(STATE, print)
+    assert Checkpoints(run).all_steps() == [5, 10]
+
+
 def test_sums_do_not_depend_on_the_mesh_and_see_every_dtype():
     """The sum of bits, by hand."""
     values = {
@@ -325,7 +345,7 @@ def test_what_one_process_cannot_read_none_takes(tmp_path):
     program = Path(__file__).with_name("reading_together.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(program), str(tmp_path / "run")],
+            [sys.executable, str(program), str(tmp_path / "run [1]")],
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
