@@ -213,6 +213,22 @@ def test_a_run_goes_on_after_a_refused_update(changes, tmp_path, monkeypatch, ca
     assert read_log(tmp_path)[-1]["values"]["bad_steps"] == 1
 
 
+def test_a_signal_does_not_hide_a_refused_update(tmp_path, monkeypatch):
+    poison(monkeypatch, {1})
+    ended = Loader.batch
+
+    def batch(self, step, first=None):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ended(self, step, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", batch)
+        with pytest.raises(NonFiniteError, match="of step 1"):
+            train(config(log_every_steps=100, evals={}), tmp_path)
+    train(config(log_every_steps=100, evals={}), tmp_path)
+
+
 def test_refused_updates_end_the_run_at_the_limit(tmp_path, monkeypatch):
     poison(monkeypatch, {1, 4, 5, 6, 7})
     skipping = dict(on_nonfinite="skip", max_bad_steps=3, evals={})
