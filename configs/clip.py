@@ -51,6 +51,7 @@ def get_config(arg=None):
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     config.evals = dict(
         coco=dict(
             evaluator="retrieval",

@@ -200,6 +200,7 @@ def get_config(arg=None):
     config.checkpoint = dict(every_steps=500, keep_latest=2, keep_every_steps=10_000)
     config.log_every_steps = 20
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     weights = "averaged" if config.method.ema_decay else "model"
     config.evals = {
         name: dict(evaluator, weights=weights, every_steps=2000, batch_size=256)
