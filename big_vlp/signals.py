@@ -72,22 +72,20 @@ def heard():
 
 
 def only_note() -> None:
-    """From here on signals are for the caller to look at, see `received`; raises an earlier one."""
+    """From here on signals are for the caller to look at, see `received`."""
     global _raising
     _raising = False
-    if _received:
-        raise Stop(_received)
 
 
 @contextlib.contextmanager
 def interrupting():
-    """After `only_note`: within it signals raise Stop again, as where a run waits for input."""
+    """Within it signals raise Stop, also after `only_note`: as where a run waits for input."""
     global _raising
-    _raising = True
+    before, _raising = _raising, True
     try:
         yield
     finally:
-        _raising = False
+        _raising = before
 
 
 def _handle(number, frame):

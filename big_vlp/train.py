@@ -177,7 +177,6 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 table = telemetry.metric_table(values)
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
-    signals.only_note()
     steps_done, clock = first_step, telemetry.Clock()
     try:
         with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
@@ -194,6 +193,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 batch = sharding.global_batch(batch, mesh, global_batch)
                 state, metrics = train_step(state, batch, i, run_key)
                 steps_done = i + 1
+                signals.only_note()  # before, there was nothing to lose: they end it at once
                 bad_steps.note(i, metrics["bad_steps"])
                 clock.examples += global_batch
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
@@ -205,16 +205,24 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     live.update(i + 1, metrics["loss"], **rates)
                     bad_steps.look()
                     checkpoints.check()
+            signals.only_note()
             save(total_steps)
             checkpoints.wait()  # an end during the last evaluation loses nothing
             evaluate(total_steps)
-    except BaseException as end:
+    except BaseException as error:
+        end = error
         if processes.is_agreed(end):
+            try:
+                bad_steps.look()  # those in what is saved here are old ones to the next run
+            except NonFiniteError as found:
+                end = found if isinstance(end, signals.Stop) else end
             telling.why(end)
             save(steps_done)
             checkpoints.wait()
             said = f"{end.name}: step" if isinstance(end, signals.Stop) else "Step"
             live.message(f"{said} {steps_done} is saved; the same command goes on from there.")
+        if end is not error:
+            raise end from None
         raise
     try:
         curves = telemetry.plot_curves(workdir)

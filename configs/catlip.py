@@ -85,6 +85,7 @@ def get_config(arg=None):
     )
     config.log_every_steps = 100
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     config.evals = dict()
     if options.runlocal:
         config = shared.run_local(config)

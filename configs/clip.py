@@ -57,6 +57,7 @@ def get_config(arg=None):
     )
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     config.evals = dict(
         coco=dict(
             evaluator="retrieval",

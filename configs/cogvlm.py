@@ -205,6 +205,7 @@ def get_config(arg=None):
     )
     config.log_every_steps = 20
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     weights = "averaged" if config.method.ema_decay else "model"
     config.evals = {
         name: dict(evaluator, weights=weights, every_steps=2000, batch_size=256)

@@ -66,6 +66,7 @@ def get_config(arg=None):
     )
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     coco = dict(
         evaluator="retrieval",
         every_steps=2500,

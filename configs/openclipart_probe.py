@@ -55,6 +55,7 @@ def get_config(arg=None):
     config.checkpoint = dict(every_steps=600, keep_latest=1, on_damage="stop")
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
+    config.max_bad_steps = 20
     config.evals = dict(
         val=dict(
             evaluator="classification",

@@ -1,6 +1,7 @@
 """How a run ends, and what may not happen to what is there: in-process, on the tiny CLIP."""
 
 import collections
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from big_vlp import step, telemetry
 from big_vlp.bad_steps import NonFiniteError
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.evaluate import evaluate
-from big_vlp.experiment import ConfigError
+from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.lease import Lease, LeaseError
 from big_vlp.telemetry import LogError, MetricLog, read_log
 from big_vlp.train import train
@@ -43,6 +44,44 @@ def tree(directory):
 
 def logged(workdir):
     return [(line["split"], line["step"]) for line in read_log(workdir)]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def programs_are_shared(finished, made, monkeypatch):
+    """Runs of equal sections share method, optimizer and jitted functions: most time is tracing."""
+
+    def shared(owner, name, key):
+        make = getattr(owner, name)
+
+        def get(*args):
+            parts = (name, *key(*args))
+            if parts not in made:
+                made[parts] = make(*args), args  # holding args keeps their ids
+            return made[parts][0]
+
+        monkeypatch.setattr(owner, name, get)
+
+    def sections(*names):
+        def key(experiment, *parts):
+            return (*(json.dumps(experiment.as_json()[n]) for n in names), *map(id, parts))
+
+        return key
+
+    def ids(*parts):
+        return tuple(map(id, parts[:2]))
+
+    shared(Experiment, "make_mesh", sections("mesh"))
+    shared(Experiment, "make_method", sections("method", "preprocess", "views"))
+    shared(Experiment, "make_optimizer", sections("optim", "total_steps"))
+    shared(Experiment, "abstract_state", sections("global_batch"))
+    shared(Experiment, "make_evaluators", sections("evals"))
+    shared(step, "make_init", ids)
+    shared(step, "compiled_step", ids)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +250,22 @@ def test_a_run_goes_on_after_a_refused_update(changes, tmp_path, monkeypatch, ca
     train(config(**rarely | changes), tmp_path)
     assert logged(tmp_path) == [("train", 0), ("train", 7)]
     assert read_log(tmp_path)[-1]["values"]["bad_steps"] == 1
+
+
+def test_a_signal_does_not_hide_a_refused_update(tmp_path, monkeypatch):
+    poison(monkeypatch, {1})
+    ended = Loader.batch
+
+    def batch(self, step, first=None):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ended(self, step, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", batch)
+        with pytest.raises(NonFiniteError, match="of step 1"):
+            train(config(log_every_steps=100, evals={}), tmp_path)
+    train(config(log_every_steps=100, evals={}), tmp_path)
 
 
 def test_refused_updates_end_the_run_at_the_limit(tmp_path, monkeypatch):
