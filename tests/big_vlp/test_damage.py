@@ -24,6 +24,9 @@ from big_vlp.checkpoint import (
     save_frozen,
 )
 from big_vlp.model_dir import Labels, open_model
+from big_vlp.telemetry import read_log
+from big_vlp.train import train
+from tests.big_vlp.test_train import tiny_config
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -335,6 +338,28 @@ def test_nothing_else_is_printed(tmp_path):
     assert run.stdout.count("is damaged") == 10, run.stderr
     assert "Traceback" not in run.stderr
     assert "never" not in run.stderr
+
+
+def test_a_run_goes_on_from_the_one_before(tmp_path, capsys):
+    """And comes to the same state as before the damage."""
+    changes = dict(total_steps=4, checkpoint__every_steps=2, evals={})
+    config = tiny_config("method=clip", **changes)
+    train(config, tmp_path)
+    whole = tmp_path / "checkpoints" / "4"
+    shutil.copytree(whole, tmp_path / "before")
+    cut(largest_file(whole / "opt"))
+    with pytest.raises(CheckpointError, match="delete it, the run goes on from 2"):
+        train(config, tmp_path)
+    config.checkpoint.on_damage = "previous"
+    train(config, tmp_path)
+    assert "set aside as 4.damaged, the run goes on from 2." in capsys.readouterr().err
+    assert Checkpoints(tmp_path, read_only=True).all_steps() == [2, 4]
+    assert [line["step"] for line in read_log(tmp_path)] == [0, 1, 2, 3]
+    for item in ("model", "opt"):
+        sums = [
+            arrays.metadata(path / item).custom_metadata for path in (tmp_path / "before", whole)
+        ]
+        assert sums[0] == sums[1]
 
 
 def test_what_one_process_cannot_read_none_takes(tmp_path):
