@@ -155,7 +155,7 @@ def build(config):
     def image_tower():
         try:
             from timm.models.vision_transformer import VisionTransformer
-        except ImportError:
+        except (ImportError, RuntimeError):  # not there, or its torchvision is of another torch
             return ImageTower(), "own"
         tower = VisionTransformer(
             img_size=size,
