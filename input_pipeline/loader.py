@@ -59,10 +59,17 @@ class Loader:
         rows = range(size) if self.rows is None else self.rows[size]
         return [first + row for row in rows]
 
-    def batch(self, step: int, first: int | None = None) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, or the first so many of them, stacked."""
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, stacked."""
+        return self._stacked(step, self.positions(step))
+
+    def first_rows(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """The first rows of `batch`; the others are not read."""
+        return self._stacked(step, self.positions(step)[:count])
+
+    def _stacked(self, step: int, positions: Sequence[int]) -> dict[str, np.ndarray]:
         order, views = self._order(), self.views[self.plan(step)[0]]
-        examples = [self._example(order[p], p, views) for p in self.positions(step)[:first]]
+        examples = [self._example(order[p], p, views) for p in positions]
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def ids(self, step: int) -> list[str]:

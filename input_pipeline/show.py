@@ -104,7 +104,7 @@ def main(_) -> None:
     step = flags.FLAGS.step
     _, key = jax.random.split(jax.random.key(experiment.seed))
     image_size, batch_size, _ = loader.plan(step)
-    rows = loader.batch(step, MAX_EXAMPLES)
+    rows = loader.first_rows(step, MAX_EXAMPLES)
     write_contact_sheet(output, method, loader.views[image_size], rows, key, step, batch_size)
     print(f"Wrote {output}: batch {step} of {flags.FLAGS['config'].config_filename}.")
 
