@@ -254,15 +254,15 @@ def test_a_run_goes_on_after_a_refused_update(changes, tmp_path, monkeypatch, ca
 
 def test_a_signal_does_not_hide_a_refused_update(tmp_path, monkeypatch):
     poison(monkeypatch, {1})
-    ended = Loader.batch
+    is_due = Checkpoints.is_due
 
-    def batch(self, step):
+    def is_due_and_told(self, step):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return ended(self, step)
+        return is_due(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loader, "batch", batch)
+        patch.setattr(Checkpoints, "is_due", is_due_and_told)
         with pytest.raises(NonFiniteError, match="of step 1"):
             train(config(log_every_steps=100, evals={}), tmp_path)
     train(config(log_every_steps=100, evals={}), tmp_path)
@@ -365,9 +365,9 @@ def test_home_is_where_it_says(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     shortest = dict(total_steps=4, evals={}, log_every_steps=4)
-    train(config(**shortest), "~/run ü #1 %20 [a]*\n")
+    train(config(**shortest), "~/a run")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
-    workdir = tmp_path / "home" / "run ü #1 %20 [a]*\n"
+    workdir = tmp_path / "home" / "a run"
     for name in (
         "metrics.jsonl",
         "curves.png",
