@@ -117,6 +117,9 @@ BOUNDS: dict[str, Range] = {
     # The optimizer. Without a learning rate nothing is learnt; rules freeze what shall not be.
     "learning_rate": real(above=0),
     "final_learning_rate": real(0),
+    "initial_learning_rate": real(0, none="for a first step's share of the warm-up"),
+    "epoch_steps": whole(1, none="to move every step"),
+    "hold_steps": whole(0),
     "warmup_steps": whole(0),
     "weight_decay": real(0),
     "beta1": real(0, below=1),

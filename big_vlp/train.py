@@ -148,7 +148,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:
         image_size, batch_size, _ = loader.plan(0)
-        rows = loader.batch(0, MAX_EXAMPLES)
+        rows = loader.first_rows(0, MAX_EXAMPLES)
         views = loader.views[image_size]
         write_contact_sheet(contact_sheet, method, views, rows, run_key, batch_size=batch_size)
     bad_steps = BadSteps(

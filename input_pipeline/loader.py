@@ -85,13 +85,17 @@ class Loader:
         rows = range(size) if self.rows is None else self.rows[size]
         return [first + row for row in rows]
 
-    def batch(self, step: int, first: int | None = None) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, or the first so many of them, stacked.
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, stacked.
 
         Raises:
           BrokenRecordError: a record cannot be used, and none may or can stand in for it.
         """
-        return self._batch(step, first)[0]
+        return self._batch(step, self.positions(step))[0]
+
+    def first_rows(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """The first rows of `batch`; the others are not read."""
+        return self._batch(step, self.positions(step)[:count])[0]
 
     def ids(self, step: int) -> list[str]:
         """Ids of the records in a step's whole global batch, for reports about bad batches."""
@@ -120,11 +124,11 @@ class Loader:
         return Batches(iter(batches))
 
     def _batch(
-        self, step: int, first: int | None = None
+        self, step: int, positions: Sequence[int]
     ) -> tuple[dict[str, np.ndarray], list[Replaced]]:
         order, views = self._order(), self.views[self.plan(step)[0]]
         examples, replaced = [], []
-        for position in self.positions(step)[:first]:
+        for position in positions:
             example, _, reason = self._example(order, position, views)
             examples.append(example)
             if reason:
@@ -135,7 +139,9 @@ class Loader:
     def _batch_or_error(self, step: int):
         # An error that is raised in a worker comes with the tracebacks of two processes.
         try:
-            return (self.batch(step), []) if self.on_broken == "stop" else self._batch(step)
+            if self.on_broken == "stop":
+                return self.batch(step), []
+            return self._batch(step, self.positions(step))
         except BrokenRecordError as error:
             return {}, [str(error)]
 

@@ -104,7 +104,7 @@ def main(_) -> None:
                 f"--step={step}: the run ends with step {experiment.total_steps - 1}."
             )
         loader, method = experiment.make_loader(), experiment.make_method()
-        rows = loader.batch(step, MAX_EXAMPLES)
+        rows = loader.first_rows(step, MAX_EXAMPLES)
     except (PathError, ConfigError, BrokenRecordError) as error:
         command.stop(error)
     _, key = jax.random.split(jax.random.key(experiment.seed))

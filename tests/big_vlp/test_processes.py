@@ -152,10 +152,10 @@ from tests.big_vlp.test_train import tiny_config
 flags.FLAGS.mark_as_parsed()
 load, write = Loader.batch, telemetry.MetricLog.write
 
-def batch(self, step, first=None):
+def batch(self, step):
     if step == 5 and os.environ["JAX_PROCESS_ID"] == "1":
         raise ValueError("Record 'x7' is broken.")
-    return load(self, step, first)
+    return load(self, step)
 
 def full_disk(self, step, *rest):
     if step == 5 and os.environ["JAX_PROCESS_ID"] == "0":
