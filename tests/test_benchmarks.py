@@ -197,7 +197,7 @@ def test_peaks_of_devices():
 def test_flops_are_linear_in_layers(tmp_path):
     counted = flops.count("CatLIP B/16", True, str(tmp_path))
     expected = flops.flops("CatLIP B/16", True, str(tmp_path), {"image": 4})
-    assert flops.total(counted, {"image": 4}) == pytest.approx(expected, rel=1e-6)
+    assert flops.total(counted, {"image": 4}) == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_recipe_with_a_laptop_version_is_run():
