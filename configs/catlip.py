@@ -80,12 +80,9 @@ def get_config(arg=None):
     )
 
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(
-        every_steps=5000, keep_latest=2, keep_every_steps=50_000, on_damage="stop"
-    )
+    config.checkpoint = dict(every_steps=5000, keep_latest=2, keep_every_steps=50_000)
     config.log_every_steps = 100
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     config.evals = dict()
     if options.runlocal:
         config = shared.run_local(config)

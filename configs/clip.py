@@ -52,12 +52,9 @@ def get_config(arg=None):
 
     config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(
-        every_steps=1000, keep_latest=2, keep_every_steps=20_000, on_damage="stop"
-    )
+    config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     config.evals = dict(
         coco=dict(
             evaluator="retrieval",

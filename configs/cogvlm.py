@@ -200,12 +200,9 @@ def get_config(arg=None):
 
     # Rows split over all devices, and so is every large parameter.
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
-    config.checkpoint = dict(
-        every_steps=500, keep_latest=2, keep_every_steps=10_000, on_damage="stop"
-    )
+    config.checkpoint = dict(every_steps=500, keep_latest=2, keep_every_steps=10_000)
     config.log_every_steps = 20
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     weights = "averaged" if config.method.ema_decay else "model"
     config.evals = {
         name: dict(evaluator, weights=weights, every_steps=2000, batch_size=256)

@@ -64,10 +64,9 @@ def get_config(arg=None):
     )
 
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(every_steps=200, keep_latest=2, on_damage="stop")
+    config.checkpoint = dict(every_steps=200, keep_latest=2)
     config.log_every_steps = 10
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     held_out = dict(
         data=dict(name="scenes", split="val", size=200, image_size=64),
         weights="model",

@@ -52,10 +52,9 @@ def get_config(arg=None):
     )
 
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(every_steps=600, keep_latest=1, on_damage="stop")
+    config.checkpoint = dict(every_steps=600, keep_latest=1)
     config.log_every_steps = 50
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     config.evals = dict(
         val=dict(
             evaluator="classification",

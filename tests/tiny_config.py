@@ -46,10 +46,9 @@ def get_config(arg=None):
     config.optim = dict(learning_rate=1e-3, warmup_steps=4, weight_decay=0.1)
     config.plan = dict(name="constant")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.checkpoint = dict(every_steps=5, keep_latest=2, on_damage="stop")
+    config.checkpoint = dict(every_steps=5, keep_latest=2)
     config.log_every_steps = 1
     config.on_nonfinite = "stop"
-    config.max_bad_steps = 20
     config.evals = dict(
         retrieval=dict(
             evaluator="retrieval",
