@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import multiprocessing
-import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Table
 
 import tests.benchmarks
 from big_vlp.config import parse_options
-from tests.benchmarks.common import CannotRunError, environment, load, measure
+from tests.benchmarks.common import CannotRunError, environment, load, measure, on_the_cpu
 
 HELPERS = ("__main__", "common")
 
@@ -77,11 +76,6 @@ def in_new_process(name: str, options: dict) -> list[dict]:
         1, mp_context=spawn, initializer=on_the_cpu
     ) as process:
         return process.submit(measure, name, options).result()
-
-
-def on_the_cpu() -> None:
-    """For jax, which is imported later."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def save(file: Path | None, results: dict) -> None:

@@ -41,6 +41,11 @@ def load(name: str):
     return module, {option.name: option.default for option in options}
 
 
+def on_the_cpu() -> None:
+    """Keeps this process from accelerators; before jax is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def measure(name: str, options: dict) -> list[dict]:
     """Rows of a benchmark, in this process."""
     return load(name)[0].measure(**options)
