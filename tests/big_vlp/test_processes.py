@@ -2,86 +2,19 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.experiment import Experiment
-from big_vlp.telemetry import read_log
 from big_vlp.train import TERMINATED
+from tests.big_vlp.clusters import CONFIG, TIMEOUT, Cluster, assert_same, metrics
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "tiny_config.py"
 METHODS = ["clip", pytest.param("cosmos", marks=pytest.mark.slow)]
-TIMEOUT = 300
-TIMING = ("examples_per_s", "input_wait")
-
-
-class Cluster:
-    """`count` processes of one program on this machine, with one device each."""
-
-    def __init__(self, count, program, method, workdir, source=None):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", f"big_vlp.{program}"]
-        command += [f"--config={CONFIG}:method={method}", f"--workdir={workdir}"]
-        if source is not None:
-            command = [sys.executable, "-c", source, str(workdir)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-        def joined(index):
-            if count == 1:
-                return {}
-            names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-            return dict(zip(names, (f"localhost:{port}", str(count), str(index))))
-
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env={**environment, **joined(index)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for index in range(count)
-        ]
-
-    def finish(self, returncode=0):
-        outputs = []
-        try:
-            for process in self.processes:
-                outputs.append(process.communicate(timeout=TIMEOUT)[0])
-        finally:
-            for process in self.processes:
-                process.kill()
-        assert {p.returncode for p in self.processes} == {returncode}, "\n".join(outputs)
-        return outputs
-
-
-def metrics(workdir):
-    return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
-        for x in read_log(workdir)
-    ]
-
-
-def assert_same(found, expected):
-    assert [x[:2] for x in found] == [x[:2] for x in expected]
-    for (step, split, ours), (_, _, reference) in zip(found, expected):
-        assert ours.keys() == reference.keys()
-        for name, value in reference.items():
-            where = f"step {step}, {split}, {name}"
-            np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6, err_msg=where)
 
 
 @pytest.fixture(scope="session", params=METHODS)
