@@ -19,6 +19,7 @@ from rich.table import Table
 from big_vlp.checkpoint import CheckpointError
 from big_vlp.model_dir import open_model
 from input_pipeline.images import decode, eval_image
+from input_pipeline.paths import path_argument
 
 
 def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> list[list[tuple]]:
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--image", required=True, nargs="+", type=Path, metavar="FILE")
     command.add_argument("--top", type=int, default=10, metavar="K")
     command.add_argument("--weights", choices=("model", "averaged"), help="default: the average")
-    command.add_argument("--output", type=Path, default=Path("words.png"), metavar="PNG")
+    command.add_argument("--output", type=path_argument, default=Path("words.png"), metavar="PNG")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:

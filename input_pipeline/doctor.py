@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from input_pipeline import files, records, unicode, webdataset
+from input_pipeline.paths import path_argument
 from input_pipeline.sources import make_source
 from input_pipeline.survey import CONTEXT_LENGTH, Sample, Survey, examine, number, write_histograms
 from input_pipeline.tar_reader import INDEX_FILE, TarReader
@@ -65,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="PATH",
         help="prepared directory, tar index directory, or 'DIR/*.tar' in quotes",
     )
-    parser.add_argument("--output", default="report.png", metavar="PNG", help="the histograms")
+    parser.add_argument(
+        "--output", type=path_argument, default="report.png", metavar="PNG", help="the histograms"
+    )
     parser.add_argument(
         "--sample",
         type=int,

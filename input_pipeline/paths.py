@@ -1,5 +1,6 @@
 """Which strings are paths of this machine."""
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -35,3 +36,12 @@ def local_path(given: str | os.PathLike) -> Path:
             "(gcsfuse, s3fs) and give the mounted path."
         )
     return Path(os.path.expanduser(text)).absolute()
+
+
+def path_argument(text: str) -> Path:
+    """Reads a path on a command line, as argparse wants it; a relative one stays so."""
+    try:
+        local_path(text)
+    except PathError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(os.path.expanduser(text))

@@ -29,6 +29,7 @@ from input_pipeline import (
 from input_pipeline.filters import Rules, Tally
 from input_pipeline.label_mining import MODES
 from input_pipeline.labelling import Labeller, LabelRule
+from input_pipeline.paths import path_argument
 from input_pipeline.sources import make_source
 from input_pipeline.vocabulary import Vocabulary
 
@@ -108,7 +109,7 @@ def _add_tars(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", required=True, type=Path, metavar="DIR")
+    command.add_argument("--output", required=True, type=path_argument, metavar="DIR")
     command.add_argument(
         "--workers",
         type=_positive,

@@ -14,12 +14,12 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
 from input_pipeline import cogvlm_views, conversations, templates
+from input_pipeline.paths import path_argument
 from input_pipeline.sources import make_source
 from input_pipeline.vocabulary_count import parse_input
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         help="prepared shards, or any data source with its arguments",
     )
     parser.add_argument("--vocab-size", required=True, type=int, metavar="N")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.model")
+    parser.add_argument("--output", required=True, type=path_argument, metavar="FILE.model")
     parser.add_argument(
         "--records",
         type=int,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline import synsets
+from input_pipeline.paths import path_argument
 
 _COLUMNS = "# key\tcount\tname"
 _MODE, _FIELDS = "# mode: ", "# caption fields: "
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR|NAME:KEY=VALUE,...",
         help="prepared shards, or any data source with its arguments; may be repeated",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.tsv")
+    parser.add_argument("--output", required=True, type=path_argument, metavar="FILE.tsv")
     parser.add_argument(
         "--threshold",
         type=_from(0),

@@ -24,6 +24,7 @@ from big_vlp.checkpoint import CheckpointError
 from big_vlp.convert import catlip, catlip_dense, cogvlm_command, cosmos
 from big_vlp.convert.common import ConversionError
 from big_vlp.model_dir import WEIGHTS, Labels, open_model, save_model
+from input_pipeline.paths import path_argument
 from input_pipeline.ranges import whole
 from input_pipeline.vocabulary import Vocabulary
 
@@ -182,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m big_vlp.convert", description=__doc__)
     parser.add_argument("direction", choices=tuple(DIRECTIONS))
     parser.add_argument("system", choices=tuple(IMPORTS))
-    parser.add_argument("source", type=Path, metavar="FROM")
-    parser.add_argument("target", type=Path, metavar="TO")
+    parser.add_argument("source", type=path_argument, metavar="FROM")
+    parser.add_argument("target", type=path_argument, metavar="TO")
     group = parser.add_argument_group("import catlip")
     group.add_argument(
         "--task",
