@@ -31,6 +31,7 @@ from big_vlp.checkpoint import CheckpointError, save_frozen
 from big_vlp.experiment import ConfigError, Experiment, config_changes
 from big_vlp.lease import LeaseError, held_lease
 from big_vlp.model_dir import Labels
+from input_pipeline.loader import free_shared_memory
 from input_pipeline.paths import PathError, local_path
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.show import MAX_EXAMPLES, write_contact_sheet
@@ -219,8 +220,9 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             telling.why(end)
             save(steps_done)
             checkpoints.wait()
-            said = f"{end.name}: step" if isinstance(end, signals.Stop) else "Step"
-            live.message(f"{said} {steps_done} is saved; the same command goes on from there.")
+            if isinstance(end, signals.Stop):  # after an error the last line is that
+                said = f"{end.name}: step {steps_done} is saved"
+                live.message(f"{said}; the same command goes on from there.")
         if end is not error:
             raise end from None
         raise
@@ -293,8 +295,8 @@ def main(_) -> None:
     except (Exception, signals.Stop) as error:
         status = processes.end(error, (sharding.ClusterError, *EXPECTED))
     else:
-        return
-    # Not from within: the error holds on to the loop, and with it to memory shared with workers.
+        status = 0
+    free_shared_memory()
     sys.exit(status)
 
 
