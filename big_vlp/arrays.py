@@ -223,9 +223,7 @@ def _lacks_resources(error: BaseException) -> bool:
 def _is_of_files(error: BaseException) -> bool:
     """Whether reading or writing failed for what the operating system said."""
     return any(
-        isinstance(cause, OSError)
-        or re.search("os_error_code|OS error|local file|already exists", str(cause))
-        for cause in _causes(error)
+        isinstance(cause, OSError) or re.search(OF_FILES, str(cause)) for cause in _causes(error)
     )
 
 

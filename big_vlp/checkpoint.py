@@ -5,7 +5,8 @@ parameters do not change and are written once, to WORKDIR/frozen. Writing happen
 background; a directory gets its final name only when it is complete.
 
 A checkpoint may be damaged later, by a disk, a copy that was cut short, or by hand. Whatever is
-read is compared with what was written, and the processes of a run agree on what can be read.
+read is compared with what was written (but for what `big_vlp.convert` exports, a tensor at a
+time), and the processes of a run agree on what can be read.
 """
 
 import contextlib
@@ -345,7 +346,7 @@ def save_frozen(workdir: str | Path, frozen: dict) -> None:
       CheckpointError: they cannot be written.
     """
     if frozen:
-        workdir = Path(workdir).absolute()
+        workdir = local_path(workdir)
         path = arrays.orbax_path(workdir) / "frozen"
         with (
             arrays.writing(workdir / "frozen", lambda: "The run has not begun"),
@@ -364,7 +365,7 @@ def restore_frozen(
     """
     if not frozen:
         return {}
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir)
 
     def read():
         with _reading_frozen(workdir) as path:

@@ -7,7 +7,6 @@ Results go to WORKDIR/evaluate/STEP.json; following goes on after the steps that
 
 import functools
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import jax
 import ml_collections
 from absl import flags, logging
 
-from big_vlp import command, sharding, telemetry
-from big_vlp.agreement import NO_STEP, of_first_process
+from big_vlp import command, processes, sharding, telemetry
+from big_vlp.agreement import NO_STEP, of_first_process, together
 from big_vlp.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from big_vlp.experiment import ConfigError, Experiment
+from input_pipeline import unicode
 from input_pipeline.paths import PathError, local_path
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.shards import write_json
@@ -26,7 +26,14 @@ from input_pipeline.shards import write_json
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
 FINISHED = NO_STEP - 1
-EXPECTED = (sharding.ClusterError, PathError, ConfigError, CheckpointError, BrokenRecordError)
+EXPECTED = (
+    sharding.ClusterError,
+    PathError,
+    ConfigError,
+    CheckpointError,
+    BrokenRecordError,
+    processes.ProcessError,
+)
 
 
 def evaluate(
@@ -48,6 +55,8 @@ def evaluate(
       ConfigError: the config cannot be built.
       CheckpointError: there is no such checkpoint, it is damaged, or it holds another model; when
         following, only of the run's last step. Or the result cannot be written.
+      BrokenRecordError: a record cannot be evaluated.
+      ProcessError: another process failed.
     """
     workdir = local_path(workdir)
     experiment = Experiment.from_config(config)
@@ -60,7 +69,8 @@ def evaluate(
     checkpoints = experiment.make_checkpoints(workdir, read_only=True)
     results = checkpoints.workdir / "evaluate"
     shapes = experiment.abstract_state(method, optimizer, mesh)
-    wanted = {name: shapes[name] for name in {e.weights for e in evaluators.values()}}
+    used = {e.weights for e in evaluators.values()}
+    wanted = {name: shapes[name] for name in sorted(used)}  # all processes in one order
 
     @functools.cache
     def frozen():
@@ -129,27 +139,32 @@ def _say(text: str) -> None:
 
 
 def _write(path: Path, step: int, values: dict) -> None:
-    """Numbers that are not finite look as in the metric log."""
-    if jax.process_index() != 0:
-        return
-    try:
-        path.parent.mkdir(exist_ok=True)
+    """Numbers that are not finite look as in the metric log; process 0 writes, all learn of it."""
+
+    def write():
+        if jax.process_index() != 0:
+            return
         encoded = {
             name: {metric: telemetry.to_json(float(value)) for metric, value in metrics.items()}
             for name, metrics in values.items()
         }
-        write_json(path, {"step": step, **encoded})
-    except OSError as error:
-        raise CheckpointError(f"The result cannot be written: {error}.") from error
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"step": step, **encoded})
+        except OSError as error:
+            raise CheckpointError(f"The result cannot be written: {error}.") from error
+
+    together(write)
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a directory's name may be no text
+    unicode.escape_output()  # a directory's name may be no text
     options = flags.FLAGS
     try:
         # Ends at once, as there is nothing to save. In a cluster jax takes SIGTERM for itself.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         sharding.connect_processes()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)

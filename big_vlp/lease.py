@@ -268,7 +268,11 @@ def _file(directory: Path, number: int) -> Path:
 
 
 def _numbers(directory: Path) -> list[int]:
-    return [int(name) for name in os.listdir(directory) if name.isdecimal()]
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:  # the last holder has just removed it
+        return []
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def _clock() -> float:

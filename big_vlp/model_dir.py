@@ -18,6 +18,7 @@ from big_vlp import arrays, sharding, step, trees
 from big_vlp.checkpoint import CheckpointError, Checkpoints, restore_frozen
 from big_vlp.methods import make_method
 from big_vlp.preprocess import Preprocess
+from input_pipeline import arguments
 from input_pipeline.paths import PathError, local_path
 from input_pipeline.shards import write_whole
 
@@ -95,7 +96,7 @@ class StoredModel:
           names: which methods the caller can use; none: all.
 
         Raises:
-          CheckpointError: it is another.
+          CheckpointError: it is another, or cannot be made.
         """
         given: dict[str, Any] = {"preprocess": self.preprocess}
         section = self.meta["config"]["method"]
@@ -106,7 +107,12 @@ class StoredModel:
             )
         if self.labels is not None and "num_classes" not in section:
             given["num_classes"] = len(self.labels.names)
-        return make_method(**section, **given)
+        try:
+            return make_method(**section, **given)
+        except (arguments.ArgumentError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory}: its method cannot be made: {error}"
+            ) from error
 
     def load(self, mesh=None) -> dict:
         """The weights and what was frozen, as one nested dict of arrays on the mesh.

@@ -108,6 +108,7 @@ class telling:
         if error is None:
             return
         if not is_agreed(error) and (other := _failure()):
+            _end_within(_CLOSE_SECONDS)
             self._print(other)
             consequence = ProcessError(other)
             consequence.said = True

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from big_vlp.checkpoint import CheckpointError
 from big_vlp.model_dir import open_model
+from input_pipeline import unicode
 from input_pipeline.images import decode, eval_image
 from input_pipeline.paths import path_argument
 
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--weights", choices=("model", "averaged"), help="default: the average")
     command.add_argument("--output", type=path_argument, default=Path("words.png"), metavar="PNG")
     args = parser.parse_args(argv)
+    unicode.escape_output()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
         if args.top < 1:
@@ -88,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.output.parent.is_dir():
             raise ValueError(f"--output {args.output}: there is no such directory.")
         found = words(args.model, args.image, args.top, args.weights)
+        draw(args.output, args.image, found)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -99,7 +102,6 @@ def main(argv: list[str] | None = None) -> int:
         for name, probability in classes:
             table.add_row(name, f"{probability:.3f}")
         console.print(table)
-    draw(args.output, args.image, found)
     console.print(f"Wrote {args.output}.")
     return 0
 

@@ -85,7 +85,7 @@ def interrupting():
     try:
         yield
     finally:
-        _raising = before
+        _raising = before and not _received  # what is left to do is tidying up
 
 
 def _handle(number, frame):

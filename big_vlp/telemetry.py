@@ -106,7 +106,7 @@ class MetricLog:
 
     def _drop_from(self, start_step: int, keep: Collection[str]) -> list[dict]:
         """Rewrites the log where a line has to go; gives those that stay."""
-        text, kept = self._path.read_text("utf-8"), []
+        text, kept = self._path.read_text("utf-8", "replace"), []
         for line, fields in _complete_lines(self._path):
             step, split = fields["step"], fields["split"]
             if step < start_step or (step == start_step and split in keep):
@@ -424,7 +424,7 @@ def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict]]:
     """The log's lines and what they say, without a last one that was cut short."""
-    lines = path.read_text("utf-8").splitlines(keepends=True)
+    lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     parsed = []

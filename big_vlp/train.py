@@ -128,7 +128,11 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             live.message(note)
         save_frozen(workdir, state["frozen"])
     else:
-        saved_step, state = checkpoints.restore_latest(shapes, live.message)
+        try:
+            saved_step, state = checkpoints.restore_latest(shapes, live.message)
+        except CheckpointError as error:
+            error.agreed = True  # all processes get the same
+            raise
         live.message(f"Going on from {checkpoints.directory / str(saved_step)}.")
         saved_meta = checkpoints.meta(saved_step)
         for change in config_changes(saved_meta, meta):
@@ -218,11 +222,12 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             except NonFiniteError as found:
                 end = found if isinstance(end, signals.Stop) else end
             telling.why(end)
-            save(steps_done)
+            if steps_done:  # else the next run begins anew, also with another config
+                save(steps_done)
             checkpoints.wait()
             if isinstance(end, signals.Stop):  # after an error the last line is that
-                said = f"{end.name}: step {steps_done} is saved"
-                live.message(f"{said}; the same command goes on from there.")
+                kept = f"step {steps_done} is saved; the same command goes on from there."
+                live.message(f"{end.name}: {kept if steps_done else 'no step was done yet.'}")
         if end is not error:
             raise end from None
         raise

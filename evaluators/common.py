@@ -124,7 +124,7 @@ class RowMap:
 
             def submit(start):
                 rows = [min(start + offset, count - 1) for offset in offsets]
-                futures = {row: pool.submit(_load, load, row) for row in dict.fromkeys(rows)}
+                futures = {row: pool.submit(load_row, load, row) for row in dict.fromkeys(rows)}
                 waiting.append((start, [futures[row] for row in rows]))
 
             starts = iter(range(0, count, batch_size))
@@ -139,7 +139,7 @@ class RowMap:
                     break
                 batch = sharding.global_batch(local, self._mesh, batch_size)
                 previous, running = running, (start, fn(params, batch))
-                if previous is not None:  # read one batch late: the device is never idle
+                if previous is not None:  # read one batch late: one process' device is never idle
                     yield previous
         yield running
 
@@ -158,7 +158,8 @@ class RowMap:
         return rows
 
 
-def _load(load: Callable[[int], Mapping[str, np.ndarray]], row: int) -> Mapping[str, np.ndarray]:
+def load_row(load: Callable[[int], Any], row: int) -> Any:
+    """`load(row)`; its errors name the row, as BrokenRecordError."""
     try:
         return load(row)
     except MemoryError:

@@ -1,5 +1,6 @@
 """Referring expression comprehension: does the box that the model writes fit the phrase?"""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from big_vlp.processes import raise_together
 from evaluators import common
 from evaluators.vqa import Generator, checked_controls
 from input_pipeline.boxes import iou, parse_boxes
@@ -52,6 +54,7 @@ class Evaluator:
         """
         check_template(template)
         self._source = common.open_source(data)
+        self._mesh = mesh
         self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
         self._template = template
         self._controls = checked_controls(controls, self._source)
@@ -92,8 +95,13 @@ class Evaluator:
         """Those of all records, on every host; each record is read by one."""
         count = len(self._source)
         own = range(jax.process_index(), count, jax.process_count())
-        with ThreadPoolExecutor(common.NUM_THREADS) as pool:
-            found = dict(zip(own, pool.map(self._expressions, own)))
+        read, found, error = functools.partial(common.load_row, self._expressions), {}, None
+        try:
+            with ThreadPoolExecutor(common.NUM_THREADS) as pool:
+                found = dict(zip(own, pool.map(read, own)))
+        except Exception as failed:
+            error = failed
+        raise_together(self._mesh, error)
         every = common.gather_rows(found, count)
         return [Expression(*values) for record in every for values in record]
 

@@ -24,6 +24,7 @@ from big_vlp.checkpoint import CheckpointError
 from big_vlp.convert import catlip, catlip_dense, cogvlm_command, cosmos
 from big_vlp.convert.common import ConversionError
 from big_vlp.model_dir import WEIGHTS, Labels, open_model, save_model
+from input_pipeline import unicode
 from input_pipeline.paths import path_argument
 from input_pipeline.ranges import whole
 from input_pipeline.vocabulary import Vocabulary
@@ -205,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
     group.add_argument("--weights", choices=WEIGHTS, help="default: the average where there is one")
     args = parser.parse_args(argv)
+    unicode.escape_output()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
         if not args.source.exists():
