@@ -87,10 +87,11 @@ class Evaluator:
 
 
 def _check_names(names: Sequence[str], given: bool) -> None:
-    """Raises ValueError where a name would make no prompt; `given` names may be single digits."""
+    """Raises ValueError for a name that makes no prompt; `given` ones may be numbers below 100."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names needs a list of strings, one for each label; got {names!r}.")
-    digits = given and all(len(name) == 1 for name in names)  # images of digits
+    # Images of digits, and counts of objects.
+    digits = given and all(len(name) == 1 or re.fullmatch(r"\d\d", name) for name in names)
     wrong = [
         name for name in names if not name.strip() or (not digits and _ID.fullmatch(name.strip()))
     ]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from input_pipeline import unicode
+from input_pipeline import files, unicode
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -62,7 +62,7 @@ def check_rows(file: Path, key: str) -> None:
     two stray quotes, far apart, enclose all that lies between them.
 
     A line counts as a row if it has as many fields, and in the place of column `key` a URL, a file
-    name of the same ending as the row's own, or a number like it.
+    name of the same ending as the row's own or of another image, or a number like it.
 
     Raises:
       ValueError: names the row.
@@ -113,7 +113,8 @@ def _alike(value: str, key: str) -> bool:
     ending = Path(key).suffix.lower()
     if not ending:
         return key.strip().isdecimal() and value.strip().isdecimal()
-    return Path(value).suffix.lower() == ending
+    found = Path(value).suffix.lower()
+    return found == ending or {found[1:], ending[1:]} <= set(files.IMAGE_EXTENSIONS)
 
 
 def _check_quotes(file: Path) -> None:

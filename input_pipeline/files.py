@@ -38,7 +38,8 @@ def find(pattern: str | os.PathLike) -> list[Path]:
     if taken < len(parts):
         literal = glob.escape(found[0])
         found = glob.glob(os.path.join(literal, *parts[taken:]), recursive=True)
-    files = sorted((Path(name) for name in found if os.path.isfile(name)), key=lambda f: f.name)
+    once = sorted({Path(name) for name in found if os.path.isfile(name)})  # "**/**" repeats them
+    files = sorted(once, key=lambda f: f.name)
     known: dict[str, Path] = {}
     for file in files:
         if (other := known.setdefault(file.stem, file)) is not file:

@@ -172,8 +172,13 @@ class Loader:
             except Exception as error:  # Malformed records raise many types.
                 reasons.append(what_is_wrong(name, error))
                 # What a disk or network refuses now, it may give the next time.
-                passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                if self.on_broken == "stop" or passing:
+                lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError
+                if isinstance(error, OSError) and not isinstance(error, lasting):
+                    raise BrokenRecordError(
+                        f"{reasons[-1].rstrip('.')}. No other record stands in for what cannot be "
+                        "read now but may be later: give the same command again."
+                    ) from error
+                if self.on_broken == "stop":
                     raise BrokenRecordError(
                         f"{reasons[-1].rstrip('.')}. To see what else is broken, ask the doctor, "
                         "`python -m input_pipeline.doctor`; config.loader.on_broken='replace' lets "

@@ -61,10 +61,10 @@ def parse_json(data: bytes) -> Any:
     content = data.decode(json.detect_encoding(data))
     try:
         value = json.loads(content, parse_constant=lambda _: None)
+        if _ESCAPED_SURROGATE.search(content):
+            check(value)
     except RecursionError:
         raise ValueError("its lists and objects are nested too deeply") from None
-    if _ESCAPED_SURROGATE.search(content):
-        check(value)
     return value
 
 

@@ -111,7 +111,8 @@ def test_digits_can_be_classes_where_the_config_says_so():
     source = toy.ToySource({"caption": [["?"]]}, [0], class_names=["0", "1"])
     with pytest.raises(ValueError, match="2 of 2 class names"):
         toy.evaluate("zeroshot", source, toy.random_model())
-    toy.evaluate("zeroshot", source, toy.random_model(), class_names=["0", "1"])
+    for names in (["0", "1"], ["3", "10"]):
+        toy.evaluate("zeroshot", source, toy.random_model(), class_names=names)
     for names in ("01", [0, 1]):
         with pytest.raises(ValueError, match="a list of strings"):
             toy.evaluate("zeroshot", source, toy.random_model(), class_names=names)

@@ -364,7 +364,9 @@ def test_quotes_of_a_csv_that_do_not_fit_together(tmp_path, images, columns, cap
         open_table(tmp_path / "a.csv", images, ("short",))
 
 
-@pytest.mark.parametrize("ids", [("sub/0.jpg", "sub/1.JPG"), ("000", "17"), ("http://a", "x://b")])
+@pytest.mark.parametrize(
+    "ids", [("sub/0.jpg", "sub/1.JPG"), ("0.jpg", "1.png"), ("000", "17"), ("http://a", "x://b")]
+)
 def test_rows_within_a_column_that_is_not_asked_for(tmp_path, ids):
     first, second = ids
     (tmp_path / "a.csv").write_text(f'i,title,short\n{first},"open,a\n{second},end",b\n')

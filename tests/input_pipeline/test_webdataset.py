@@ -140,6 +140,7 @@ def test_an_empty_tar_has_no_samples(tmp_path):
         ("json", b"[1]", "a list, not an object"),
         ("json", b"null", "null, not an object"),
         ("json", b"[" * 100_000, "nested too deeply"),
+        ("json", b'["\\ud83d\\ude00", ' + b"[" * 5000 + b"]" * 5001, "nested too deeply"),
         ("json", b'{"n": ' + b"1" * 5000 + b"}", "digits"),
         ("txt", b"caf\xe9", "the .txt cannot be read.*0xe9"),
     ],
