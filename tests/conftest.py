@@ -2,6 +2,7 @@
 
 import collections
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Shells start jobs in the background with Ctrl-C ignored, and so do the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain's worker processes want absl's flags parsed, which pytest does not do.
 flags.FLAGS.mark_as_parsed()
