@@ -174,13 +174,14 @@ def test_command_line(tmp_path):
 def test_a_broken_record_is_one_line(tmp_path, monkeypatch):
     from big_vlp import experiment
 
-    def batch(step):
+    def first_rows(step, count):
         raise BrokenRecordError("Record 'x/3': cut.")
 
-    parts = {"make_loader": lambda: types.SimpleNamespace(batch=batch), "make_method": lambda: None}
+    loader = types.SimpleNamespace(first_rows=first_rows)
+    parts = dict(make_loader=lambda: loader, make_method=lambda: None, total_steps=1)
     made = types.SimpleNamespace(from_config=lambda config: types.SimpleNamespace(**parts))
     monkeypatch.setattr(experiment, "Experiment", made)
-    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(config=None, step=0))
+    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(config=None, step=0, output="x.png"))
     monkeypatch.setattr(show, "flags", flags)
     with pytest.raises(SystemExit, match=r"^error: Record 'x/3': cut\.$"):
         show.main(None)
