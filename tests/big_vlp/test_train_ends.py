@@ -389,13 +389,13 @@ def test_a_broken_log_is_named(copy):
 
 
 def test_the_contact_sheet_needs_its_own_rows_only(tmp_path, monkeypatch):
-    stacked, sizes = Loader._stacked, []
+    made, sizes = Loader._batch, []
 
     def counted(self, step, positions):
         sizes.append(len(positions))
-        return stacked(self, step, positions)
+        return made(self, step, positions)
 
-    monkeypatch.setattr(Loader, "_stacked", counted)
+    monkeypatch.setattr(Loader, "_batch", counted)
     train(config(total_steps=4, evals={}, global_batch=16), tmp_path)
     assert sizes[0] == 6 and set(sizes[1:]) == {16}
     versions = Checkpoints(tmp_path, read_only=True).meta(4)["versions"]
