@@ -141,5 +141,5 @@ def test_the_command_stops_with_one_line(config, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         program.main(None)
     assert caught.value.code == 1
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if "error" in x]
+    line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"error: Record '3': cannot decode .*ask the doctor.*", line)
