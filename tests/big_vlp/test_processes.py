@@ -103,7 +103,7 @@ try:
     sharding.connect_processes()
     train(tiny_config("method=clip", evals={}), sys.argv[1])
 except Exception as error:
-    processes.end(error, EXPECTED)
+    sys.exit(processes.end(error, EXPECTED))
 """
 
 
