@@ -5,6 +5,8 @@ Between them the run has read a checkpoint that several hosts wrote in parts.
 
 import time
 
+import pytest
+
 from big_vlp.checkpoint import Checkpoints
 from tests.big_vlp.clusters import TIMEOUT, Cluster, assert_same, metrics
 
@@ -19,6 +21,7 @@ OPTIONS = (
 SPLIT = (*OPTIONS, "--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_on_another_layout(tmp_path):
     Cluster(1, "train", "clip", tmp_path / "whole", options=OPTIONS).finish()
 
