@@ -14,7 +14,6 @@ must hold that and the writing of a checkpoint; what is killed sooner goes on fr
 import contextlib
 import importlib.metadata
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from input_pipeline.paths import PathError, local_path
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.show import MAX_EXAMPLES, write_contact_sheet
 
-TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 EXPECTED = (

@@ -224,8 +224,7 @@ def _run_source(args: argparse.Namespace) -> int:
     try:
         source = make_source(args.name, **given)
     except TypeError as error:
-        reason = str(error).replace("Source.__init__() ", "")
-        raise ValueError(f"source {args.name}: {reason}") from None
+        raise ValueError(f"source {args.name}: {error}") from None
     if getattr(source, "weights", None) is not None:
         raise ValueError(
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "

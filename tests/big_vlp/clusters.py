@@ -1,6 +1,7 @@
 """Programs that run as one process or as a cluster of several on this machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from big_vlp.telemetry import read_log
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300  # seconds
+TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 TIMING = ("examples_per_s", "input_wait")
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from big_vlp.checkpoint import Checkpoints
 from big_vlp.experiment import Experiment
-from big_vlp.train import TERMINATED
-from tests.big_vlp.clusters import CONFIG, TIMEOUT, Cluster, assert_same, metrics
+from tests.big_vlp.clusters import CONFIG, TERMINATED, TIMEOUT, Cluster, assert_same, metrics
 
 METHODS = ["clip", pytest.param("cosmos", marks=pytest.mark.slow)]
 

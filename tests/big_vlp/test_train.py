@@ -17,8 +17,9 @@ from big_vlp.checkpoint import CheckpointError, Checkpoints
 from big_vlp.evaluate import evaluate
 from big_vlp.experiment import ConfigError
 from big_vlp.telemetry import read_log
-from big_vlp.train import TERMINATED, NonFiniteError, train
+from big_vlp.train import NonFiniteError, train
 from input_pipeline.loader import Loader
+from tests.big_vlp.clusters import TERMINATED
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "tiny_config.py"
