@@ -1,0 +1,53 @@
+"""What an earlier version left on a disk resumes and loads."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from big_vlp.command import load_config
+from big_vlp.model_dir import open_model
+from big_vlp.telemetry import read_log
+from big_vlp.train import train
+
+ROOT = Path(__file__).parents[1]
+STORED = ROOT / "tests" / "fixtures" / "stored"
+EXPECTED = json.loads((STORED / "expected.json").read_text())
+
+
+def unpacked(name, folder):
+    with tarfile.open(STORED / f"{name}.tar.gz") as tar:
+        tar.extractall(folder, filter="data")
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["cosmos", "catlip"])
+def test_a_run_resumes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # the config names a vocabulary by a relative path
+    workdir = unpacked(name, tmp_path)
+    train(load_config(str(STORED / f"{name}.py")), workdir)
+    logged = {
+        str(line["step"]): line["values"]
+        for line in read_log(workdir)
+        if line["split"] == "train" and line["step"] >= 4
+    }
+    assert logged.keys() == EXPECTED[name].keys() == {"4", "5", "6", "7"}
+    for step, values in EXPECTED[name].items():
+        for metric, value in values.items():
+            np.testing.assert_allclose(logged[step][metric], value, rtol=1e-4)
+
+
+def test_a_model_directory_loads(tmp_path):
+    stored = open_model(unpacked("model", tmp_path))
+    weights, predict = stored.load(), stored.make_method().predict_fns()
+    pixels = (np.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3) * 7 % 256).astype(np.uint8)
+    tokens = np.zeros((2, 16), np.int32)
+    tokens[0, :4], tokens[1, :3] = (49406, 320, 1125, 49407), (49406, 2368, 49407)
+    features = {
+        "image": predict["encode_image"](weights, {"image": pixels}),
+        "text": predict["encode_text"](weights, {"tokens": tokens}),
+    }
+    for name, value in EXPECTED["model"].items():
+        np.testing.assert_allclose(features[name], value, atol=1e-5)
