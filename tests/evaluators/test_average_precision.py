@@ -1,17 +1,12 @@
 """Average precision: equality with scikit-learn, its rule for absent classes, and the baselines."""
 
-import pathlib
-import sys
 import warnings
 
 import numpy as np
 import pytest
 
 from evaluators import average_precision as ap
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 
 def case(kind, num_images=60, num_classes=9, seed=0):

@@ -1,18 +1,12 @@
 """Loss per token over all captions, and its controls."""
 
 import dataclasses
-import pathlib
-import sys
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
-import toy_text
-
 from tests.big_vlp.toy_cogvlm_method import make, make_model, mean_loss
+from tests.evaluators import toy, toy_text
 
 CAPTIONS = [["a ring"], ["a red circle and a star", "unused"], ["we see a cross"]]
 

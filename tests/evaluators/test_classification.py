@@ -1,18 +1,13 @@
 """Accuracies of a trained head, and what must not win."""
 
 import dataclasses
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from evaluators import common
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 LABELS = [0, 0, 0, 0, 1, 2, 3, 4]
 

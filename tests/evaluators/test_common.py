@@ -14,19 +14,17 @@ import pytest
 
 from evaluators import common
 from input_pipeline.records import BrokenRecordError
+from tests.evaluators import toy
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import toy  # noqa: E402
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_toy(*args, devices, **env):
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, str(HERE / "toy.py"), *args],
+        [sys.executable, "-m", "tests.evaluators.toy", *args],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | env,
-        cwd=HERE.parents[1],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

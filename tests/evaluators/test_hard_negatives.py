@@ -1,14 +1,9 @@
 """Hard negatives: both accuracies, their chance, and what must not win."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 TRUE = ["red cat", "blue dog", "green tree", "sky", "stone boat"]
 NEGATIVES = [["blue cat"], ["red dog", "green dog", "blue cat"], ["red tree"], None, []]

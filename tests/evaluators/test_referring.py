@@ -1,18 +1,11 @@
 """REC: overlap decides, broken answers are wrong and counted, baselines, prompts."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
-import toy_text
-
 from input_pipeline.boxes import format_boxes
 from input_pipeline.sources import make_source
+from tests.evaluators import toy, toy_text
 
 BOXES = [[0.1, 0.1, 0.3, 0.3], [0.5, 0.1, 0.9, 0.3], [0.0, 0.6, 0.2, 0.8], [0.4, 0.5, 0.8, 0.9]]
 

@@ -1,16 +1,10 @@
 """Retrieval metrics against a direct computation, and what must not win."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from evaluators.retrieval import retrieval_metrics
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 CAPTIONS = [[f"{word} one", f"{word} two"] for word in toy.WORDS]
 

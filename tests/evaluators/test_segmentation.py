@@ -1,8 +1,6 @@
 """Label maps at the masks' size, sums over images of different sizes, and what must not win."""
 
 import dataclasses
-import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +8,7 @@ import pytest
 
 from evaluators import common
 from evaluators import segmentation as seg
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 
 def bilinear(logits, height, width):

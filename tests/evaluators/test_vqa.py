@@ -10,14 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
+from evaluators.vqa import image_for, normalise, soft_accuracy
+from input_pipeline.sources import make_source
+from tests.evaluators import toy, toy_text
 
-import toy  # noqa: E402
-import toy_text  # noqa: E402
-
-from evaluators.vqa import image_for, normalise, soft_accuracy  # noqa: E402
-from input_pipeline.sources import make_source  # noqa: E402
+ROOT = pathlib.Path(__file__).parents[2]
 
 QUESTIONS = [
     "what colour is it?",
@@ -209,10 +206,10 @@ def test_eight_devices_give_the_values_of_one():
     assert expected == toy_text.evaluate_all(batch_size=19)
     assert 0 < expected["vqa"]["exact_match"] < 1 and 0 < expected["referring"]["mean_iou"] < 1
     done = subprocess.run(
-        [sys.executable, str(HERE / "toy_text.py"), "2"],
+        [sys.executable, "-m", "tests.evaluators.toy_text", "2"],
         env=os.environ
         | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
-        cwd=HERE.parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,16 +1,10 @@
 """Class weights, accuracies per image and per class, and what must not win."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from evaluators.zeroshot import zeroshot_weights
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
+from tests.evaluators import toy
 
 NAMES = toy.WORDS[:8]
 LABELS = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]

@@ -2,21 +2,17 @@
 several devices. What the model writes about image i is row i of a table."""
 
 import json
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import toy
-
 from big_vlp.preprocess import Preprocess
 from evaluators import common
 from input_pipeline.boxes import format_boxes
 from input_pipeline.tokenizers import make_tokenizer
+from tests.evaluators import toy
 
 PREPROCESS = Preprocess(
     8, tokenizer="llama:scenes", context_length=40, resize="squash", image_token_size=4
