@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from input_pipeline.ranges import SEED, Range, is_finite, real, whole
+from input_pipeline.checks.ranges import SEED, Range, is_finite, real, whole
 
 _COUNT = whole(1)
 _PROBABILITY = real(0, 1)

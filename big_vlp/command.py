@@ -3,8 +3,6 @@
 `--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key to a section; whether
 there is such a key is for what the section describes to say. Values are Python literals, as in the
 file; where the file has a string, the text as it is.
-
-With BIG_VLP_TRACEBACK=1 in the environment, one-line errors come with their traceback.
 """
 
 import ast
@@ -12,7 +10,6 @@ import difflib
 import importlib.machinery
 import importlib.util
 import inspect
-import os
 import re
 import sys
 import traceback
@@ -24,13 +21,14 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_dict
 
-from input_pipeline.arguments import unknown
+from input_pipeline.checks.arguments import unknown
+from input_pipeline.checks.errors import BigVlpError, stop
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
-class CommandError(Exception):
+class CommandError(BigVlpError):
     """The command line or the config file is wrong; the message says where."""
 
 
@@ -41,20 +39,9 @@ def define_config(help_string: str) -> None:
     flags.mark_flag_as_required("config")
 
 
-def run(main: Callable) -> None:
+def run(main: Callable, argv: list[str] | None = None) -> NoReturn:
     """Parses the command line and calls `main`; exits with status 1 after an error of the user's"""
-    app.run(main, flags_parser=parse)
-
-
-def stop(error: Exception) -> NoReturn:
-    """Ends the program with an error that the user can mend: one line, status 1."""
-    if wants_tracebacks():
-        traceback.print_exception(error)
-    sys.exit(f"error: {error}")
-
-
-def wants_tracebacks() -> bool:
-    return os.environ.get("BIG_VLP_TRACEBACK", "0") not in ("", "0")
+    app.run(main, argv, flags_parser=parse)
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:

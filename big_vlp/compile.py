@@ -16,8 +16,12 @@ import ml_collections
 from absl import flags, logging
 from jax.experimental import topologies
 
-from big_vlp import command, sharding, step, telemetry, trees
+from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.parallel import meshes, placing
+from big_vlp.run import step, tables
+from input_pipeline.checks import errors
+from input_pipeline.checks.errors import BigVlpError
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(
@@ -26,7 +30,7 @@ _COLLECTIVE = re.compile(
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
 
 
-class TooLargeError(Exception):
+class TooLargeError(BigVlpError):
     """The step needs more memory than a device has."""
 
 
@@ -59,12 +63,12 @@ def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_siz
     method, optimizer, state = parts
     placement = jax.tree.map(lambda x: x.sharding, state)
     train_step = step.compiled_step(method, optimizer, placement, mesh)
-    whole = sharding.replicated(mesh)
+    whole = meshes.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     with jax.set_mesh(mesh):
-        batch = abstract_batch(experiment, image_size, batch_size, sharding.over_batch(mesh))
+        batch = abstract_batch(experiment, image_size, batch_size, meshes.over_batch(mesh))
         lowered = train_step.lower(state, batch, number, key)
         try:
             compiled = lowered.compile()
@@ -158,12 +162,12 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
     optimizer = experiment.make_optimizer(method)
     state = experiment.abstract_state(method, optimizer, mesh)
     model = trees.merge(state["model"], state["frozen"])
-    print(telemetry.parameter_table(model, optimizer.describe(model)), flush=True)
+    print(tables.parameter_table(model, optimizer.describe(model)), flush=True)
     print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(f"On each of {mesh.size} devices ({sizes}):")
     for name, tree in {"training state": state, **state}.items():
-        held = sum(map(sharding.bytes_per_device, jax.tree.leaves(tree)))
+        held = sum(map(placing.bytes_per_device, jax.tree.leaves(tree)))
         indent = "  " if tree is state else "    "
         print(f"{indent}{name:{18 - len(indent)}}{held / 2**20:10,.1f} MiB")
     for image_size, batch_size in experiment.make_plan().shapes:
@@ -184,7 +188,7 @@ def main(_) -> None:
     try:
         show(flags.FLAGS.config, flags.FLAGS.topology)
     except (ConfigError, TooLargeError) as error:
-        command.stop(error)
+        errors.stop(error)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,22 @@ import jax
 import ml_collections
 from absl import flags, logging
 
-from big_vlp import command, processes, sharding, telemetry
-from big_vlp.agreement import NO_STEP, of_first_process, together
-from big_vlp.checkpoint import CheckpointError, UnreadableError, restore_frozen
+from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
-from input_pipeline import unicode
-from input_pipeline.paths import PathError, local_path
+from big_vlp.parallel import cluster, processes
+from big_vlp.parallel.agreement import NO_STEP, of_first_process, together
+from big_vlp.run import log, tables
+from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
+from input_pipeline.checks import errors, unicode
+from input_pipeline.checks.paths import PathError, local_path
+from input_pipeline.files.whole import write_json
 from input_pipeline.records import BrokenRecordError
-from input_pipeline.shards import write_json
 
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
 FINISHED = NO_STEP - 1
 EXPECTED = (
-    sharding.ClusterError,
+    cluster.ClusterError,
     PathError,
     ConfigError,
     CheckpointError,
@@ -82,7 +84,7 @@ def evaluate(
             values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
         for name, metrics in values.items():
             _say(f"step {i}, {name} of the {evaluators[name].weights} weights:")
-            _say(telemetry.metric_table(metrics))
+            _say(tables.metric_table(metrics))
         _write(results / f"{i}.json", i, values)
 
     if follow:
@@ -145,7 +147,7 @@ def _write(path: Path, step: int, values: dict) -> None:
         if jax.process_index() != 0:
             return
         encoded = {
-            name: {metric: telemetry.to_json(float(value)) for metric, value in metrics.items()}
+            name: {metric: log.to_json(float(value)) for metric, value in metrics.items()}
             for name, metrics in values.items()
         }
         try:
@@ -165,11 +167,11 @@ def main(_) -> None:
         # Ends at once, as there is nothing to save. In a cluster jax takes SIGTERM for itself.
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sharding.connect_processes()
+        cluster.connect_processes()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)
     except EXPECTED as error:
-        command.stop(error)
+        errors.stop(error)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,26 @@ import ml_collections
 from flax import traverse_util
 from ml_collections import config_dict
 
-from big_vlp import bounds, determinism, sharding, step, trees
-from big_vlp.checkpoint import Checkpoints
+from big_vlp import bounds, determinism, trees
 from big_vlp.methods import make_method
-from big_vlp.model_dir import Labels
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
-from big_vlp.warm_start import WarmStart
-from evaluators.common import make_evaluator
-from input_pipeline import arguments
+from big_vlp.parallel import meshes, placing
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from big_vlp.storage.checkpoint import Checkpoints
+from big_vlp.storage.model_dir import Labels
+from big_vlp.storage.warm_start import WarmStart
+from evaluators.shared.common import make_evaluator
+from input_pipeline.checks import arguments
+from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.loader import Loader
 from input_pipeline.plan import make_plan
+from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
-from input_pipeline.tokenizers import make_tokenizer
+from input_pipeline.text.tokenizers import make_tokenizer
 from input_pipeline.views import make_views
 
 
-class ConfigError(ValueError):
+class ConfigError(BigVlpError, ValueError):
     """The config cannot be built; the message names the section and the key."""
 
 
@@ -41,22 +44,22 @@ class Experiment:
       seed: of initialisation, data order and augmentation.
       total_steps, global_batch: length of the run and rows of a batch over all processes.
       plan: `input_pipeline.plan.make_plan`: which image size and batch each step has.
-      preprocess: `big_vlp.preprocess.Preprocess`; views and method take their sizes from it.
+      preprocess: `input_pipeline.preprocess.Preprocess`; views and method take their sizes from it.
       data: `input_pipeline.sources.make_source`.
       views: `input_pipeline.views.make_views`.
       loader: `input_pipeline.loader.Loader`, the execution part (workers, threads, prefetch).
       method: `big_vlp.methods.make_method`.
-      optim: `big_vlp.optim.Optimizer`.
-      mesh: `big_vlp.sharding.make_mesh`.
-      checkpoint: `big_vlp.checkpoint.Checkpoints`.
+      optim: `big_vlp.run.optim.Optimizer`.
+      mesh: `big_vlp.parallel.meshes.make_mesh`.
+      checkpoint: `big_vlp.storage.checkpoint.Checkpoints`.
       evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
         "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
       deterministic: whether a run repeats to the bit on GPUs, too, see `big_vlp.determinism`.
-      init: {name: `big_vlp.warm_start.WarmStart`}: which weights the run starts from, one after
-        the other by name; what none gives is random.
+      init: {name: `big_vlp.storage.warm_start.WarmStart`}: which weights the run starts from, one
+        after the other by name; what none gives is random.
     """
 
     seed: int
@@ -112,7 +115,7 @@ class Experiment:
         return _call("config.preprocess", Preprocess, self.preprocess)
 
     def make_mesh(self, devices=None):
-        return _call("config.mesh", sharding.make_mesh, self.mesh, devices=devices)
+        return _call("config.mesh", meshes.make_mesh, self.mesh, devices=devices)
 
     def make_method(self):
         given = {"preprocess": self.preprocess_record}
@@ -152,8 +155,8 @@ class Experiment:
         # Parameters by themselves first: an error names each once, not its average and moments too.
         parameters = {name: shapes[name] for name in ("model", "frozen")}
         with _in_section("config.mesh"):
-            sharding.placement(parameters, mesh)
-        return step.abstract(shapes, sharding.placement(shapes, mesh))
+            placing.place(parameters, mesh)
+        return step.abstract(shapes, placing.place(shapes, mesh))
 
     def make_warm_starts(self) -> list[WarmStart]:
         sections = self.init
@@ -208,7 +211,7 @@ class Experiment:
             _call("config.views.stored", of_any_size.check_source, {}, source)
         if mesh is not None:
             with _in_section(self._batch_key):
-                rows = {size: sharding.local_rows(mesh, size) for _, size in plan.shapes}
+                rows = {size: meshes.local_rows(mesh, size) for _, size in plan.shapes}
         return _call(
             "config.loader",
             Loader,

@@ -17,19 +17,21 @@ import jax
 import numpy as np
 from absl import logging
 
-from big_vlp import sharding, trees
-from big_vlp.augment import normalise
-from big_vlp.beam_search import Beams
-from big_vlp.checkpoint import CheckpointError
-from big_vlp.draw_boxes import draw_boxes, labelled_boxes
-from big_vlp.generation import Sampling, Strategy, check_strategy, generate, stream
-from big_vlp.model_dir import open_model
-from input_pipeline import templates, unicode
-from input_pipeline.boxes import BOX_FORM, find_boxes, parse_boxes
-from input_pipeline.cogvlm_views import LANGUAGE, VISION, Rows
-from input_pipeline.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
-from input_pipeline.images import decode, eval_image
-from input_pipeline.ranges import SEED
+from big_vlp import trees
+from big_vlp.api.draw_boxes import draw_boxes, labelled_boxes
+from big_vlp.augment.photometric import normalise
+from big_vlp.generation.beams import Beams
+from big_vlp.generation.sampling import Sampling, Strategy, check_strategy, generate, stream
+from big_vlp.parallel import meshes
+from big_vlp.storage.checkpoint import CheckpointError
+from big_vlp.storage.model_dir import open_model
+from input_pipeline.checks import unicode
+from input_pipeline.checks.ranges import SEED
+from input_pipeline.images.crops import decode, eval_image
+from input_pipeline.text import templates
+from input_pipeline.text.boxes import BOX_FORM, find_boxes, parse_boxes
+from input_pipeline.text.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
+from input_pipeline.views.cogvlm import LANGUAGE, VISION, Rows
 
 IMAGE = "<image>"
 GROUNDING = "grounding"
@@ -114,7 +116,7 @@ class Writer:
             raise ValueError(f"{directory} holds a model of {name!r}; only 'cogvlm' writes text.")
         if not 1 <= devices <= jax.device_count():
             raise ValueError(f"devices={devices}: there are {jax.device_count()}.")
-        self._mesh = sharding.make_mesh(tensor=devices, devices=jax.devices()[:devices])
+        self._mesh = meshes.make_mesh(tensor=devices, devices=jax.devices()[:devices])
         method = stored.make_method()
         self._preprocess, model = preprocess, method.cogvlm
         try:
@@ -210,8 +212,8 @@ class Conversation:
 
     Args:
       images: encoded.
-      template: one of `input_pipeline.templates`, or "grounding", see `grounding_query`; None is
-        "chat_old" with an image and Vicuna's own prompt without.
+      template: one of `text.templates`, or "grounding", see `grounding_query`; None is "chat_old"
+        with an image and Vicuna's own prompt without.
 
     Raises:
       ValueError: an image cannot be decoded, or the template needs one.

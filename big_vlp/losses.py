@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_vlp.sharding import AXES, BATCH_AXES
+from big_vlp.parallel.meshes import AXES, BATCH_AXES
 
 # Logits that exist at once on a device: 64 MiB in fp32.
 BLOCK_LOGITS = 2**24

@@ -1,7 +1,11 @@
-"""Shows what a model makes of an image: python -m big_vlp.show words --model DIR --image FILE
+"""Shows what a model reads, and what it makes of it: python -m big_vlp.show batch|words ...
 
-`words` prints the most probable classes of a classifier, for CatLIP the synsets it would expect in
-a caption, as a table, and draws them beside the image.
+    python -m big_vlp.show batch --config FILE[:ARGS] [--step N] [--output PNG]
+    python -m big_vlp.show words --model DIR --image FILE... [--output PNG]
+
+`batch` draws a training batch as the model sees it: every view after augmentation, with the texts
+or labels below. `words` prints the most probable classes of a classifier, for CatLIP the synsets it
+would expect in a caption, as a table, and draws them beside the image.
 """
 
 import argparse
@@ -10,17 +14,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from big_vlp.checkpoint import CheckpointError
-from big_vlp.model_dir import open_model
-from input_pipeline import unicode
-from input_pipeline.images import decode, eval_image
-from input_pipeline.paths import path_argument
+from big_vlp import command
+from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.run import contact_sheet
+from big_vlp.storage.checkpoint import CheckpointError
+from big_vlp.storage.model_dir import open_model
+from input_pipeline.checks import errors, unicode
+from input_pipeline.checks.errors import BigVlpError
+from input_pipeline.checks.paths import local_path, path_argument
+from input_pipeline.images.crops import decode, eval_image
 
 
 def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> list[list[tuple]]:
@@ -72,18 +80,57 @@ def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_batch(config, step: int, output: str | Path) -> Path:
+    """A contact sheet of batch `step` of a config; returns where it lies.
+
+    Raises:
+      PathError, ConfigError, BrokenRecordError: see `Experiment`.
+    """
+    output = local_path(output)
+    experiment = Experiment.from_config(config)
+    if step >= experiment.total_steps:
+        raise ConfigError(f"--step={step}: the run ends with step {experiment.total_steps - 1}.")
+    loader, method = experiment.make_loader(), experiment.make_method()
+    rows = loader.first_rows(step, contact_sheet.MAX_EXAMPLES)
+    _, key = jax.random.split(jax.random.key(experiment.seed))
+    image_size, batch_size, _ = loader.plan(step)
+    views = loader.views[image_size]
+    contact_sheet.write_contact_sheet(output, method, views, rows, key, step, batch_size)
+    return output
+
+
+def _batch(_) -> None:
+    given = flags.FLAGS
+    try:
+        output = draw_batch(given.config, given.step, given.output)
+    except BigVlpError as error:
+        errors.stop(error)
+    print(f"Wrote {output}: batch {given.step} of {given['config'].parser.source}.")
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m big_vlp.show", description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    logging.set_verbosity(logging.ERROR)  # of the libraries
+    if argv[:1] == ["batch"]:
+        command.define_config("FILE[:ARGS], see configs/.")
+        flags.DEFINE_string("output", "contact_sheet.png", "The picture to write.")
+        flags.DEFINE_integer("step", 0, "Whose batch to show.", lower_bound=0)
+        command.run(_batch, ["python -m big_vlp.show batch", *argv[1:]])
+    parser = argparse.ArgumentParser(
+        prog="python -m big_vlp.show",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("words", help="the most probable classes of images")
-    command.add_argument("--model", required=True, metavar="DIR", help="of a run or converted")
-    command.add_argument("--image", required=True, nargs="+", type=Path, metavar="FILE")
-    command.add_argument("--top", type=int, default=10, metavar="K")
-    command.add_argument("--weights", choices=("model", "averaged"), help="default: the average")
-    command.add_argument("--output", type=path_argument, default=Path("words.png"), metavar="PNG")
+    commands.add_parser("batch", help="a training batch; see `batch --helpfull`")
+    words_ = commands.add_parser("words", help="the most probable classes of images")
+    words_.add_argument("--model", required=True, metavar="DIR", help="of a run or converted")
+    words_.add_argument("--image", required=True, nargs="+", type=Path, metavar="FILE")
+    words_.add_argument("--top", type=int, default=10, metavar="K")
+    words_.add_argument("--weights", choices=("model", "averaged"), help="default: the average")
+    words_.add_argument("--output", type=path_argument, default=Path("words.png"), metavar="PNG")
     args = parser.parse_args(argv)
     unicode.escape_output()
-    logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     try:
         if args.top < 1:
             raise ValueError(f"--top {args.top}: give 1 or more.")

@@ -4,7 +4,7 @@ The loop's order is: save if due -> evaluate if due -> batch of this step -> tra
 Everything a step does is a function of (config, step, state), so a run that was killed goes on
 exactly from its last checkpoint when the same command is given again: to the bit on CPUs and TPUs,
 and on GPUs with `config.deterministic`. Each process of a cluster runs this same program;
-`big_vlp.sharding.connect_processes` says how they find each other.
+`big_vlp.parallel.cluster.connect_processes` says how they find each other.
 
 SIGTERM to any process, and Ctrl-C, end all of them with the state saved: within a step (three, of
 several processes), or between two batches of an evaluation. So the grace period before a SIGKILL
@@ -23,17 +23,20 @@ import numpy as np
 from absl import flags, logging
 
 import big_vlp
-from big_vlp import command, processes, sharding, signals, step, telemetry, trees
-from big_vlp.bad_steps import BadSteps, NonFiniteError
-from big_vlp.broken_records import BrokenRecords
-from big_vlp.checkpoint import CheckpointError, save_frozen
+from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment, config_changes
-from big_vlp.lease import LeaseError, held_lease
-from big_vlp.model_dir import Labels
+from big_vlp.parallel import cluster, meshes, placing, processes, signals
+from big_vlp.run import progress, step, tables
+from big_vlp.run.bad_steps import BadSteps, NonFiniteError
+from big_vlp.run.broken_records import BrokenRecords
+from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
+from big_vlp.run.lease import LeaseError, held_lease
+from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
+from big_vlp.storage.checkpoint import CheckpointError, save_frozen
+from big_vlp.storage.model_dir import Labels
+from input_pipeline.checks.paths import PathError, local_path
 from input_pipeline.loader import free_shared_memory
-from input_pipeline.paths import PathError, local_path
 from input_pipeline.records import BrokenRecordError
-from input_pipeline.show import MAX_EXAMPLES, write_contact_sheet
 
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
@@ -42,7 +45,7 @@ EXPECTED = (
     ConfigError,
     LeaseError,
     CheckpointError,
-    telemetry.LogError,
+    LogError,
     NonFiniteError,
     BrokenRecordError,
     processes.ProcessError,
@@ -70,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     workdir = local_path(workdir)
     experiment = Experiment.from_config(config)
     total_steps = experiment.total_steps
-    live = telemetry.LiveLine(total_steps)
+    live = progress.LiveLine(total_steps)
     # What is opened is closed after the reason of an end was said.
     with (
         signals.heard(),
@@ -139,12 +142,12 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
     first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
-    log = telemetry.MetricLog(workdir, first_step, keep=evaluated)
+    log = MetricLog(workdir, first_step, keep=evaluated)
     opened.callback(log.close)
     broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
-    live.message(telemetry.parameter_table(model, optimizer.describe(model)))
-    held = sum(map(sharding.bytes_per_device, jax.tree.leaves(state)))
+    live.message(tables.parameter_table(model, optimizer.describe(model)))
+    held = sum(map(placing.bytes_per_device, jax.tree.leaves(state)))
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
     if labels is not None and jax.process_index() == 0:
@@ -177,10 +180,10 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 values = evaluator.run(state)
                 check_lease()
                 log.write(i, name, values)
-                table = telemetry.metric_table(values)
+                table = tables.metric_table(values)
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
-    steps_done, clock = first_step, telemetry.Clock()
+    steps_done, clock = first_step, progress.Clock()
     try:
         with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
             batches = announced(loaded, total_steps - first_step, method, mesh)
@@ -193,7 +196,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     batch, text_length = next(batches)
                 batch = method.cut_text(batch, text_length)
                 global_batch = loader.plan(i)[1]
-                batch = sharding.global_batch(batch, mesh, global_batch)
+                batch = meshes.global_batch(batch, mesh, global_batch)
                 state, metrics = train_step(state, batch, i, run_key)
                 steps_done = i + 1
                 signals.only_note()  # before, there was nothing to lose: they end it at once
@@ -204,7 +207,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     rates = clock.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)
-                    log.write(i, telemetry.TRAIN, metrics | rates | broken)
+                    log.write(i, TRAIN, metrics | rates | broken)
                     live.update(i + 1, metrics["loss"], **rates)
                     bad_steps.look()
                     checkpoints.check()
@@ -230,14 +233,16 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             raise end from None
         raise
     try:
-        curves = telemetry.plot_curves(workdir)
+        from big_vlp.run.curves import plot_curves  # Matplotlib takes its time to be imported
+
+        curves = plot_curves(workdir)
     except ValueError as nothing_yet:
         curves = nothing_yet
     opened.close()
     live.message(
         f"Done: {total_steps} steps.\n"
         f"  checkpoints    {checkpoints.directory}\n"
-        f"  metrics        {workdir / telemetry.LOG_FILE}\n"
+        f"  metrics        {workdir / LOG_FILE}\n"
         f"  curves         {curves}\n"
         f"  contact sheet  {contact_sheet}"
     )
@@ -245,12 +250,12 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
 def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set[str]:
     """The evaluations of a checkpoint that are in the log, but for those that now are others."""
-    if not (workdir / telemetry.LOG_FILE).exists():
+    if not (workdir / LOG_FILE).exists():
         return set()
-    found = {line["split"] for line in telemetry.read_log(workdir) if line["step"] == saved_step}
+    found = {line["split"] for line in read_log(workdir) if line["step"] == saved_step}
     old, new = before["evals"], now["evals"]
     changed = {name for name in new if new[name] != old.get(name)}
-    return found - changed - {telemetry.TRAIN}
+    return found - changed - {TRAIN}
 
 
 def announced(batches, count: int, method, mesh):
@@ -260,7 +265,7 @@ def announced(batches, count: int, method, mesh):
     dispatched.
 
     Raises:
-      Exception, Stop: see `big_vlp.processes.raise_together`; the batches before were given.
+      Exception, Stop: see `parallel.processes.raise_together`; the batches before were given.
     """
 
     def checked(batch, error, answer):
@@ -283,7 +288,7 @@ def announced(batches, count: int, method, mesh):
                 error = None if signals.received() else failed
         length = 0 if batch is None else method.text_length(batch)
         said = [length, *processes.my_state(error)]
-        following = batch, error, sharding.largest_of_processes(said, mesh)
+        following = batch, error, cluster.largest_of_processes(said, mesh)
         if waiting is not None:
             yield checked(*waiting)
         waiting = following
@@ -293,10 +298,10 @@ def announced(batches, count: int, method, mesh):
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
     try:
-        sharding.connect_processes()
+        cluster.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (Exception, signals.Stop) as error:
-        status = processes.end(error, (sharding.ClusterError, *EXPECTED))
+        status = processes.end(error, (cluster.ClusterError, *EXPECTED))
     else:
         status = 0
     free_shared_memory()

@@ -9,7 +9,7 @@ examples at 224 pixels on 64, 128 and 256 GPUs for b16, l16 and h16.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 from input_pipeline.plan import catlip_sizes
 
 # Peak learning rate on datacomp.

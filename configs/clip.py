@@ -9,7 +9,7 @@ docs/recipes.md says what differs from the published run.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 
 def get_config(arg=None):

@@ -16,7 +16,7 @@ all numbers beside the published ones.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 EVA2_E = dict(patch_size=14, width=1792, layers=63, heads=16, mlp_dim=15_360)
 VICUNA_7B = dict(vocab_size=32_000, width=4096, layers=32, heads=32, mlp_dim=11_008)

@@ -5,7 +5,7 @@ Options: method=cosmos|clip; clip trains the same towers on single pairs, for co
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 
 def get_config(arg=None):

@@ -5,7 +5,7 @@ The tower learns to name what is in the picture; `python -m big_vlp.show words` 
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 
 def get_config(arg=None):

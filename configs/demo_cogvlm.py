@@ -11,7 +11,7 @@ directories of the two runs they start from.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 TEXT = dict(vocab_size=640, width=128, layers=4, heads=4, mlp_dim=344)
 TOWER = dict(

@@ -7,7 +7,7 @@ the caption fields raw_caption (the title) and keywords; see README.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 
 def get_config(arg=None):

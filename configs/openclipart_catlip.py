@@ -6,7 +6,7 @@ former, data/openclipart/vocabulary.tsv; see README.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 
 def get_config(arg=None):

@@ -9,7 +9,7 @@ Data: data/openclipart_labelled/train and .../val, prepared like data/openclipar
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 STARTS = {"catlip": "runs/openclipart_catlip", "clip": "runs/openclipart_clip", "random": None}
 

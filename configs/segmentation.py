@@ -9,7 +9,7 @@ a tiny tower of its own in minutes on a CPU.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 ADE20K_IMAGES, ADE20K_CLASSES = 20_210, 150
 HEAD_RULES = (("head/.*kernel", 1.0, 1.0), ("head/.*(bias|scale)", 1.0, 0.0))

@@ -9,7 +9,7 @@ docs/recipes.md says what differs from the published run.
 
 import ml_collections
 
-from big_vlp import config as shared
+from big_vlp import recipes as shared
 
 # big_vision's rule: kernels decay; tables, the probe and vectors do not.
 DECAY_RULES = (

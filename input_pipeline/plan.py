@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import arguments
+from input_pipeline.checks import arguments
 
 
 def make_plan(name: str, **kwargs) -> "Constant | Switch | Variable":

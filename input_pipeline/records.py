@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.checks.errors import BigVlpError
+
 DATASET_FILE = "dataset.json"
 # Of the layout above and of DATASET_FILE; a reader refuses any other.
 FORMAT_VERSION = 1
 
 
-class BrokenRecordError(ValueError):
+class BrokenRecordError(BigVlpError, ValueError):
     """A record cannot be used; the message names it and says why."""
 
 

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import tokenizers
 
-from big_vlp import step, trees
-from big_vlp.augment import Photometric
-from big_vlp.config import SCENES_VOCABULARY
+from big_vlp import trees
+from big_vlp.augment.learned import RangeAugment
+from big_vlp.augment.photometric import Photometric
 from big_vlp.experiment import ConfigError, Experiment
-from big_vlp.range_augment import RangeAugment
-from input_pipeline import synsets
-from input_pipeline.tokenizers import LlamaTokenizer, make_tokenizer
+from big_vlp.recipes import SCENES_VOCABULARY
+from big_vlp.run import step
+from input_pipeline.checks import parts
+from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
+from input_pipeline.words import synsets
 
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -125,7 +127,7 @@ def check_evaluators(made):
     assert made.evals or made.method["name"] == "catlip"  # which publishes no held-out data
     for section in made.evals.values():
         arguments = dict(section)
-        evaluator = importlib.import_module(f"evaluators.{arguments.pop('evaluator')}").Evaluator
+        evaluator = parts.find("evaluator", "evaluators", arguments.pop("evaluator"), "Evaluator")
         assert arguments.pop("weights") in ("model", "averaged")
         assert arguments.pop("every_steps") > 0
         inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", **arguments)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from big_vlp.command import load_config
-from big_vlp.model_dir import open_model
-from big_vlp.telemetry import read_log
+from big_vlp.run.log import read_log
+from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ Options: method=cosmos|clip|catlip|cogvlm, dtype=float32|bfloat16
 
 import ml_collections
 
-from big_vlp.config import CATLIP_RULES, SCENES_VOCABULARY, parse_options
+from big_vlp.recipes import CATLIP_RULES, SCENES_VOCABULARY, parse_options
 
 
 def get_config(arg=None):

@@ -20,14 +20,15 @@ import numpy as np
 import safetensors.numpy
 from absl import logging
 
-from big_vlp.checkpoint import CheckpointError
-from big_vlp.convert import catlip, catlip_dense, cogvlm_command, cosmos
+from big_vlp.convert import catlip, catlip_dense, cosmos
+from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
-from big_vlp.model_dir import WEIGHTS, Labels, open_model, save_model
-from input_pipeline import unicode
-from input_pipeline.paths import path_argument
-from input_pipeline.ranges import whole
-from input_pipeline.vocabulary import Vocabulary
+from big_vlp.storage.checkpoint import CheckpointError
+from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
+from input_pipeline.checks import unicode
+from input_pipeline.checks.paths import path_argument
+from input_pipeline.checks.ranges import whole
+from input_pipeline.words.vocabulary import Vocabulary
 
 
 def import_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -166,17 +167,17 @@ IMPORTS = {
     "catlip": import_catlip,
     "catlip_segmentation": import_segmentation,
     "cosmos": import_cosmos,
-    "cogvlm": cogvlm_command.import_released,
-    "cogvlm_sat": cogvlm_command.import_sat,
-    "cogvlm_parts": cogvlm_command.import_parts,
+    "cogvlm": command.import_released,
+    "cogvlm_sat": command.import_sat,
+    "cogvlm_parts": command.import_parts,
 }
 EXPORTS = {
     "catlip": export_catlip,
     "catlip_segmentation": export_segmentation,
     "cosmos": export_cosmos,
-    "cogvlm": cogvlm_command.export_released,
+    "cogvlm": command.export_released,
 }
-MERGES = {"cogvlm": cogvlm_command.merge}
+MERGES = {"cogvlm": command.merge}
 DIRECTIONS = {"import": IMPORTS, "export": EXPORTS, "merge": MERGES}
 
 
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="PIXELS",
         help="default: 224; that of EVA2-CLIP-E's positions",
     )
-    cogvlm_command.add_options(parser)
+    command.add_options(parser)
     group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
     group.add_argument("--weights", choices=WEIGHTS, help="default: the average where there is one")
     args = parser.parse_args(argv)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from big_vlp.augment.learned import RANGES
 from big_vlp.convert.common import ConversionError, check, count_layers, to_model, to_state
 from big_vlp.methods.catlip import Method
-from big_vlp.preprocess import Preprocess
-from big_vlp.range_augment import RANGES
+from input_pipeline.preprocess import Preprocess
 
 _BATCH_NORM = (("scale", "weight"), ("bias", "bias"))
 _BLOCK = (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import trees
+from big_vlp.augment.learned import RangeAugment
 from big_vlp.convert.catlip import (
     AUGMENT,
     CLASSIFIER,
@@ -22,10 +23,9 @@ from big_vlp.convert.catlip import (
 )
 from big_vlp.convert.common import ConversionError, check, count_layers, to_model, to_state
 from big_vlp.methods.segmentation import Method
-from big_vlp.models.catlip_vit import CatlipViT
-from big_vlp.models.dense import Pyramid
-from big_vlp.preprocess import Preprocess
-from big_vlp.range_augment import RangeAugment
+from big_vlp.models.heads.dense import Pyramid
+from big_vlp.models.towers.catlip_vit import CatlipViT
+from input_pipeline.preprocess import Preprocess
 
 ENCODER = "encoder."
 _ASPP = "seg_head.aspp.aspp_layer"

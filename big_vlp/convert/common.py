@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import trees
+from input_pipeline.checks.errors import BigVlpError
 
 Rules = Sequence[tuple[str | tuple[str, str], str, str]]
 
 
-class ConversionError(ValueError):
+class ConversionError(BigVlpError, ValueError):
     """Weights that do not fit; the message names every key that is missing, unexpected or wrong."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from big_vlp import trees
 from big_vlp.convert.common import ConversionError, backward, forward
 from big_vlp.methods.cosmos import Method
-from big_vlp.preprocess import Preprocess
+from input_pipeline.preprocess import Preprocess
 
 # (path here, key there, kind); kinds: same, linear (transposed), conv (OIHW -> HWIO).
 _DIRECT = (

@@ -1,13 +1,11 @@
 """Methods: one module per objective, chosen by `config.method.name`."""
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 
-from input_pipeline import arguments
+from input_pipeline.checks import arguments, parts
 
 Tree = Any  # nested dicts of arrays
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
@@ -66,16 +64,13 @@ class Method(Protocol):
 
 
 def make_method(name: str, **kwargs) -> Method:
-    """Builds `big_vlp.methods.<name>.Method(**kwargs)`.
+    """Builds the `Method` of a module of `big_vlp.methods`, or of another: see `checks.parts`.
 
     Raises:
       ValueError: no such method.
       ArgumentError: the method does not take one of the arguments, or lacks one.
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise ValueError(arguments.unknown("method", name, known))
-    return arguments.call("", importlib.import_module(f"{__name__}.{name}").Method, kwargs)
+    return arguments.call("", parts.find("method", __name__, name, "Method"), kwargs)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.accumulate import over_micro_batches
-from big_vlp.augment import Photometric, normalise
+from big_vlp.augment.photometric import Photometric, normalise
 from big_vlp.methods import compute_dtype
+from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.models.two_towers import TwoTowers
-from big_vlp.preprocess import Preprocess
-from input_pipeline import arguments
+from input_pipeline.checks import arguments
+from input_pipeline.preprocess import Preprocess
 
 MAX_LOGIT_SCALE = math.log(100)
 

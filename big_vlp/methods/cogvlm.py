@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
-from big_vlp.accumulate import over_micro_batches
-from big_vlp.augment import normalise
-from big_vlp.generation import predict_fn
-from big_vlp.lora import Lora
+from big_vlp.augment.photometric import normalise
+from big_vlp.generation.sampling import predict_fn
 from big_vlp.methods import catlip, compute_dtype
+from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
-from big_vlp.preprocess import Preprocess
-from input_pipeline import arguments
-from input_pipeline.cogvlm_views import Rows
+from big_vlp.models.lora import Lora
+from input_pipeline.checks import arguments
+from input_pipeline.preprocess import Preprocess
+from input_pipeline.views.cogvlm import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Method:
         return dead_parameters(self.cogvlm)
 
     def predict_fns(self):
-        """`token_losses` and `generate` (greedy), see `evaluators.common`."""
+        """`token_losses` and `generate` (greedy), see `evaluators.shared.common`."""
         rows = Rows.of(self.preprocess)
         write = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.accumulate import over_micro_batches
-from big_vlp.augment import Photometric
+from big_vlp.augment.photometric import Photometric
 from big_vlp.methods import clip
+from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.models.two_towers import CosmosTowers, over_views
-from big_vlp.preprocess import Preprocess
-from input_pipeline import arguments
+from input_pipeline.checks import arguments
+from input_pipeline.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)

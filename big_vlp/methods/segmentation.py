@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
-from big_vlp.augment import normalise
+from big_vlp.augment.learned import RangeAugment
+from big_vlp.augment.photometric import normalise
 from big_vlp.methods import catlip, compute_dtype
-from big_vlp.models.catlip_vit import CatlipViT
-from big_vlp.models.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
-from big_vlp.preprocess import Preprocess
-from big_vlp.range_augment import RangeAugment
-from input_pipeline import arguments
+from big_vlp.models.heads.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
+from big_vlp.models.towers.catlip_vit import CatlipViT
+from input_pipeline.checks import arguments
+from input_pipeline.preprocess import Preprocess
 
 # Rows of pixels whose logits exist at once in training: of 150 classes at 512 pixels, whole images
 # would take 150 MB each, several times over.

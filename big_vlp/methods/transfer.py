@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
-from big_vlp.accumulate import over_micro_batches
+from big_vlp.augment.learned import RangeAugment
 from big_vlp.methods import catlip, compute_dtype
-from big_vlp.models.catlip_vit import CatlipViT, Classifier
-from big_vlp.models.vit import ViT
-from big_vlp.preprocess import Preprocess
-from big_vlp.range_augment import RangeAugment
-from input_pipeline import arguments
+from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.models.towers.catlip_vit import CatlipViT, Classifier
+from big_vlp.models.towers.vit import ViT
+from input_pipeline.checks import arguments
+from input_pipeline.preprocess import Preprocess
 
 TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
 

@@ -5,16 +5,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vlp.models.catlip_vit import CatlipViT
-from big_vlp.models.eva import EvaTower
-from big_vlp.models.head import Head
+from big_vlp.models.layers.head import Head
+from big_vlp.models.layers.network import Network
+from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.transformer import torch_kernel_init
 from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
 from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
-from big_vlp.models.network import Network
-from big_vlp.models.norms import layer_norm
-from big_vlp.models.transformer import torch_kernel_init
-from big_vlp.models.vit import ViT
-from input_pipeline import arguments
+from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers.eva import EvaTower
+from big_vlp.models.towers.vit import ViT
+from input_pipeline.checks import arguments
 
 LAYOUTS = ("static", "general")
 IMAGE_MASKS = ("causal", "full")

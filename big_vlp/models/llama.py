@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vlp import sharding
-from big_vlp.models.attention import attention, attention_over_cache, drop, fold_in
-from big_vlp.models.head import Head
-from big_vlp.models.rope import rope_angles, rotate
-from big_vlp.models.stack import init_blocks, rematerialised, run_blocks, unstack
-from big_vlp.models.transformer import normal
+from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
+from big_vlp.models.layers.head import Head
+from big_vlp.models.layers.rope import rope_angles, rotate
+from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks, unstack
+from big_vlp.models.layers.transformer import normal
+from big_vlp.parallel import meshes
 
 EXPERT_PARTS = ("qkv", "out", "mlp")
 INIT = normal(0.02)
@@ -331,7 +331,7 @@ class Llama(nn.Module):
             outputs = []
             layers = unstack((shared, numbers), self.expert_every)
             for i, (of_layer, number) in enumerate(layers):
-                x = sharding.keep_over_batch(x)
+                x = meshes.keep_over_batch(x)
                 if i == 0:
                     x, output = with_expert(x, of_layer | experts, number)
                 else:

@@ -5,12 +5,12 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vlp.models.cross_attention import CrossPool
-from big_vlp.models.network import Network
-from big_vlp.models.text import TextTransformer
-from big_vlp.models.transformer import torch_bias_init, torch_kernel_init
-from big_vlp.models.vit import ViT
-from input_pipeline import arguments
+from big_vlp.models.heads.cross_attention import CrossPool
+from big_vlp.models.layers.network import Network
+from big_vlp.models.layers.transformer import torch_bias_init, torch_kernel_init
+from big_vlp.models.towers.text import TextTransformer
+from big_vlp.models.towers.vit import ViT
+from input_pipeline.checks import arguments
 
 
 def l2_normalise(x, eps: float = 1e-12):

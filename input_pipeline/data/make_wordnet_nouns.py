@@ -1,4 +1,4 @@
-"""Makes wordnet_nouns.txt.gz, the nouns of WordNet 3.0 as `input_pipeline.synsets` reads them.
+"""Makes wordnet_nouns.txt.gz, the nouns of WordNet 3.0 as `words.synsets` reads them.
 
     python make_wordnet_nouns.py FOLDER
 

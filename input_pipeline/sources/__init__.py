@@ -5,34 +5,28 @@ str) and, where the data has them, boxes, masks, labels and questions. A source 
 cheap to construct, and opens its files lazily, because every loader worker gets a copy.
 """
 
-import importlib
 import operator
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import arguments
-from input_pipeline.files import fingerprint
+from input_pipeline.checks import arguments, parts
+from input_pipeline.files.listing import fingerprint
 
 
 def make_source(name: str, fraction: float | None = None, **kwargs):
-    """Builds `input_pipeline.sources.<name>.Source(**kwargs)`.
+    """Builds the `Source` of a module in this package, or of another: see `checks.parts`.
 
     Args:
-      name: module of the source.
+      name: of the module.
       fraction: keeps about this share of the records, see `Fraction`; by default all.
 
     Raises:
       ValueError: no such source, or `fraction` is out of range or leaves nothing.
       ArgumentError: the source does not take one of the arguments, or lacks one.
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise ValueError(arguments.unknown("data source", name, known))
-    module = importlib.import_module(f"{__name__}.{name}")
-    source = arguments.call("", module.Source, kwargs)
+    source = arguments.call("", parts.find("data source", __name__, name, "Source"), kwargs)
     return source if fraction is None else Fraction(source, fraction)
 
 

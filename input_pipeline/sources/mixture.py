@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline.arguments import ArgumentError
-from input_pipeline.files import fingerprint
+from input_pipeline.checks.arguments import ArgumentError
+from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import make_source
 
 # Attributes of sources that belong together: of the `label`, and of stored `labels`.

@@ -11,10 +11,10 @@ import random
 import numpy as np
 import simplejpeg
 
-from input_pipeline.files import fingerprint
-from input_pipeline.scene_description import SHAPES, Layout, sample_layout
-from input_pipeline.scene_render import render
-from input_pipeline.scene_text import write_caption, write_question, write_sentences
+from input_pipeline.files.listing import fingerprint
+from input_pipeline.scenes.layout import SHAPES, Layout, sample_layout
+from input_pipeline.scenes.render import render
+from input_pipeline.scenes.text import write_caption, write_question, write_sentences
 
 # Raise with any change of what a record holds: resumed runs must notice.
 VERSION = 2

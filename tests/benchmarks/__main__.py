@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tests.benchmarks
-from big_vlp.config import parse_options
+from big_vlp.recipes import parse_options
 from tests.benchmarks.common import CannotRunError, environment, load, measure, on_the_cpu
 
 HELPERS = ("__main__", "common")

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import config, step
+from big_vlp import recipes
 from big_vlp.methods import make_method
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.common import interleaved
 
 # FLOPs of CLIP's towers over those of the image tower, at 224 pixels and 77 tokens.
@@ -52,12 +53,12 @@ def measure(
 
 def prepared(name: str, model: str, batch: int, classes: int):
     """(a function that makes one training step, its FLOPs, bytes of its temporaries)."""
-    tower = {**config.IMAGE_TOWERS[model]}
+    tower = {**recipes.IMAGE_TOWERS[model]}
     rng = np.random.default_rng(0)
     rows = {"image": rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)}
     if name == "clip":
         preprocess = Preprocess(image_size=224, tokenizer="clip", context_length=77)
-        given = {"model": {"image": tower, "text": config.TEXT_TOWER, "embed_dim": 512}}
+        given = {"model": {"image": tower, "text": recipes.TEXT_TOWER, "embed_dim": 512}}
         rows["tokens"] = rng.integers(1, 49_407, (batch, 77), dtype=np.int32)
     else:
         name, preprocess = "transfer", Preprocess(image_size=224)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import config, step
+from big_vlp import recipes
 from big_vlp.methods import make_method
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.common import interleaved
 
 END_OF_TEXT = 49_407
@@ -70,7 +71,11 @@ def our_step(pairs, short: int, unroll: bool):
     method = make_method(
         "clip",
         preprocess=Preprocess(image_size=224, tokenizer="clip", context_length=77),
-        model={"image": config.IMAGE_TOWERS["vitb32"], "text": config.TEXT_TOWER, "embed_dim": 512},
+        model={
+            "image": recipes.IMAGE_TOWERS["vitb32"],
+            "text": recipes.TEXT_TOWER,
+            "embed_dim": 512,
+        },
         dtype="float32",
         unroll=unroll,
         text_lengths=(short,),

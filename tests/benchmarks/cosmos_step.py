@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import config, step, trees
+from big_vlp import recipes, trees
 from big_vlp.methods import clip, cosmos
 from big_vlp.models.two_towers import l2_normalise
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.clip_step import ADAMW
 from tests.benchmarks.common import interleaved
 
@@ -63,8 +64,8 @@ def method_of(cls, layers: int, short: int, tiny: bool):
     return cls(
         preprocess=Preprocess(image_size=64 if tiny else 224, tokenizer="clip", context_length=77),
         model={
-            "image": {**config.IMAGE_TOWERS["vitb32"], "layers": layers, **widths[0]},
-            "text": {**config.TEXT_TOWER, "layers": layers, **widths[1]},
+            "image": {**recipes.IMAGE_TOWERS["vitb32"], "layers": layers, **widths[0]},
+            "text": {**recipes.TEXT_TOWER, "layers": layers, **widths[1]},
             "embed_dim": 32 if tiny else 512,
         },
         momentum=0.999,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from big_vlp.telemetry import TRAIN, read_log
+from big_vlp.run.log import TRAIN, read_log
 
 
 def measure(tars: str = "data/tars/openclipart", steps: int = 40, method: str = "cosmos"):

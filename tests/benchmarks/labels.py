@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from input_pipeline.label_mining import LabelMiner, keys_plainly
 from input_pipeline.sources import scenes
+from input_pipeline.words.mining import LabelMiner, keys_plainly
 from tests.benchmarks.common import interleaved, one_core
 from tests.benchmarks.end_to_end import program
 

@@ -4,7 +4,7 @@ Both sides get the same JPEG bytes, draw the same boxes and flips with the same 
 process, on one core, under the same allocator settings (`MALLOC_*`, in the results' environment),
 in turn, and end with u8[S, S, 3] arrays of every view. Theirs decodes the whole image, converts it
 to RGB, and crops, resizes (bicubic with antialiasing) and flips view by view. Ours is what the
-loader runs, `images.random_crops`. The images are procedural JPEGs of 512x384, some 95 KB each.
+loader runs, `crops.random_crops`. The images are procedural JPEGs of 512x384, some 95 KB each.
 
 - geometry: COSMOS' two global crops of 224 and six local ones of 96.
 - geometry + photometrics: theirs adds colour jitter, greyscale, blur and solarise to each crop on
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from input_pipeline import images
+from input_pipeline.images import crops
 from tests.benchmarks.common import interleaved, one_core
 
 WIDTH, HEIGHT, QUALITY = 512, 384, 93
@@ -44,7 +44,7 @@ def measure(num_images: int = 500, repeats: int = 3) -> list[dict]:
             ("geometry + photometrics", cosmos, augmented, 3.0),
             ("geometry + photometrics, all here", photometrics, augmented, None),
             ("random resized crop", our_crops(CLIP_VIEWS), their_crops(CLIP_VIEWS), 1.9),
-            ("decode", lambda data, _: images.decode(data), lambda data, _: pillow(data), None),
+            ("decode", lambda data, _: crops.decode(data), lambda data, _: pillow(data), None),
         ):
             sides = {"ours": over(data, ours), "theirs": over(data, theirs)}
             times = interleaved(sides, repeats)
@@ -73,7 +73,7 @@ def over(data: list[bytes], side):
 
 
 def our_crops(views):
-    return lambda data, rng: images.random_crops(data, views, FLIP_PROB, rng)
+    return lambda data, rng: crops.random_crops(data, views, FLIP_PROB, rng)
 
 
 def our_photometrics():
@@ -82,8 +82,8 @@ def our_photometrics():
     import jax
     import jax.numpy as jnp
 
-    from big_vlp.augment import Photometric, normalise
-    from big_vlp.preprocess import Preprocess
+    from big_vlp.augment.photometric import Photometric, normalise
+    from input_pipeline.preprocess import Preprocess
 
     pre = Preprocess(image_size=224, tokenizer="clip", context_length=77)
     kinds = [Photometric(blur_prob=blur, solarize_prob=sol) for blur, sol in BLUR_SOLARIZE[:3]]
@@ -110,7 +110,7 @@ def their_crops(views, augment=None):
 
     def run(data, rng):
         image = pillow(data)
-        boxes = [images.random_resized_crop_box(*image.size, scale, rng) for _, scale in views]
+        boxes = [crops.random_resized_crop_box(*image.size, scale, rng) for _, scale in views]
         crops = []
         for i, ((left, top, width, height), (size, _)) in enumerate(zip(boxes, views)):
             crop = image.crop((left, top, left + width, top + height))

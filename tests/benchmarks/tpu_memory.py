@@ -14,7 +14,8 @@ import re
 import jax
 import jax.numpy as jnp
 
-from big_vlp import losses, sharding
+from big_vlp import losses
+from big_vlp.parallel import meshes
 
 TOPOLOGY = "v5e:4x4"
 WIDTH = 512
@@ -26,7 +27,7 @@ def measure(sigmoid_batch: int = 32_768, cosmos_batch: int = 16_384) -> list[dic
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    mesh = sharding.make_mesh(devices=devices)
+    mesh = meshes.make_mesh(devices=devices)
     cases = {
         ("sigmoid", sigmoid_batch): (
             sigmoid,
@@ -45,11 +46,11 @@ def measure(sigmoid_batch: int = 32_768, cosmos_batch: int = 16_384) -> list[dic
 
 def features(batch: int, views: int, mesh):
     shape = (batch, views, WIDTH)
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.over_batch(mesh))
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=meshes.over_batch(mesh))
 
 
 def scalar(mesh):
-    return jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    return jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
 
 
 def sigmoid(loss, batch: int, mesh):

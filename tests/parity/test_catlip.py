@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vlp import losses, range_augment, step, trees
-from big_vlp.config import CATLIP_RULES
+from big_vlp import losses, trees
+from big_vlp.augment import learned
+from big_vlp.augment.learned import RangeAugment
 from big_vlp.convert import catlip as convert
 from big_vlp.convert import catlip_dense as dense
 from big_vlp.methods.catlip import Method
 from big_vlp.methods.segmentation import Method as Segmentation
 from big_vlp.methods.segmentation import mean_pixel_loss, upsample
-from big_vlp.models.catlip_vit import CatlipViT, resize_positions
-from big_vlp.models.dense import Pyramid, as_map
-from big_vlp.optim import Optimizer
-from big_vlp.range_augment import RangeAugment
-from input_pipeline.label_mining import LabelMiner
+from big_vlp.models.heads.dense import Pyramid, as_map
+from big_vlp.models.towers.catlip_vit import CatlipViT, resize_positions
+from big_vlp.recipes import CATLIP_RULES
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from input_pipeline.words.mining import LabelMiner
 from tests.parity.fixtures import fixtures, micro_batches
 
 FILES = [
@@ -268,11 +270,11 @@ def test_range_augment(arrays):
     """Bounds, operations and the loss' curriculum."""
     params = {
         name: {bound: arrays[f"sd/neural_augmentor.{name}._{bound}"] for bound in ("low", "high")}
-        for name in range_augment.RANGES
+        for name in learned.RANGES
     }
     for name in params:
         expected = [arrays[f"aug/{name}_low"], arrays[f"aug/{name}_high"]]
-        close(range_augment.bounds(params, name), expected, name)
+        close(learned.bounds(params, name), expected, name)
     magnitude = arrays["aug/magnitude"]
     size = next(
         s
@@ -282,8 +284,8 @@ def test_range_augment(arrays):
     images = images_of(arrays, size).astype(np.float32) / 255
     outputs = {}
     for name in ("brightness", "contrast"):
-        shares = range_augment.OPERATIONS[name](magnitude.reshape(-1))
-        outputs[name] = jnp.clip(range_augment.mix(images, shares, 0 * images), 0, 1)
+        shares = learned.OPERATIONS[name](magnitude.reshape(-1))
+        outputs[name] = jnp.clip(learned.mix(images, shares, 0 * images), 0, 1)
         (stored,) = (k for k in arrays if k.startswith(f"aug/{name}_out_sample"))
         rows = [int(row) for row in stored.rpartition("sample")[2].split("_")]
         expected = np.moveaxis(arrays[stored], 1, -1)

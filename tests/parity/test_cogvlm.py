@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vlp import step, trees
-from big_vlp.augment import normalise
-from big_vlp.convert import cogvlm as convert
+from big_vlp import trees
+from big_vlp.augment.photometric import normalise
+from big_vlp.convert.cogvlm import names as convert
 from big_vlp.methods import make_method
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM, dead_parameters
-from big_vlp.models.eva import resize_positions
 from big_vlp.models.llama import extend_cache
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
-from input_pipeline.images import eval_image
+from big_vlp.models.towers.eva import resize_positions
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from input_pipeline.images.crops import eval_image
+from input_pipeline.preprocess import Preprocess
 from tests.parity.fixtures import fixtures
 
 TOLERANCE = 5e-5  # of an array's largest magnitude

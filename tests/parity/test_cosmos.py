@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vlp import losses, step, trees
+from big_vlp import losses, trees
 from big_vlp.convert import cosmos as convert
 from big_vlp.methods import clip
 from big_vlp.methods.cosmos import Method
-from big_vlp.models.vit import resize_positions
-from big_vlp.optim import Optimizer
-from evaluators.retrieval import retrieval_metrics
-from evaluators.zeroshot import zeroshot_weights
-from input_pipeline.captions import sample, sample_captions, split_sentences
-from input_pipeline.tokenizers import make_tokenizer
+from big_vlp.models.towers.vit import resize_positions
+from big_vlp.run import step
+from big_vlp.run.optim import Optimizer
+from evaluators.pairs.retrieval import retrieval_metrics
+from evaluators.pairs.zeroshot import zeroshot_weights
+from input_pipeline.text.captions import sample, sample_captions, split_sentences
+from input_pipeline.text.tokenizers import make_tokenizer
 from tests.parity.fixtures import fixtures, micro_batches
 
 TOLERANCE = 3e-5  # of an array's largest magnitude

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from big_vlp.config import mean_batch
-from big_vlp.range_augment import RangeAugment
+from big_vlp.augment.learned import RangeAugment
+from big_vlp.recipes import mean_batch
 from tests.recipes.rows import CROPS, UNKNOWN, Recipe, Row, epochs, fixed, tower
 
 SOURCE = "arXiv 2404.15653 and apple/corenet, projects/catlip"

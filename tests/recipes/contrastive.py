@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from big_vlp.augment import Photometric
-from big_vlp.config import PRETRAINING_PAIRS
+from big_vlp.augment.photometric import Photometric
 from big_vlp.methods.clip import Method as ClipMethod
 from big_vlp.models.two_towers import CosmosTowers
-from big_vlp.preprocess import Preprocess
-from input_pipeline.captions import MAX_SENTENCES_PER_GLOBAL
+from big_vlp.recipes import PRETRAINING_PAIRS
+from input_pipeline.preprocess import Preprocess
+from input_pipeline.text.captions import MAX_SENTENCES_PER_GLOBAL
 from tests.recipes.rows import CLIP_COLOURS, CROPS, Recipe, Row, adam, epochs, fixed, number, tower
 
 BF16 = "needs no loss scaling; parameters, moments and losses are fp32 in both"

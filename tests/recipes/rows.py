@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from big_vlp.config import mean_batch
-from big_vlp.optim import Optimizer
-from big_vlp.preprocess import Preprocess
-from input_pipeline.views import VIEWS
+from big_vlp.recipes import mean_batch
+from big_vlp.run.optim import Optimizer
+from input_pipeline.checks import parts
+from input_pipeline.preprocess import Preprocess
 
 # Reasons that several rows share.
 CROPS = "a fifth of the cost of an exact filter, see Choices"
@@ -101,13 +101,13 @@ def fixed(value) -> Callable[[Mapping], Any]:
 def load(name: str, arg: str) -> dict:
     """A config as nested dicts, with the defaults of what its sections build filled in."""
     config = _plain(importlib.import_module(f"configs.{name}").get_config(arg))
-    method = importlib.import_module(f"big_vlp.methods.{config['method']['name']}").Method
-    where, what = VIEWS[config["views"]["name"]]
+    method = parts.find("method", "big_vlp.methods", config["method"]["name"], "Method")
+    views = parts.find("views", "input_pipeline.views", config["views"]["name"], "Views")
     for section, built in (
         ("optim", Optimizer),
         ("preprocess", Preprocess),
         ("method", method),
-        ("views", getattr(importlib.import_module(where), what)),
+        ("views", views),
     ):
         parameters = inspect.signature(built).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}

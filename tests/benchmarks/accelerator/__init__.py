@@ -10,7 +10,7 @@ in which they are made; each is known, and saved, before the next begins:
   FLOPs (`flops`): recomputation is none of them.
 - e: the same CLIP in PyTorch at the same batch (`torch_steps`), right after ours.
 - f: the costliest kernels of a step of the two first models.
-- c: attention forward and backward by each kernel that `big_vlp.models.attention` could pick, with
+- c: attention forward and backward by each kernel that `models.layers.attention` could pick, with
   the largest error against fp32, or how it refuses. First the shapes of the recipes.
 - b: recipes in their laptop version, in bf16: three steps, the evaluations, a generation; beside
   the losses those that a CPU has in fp32.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp.models import attention as models_attention
+from big_vlp.models.layers import attention as models_attention
 
 TOKENS = 32_768  # in a batch
 HEADS = {64: 12, 112: 16, 128: 32}  # as in ViT-B, EVA2-CLIP-E and a language model of 7B
@@ -65,7 +65,7 @@ def inputs(length: int, head_size: int, kind: str, tiny: bool):
 
 
 def attend(query, key, value, mask, *, causal: bool, backend: str):
-    """What `big_vlp.models.attention.attention` calls, with a kernel of choice."""
+    """What `big_vlp.models.layers.attention.attention` calls, with a kernel of choice."""
     if backend == "flash":
         return flash(query, key, value, mask, causal)
     return jax.nn.dot_product_attention(

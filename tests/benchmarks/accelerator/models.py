@@ -5,7 +5,7 @@ import importlib
 import os
 from pathlib import Path
 
-from input_pipeline import synsets
+from input_pipeline.words import synsets
 
 CLASSES = 24_320  # of CatLIP's released classifier
 

@@ -68,7 +68,7 @@ def make_config(recipe: str, options: str, values: dict, dtype: str):
 
 def run(recipe: str, options: str, values: dict, dtype: str, folder: str) -> dict:
     """{"losses": of each step, "evaluations": {name: value}} of a run of three steps."""
-    from big_vlp.telemetry import TRAIN, read_log
+    from big_vlp.run.log import TRAIN, read_log
     from big_vlp.train import train
 
     if not flags.FLAGS.is_parsed():  # Grain asks for it

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import sharding, step
 from big_vlp.compile import abstract_batch
 from big_vlp.experiment import Experiment
+from big_vlp.parallel import meshes, placing
+from big_vlp.run import step
 from tests.benchmarks.accelerator.models import COUNTED, GIB, WARM_UP, make_config, towers
 
 
@@ -96,15 +97,15 @@ class Step:
             self.experiment,
             self.experiment.preprocess_record.image_size,
             self.batch,
-            sharding.over_batch(self.mesh),
+            meshes.over_batch(self.mesh),
         )
         self.compiled = None
-        self.held = sum(map(sharding.bytes_per_device, jax.tree.leaves((self.state, self.rows))))
+        self.held = sum(map(placing.bytes_per_device, jax.tree.leaves((self.state, self.rows))))
 
     def lower(self):
         placement = jax.tree.map(lambda x: x.sharding, self.state)
         train_step = step.compiled_step(self.method, self.optimizer, placement, self.mesh)
-        whole = sharding.replicated(self.mesh)
+        whole = meshes.replicated(self.mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
         number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
@@ -127,13 +128,13 @@ class Running:
         self.planned, self.compile_s = one.held + one.work, one.compile_s
         self.too_large, self._clean = too_large, clean
         self._step, self._number = one.compiled, 0
-        whole = sharding.replicated(one.mesh)
+        whole = meshes.replicated(one.mesh)
         placement = jax.tree.map(lambda x: x.sharding, one.state)
         self._key = jax.device_put(jax.random.key(0), whole)
         init = jax.jit(step.make_init(one.method, one.optimizer), out_shardings=placement)
         with jax.set_mesh(one.mesh):
             self._state = init(self._key)
-        self._rows = jax.device_put(random_rows(one), sharding.over_batch(one.mesh))
+        self._rows = jax.device_put(random_rows(one), meshes.over_batch(one.mesh))
         self._whole = whole
         for _ in range(WARM_UP):
             self.step()

@@ -1,0 +1,250 @@
+"""Text from a CogVLM: greedy, sampled, or by beam search, over a cache of keys and values.
+
+`generate` writes for a batch of prompts of different lengths in one compiled program, `stream` the
+same token by token; `predict_fn` is what evaluators call. An ambient mesh
+(`jax.set_mesh`) splits the cache: rows over data and fsdp, heads over tensor, if these divide.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp import trees
+from big_vlp.augment.photometric import normalise
+from big_vlp.generation.beams import Beams, beam_search
+from big_vlp.generation.cache import Prompts, Settings, decode, hashable, make_prompts, prefill
+from big_vlp.models.cogvlm import CogVLM
+from input_pipeline.views.cogvlm import Rows
+
+
+class Sampling(NamedTuple):
+    """Draws each token; the limits apply in this order.
+
+    Attributes:
+      temperature: above 0; divides the logits.
+      top_k: only so many of the most probable tokens; 0: all. With 1 this is the greedy strategy.
+      top_p: of these, only the most probable that together have this probability, in 0..1; the
+        first is always among them.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+Strategy = Sampling | Beams | None  # None is greedy
+
+
+class _State(NamedTuple):
+    """Rows that each hold one new token, not yet in the cache.
+
+    token, position (its id), filled (positions of the cache): i32[B]. done: bool[B].
+    """
+
+    cache: Any
+    token: jax.Array
+    position: jax.Array
+    filled: jax.Array
+    done: jax.Array
+
+
+def generate(
+    model: CogVLM,
+    params,
+    tokens,
+    types,
+    features=None,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int = 0,
+    strategy: Strategy = None,
+    key=None,
+    layout: str = "general",
+    multiple: int = 1,
+) -> jax.Array:
+    """Continues every prompt to its end of sentence.
+
+    A program is compiled for each shape, layout, `max_new_tokens` and kind of strategy. Compiled
+    functions may call this; then nobody checks what the arrays hold.
+
+    Args:
+      tokens, types: i32[B, T] as of `models.layout`, padded on one side of each row.
+      features: [B, I, N + 2, D] of `CogVLM.encode_images`, or None without images.
+      key: for `Sampling`. What a row draws depends on the key and its place in the batch, not on
+        the other rows.
+      layout: "static" or "general", see `CogVLM`.
+      multiple: prompts are padded to a multiple of so many tokens, to compile for fewer lengths.
+
+    Returns:
+      i32[B, max_new_tokens]: the new tokens, with end of sentence, then `pad_id`.
+
+    Raises:
+      ValueError: an option is out of range, or the rows are not what `layout` or the features need.
+    """
+    _check(strategy, key, max_new_tokens)
+    prompts = make_prompts(tokens, types, features, layout, multiple)
+    settings = Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
+    if isinstance(strategy, Beams):
+        return beam_search(settings, strategy, params, prompts, features)
+    return _write(settings, params, prompts, features, strategy, key)
+
+
+def stream(
+    model: CogVLM,
+    params,
+    tokens,
+    types,
+    features=None,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int = 0,
+    strategy: Sampling | None = None,
+    key=None,
+    layout: str = "general",
+    multiple: int = 1,
+) -> Iterator[np.ndarray]:
+    """As `generate`, but yields the new tokens i32[B] one after another, until all rows ended.
+
+    Raises:
+      ValueError: as `generate`, at once; or beam search, which knows its tokens at the end only.
+    """
+    if isinstance(strategy, Beams):
+        raise ValueError("Beam search cannot be streamed; use generate.")
+    _check(strategy, key, max_new_tokens)
+    prompts = make_prompts(tokens, types, features, layout, multiple)
+    settings = Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
+
+    def run():
+        state = _first(settings, params, prompts, features, strategy, key)
+        yield np.asarray(state.token)
+        for step in range(1, max_new_tokens):
+            if state.done.all():
+                return
+            state = _next(settings, params, state, step, strategy, key)
+            yield np.asarray(state.token)
+
+    return run()
+
+
+def predict_fn(
+    method, rows: Rows, max_new_tokens: int, beams: Beams | None = None, layout: str = "static"
+) -> Callable:
+    """What evaluators call `generate`: greedy, or beam search.
+
+    Args:
+      method: has `cogvlm`, the model, and `preprocess`.
+      rows: what lays out the batches.
+      layout: of the batches; `rows` gives static ones.
+
+    Returns:
+      fn(params, {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]}) ->
+      i32[B, max_new_tokens], see `generate`.
+    """
+    model, preprocess = method.cogvlm, method.preprocess
+
+    def fn(params, batch):
+        images = normalise(batch["images"], preprocess.mean, preprocess.std)
+        return generate(
+            model,
+            params,
+            batch["tokens"],
+            batch["token_types"],
+            model.apply(trees.variables(params), images, method="encode_images"),
+            max_new_tokens=max_new_tokens,
+            eos_id=rows.text.eos_id,
+            pad_id=rows.text.pad_id,
+            strategy=beams,
+            layout=layout,
+        )
+
+    return fn
+
+
+def choose(logits, sampling: Sampling | None, keys) -> jax.Array:
+    """A token of each row: i32[B] from logits f32[B, V]; `keys` [B] are for `Sampling`."""
+    if sampling is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # In the order of probability; of equals the first is ahead, as it is for argmax.
+    order = jnp.argsort(-logits, axis=-1)
+    logits = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
+    rank = jnp.arange(logits.shape[-1])
+    logits = jnp.where((sampling.top_k == 0) | (rank < sampling.top_k), logits, -jnp.inf)
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    ahead = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # Sums are rounded: with 1 nothing is left out.
+    kept = (ahead < sampling.top_p) | (sampling.top_p >= 1) | (rank == 0)
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, logits, -jnp.inf))
+    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _write(settings: Settings, params, prompts: Prompts, features, sampling, key):
+    state = _begin(settings, params, prompts, features, sampling, key)
+    shape = len(state.token), settings.max_new_tokens
+    ids = jnp.full(shape, settings.pad_id, jnp.int32).at[:, 0].set(state.token)
+
+    def unfinished(carry):
+        step, state, _ = carry
+        return (step < settings.max_new_tokens) & ~state.done.all()
+
+    def body(carry):
+        step, state, ids = carry
+        state = _advance(settings, params, state, step, sampling, key)
+        return step + 1, state, ids.at[:, step].set(state.token)
+
+    return jax.lax.while_loop(unfinished, body, (1, state, ids))[-1]
+
+
+def _begin(settings: Settings, params, prompts: Prompts, features, sampling, key) -> _State:
+    """Reads the prompts and chooses the first tokens."""
+    logits, position, cache = prefill(settings, params, prompts, features)
+    token = choose(logits, sampling, _row_keys(sampling, key, len(logits), 0))
+    return _State(cache, token, position, prompts.lengths, token == settings.eos_id)
+
+
+def _advance(settings: Settings, params, state: _State, step, sampling, key) -> _State:
+    """Chooses token number `step` of each row; `pad_id` where the row is done."""
+    logits, cache = decode(settings, params, state.cache, state.token, state.position, state.filled)
+    token = choose(logits, sampling, _row_keys(sampling, key, len(logits), step))
+    token = jnp.where(state.done, settings.pad_id, token)
+    done = state.done | (token == settings.eos_id)
+    return _State(cache, token, state.position + 1, state.filled + 1, done)
+
+
+_first = jax.jit(_begin, static_argnums=0)
+_next = jax.jit(_advance, static_argnums=0, donate_argnums=2)
+
+
+def _row_keys(sampling: Sampling | None, key, batch: int, step):
+    if sampling is None:
+        return None
+    fold = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))
+    return fold(jnp.arange(batch))
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raises ValueError where an option is out of range."""
+    if isinstance(strategy, Beams):
+        if strategy.count < 1:
+            raise ValueError(f"Beam search needs 1 beam or more, not {strategy.count}.")
+    elif strategy is not None:
+        temperature, top_k, top_p = strategy
+        if not 0 < temperature < math.inf or top_k < 0 or not 0 <= top_p <= 1:
+            raise ValueError(
+                f"{strategy}: temperature must be above 0, top_k 0 or more, and top_p in 0..1."
+            )
+
+
+def _check(strategy: Strategy, key, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: give 1 or more.")
+    check_strategy(strategy)
+    if isinstance(strategy, Sampling) and key is None:
+        raise ValueError("Sampling needs a random key.")

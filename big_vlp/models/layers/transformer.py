@@ -1,0 +1,196 @@
+"""Pre-norm transformer blocks, stacked `[L, ...]`, shared by the image and the text tower."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks
+from big_vlp.parallel import meshes
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+normal = jax.nn.initializers.normal
+
+# PyTorch's default for Linear and Conv weights, kaiming_uniform(a=sqrt(5)): U(+-1/sqrt(fan_in)).
+torch_kernel_init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# PyTorch's MultiheadAttention: Xavier over the fused [width, 3 * width] matrix.
+xavier_init = jax.nn.initializers.xavier_uniform()
+
+
+def torch_bias_init(fan_in: int):
+    """PyTorch's default bias of a layer with `fan_in` inputs: U(+-1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BlockInit(NamedTuple):
+    """Initialisers of a block's four kernels (flax hands DenseGeneral's to them as 2-D).
+
+    `mlp_bias` makes the initialiser of the MLP's biases from their layer's number of inputs.
+    """
+
+    qkv: Callable = xavier_init
+    out: Callable = torch_kernel_init
+    fc1: Callable = torch_kernel_init
+    fc2: Callable = torch_kernel_init
+    mlp_bias: Callable = torch_bias_init
+
+
+def clip_text_init(width: int, layers: int) -> BlockInit:
+    """CLIP's rule for the text tower (arXiv 2103.00020; COSMOS keeps it)."""
+    attn_std = width**-0.5
+    proj_std = attn_std * (2 * layers) ** -0.5
+    return BlockInit(
+        qkv=normal(attn_std),
+        out=normal(proj_std),
+        fc1=normal((2 * width) ** -0.5),
+        fc2=normal(proj_std),
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a fused input projection.
+
+    `qkv/kernel` is [width, 3, heads, head_dim], so a tensor-parallel split falls on whole heads.
+    """
+
+    heads: int
+    causal: bool
+    dtype: jnp.dtype
+    inits: BlockInit
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} must be a multiple of the {self.heads} heads.")
+        qkv = nn.DenseGeneral(
+            (3, self.heads, width // self.heads),
+            dtype=self.dtype,
+            kernel_init=self.inits.qkv,
+            name="qkv",
+        )(x)
+        q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, T, H, D]
+        out = attention(q, k, v, causal=self.causal)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
+        )(out)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation; the hidden width is `mlp_dim`, by default 4x."""
+
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+    mlp_dim: int | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., W] -> [..., W]."""
+        width = x.shape[-1]
+
+        def dense(features, kernel_init, fan_in, name):
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                kernel_init=kernel_init,
+                bias_init=self.inits.mlp_bias(fan_in),
+                name=name,
+            )
+
+        hidden = self.mlp_dim or 4 * width
+        x = dense(hidden, self.inits.fc1, width, "fc1")(x)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Unknown activation {self.activation!r}; choose one of {list(ACTIVATIONS)}."
+            )
+        x = ACTIVATIONS[self.activation](x)
+        return dense(width, self.inits.fc2, hidden, "fc2")(x)
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x))."""
+
+    heads: int
+    causal: bool
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+    mlp_dim: int | None = None
+    norm: Callable = layer_norm
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        y = self.norm("norm1", self.dtype)(x)
+        x = x + SelfAttention(self.heads, self.causal, self.dtype, self.inits, name="attn")(y)
+        y = self.norm("norm2", self.dtype)(x)
+        return x + Mlp(self.activation, self.dtype, self.inits, self.mlp_dim, name="mlp")(y)
+
+
+class Transformer(nn.Module):
+    """`layers` blocks whose parameters are stacked on a leading axis, under "blocks".
+
+    Attributes:
+      unroll: True writes every block out in the program (longest compile, best fusion); False
+        compiles one block and loops. The parameters are the same.
+      remat: None, or a name of `stack.REMAT_POLICIES`: what the backward pass recomputes.
+      mlp_dim: hidden width of the MLPs; None is four times the width.
+      norm: `norm(name, dtype)` makes the module that normalises.
+    """
+
+    layers: int
+    heads: int
+    causal: bool
+    activation: str
+    dtype: jnp.dtype
+    inits: BlockInit
+    unroll: bool
+    remat: str | None
+    mlp_dim: int | None = None
+    norm: Callable = layer_norm
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]; sows "block_outputs" [L, B, T, W] where that is asked for."""
+        # No parent: the block is a pure function of its slice of the stacked parameters.
+        block = Block(
+            self.heads,
+            self.causal,
+            self.activation,
+            self.dtype,
+            self.inits,
+            self.mlp_dim,
+            self.norm,
+            parent=None,
+        )
+        params = self.param("blocks", init_blocks, block, self.layers, x)
+        keep_outputs = self.is_mutable_collection("intermediates")
+
+        def body(x, params):
+            x = block.apply({"params": params}, meshes.keep_over_batch(x))
+            return x, x if keep_outputs else None
+
+        body = rematerialised(body, self.remat, in_loop=not self.unroll)
+        x, outputs = run_blocks(body, x, params, self.layers, self.unroll)
+        if keep_outputs:
+            self.sow("intermediates", "block_outputs", outputs)
+        return x

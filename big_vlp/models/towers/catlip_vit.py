@@ -1,0 +1,202 @@
+"""CatLIP's vision transformer (arXiv 2404.15653): convolutions with BatchNorm in front of a ViT."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp.models.layers.head import Head
+from big_vlp.models.layers.network import Network
+from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
+from big_vlp.models.layers.transformer import BlockInit, Transformer, normal
+
+NORM_EPSILON = 1e-6
+
+kaiming_fan_out = jax.nn.initializers.variance_scaling(2, "fan_out", "normal")
+
+
+def position_weights(size_in: int, size_out: int) -> np.ndarray:
+    """Linear weights f32[size_out, size_in] that stretch a sequence, half-pixel centres."""
+    source = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    low = np.floor(source).astype(int)
+    high, share = np.minimum(low + 1, size_in - 1), source - low
+    weights = np.zeros((size_out, size_in))
+    rows = np.arange(size_out)
+    np.add.at(weights, (rows, low), 1 - share)
+    np.add.at(weights, (rows, high), share)
+    return weights.astype(np.float32)
+
+
+def resize_positions(table, count: int):
+    """Position table [N, W] -> [count, W], fp32.
+
+    The reference stretches the flattened sequence, not the grid: rows get mixed, and the released
+    weights have learned to live with it.
+    """
+    if count == table.shape[0]:
+        return table
+    weights = position_weights(table.shape[0], count)
+    return jnp.einsum("ij,jw->iw", weights, table, precision="float32")
+
+
+class ConvStem(nn.Module):
+    """Three strided convolutions, two of them with BatchNorm: an image to a map of tokens.
+
+    Attributes:
+      width: of the tokens; inner channels are a quarter of it, at least 32.
+      output_stride: 16, or 8 for dense prediction.
+    """
+
+    width: int
+    output_stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, train: bool):
+        """Images [B, H, W', 3] in 0..1 -> map [B, H / stride, W' / stride, width]."""
+        if self.output_stride not in (8, 16):
+            raise ValueError(f"output_stride={self.output_stride}; choose 8 or 16.")
+        if any(size % 16 for size in images.shape[1:3]):
+            raise ValueError(f"Image size {images.shape[1:3]} must be a multiple of 16.")
+        channels = max(32, self.width // 4)
+        conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=kaiming_fan_out)
+        stride = self.output_stride // 4
+        x = conv(
+            channels,
+            (4, 4),
+            strides=(stride, stride),
+            padding=((1, 1), (1, 1)),
+            use_bias=False,
+            name="conv0",
+        )(images.astype(self.dtype))
+        x = jax.nn.gelu(BatchNorm(self.dtype, name="norm0")(x, train), approximate=False)
+        halve = {"kernel_size": (2, 2), "strides": (2, 2), "padding": "VALID"}
+        x = conv(channels, **halve, use_bias=False, name="conv1")(x)
+        x = jax.nn.gelu(BatchNorm(self.dtype, name="norm1")(x, train), approximate=False)
+        return conv(self.width, **halve, name="conv2")(x)
+
+
+class CatlipViT(nn.Module):
+    """The image tower; images are in 0..1, without mean or standard deviation.
+
+    Attributes:
+      width, layers, heads, mlp_dim: of the blocks; mlp_dim None is 4x.
+      num_positions: entries of the position table; other numbers of tokens interpolate it.
+      class_token: False pools the mean of the tokens, as dense tasks do.
+      output_stride: pixels per token, 16 or 8.
+      channel_first_norm: LayerNorm with the reference's quirk, see `ChannelFirstLayerNorm`.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int | None = None
+    num_positions: int = 196
+    class_token: bool = True
+    output_stride: int = 16
+    channel_first_norm: bool = False
+    dtype: jnp.dtype = jnp.float32
+    unroll: bool = False
+    remat: str | None = None
+
+    def setup(self):
+        kind = ChannelFirstLayerNorm if self.channel_first_norm else None
+
+        def norm(name, dtype):
+            if kind is None:
+                return layer_norm(name, dtype, NORM_EPSILON)
+            return kind(dtype, NORM_EPSILON, name=name)
+
+        self.stem = ConvStem(self.width, self.output_stride, self.dtype)
+        self.position_embedding = self.param(
+            "position_embedding",
+            normal(self.width**-0.5),  # the reference cuts it at 2, more than 50 deviations away
+            (self.num_positions, self.width),
+            jnp.float32,
+        )
+        if self.class_token:
+            self.cls = self.param("class_token", normal(0.02), (self.width,), jnp.float32)
+        self.transformer = Transformer(
+            self.layers,
+            self.heads,
+            causal=False,
+            activation="gelu",
+            dtype=self.dtype,
+            inits=BlockInit(*[normal(0.02)] * 4, mlp_bias=lambda _: nn.initializers.zeros),
+            unroll=self.unroll,
+            remat=self.remat,
+            mlp_dim=self.mlp_dim,
+            norm=norm,
+        )
+        self.norm_post = norm("norm_post", self.dtype)
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of a token."""
+        return self.output_stride
+
+    def embed(self, images, train: bool = False):
+        """Images [B, H, W', 3] in 0..1 -> tokens [B, N, W], row after row, with positions.
+
+        What depends on the whole batch (BatchNorm) is in here, so that `encode` can run in parts.
+        """
+        x = self.stem(images, train)
+        x = x.reshape(x.shape[0], -1, self.width)
+        return x + resize_positions(self.position_embedding, x.shape[1]).astype(self.dtype)
+
+    def encode(self, tokens):
+        """Tokens of `embed` -> (tokens [B, N, W], pooled [B, W]), both after the final norm."""
+        x = tokens
+        if self.class_token:
+            # The class token has no position.
+            cls = jnp.broadcast_to(self.cls.astype(self.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([cls, x], axis=1)
+        x = self.norm_post(self.transformer(x))
+        return (x[:, 1:], x[:, 0]) if self.class_token else (x, x.mean(axis=1))
+
+    def __call__(self, images, train: bool = False):
+        """Images [B, H, W', 3] in 0..1 -> (tokens [B, N, W], pooled [B, W])."""
+        return self.encode(self.embed(images, train))
+
+
+class Classifier(Network):
+    """An image tower and a linear classifier.
+
+    Attributes:
+      tower: the image tower; `embed` and `encode` are its two halves.
+      num_classes: of the classifier, whose kernel may be split over the mesh axis "tensor".
+      bias_init: initial bias of every class.
+    """
+
+    tower: nn.Module
+    num_classes: int
+    bias_init: float = 0.0
+
+    def setup(self):
+        self.classifier = Head(
+            self.num_classes,
+            dtype=self.tower.dtype,
+            kernel_init=normal(0.02),
+            bias_init=nn.initializers.constant(self.bias_init),
+        )
+
+    @property
+    def dtype(self):
+        return self.tower.dtype
+
+    def embed(self, images, train: bool = False):
+        return self.tower.embed(images, train)
+
+    def features(self, tokens):
+        """Tokens of `embed` -> pooled features f32[B, W]."""
+        return self.tower.encode(tokens)[1].astype(jnp.float32)
+
+    def classify(self, tokens):
+        """Tokens of `embed` -> logits f32[B, num_classes]."""
+        return self.classifier(self.features(tokens))
+
+    def __call__(self, images, train: bool = False):
+        """Images [B, H, W', 3] -> logits f32[B, num_classes]."""
+        return self.classify(self.embed(images, train))

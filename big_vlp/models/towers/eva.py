@@ -1,0 +1,177 @@
+"""EVA2-CLIP's image tower as CogVLM uses it (arXiv 2311.03079): norms on the branches' outputs."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks
+from big_vlp.models.layers.transformer import BlockInit, Mlp, SelfAttention, normal
+from big_vlp.parallel import meshes
+
+INITS = BlockInit(*[normal(0.02)] * 4, mlp_bias=lambda _: nn.initializers.zeros)
+
+
+def bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
+    """Weights f32[size_out, size_in] that resize an axis as PyTorch's bicubic interpolation does.
+
+    a = -0.75, half-pixel centres, no antialiasing, border-clamped taps.
+    """
+    a = -0.75
+    centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+    floor = np.floor(centre).astype(int)
+    weights = np.zeros((size_out, size_in))
+    for tap in range(-1, 3):
+        d = np.abs(centre - (floor + tap))
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+        w = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+        np.add.at(weights, (np.arange(size_out), np.clip(floor + tap, 0, size_in - 1)), w)
+    return weights.astype(np.float32)
+
+
+def resize_positions(table, grid: tuple[int, int]):
+    """Position table [1 + n * n, W], class token first -> [1 + rows * cols, W], fp32.
+
+    A grid of the trained size is returned as it is.
+    """
+    side = round((table.shape[0] - 1) ** 0.5)
+    if grid == (side, side):
+        return table
+    rows, cols = (bicubic_weights(side, n) for n in grid)
+    positions = table[1:].reshape(side, side, -1)
+    resized = jnp.einsum("ai,bj,ijw->abw", rows, cols, positions, precision="float32")
+    return jnp.concatenate([table[:1], resized.reshape(-1, table.shape[1])])
+
+
+class EvaBlock(nn.Module):
+    """x += norm(attention(x)); x += norm(mlp(x)), with the exact GELU."""
+
+    heads: int
+    mlp_dim: int
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        y = SelfAttention(self.heads, False, self.dtype, INITS, name="attn")(x)
+        x = x + layer_norm("norm1", self.dtype, self.epsilon)(y)
+        y = Mlp("gelu", self.dtype, INITS, self.mlp_dim, name="mlp")(x)
+        return x + layer_norm("norm2", self.dtype, self.epsilon)(y)
+
+
+class EvaTransformer(nn.Module):
+    """`layers` blocks, stacked under "blocks"; attributes as those of `EvaTower`."""
+
+    layers: int
+    heads: int
+    mlp_dim: int
+    epsilon: float
+    dtype: jnp.dtype
+    unroll: bool
+    remat: str | None
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, W] -> [B, T, W]."""
+        block = EvaBlock(self.heads, self.mlp_dim, self.epsilon, self.dtype, parent=None)
+        params = self.param("blocks", init_blocks, block, self.layers, x[:1, :1])
+
+        def body(x, params):
+            return block.apply({"params": params}, meshes.keep_over_batch(x)), None
+
+        body = rematerialised(body, self.remat, in_loop=not self.unroll)
+        return run_blocks(body, x, params, self.layers, self.unroll)[0]
+
+
+class EvaTower(nn.Module):
+    """Patches and a class token through the blocks; no norm before or behind them.
+
+    Attributes:
+      image_size: the size the position table was trained at, pixels; other sizes (multiples of
+        `patch_size`) interpolate the table.
+      downsample: CogVLM2's convolution, which makes one token of 2 x 2 patches.
+      epsilon: of the LayerNorms.
+      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    downsample: bool = False
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+    unroll: bool = False
+    remat: str | None = None
+
+    def setup(self):
+        p, w = self.patch_size, self.width
+        if self.image_size % self.token_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of {self.token_size}."
+            )
+        conv = functools.partial(
+            nn.Conv, w, padding="VALID", dtype=self.dtype, kernel_init=normal(0.02)
+        )
+        self.patch = conv((p, p), strides=(p, p))
+        self.class_token = self.param("class_token", normal(0.02), (w,), jnp.float32)
+        count = (self.image_size // p) ** 2 + 1
+        self.position_embedding = self.param(
+            "position_embedding", normal(0.02), (count, w), jnp.float32
+        )
+        self.transformer = EvaTransformer(
+            self.layers,
+            self.heads,
+            self.mlp_dim,
+            self.epsilon,
+            self.dtype,
+            self.unroll,
+            self.remat,
+        )
+        if self.downsample:
+            self.conv = conv((2, 2), strides=(2, 2))
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of an output token."""
+        return self.patch_size * (2 if self.downsample else 1)
+
+    def embed(self, images):
+        """Normalised images [B, S, S', 3] -> tokens [B, 1 + N, W] with positions, class token
+        first, patches row after row."""
+        if any(size % self.token_size for size in images.shape[1:3]):
+            raise ValueError(
+                f"Image size {images.shape[1:3]} must be a multiple of {self.token_size} pixels."
+            )
+        x = self.patch(images.astype(self.dtype))
+        batch, *grid, width = x.shape
+        positions = resize_positions(self.position_embedding, tuple(grid)).astype(self.dtype)
+        cls = jnp.broadcast_to(self.class_token.astype(self.dtype), (batch, 1, width))
+        return jnp.concatenate([cls, x.reshape(batch, -1, width)], axis=1) + positions
+
+    def encode(self, tokens):
+        """Tokens of `embed` -> [B, 1 + N, W] after the last block."""
+        return self.transformer(tokens)
+
+    def pool(self, tokens, grid: tuple[int, int]):
+        """Tokens of `encode` -> [B, N, W] without class token; N / 4 with `downsample`.
+
+        Args:
+          grid: rows and columns of patches.
+        """
+        x = tokens[:, 1:]
+        if not self.downsample:
+            return x
+        batch, _, width = x.shape
+        return self.conv(x.reshape(batch, *grid, width)).reshape(batch, -1, width)
+
+    def __call__(self, images):
+        """Normalised images [B, S, S', 3] -> tokens [B, N, W], row after row."""
+        grid = tuple(size // self.patch_size for size in images.shape[1:3])
+        return self.pool(self.encode(self.embed(images)), grid)

@@ -1,0 +1,202 @@
+"""Vision transformer: patches -> blocks -> patch tokens and one pooled feature."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.head import Head
+from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.transformer import (
+    BlockInit,
+    Mlp,
+    Transformer,
+    normal,
+    torch_bias_init,
+    torch_kernel_init,
+    xavier_init,
+)
+
+
+def position_weights(size_in: int, size_out: int) -> np.ndarray:
+    """Bicubic weights [size_out, size_in] that resize one axis of a position grid.
+
+    DINO's rule, which COSMOS was trained with: a = -0.75, half-pixel centres, no antialiasing,
+    border-clamped taps, and the step taken from (size_out + 0.1) / size_in.
+    """
+    a = -0.75
+    centre = (np.arange(size_out) + 0.5) * size_in / (size_out + 0.1) - 0.5
+    floor = np.floor(centre).astype(int)
+    weights = np.zeros((size_out, size_in))
+    for tap in range(-1, 3):
+        d = np.abs(centre - (floor + tap))
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        w = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+        np.add.at(weights, (np.arange(size_out), np.clip(floor + tap, 0, size_in - 1)), w)
+    return weights.astype(np.float32)
+
+
+def resize_positions(table, grid_in: int, grid_out: tuple[int, int]):
+    """Position table [grid_in * grid_in, W] -> [rows * cols, W], fp32.
+
+    A grid of the trained size is returned as it is.
+    """
+    if grid_out == (grid_in, grid_in):
+        return table
+    rows, cols = (position_weights(grid_in, n) for n in grid_out)
+    grid = table.reshape(grid_in, grid_in, -1)
+    resized = jnp.einsum("ai,bj,ijw->abw", rows, cols, grid, precision="float32")
+    return resized.reshape(-1, table.shape[-1])
+
+
+class MapHead(nn.Module):
+    """SigLIP's pooling (arXiv 2303.15343): one learned query attends to all tokens."""
+
+    heads: int
+    activation: str
+    dtype: jnp.dtype
+    norm: Callable = layer_norm
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, N, W] -> f32[B, W]."""
+        batch, _, width = x.shape
+        head_dim = width // self.heads
+        probe = self.param("probe", xavier_init, (1, width), jnp.float32)
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, width))
+
+        def project(name):
+            return nn.DenseGeneral(
+                (self.heads, head_dim), dtype=self.dtype, kernel_init=xavier_init, name=name
+            )
+
+        y = attention(project("query")(probe), project("key")(x), project("value")(x))
+        y = nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=xavier_init, name="out"
+        )(y)
+        z = self.norm("norm", self.dtype)(y)
+        z = Mlp(self.activation, self.dtype, BlockInit(), name="mlp")(z)
+        return (y.astype(jnp.float32) + z)[:, 0]
+
+
+class ViT(nn.Module):
+    """ViT tower (arXiv 2010.11929) in the two forms the field uses.
+
+    pool="cls" is CLIP's: class token, norm before the blocks, patch projection without bias,
+    pooled = norm(class token) @ projection. pool="mean" and "map" are SigLIP's: no class token,
+    no first norm, patch projection with bias; "map" has no output projection.
+
+    Attributes:
+      image_size: the size the position table was trained at, pixels; other sizes (multiples of
+        `patch_size`) interpolate the table.
+      embed_dim: width of the pooled feature; None pools nothing.
+      position_scale: standard deviation of the position table at the start; None is width^-1/2.
+        With 1, tokens tell their places from the first step.
+      norm_epsilon: of every LayerNorm.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    embed_dim: int | None
+    pool: str = "cls"
+    activation: str = "gelu"
+    position_scale: float | None = None
+    norm_epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+    unroll: bool = False
+    remat: str | None = None
+
+    @nn.compact
+    def __call__(self, images):
+        """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
+
+        Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
+        L2-normalised, and None without `embed_dim`.
+        """
+        if self.pool not in ("cls", "mean", "map"):
+            raise ValueError(f"pool={self.pool!r}; choose cls, mean or map.")
+        if self.pool == "map" and self.embed_dim not in (None, self.width):
+            raise ValueError(
+                f"pool='map' has no output projection: embed_dim ({self.embed_dim}) must equal "
+                f"width ({self.width})."
+            )
+        p, w = self.patch_size, self.width
+        batch, *size, _ = images.shape
+        if any(s % p for s in (*size, self.image_size)):
+            raise ValueError(
+                f"Image size {tuple(size)} (trained at {self.image_size}) must be a multiple of "
+                f"the patch size {p}."
+            )
+        clip_form = self.pool == "cls"
+        init_scale = normal(w**-0.5)
+        norm = functools.partial(layer_norm, epsilon=self.norm_epsilon)
+
+        x = nn.Conv(
+            w,
+            (p, p),
+            strides=(p, p),
+            padding="VALID",
+            use_bias=not clip_form,
+            dtype=self.dtype,
+            kernel_init=torch_kernel_init,
+            bias_init=torch_bias_init(p * p * 3),
+            name="patch",
+        )(images.astype(self.dtype))
+        x = x.reshape(batch, -1, w)  # [B, N, W], rows of the grid one after the other
+
+        grid = self.image_size // p
+        scale = w**-0.5 if self.position_scale is None else self.position_scale
+        table = self.param(
+            "position_embedding", normal(scale), (grid * grid + clip_form, w), jnp.float32
+        )
+        positions = resize_positions(table[clip_form:], grid, (size[0] // p, size[1] // p))
+        x = x + positions.astype(self.dtype)
+        if clip_form:
+            token = self.param("class_token", init_scale, (w,), jnp.float32) + table[0]
+            token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, w))
+            x = norm("norm_pre", self.dtype)(jnp.concatenate([token, x], axis=1))
+
+        x = Transformer(
+            self.layers,
+            self.heads,
+            causal=False,
+            activation=self.activation,
+            dtype=self.dtype,
+            inits=BlockInit(),
+            unroll=self.unroll,
+            remat=self.remat,
+            norm=norm,
+            name="transformer",
+        )(x)
+        x = norm("norm_post", self.dtype)(x)
+
+        if self.embed_dim is None:
+            return (x[:, 1:] if clip_form else x), None
+        if self.pool == "map":
+            return x, MapHead(self.heads, self.activation, self.dtype, norm, name="map")(x)
+        tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
+        projection = Head(
+            self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
+        )
+        return tokens, projection(pooled)
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch_size
+
+    def embed(self, images, train: bool = False):
+        """The images themselves: no part of this tower depends on the whole batch."""
+        del train
+        return images
+
+    def encode(self, images):
+        """As `__call__`; with `embed` what `catlip_vit.Classifier` asks of a tower."""
+        return self(images)

@@ -1,0 +1,76 @@
+"""What the processes of a run decide together about checkpoints, and the errors they decide by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from big_vlp.parallel import cluster, meshes
+from input_pipeline.checks.errors import BigVlpError
+
+NO_STEP = -1
+SMALLEST = np.iinfo(np.int32).min
+
+
+class CheckpointError(BigVlpError):
+    """A checkpoint that cannot be read or written; the message says what to do."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint that is not there, is damaged, or may not be read.
+
+    Attributes:
+      what: the message without what to do.
+    """
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}{remedy}")
+        self.what = what
+
+
+def of_first_process(choose: Callable[[], int]) -> int:
+    """The i32 that process 0 chooses, on all: each may see a directory at another moment.
+
+    Raises:
+      CheckpointError: `choose` does.
+    """
+    first = jax.process_index() == 0
+    mine = together(lambda: choose() if first else SMALLEST)
+    return int(_largest([mine])[0])
+
+
+def together(
+    read: Callable[[], Any], refuse: Callable[[str], CheckpointError] = CheckpointError
+) -> Any:
+    """What `read` gives on each process, or on all an error where it raises CheckpointError on one.
+
+    So none waits in a collective for one that gave up, and all take the same way from here.
+    `read` holds no collective.
+
+    Args:
+      refuse: makes the error of the processes that could read, of a text.
+    """
+    mine, result = None, None
+    try:
+        result = read()
+    except CheckpointError as error:
+        mine = error
+        if jax.process_count() > 1:
+            logging.warning("process %s: %s", jax.process_index(), error)
+    # What is wrong with a model counts for more than what is wrong with a checkpoint.
+    severity = 0 if mine is None else 1 if isinstance(mine, UnreadableError) else 2
+    worst, process = _largest([severity, jax.process_index() if severity else 0])
+    if mine is not None and severity == worst:
+        raise mine
+    if worst == 2:
+        raise CheckpointError(f"process {process} cannot go on; its own message says why")
+    if worst == 1:
+        raise refuse(f"process {process} cannot read it; its own message says why")
+    return result
+
+
+def _largest(values: list[int]):
+    mesh = meshes.make_mesh() if jax.process_count() > 1 else None
+    return np.asarray(cluster.largest_of_processes(values, mesh))

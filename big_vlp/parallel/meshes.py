@@ -1,0 +1,100 @@
+"""The device mesh, and how a batch lies on it."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh over all devices, axes ("data", "fsdp", "tensor"); -1 takes what is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices, or do not fit how these are
+        connected.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        asked = ", ".join(f"{a}={s}" for a, s in zip(AXES, (data, fsdp, tensor)))
+        raise ValueError(
+            f"mesh({asked}) does not fit {len(devices)} devices: the sizes must multiply to that "
+            "number; at most one may be -1, which takes the rest."
+        )
+    # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
+    axis_types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+    except (NotImplementedError, AssertionError) as error:
+        found = dict(zip(AXES, sizes))
+        raise ValueError(
+            f"jax cannot lay the mesh {found} over the {len(devices)} devices of this topology; "
+            f"give other sizes, such as fsdp=1 and tensor=1. It says: {error}"
+        ) from error
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def keep_over_batch(x):
+    """Tells the compiler that the leading axis stays split over data and fsdp, and no other is.
+
+    Where parameters are split, it could as well split the activations by features and hold the
+    whole batch. Without an ambient mesh, or where the axis does not divide, `x` is left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a global batch that this process' devices hold, ascending.
+
+    Processes that share a part of the batch (split over "tensor") get the same rows.
+
+    Raises:
+      ValueError: the batch cannot be split evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split over data * fsdp = {parts} devices; make it "
+            "a multiple."
+        )
+    spans = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (span,) in spans for row in range(*span.indices(batch_size))})
+
+
+def global_batch(local_batch: dict, mesh: Mesh, batch_size: int) -> dict:
+    """The arrays [batch_size, ...], split over data and fsdp, of which this process has some rows.
+
+    Args:
+      local_batch: {name: rows}; rows as `local_rows` lists them.
+    """
+    sharding, rows = over_batch(mesh), local_rows(mesh, batch_size)
+
+    def to_devices(local):
+        def shard(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(rows, start))
+            return local[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return {name: to_devices(local) for name, local in local_batch.items()}

@@ -1,0 +1,216 @@
+"""What the processes of a run tell each other, so that all of them end, and say why.
+
+Devices that wait for a process which has failed wait for long, and say nothing of its reason. So
+what can fail in one process alone, such as reading records, is asked of all at the same point
+(`raise_together`); and what fails anywhere else is told beside the devices, through jax's
+coordination service, on which every process looks (`telling`).
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from big_vlp.parallel import cluster, signals
+from input_pipeline.checks import errors
+from input_pipeline.checks.errors import BigVlpError
+
+_FAILED, _LEFT, _ANSWERS = "big_vlp/failed/", "big_vlp/left/", "big_vlp/answers/"
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 5.0  # for a process to end by itself, once another has failed
+_CLOSE_SECONDS = 60.0
+_ANSWER_MINUTES = 30
+_asked = itertools.count()
+
+
+class ProcessError(BigVlpError):
+    """Another process of the run has failed; the message says which."""
+
+
+def from_first(answer: Callable[[], str]) -> str:
+    """What `answer()` gives in process 0, on all processes; they wait for it."""
+    if jax.process_count() == 1:
+        return answer()
+    client, key = ocp.multihost.get_jax_distributed_client(), f"{_ANSWERS}{next(_asked)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(answer()))
+    return json.loads(client.blocking_key_value_get(key, _ANSWER_MINUTES * 60_000))
+
+
+def raise_together(mesh, error: Exception | None = None) -> None:
+    """Ends what all processes are doing, at this same point, where one has to.
+
+    Args:
+      error: why this process cannot go on, or None.
+
+    Raises:
+      Exception: `error`, or ProcessError where it is another process' own.
+      Stop: one has got a signal that `signals.heard` hears.
+    """
+    state = np.asarray(cluster.largest_of_processes(my_state(error), mesh))
+    raise_if_told(state, error)
+
+
+def my_state(error: Exception | None) -> list[int]:
+    """Two numbers: who failed, what signal came. `raise_if_told` reads the largest of all."""
+    return [0 if error is None else jax.process_index() + 1, signals.received()]
+
+
+def raise_if_told(state, error: Exception | None) -> None:
+    """The second half of `raise_together`, for who does other things while it is answered."""
+    failed, signal = (int(x) for x in state)
+    if jax.process_count() == 1:
+        signal = signals.received()  # there may be news
+    if error is None and failed:
+        error = ProcessError(f"process {failed - 1} stopped; its own output says why.")
+    if error is not None:
+        error.agreed = True
+        raise error
+    if signal:
+        raise signals.Stop(signal, agreed=True)
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether all processes end here, so that they can still do something together."""
+    return getattr(error, "agreed", False)
+
+
+class telling:
+    """Says why this process ends, before anything else is done about it, and tells the others.
+
+    A process that hears of another's failure has `_GRACE_SECONDS` to end by itself; its devices may
+    hold it up for long, so then it calls `close` and ends.
+
+    Args:
+      say: prints a line in process 0.
+      expected: kinds of errors whose text says it all.
+      close: what a process does before it ends for another's sake.
+    """
+
+    def __init__(self, say, expected: tuple[type, ...], close: Callable[[], None]):
+        self._say, self._expected, self._close = say, expected, close
+        self._left = threading.Event()
+
+    def __enter__(self) -> "telling":
+        if jax.process_count() > 1:
+            threading.Thread(target=self._look, name="processes", daemon=True).start()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._left.set()
+        if error is None:
+            return
+        if not is_agreed(error) and (other := _failure()):
+            _end_within(_CLOSE_SECONDS)
+            self._print(other)
+            consequence = ProcessError(other)
+            consequence.said = True
+            raise consequence from None
+        self.why(error)
+        _tell(error, self._expected)
+        if jax.process_count() > 1 and not is_agreed(error):
+            _end_within(_CLOSE_SECONDS)  # what is closed now may wait for the others in vain
+
+    def why(self, error: BaseException) -> None:
+        """Says it, once; a signal is no error."""
+        if not was_said(error) and not isinstance(error, signals.Stop):
+            error.said = True
+            self._print(_reason(error, self._expected))
+
+    def _print(self, reason: str) -> None:
+        if jax.process_index() == 0:
+            self._say(f"error: {reason}")
+        else:
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+
+    def _look(self) -> None:
+        while not self._left.wait(_LOOK_SECONDS):
+            if (other := _failure()) and not self._left.wait(_GRACE_SECONDS):
+                self._print(other)
+                _end_within(_CLOSE_SECONDS)
+                with contextlib.suppress(Exception):
+                    self._close()
+                _leave(1)
+
+
+def end(error: BaseException, expected: tuple[type, ...]) -> int:
+    """Says why the program ends: one line where it is expected, else a traceback.
+
+    Returns:
+      Its exit status.
+    """
+    if not isinstance(error, signals.Stop):
+        if not was_said(error):
+            print(f"error: {_reason(error, expected)}", file=sys.stderr)
+        if not isinstance(error, expected) or errors.wants_tracebacks():
+            traceback.print_exception(error)
+    status = error.code if isinstance(error, signals.Stop) else 1
+    if jax.process_count() > 1 and not is_agreed(error):
+        _tell(error, expected)
+        _leave(status)
+    return status
+
+
+def was_said(error: BaseException) -> bool:
+    return getattr(error, "said", False)
+
+
+def _reason(error: BaseException, expected: tuple[type, ...]) -> str:
+    text = str(error).strip()
+    if isinstance(error, signals.Stop):
+        text = f"{error.name} before training"
+    elif not isinstance(error, expected):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    known = jax.process_count() == 1 or isinstance(error, ProcessError)
+    return text if known else f"process {jax.process_index()} stopped: {text}"
+
+
+def _tell(error: BaseException, expected: tuple[type, ...]) -> None:
+    if jax.process_count() > 1 and not is_agreed(error):
+        client, key = ocp.multihost.get_jax_distributed_client(), f"{_FAILED}{jax.process_index()}"
+        client.key_value_set(key, _reason(error, expected), allow_overwrite=True)
+
+
+def _failure() -> str | None:
+    """Why another process has failed, or None."""
+    if jax.process_count() == 1:
+        return None
+    try:
+        found = ocp.multihost.get_jax_distributed_client().key_value_dir_get(_FAILED)
+    except Exception:
+        return None  # the service is gone, which jax itself reports
+    own = str(jax.process_index())
+    return next((text for key, text in sorted(found) if key.rpartition("/")[2] != own), None)
+
+
+def _end_within(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(status: int) -> None:
+    """Ends this process without waiting for the others, as jax does at a program's end.
+
+    Process 0, which runs the service, leaves last.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(Exception):
+        client = ocp.multihost.get_jax_distributed_client()
+        client.key_value_set(f"{_LEFT}{jax.process_index()}", "")
+        deadline = time.monotonic() + 2 * _GRACE_SECONDS
+        while jax.process_index() == 0 and time.monotonic() < deadline:
+            if len(client.key_value_dir_get(_LEFT)) == jax.process_count():
+                break
+            time.sleep(_LOOK_SECONDS / 5)
+    os._exit(status)

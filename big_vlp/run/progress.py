@@ -1,0 +1,94 @@
+"""The line on the terminal that says where a run is, and the rates that it shows."""
+
+import contextlib
+import datetime
+import shutil
+import sys
+import time
+from typing import TextIO
+
+import jax
+
+
+class LiveLine:
+    """Progress on the terminal: one line that refreshes; a new line each time where there is none.
+
+    Only process 0 prints.
+    """
+
+    def __init__(self, total_steps: int, stream: TextIO | None = None, clock=time.monotonic):
+        self._total = total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._silent = jax.process_index() != 0
+        self._refresh = self._stream.isatty()
+        self._clock = clock
+        self._first = None  # (step, time) of the first update: before it lies compilation
+        self._open = False
+
+    def update(self, step: int, loss: float, examples_per_s: float, input_wait: float) -> None:
+        """Shows where the run is.
+
+        Args:
+          step: steps done so far.
+          examples_per_s: of all hosts together.
+          input_wait: share of the time, 0..1, that the loop has waited for its next batch.
+        """
+        now = self._clock()
+        self._first = self._first or (step, now)
+        first_step, first_time = self._first
+        left = "?"
+        if step > first_step:
+            seconds = (now - first_time) / (step - first_step) * (self._total - step)
+            left = str(datetime.timedelta(seconds=round(seconds)))
+        parts = (
+            f"step {step:{len(str(self._total))}d}/{self._total}",
+            f"loss {loss:.4f}",
+            f"{examples_per_s:,.0f} examples/s",
+            f"input wait {input_wait:.0%}",
+            f"{left} left",
+        )
+        self._print(" | ".join(parts), refresh=self._refresh)
+
+    def message(self, text: str) -> None:
+        """Prints lines that stay, above the live line."""
+        self._print(text, refresh=False)
+
+    def close(self) -> None:
+        """Ends the live line, so that what follows starts on a line of its own."""
+        if self._open:
+            self._print("", refresh=False)
+
+    def _print(self, text: str, refresh: bool) -> None:
+        if self._silent:
+            return
+        start = "\r\x1b[K" if self._open else ""  # back to the line's start, erase it
+        if refresh:
+            text = text[: shutil.get_terminal_size().columns - 1]
+        elif self._open and not text:
+            start = ""
+        self._stream.write(start + text + ("" if refresh else "\n"))
+        self._stream.flush()
+        self._open = refresh
+
+
+class Clock:
+    """Examples per second and the share of time spent waiting for input, since the last reading."""
+
+    def __init__(self):
+        self.examples, self._waited, self._start = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = now - self._start
+        rates = {
+            "examples_per_s": self.examples / elapsed,
+            "input_wait": self._waited / elapsed,
+        }
+        self.examples, self._waited, self._start = 0, 0.0, now
+        return rates

@@ -1,0 +1,157 @@
+"""Referring expression comprehension: does the box that the model writes fit the phrase?"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from big_vlp.parallel.processes import raise_together
+from evaluators.answers.vqa import Generator, checked_controls
+from evaluators.shared import common
+from input_pipeline.text.boxes import iou, parse_boxes
+from input_pipeline.text.conversations import boxes_of, where_query
+from input_pipeline.text.templates import check_template, make_prompt
+
+IOU = 0.5
+
+
+class Evaluator:
+    """Yields `accuracy@0.5`, `mean_iou`, `parse_failures`, all for each control, and
+    `accuracy@0.5_baseline` and `accuracy@0.5_chance`.
+
+    All are means over expressions: each phrase of each record is asked for, and counts as often as
+    it is given for the same box. The first box of the answer is right if its intersection over
+    union with a box of the phrase is 0.5 or more. An answer without a box is wrong, and counted in
+    `parse_failures`. The baseline gives the mean box of the data every time; chance is that of any
+    of the image's own boxes, without regard to the phrase.
+
+    Calls `generate`, see `evaluators.answers.vqa`.
+    """
+
+    def __init__(
+        self,
+        predict_fns,
+        preprocess,
+        mesh: jax.sharding.Mesh,
+        *,
+        data: Mapping[str, Any],
+        template: str = "chat_old",
+        controls: Sequence[str] = (),
+        batch_size: int = 64,
+    ):
+        """Args as every evaluator's, and:
+
+        data: name and arguments of a data source whose records have `phrases` and `boxes`.
+        template: of the prompt, see `input_pipeline.text.templates`.
+        controls: of `evaluators.answers.vqa.CONTROLS`; each takes as long as the evaluation itself.
+        batch_size: on all devices together; has no influence on the values.
+
+        Raises:
+          ValueError: the data has no boxes, the method cannot generate, or an unknown name.
+        """
+        check_template(template)
+        self._source = common.open_source(data)
+        self._mesh = mesh
+        self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
+        self._template = template
+        self._controls = checked_controls(controls, self._source)
+        self._expressions(0)  # fail now, not after training
+
+    def run(self, model) -> Iterator[tuple[str, float]]:
+        """Raises ValueError where a record has no phrase with a box, or too long a one."""
+        asked = self._all_expressions()
+        times = [expression.times for expression in asked]
+
+        def ask(number):
+            row = asked[number].row
+            prompt = make_prompt(self._template, where_query(asked[number].phrase))
+            return row, self._source[row], prompt
+
+        def mean(values):
+            return float(np.average(values, weights=times))
+
+        for control in (None, *self._controls):
+            texts = self._generator.write(model, ask, len(asked), control)
+            suffix = f"_{control}" if control else ""
+            given = [_first_box(text) for text in texts]
+            overlap = np.array(
+                [
+                    0.0 if box is None else iou(box, np.array(expression.boxes)).max()
+                    for box, expression in zip(given, asked)
+                ]
+            )
+            yield f"accuracy@0.5{suffix}", mean(overlap >= IOU)
+            yield f"mean_iou{suffix}", mean(overlap)
+            yield f"parse_failures{suffix}", mean([box is None for box in given])
+        mean_box = np.concatenate([expression.boxes for expression in asked]).mean(axis=0)
+        fits = [iou(mean_box, np.array(expression.boxes)).max() >= IOU for expression in asked]
+        yield "accuracy@0.5_baseline", mean(fits)
+        yield "accuracy@0.5_chance", mean([_chance(e.boxes, e.all_boxes) for e in asked])
+
+    def _all_expressions(self) -> list["Expression"]:
+        """Those of all records, on every host; each record is read by one."""
+        count = len(self._source)
+        own = range(jax.process_index(), count, jax.process_count())
+        read, found, error = functools.partial(common.load_row, self._expressions), {}, None
+        try:
+            with ThreadPoolExecutor(common.NUM_THREADS) as pool:
+                found = dict(zip(own, pool.map(read, own)))
+        except Exception as failed:
+            error = failed
+        raise_together(self._mesh, error)
+        every = common.gather_rows(found, count)
+        return [Expression(*values) for record in every for values in record]
+
+    def _expressions(self, row: int) -> list["Expression"]:
+        record = self._source[row]
+        try:
+            boxes = boxes_of(record)
+        except ValueError as error:
+            raise ValueError(f"Record {record['id']!r}: {error}") from error
+        if not boxes:
+            raise ValueError(f"Record {record['id']!r} has no phrase with a box; use such data.")
+        all_boxes = np.concatenate(list(boxes.values())).tolist()
+        return [
+            Expression(
+                row,
+                phrase,
+                own.tolist(),
+                all_boxes,
+                int(np.unique(own, axis=0, return_counts=True)[1].max()),
+            )
+            for phrase, own in boxes.items()
+        ]
+
+
+class Expression(NamedTuple):
+    """What a record's image is asked for, as JSON data.
+
+    Attributes:
+      row: of the record.
+      phrase: without the question.
+      boxes: those that are right.
+      all_boxes: of the image.
+      times: how often it is given for the same box.
+    """
+
+    row: int
+    phrase: str
+    boxes: list[list[float]]
+    all_boxes: list[list[float]]
+    times: int
+
+
+def _first_box(text: str) -> np.ndarray | None:
+    """f64[4], or None where the text has no box."""
+    try:
+        return parse_boxes(text)[0]
+    except ValueError:
+        return None
+
+
+def _chance(own: list, every: list) -> float:
+    overlap = iou(np.array(every)[:, None], np.array(own)[None])
+    return float(np.mean(overlap.max(axis=1) >= IOU))

@@ -1,0 +1,80 @@
+"""Hard negatives: does an image score its true caption above captions with one detail wrong?
+
+Unlike retrieval, this cannot be won by recognising which things are in the image.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from evaluators.shared import common
+
+
+class Evaluator:
+    """Yields `accuracy`, `pairwise_accuracy` and, beside each, its chance.
+
+    `accuracy` is the share of images whose true caption scores strictly above all their hard
+    negatives, `pairwise_accuracy` the share of (caption, negative) pairs in the right order. Ties
+    and NaN count against the model. Records without `hard_negatives` are left out.
+    """
+
+    def __init__(
+        self,
+        predict_fns,
+        preprocess,
+        mesh: jax.sharding.Mesh,
+        *,
+        data: Mapping[str, Any],
+        caption_field: str = "caption",
+        batch_size: int = 256,
+    ):
+        """Args as every evaluator's, and:
+
+        data: name and arguments of a data source whose records have `hard_negatives`.
+        caption_field: its first string is the caption that the negatives are variants of.
+        batch_size: on all devices together; has no influence on the values.
+
+        Raises:
+          ValueError: the data has no such field, or the method lacks an encoder.
+        """
+        self._source = common.open_source(data)
+        self._field = caption_field
+        self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
+        self._candidates(self._source[0])  # fail now, not after training
+
+    def run(self, model) -> Iterator[tuple[str, float]]:
+        """Raises ValueError where no record has hard negatives."""
+        images, candidates = self._towers.images(model, self._source, self._candidates)
+        if not any(candidates):
+            raise ValueError(
+                "No record of this source has hard_negatives; remove the evaluator or choose data "
+                "that has them."
+            )
+        flat = [text for own in candidates for text in own]
+        distinct = list(dict.fromkeys(flat))
+        features = dict(zip(distinct, self._towers.texts(model, distinct)))
+
+        wins = []  # per image: bool[negatives]
+        for image, own in zip(images, candidates):
+            if own:
+                products = np.stack([features[text] for text in own]) * image
+                scores = products.sum(axis=1)  # not `@`, whose rounding depends on the row
+                wins.append(scores[0] > scores[1:])
+        yield "accuracy", float(np.mean([won.all() for won in wins]))
+        yield "pairwise_accuracy", float(np.mean(np.concatenate(wins)))
+        yield "accuracy_chance", float(np.mean([1 / (1 + len(won)) for won in wins]))
+        yield "pairwise_accuracy_chance", 0.5
+
+    def _candidates(self, record) -> list[str]:
+        """The true caption and then its hard negatives; empty where the record has none."""
+        negatives = list(record.get("hard_negatives", ()))
+        if not negatives:
+            return []
+        caption = common.captions_of(record, self._field)[0]
+        if caption in negatives:
+            raise ValueError(
+                f"Record {record['id']!r} lists its true caption {caption!r} as a hard negative."
+            )
+        return [caption, *negatives]

@@ -1,0 +1,356 @@
+"""Is this data set sound? `python -m input_pipeline.doctor PATH [--output report.png]`
+
+PATH is a directory of prepared shards, a directory of a tar index, or a pattern of tars in quotes.
+Prints a table and what is wrong, writes histograms. The exit code is 0 for a sound data set, else
+1; the last line says which.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from input_pipeline import records
+from input_pipeline.checks import unicode
+from input_pipeline.checks.paths import path_argument
+from input_pipeline.doctor.survey import (
+    CONTEXT_LENGTH,
+    Sample,
+    Survey,
+    examine,
+    number,
+    write_histograms,
+)
+from input_pipeline.files import listing
+from input_pipeline.sources import make_source
+from input_pipeline.tars import samples as tar_samples
+from input_pipeline.tars.reader import INDEX_FILE, TarReader
+
+DEFAULT_SAMPLE = 100_000
+_SHOWN = 5  # examples of a problem
+
+# What img2dataset writes beside the captions.
+_NO_CAPTIONS = {"key", "url", "uid", "status", "error_message", "exif", "md5", "sha256", "sha512"}
+
+
+@dataclass
+class DataSet:
+    """A data set as it is stored.
+
+    Attributes:
+      kind: what it is, in words.
+      count: number of its samples.
+      readable: number of those that can be looked at, spread evenly: all, or more than is wanted.
+      read: index below `readable` -> `Sample`; thread-safe.
+      mends: whether our readers turn a string into a list, and leave out blank captions.
+      check_files: compares the files with their checksums: number of files -> problems; or None.
+      problems: what opening it showed.
+    """
+
+    kind: str
+    count: int
+    readable: int
+    read: Callable[[int], Sample]
+    mends: bool
+    check_files: Callable[[], tuple[int, list[str]]] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.doctor", description="Checks whether a data set is sound."
+    )
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="prepared directory, tar index directory, or 'DIR/*.tar' in quotes",
+    )
+    parser.add_argument(
+        "--output", type=path_argument, default="report.png", metavar="PNG", help="the histograms"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="look at N records, spread evenly, and at no checksum (default: all checksums, and "
+        f"all records up to {DEFAULT_SAMPLE:,})",
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="FIELD,...",
+        help="caption fields of tars (default: all that hold text, but for img2dataset's own)",
+    )
+    args = parser.parse_args(argv)
+    unicode.escape_output()
+    console = Console(highlight=False)
+    try:
+        if args.sample is not None and args.sample < 1:
+            raise ValueError(f"--sample must be at least 1, got {args.sample}.")
+        names = tuple(args.captions.split(",")) if args.captions else None
+        problems = diagnose(args.path, args.sample, names, args.output, console)
+    except (OSError, ValueError) as error:
+        _say(console, f"WRONG {error}")
+        problems = [str(error)]
+    if problems:
+        _say(console, f"Not sound: {len(problems)} problem{'s' * (len(problems) > 1)}, see above.")
+        return 1
+    _say(console, "Sound.")
+    return 0
+
+
+def diagnose(
+    path: str, sample: int | None, names: tuple[str, ...] | None, output: str, console: Console
+) -> list[str]:
+    """Prints the report, writes the histograms, returns the problems.
+
+    Args:
+      path, sample, names, output: see the command line.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no data set to look at.
+    """
+    limit = sample or DEFAULT_SAMPLE
+    data = open_data_set(path, names, limit)
+    chosen = range(data.readable)
+    if data.readable > limit:
+        chosen = np.linspace(0, data.readable - 1, limit).round().astype(int).tolist()
+    survey = Survey()
+    with ThreadPoolExecutor() as threads:
+        findings = threads.map(lambda i: examine(data.read(i)), chosen)
+        hidden = not console.is_terminal
+        for finding in track(findings, "", len(chosen), console=console, disable=hidden):
+            survey.add(finding)
+    problems, notes = judge(survey, data.mends)
+    checked = ""
+    if data.check_files and sample:
+        checked = "not compared: --sample is given"
+    elif data.check_files:
+        count, broken = data.check_files()
+        checked = f"{count - len(broken):,} of {count:,} shards are as they were written"
+        problems += broken
+    absent = [name for name in names or () if data.mends and name not in survey.fields]
+    if absent:
+        available = ", ".join(survey.fields)
+        problems.append(f"No sample has the caption fields {absent}. Available: {available}.")
+    problems = data.problems + problems
+    console.print(_table(data, survey, checked))
+    for text in notes:
+        _say(console, f"note  {text}")
+    for text in problems:
+        _say(console, f"WRONG {text}")
+    write_histograms(survey, output)
+    _say(console, f"Wrote {output}")
+    return problems
+
+
+def judge(survey: Survey, mends: bool) -> tuple[list[str], list[str]]:
+    """(what must be repaired, what is good to know), a sentence each; `mends`: see `DataSet`."""
+    problems, notes = [], []
+    if survey.unreadable:
+        examples = _some(f"{id_} ({reason})" for id_, reason in survey.unreadable)
+        problems.append(
+            f"{len(survey.unreadable):,} images or texts are unreadable: {examples}. prepare drops "
+            "such records."
+        )
+    if survey.one_string and mends:
+        notes.append(
+            f"Captions are one string in {_counts(survey.one_string)}: read as a list of one. "
+            "COSMOS wants lists of sentences: prepare them with --split-sentences."
+        )
+    elif survey.one_string:
+        problems.append(
+            f"Captions are one string instead of a list in {_counts(survey.one_string)}: sampling "
+            "would give single characters. Prepare the data again."
+        )
+    if survey.no_text:
+        problems.append(f"Captions are neither text nor lists of text: {_counts(survey.no_text)}.")
+    if not survey.words:
+        notes.append("There are no captions at all.")
+    elif survey.no_caption:
+        problems.append(
+            f"{len(survey.no_caption):,} records have no caption: {_some(survey.no_caption)}. "
+            "prepare drops such records."
+        )
+    if survey.blank:
+        (notes if mends else problems).append(f"{survey.blank:,} captions are empty.")
+    if survey.copies:
+        examples = _some(f"{id_} = {first}" for id_, first in survey.copies)
+        notes.append(
+            f"{len(survey.copies):,} images occur earlier, byte for byte: {examples}. "
+            "prepare --drop-duplicates leaves them out."
+        )
+    if (share := survey.cut_share()) > 0.01:
+        notes.append(f"{share:.1%} of the captions are cut at CLIP's {CONTEXT_LENGTH} tokens.")
+    return problems, notes
+
+
+def open_data_set(path: str, names: tuple[str, ...] | None, limit: int) -> DataSet:
+    """Finds out what `path` is, and opens it.
+
+    Args:
+      names: caption fields of tars, None for all.
+      limit: how many samples will be looked at, at the most.
+
+    Raises:
+      FileNotFoundError, ValueError: it is no data set, or one that cannot be opened.
+    """
+    directory = Path(path).expanduser()
+    if (directory / records.DATASET_FILE).is_file():
+        return _open_prepared(directory)
+    if (directory / INDEX_FILE).is_file():
+        return _open_index(directory, names, limit)
+    tars = listing.find(path)
+    if not tars:
+        raise ValueError(
+            f"{path} is no data set: a directory with {records.DATASET_FILE} (of prepare) or "
+            f"{INDEX_FILE} (of prepare index), or a pattern of tars in quotes, e.g. 'DIR/*.tar'. "
+            "Where prepare was interrupted, run it again first."
+        )
+    return _open_tars(tars, names, limit, f"{len(tars):,} tars")
+
+
+def _open_prepared(directory: Path) -> DataSet:
+    source = make_source("prepared", path=directory)
+
+    def read(index: int) -> Sample:
+        try:
+            record = source[index]
+        except ValueError as error:
+            return Sample(f"record {index}", None, {}, (), str(error))
+        id_, image = record.get("id", f"record {index}"), record.get("image")
+        captions = record.get("captions", {})
+        if not isinstance(captions, dict):
+            captions = {"captions": captions}
+        if not isinstance(image, bytes):
+            return Sample(id_, None, captions, tuple(record), "no image")
+        return Sample(id_, image, captions, tuple(record))
+
+    def check_files() -> tuple[int, list[str]]:
+        shards = json.loads((directory / records.DATASET_FILE).read_bytes())["shards"]
+        with ThreadPoolExecutor() as threads:
+            sums = threads.map(_sha256, [directory / shard["file"] for shard in shards])
+            broken = [
+                f"Shard {directory / shard['file']} was changed since it was written. Delete it, "
+                "and run the same prepare command."
+                for shard, checksum in zip(shards, sums)
+                if checksum != shard["sha256"]
+            ]
+        return len(shards), broken
+
+    size = len(source)
+    return DataSet("prepared shards", size, size, read, mends=False, check_files=check_files)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_index(directory: Path, names: tuple[str, ...] | None, limit: int) -> DataSet:
+    TarReader(directory)  # Raises where a tar is missing or was changed.
+    index = json.loads((directory / INDEX_FILE).read_bytes())
+    tars = [directory / tar["path"] for tar in index["tars"]]
+    return _open_tars(tars, names, limit, f"index of {len(tars):,} tars")
+
+
+def _open_tars(tars: list[Path], names: tuple[str, ...] | None, limit: int, kind: str) -> DataSet:
+    # Every stride-th sample; what is not needed is thinned out, as all may be tens of millions.
+    samples: list[tuple[Path, tar_samples.Sample]] = []
+    count, stride = 0, 1
+    problems = []
+    for tar in tars:
+        try:
+            for sample in tar_samples.index(tar):
+                if count % stride == 0:
+                    samples.append((tar, sample))
+                count += 1
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+        while len(samples) > 2 * limit:
+            samples, stride = samples[::2], 2 * stride
+    if not samples:
+        raise ValueError("No sample can be read: " + (_some(problems) or "the tars are empty."))
+
+    def read(number: int) -> Sample:
+        tar, sample = samples[number]
+        with open(tar, "rb") as file:
+            return _read_sample(f"{tar.stem}/{sample.key}", file, sample, names)
+
+    return DataSet(kind, count, len(samples), read, mends=True, problems=problems)
+
+
+def _read_sample(
+    id_: str, file: Any, sample: tar_samples.Sample, names: tuple[str, ...] | None
+) -> Sample:
+    error, values = "", {}
+    try:
+        values = tar_samples.read_fields(file, sample)
+    except ValueError as reason:
+        error = f"its captions cannot be read: {reason}"
+    captions = {}
+    for name, value in values.items():
+        is_text = isinstance(value, str) or (isinstance(value, list) and value != [])
+        if (name in names) if names else (is_text and name not in _NO_CAPTIONS):
+            # As readers do, that leave nulls in lists out.
+            strings = value if isinstance(value, list) else ()
+            captions[name] = [item for item in strings if item is not None] if strings else value
+    if problem := tar_samples.image_problem(sample):
+        count = len(tar_samples.image_extensions(sample)) or "no"
+        return Sample(id_, None, captions, tuple(values), f"{count} images: {problem[1]}")
+    [image] = tar_samples.image_extensions(sample)
+    return Sample(id_, sample.read(file, image), captions, tuple(values), error)
+
+
+def _table(data: DataSet, survey: Survey, checked: str) -> Table:
+    table = Table(show_header=False)
+    table.add_row("data set", data.kind)
+    note = "" if survey.samples == data.count else f", {survey.samples:,} of them looked at"
+    table.add_row("records", f"{data.count:,}{note}")
+    table.add_row("unreadable", f"{len(survey.unreadable):,}")
+    table.add_row("same image twice", f"{len(survey.copies):,}")
+    table.add_row("image width", _spread(survey.widths, "px"))
+    table.add_row("image height", _spread(survey.heights, "px"))
+    table.add_row("width / height", _spread(survey.aspect_ratios(), ""))
+    table.add_row("captions", f"{len(survey.words):,}")
+    table.add_row("captions per record", _spread(survey.captions, ""))
+    table.add_row("one string, no list", _counts(survey.one_string) or "0")
+    table.add_row("empty captions", f"{survey.blank:,}")
+    table.add_row("records without any", f"{len(survey.no_caption):,}")
+    table.add_row("caption length", _spread(survey.words, "words"))
+    table.add_row("", _spread(survey.tokens, "CLIP tokens"))
+    table.add_row(f"cut at {CONTEXT_LENGTH} tokens", f"{survey.cut_share():.1%}")
+    table.add_row("fields", _counts(survey.fields))
+    if checked:
+        table.add_row("checksums", checked)
+    return table
+
+
+def _spread(values: Any, unit: str) -> str:
+    if not len(values):
+        return "none"
+    low, median, high = map(number, np.percentile(values, [0, 50, 100]))
+    return f"{low} to {high}, median {median} {unit}".rstrip()
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+
+
+def _some(items: Any) -> str:
+    items = list(items)
+    more = f", and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,324 @@
+"""Writes the shards of a data set: in parallel, resumable, independent of both.
+
+Every job becomes one ArrayRecord shard and a small JSON about it. A shard is complete or absent, so
+a run can be killed at any time and started again: finished shards are kept. The output depends on
+the jobs and the options alone, not on the number of workers or of attempts. One run per output
+directory at a time.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from rich.console import Console
+
+from input_pipeline import records
+from input_pipeline.files import listing
+from input_pipeline.files.whole import TEMPORARY_SUFFIX, write_json, write_whole
+from input_pipeline.prepare import filters
+from input_pipeline.prepare.filters import Rules, Tally
+from input_pipeline.prepare.workers import run_all, say
+from input_pipeline.words.labelling import Labeller
+
+# One record per chunk makes random access cheap; encoded images do not compress any further.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+SHARD_SUFFIX = ".array_record"
+_DIGESTS_SUFFIX = ".digests"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be written.
+
+    Attributes:
+      name: of its input, for messages.
+      file: name of the shard.
+      origin: identifies the input wherever it lies; part of dataset.json.
+      modified: tells when the input's files were changed: sizes and modification times, as make
+        goes by. A shard of another origin, or of files changed since, is made again.
+      size: share of the work, in the unit of `write`.
+      read: `read(tally)` yields (key, record) pairs, see `filters.passing`; picklable.
+    """
+
+    name: str
+    file: str
+    origin: dict[str, Any]
+    modified: str
+    size: float
+    read: Callable[[Tally], Iterable[tuple[str, dict[str, Any]]]]
+
+
+def write(
+    jobs: list[Job],
+    output: Path,
+    options: dict[str, Any],
+    rules: Rules,
+    workers: int,
+    unit: str,
+    console: Console,
+    labeller: Labeller | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Writes all shards that are not there yet; returns the JSON of every shard, in order.
+
+    Args:
+      jobs: in the order of the data set.
+      output: directory of the shards.
+      options: all that decides the contents of a shard beside its job, `rules` and `labeller`
+        included: recorded, and compared on the next run.
+      workers: processes.
+      unit: of the jobs' sizes, for the progress bar.
+      labeller: adds labels to the records.
+      check: of the input, before the first shard of this run is written; may raise ValueError.
+
+    Raises:
+      ValueError: jobs failed (they were reported on the console), the directory holds something
+        else, or a worker was killed.
+      KeyboardInterrupt: after the workers were ended.
+    """
+    shards, changed = _finished_shards(output, jobs, options)
+    description = output / records.DATASET_FILE
+    later_copies: dict[str, list[int]] = {}
+    if len(shards) < len(jobs):
+        check()
+    if len(shards) < len(jobs) or not description.exists():
+        # It would describe shards that are about to change.
+        description.unlink(missing_ok=True)
+        if rules.drop_duplicates:
+            later_copies = _find_duplicates(jobs, output, options, rules, workers, unit, console)
+            # What is a duplicate depends on all jobs, and some may have changed.
+            shards = {f: s for f, s in shards.items() if s["duplicates"] == later_copies[f]}
+    if changed:
+        say(console, f"{changed} shards are made again: their input has changed.")
+    if shards:
+        say(
+            console,
+            f"{len(shards)} of {len(jobs)} shards are finished already (their input and its files' "
+            "sizes and modification times are as they were).",
+        )
+    tasks = [
+        (job, (job, output, options, rules, later_copies.get(job.file), labeller))
+        for job in jobs
+        if job.file not in shards
+    ]
+    failures = 0
+    for count, (_, result) in enumerate(run_all(_write_shard, tasks, workers, unit, console), 1):
+        if isinstance(result, str):
+            failures += 1
+            text = f"FAILED {result}"
+        else:
+            shards[result["file"]] = result
+            text = f"{result['file']}: {result['records']:,} records"
+            if dropped := result["dropped"]:
+                text += f", {len(dropped):,} dropped, e.g. {filters.reason_of(dropped[0])}"
+        say(console, f"[{count}/{len(tasks)}] {text}")
+    if failures:
+        raise ValueError(
+            f"{failures} of {len(jobs)} shards failed (see above); {len(shards)} are finished and "
+            "will be kept. The data set is complete, and can be opened, once the same command has "
+            "run without failures."
+        )
+    for path in output.glob(f".*{_DIGESTS_SUFFIX}"):
+        path.unlink()
+    return [shards[job.file] for job in jobs]
+
+
+def _finished_shards(
+    output: Path, jobs: list[Job], options: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """What earlier runs finished: shard file -> its JSON; and the number of shards whose input has
+    changed since. Removes what they left half-written.
+
+    Raises:
+      ValueError: `output` holds other files, or shards made with other options or from other input.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+    inputs = {job.file: (job.origin, job.modified) for job in jobs}
+    finished, strangers, changed = {}, [], 0
+    for path in sorted(output.iterdir()):
+        file = path.name.removesuffix(".json")
+        # A vocabulary made of the data set may lie beside it.
+        if path.name == records.DATASET_FILE or path.name.startswith((".", "vocabulary.")):
+            continue
+        if not file.endswith(SHARD_SUFFIX):
+            raise ValueError(f"{path} does not belong to a data set: use an empty --output.")
+        if file not in inputs:
+            strangers.append(path)
+        if path.name == file:
+            continue  # Judged by its JSON, which is written after it.
+        try:
+            shard = json.loads(path.read_bytes())
+        except ValueError:
+            continue
+        if shard["version"] != records.FORMAT_VERSION or shard["options"] != options:
+            raise ValueError(
+                f"{output} holds shards made with other options ({shard['options']}, format "
+                f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
+                "another --output, or empty it."
+            )
+        if not _is_whole(output / file, shard):
+            continue
+        if file in inputs and (shard["source"], shard.get("modified")) == inputs[file]:
+            finished[file] = shard
+        else:
+            changed += file in inputs
+    if strangers:
+        raise ValueError(
+            f"{strangers[0]} was made from input that is not there now (--input does not match its "
+            "tar, or the source has fewer records): use another --output, or remove the file."
+        )
+    return finished, changed
+
+
+def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
+    """Whether a shard is as it was when its JSON, which comes after it, was written."""
+    if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        return False
+    untouched = path.stat().st_mtime_ns <= path.with_name(f"{path.name}.json").stat().st_mtime_ns
+    return untouched or listing.contents_digest(path).hex() == shard["sha256"]
+
+
+def _write_shard(
+    job: Job,
+    output: Path,
+    options: dict[str, Any],
+    rules: Rules,
+    duplicates: list[int] | None,
+    labeller: Labeller | None,
+) -> dict[str, Any] | str:
+    """Writes one shard and its JSON. Returns the JSON, or the reason of the failure."""
+    temporary = output / f".{job.file}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    try:
+        tally, labels = Tally(), Counter()
+        passing = filters.passing(job.read(tally), rules, tally, frozenset(duplicates or ()))
+        if labeller is not None:
+            passing = labeller.label(passing, labels)
+            tally.fields["labels"] = "list"
+        count = _write_records(temporary, passing)
+        with open(temporary, "rb") as shard:
+            checksum = hashlib.file_digest(shard, "sha256").hexdigest()
+            os.fsync(shard.fileno())
+        info = {
+            "version": records.FORMAT_VERSION,
+            "options": options,
+            "source": job.origin,
+            "modified": job.modified,
+            "file": job.file,
+            "records": count,
+            "bytes": temporary.stat().st_size,
+            "sha256": checksum,
+            "fields": tally.fields,
+            "samples": tally.samples,
+            "dropped": tally.dropped,
+            "missing_captions": tally.missing_captions,
+            "removed_captions": tally.removed_captions,
+            "captions": tally.captions,
+            "resized": tally.resized,
+            "images": {
+                "formats": dict(sorted(tally.formats.items())),
+                "width": _range(tally.widths),
+                "height": _range(tally.heights),
+            },
+        }
+        if duplicates is not None:
+            info["duplicates"] = duplicates
+        if labeller is not None:
+            info["labels"] = dict(labels)
+        # The JSON of a replaced shard must not vouch for its successor.
+        (output / f"{job.file}.json").unlink(missing_ok=True)
+        os.replace(temporary, output / job.file)
+        write_json(output / f"{job.file}.json", info)
+        return info
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the ArrayRecord writer's.
+        temporary.unlink(missing_ok=True)
+        return _reason(job, error)
+
+
+def _reason(job: Job, error: Exception) -> str:
+    text = str(error)
+    return text if job.name in text else f"{job.name}: {text}"
+
+
+def _range(values: list[int]) -> dict[str, int]:
+    return {"min": min(values, default=0), "max": max(values, default=0), "sum": sum(values)}
+
+
+def _write_records(path: Path, examples: Iterable[dict[str, Any]]) -> int:
+    writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+    count = 0
+    try:
+        for example in examples:
+            try:
+                data = records.encode(example)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"record {example.get('id')!r}: {error}") from None
+            writer.write(data)
+            count += 1
+    finally:
+        writer.close()
+    return count
+
+
+def _find_duplicates(
+    jobs: list[Job],
+    output: Path,
+    options: dict[str, Any],
+    rules: Rules,
+    workers: int,
+    unit: str,
+    console: Console,
+) -> dict[str, list[int]]:
+    """Reads the whole input once: shard file -> numbers of its samples (as `filters.passing` counts
+    them) whose image occurs earlier in the data set.
+
+    A killed run continues here as well: digests are kept until the data set is complete.
+    """
+    paths = {}
+    for job in jobs:
+        key = hashlib.sha256(json.dumps([job.origin, job.modified, options]).encode()).hexdigest()[
+            :16
+        ]
+        paths[job.file] = output / f".{job.file}.{key}{_DIGESTS_SUFFIX}"
+    tasks = [(job, (job, rules, paths[job.file])) for job in jobs if not paths[job.file].is_file()]
+    if tasks:
+        say(console, f"Looking for duplicates: reading the images of {len(tasks)} shards.")
+    failures = 0
+    for _, reason in run_all(_write_digests, tasks, workers, unit, console):
+        if reason:
+            failures += 1
+            say(console, f"FAILED {reason}")
+    if failures:
+        raise ValueError(
+            f"{failures} of {len(jobs)} shards failed (see above). Duplicates can be told once all "
+            "input is readable: repair or remove it, then run the same command to continue."
+        )
+    digests = [np.fromfile(paths[job.file], np.uint64).reshape(-1, 2) for job in jobs]
+    ends = np.cumsum([len(part) for part in digests])
+    stacked = np.concatenate(digests)
+    order = np.lexsort(stacked.T)  # Stable: equal digests stay in the order of the input.
+    ordered = stacked[order]
+    copies = np.sort(order[1:][(ordered[1:] == ordered[:-1]).all(axis=1)])
+    parts = np.split(copies, np.searchsorted(copies, ends[:-1]))
+    starts = ends - [len(part) for part in digests]
+    return {job.file: (part - start).tolist() for job, part, start in zip(jobs, parts, starts)}
+
+
+def _write_digests(job: Job, rules: Rules, path: Path) -> str:
+    """Writes 16 bytes per sample that has captions. Returns the reason of a failure, or ""."""
+    tally = Tally()
+    try:
+        samples = filters.with_captions(job.read(tally), rules, tally)
+        digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
+        write_whole(path, b"".join(digests))
+        return ""
+    except (OSError, ValueError) as error:
+        return _reason(job, error)

@@ -1,0 +1,79 @@
+"""Worker processes of the commands that look at a whole data set, and what these say."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def run_all(
+    function: Callable[..., Any],
+    tasks: list[tuple[Any, tuple]],
+    workers: int,
+    unit: str,
+    console: Console,
+) -> Iterator[tuple[Any, Any]]:
+    """Calls a function in worker processes.
+
+    Args:
+      tasks: (label, arguments) of every call; `label.size` is its share of the work in `unit`, for
+        the progress bar.
+
+    Yields:
+      (label, `function(*arguments)`), as the calls return.
+
+    Raises:
+      ValueError: a worker was killed.
+      KeyboardInterrupt: after the workers were ended.
+    """
+    if not tasks:
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    progress = Progress(
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with pool, progress:
+        bar = progress.add_task("", total=sum(label.size for label, _ in tasks))
+        futures = {pool.submit(function, *arguments): label for label, arguments in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                progress.advance(bar, futures[future].size)
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # Nothing is lost but half-written shards.
+            raise
+        except BrokenProcessPool:
+            raise ValueError(
+                "A worker process was killed (out of memory?). Run the same command, with fewer "
+                "--workers, to continue."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints plain text: brackets are no markup, and lines in a log are not wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A pool's workers outlive a parent that was killed, and would go on writing.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,115 @@
+"""Source: images with a mask of classes (ADE20K's scene parsing benchmark)."""
+
+import io
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.checks import unicode
+from input_pipeline.files.listing import check_images, fingerprint, status
+
+NUM_CLASSES = 150
+
+
+class Source:
+    """The images `PATH/images/SPLIT/*.jpg` with their masks `PATH/annotations/SPLIT/*.png`.
+
+    A record's `mask` u8[H, W] is the file's: 0 where nothing is labelled, 1 + class elsewhere. Its
+    id is the name of the file without ".jpg".
+
+    Attributes:
+      class_names: the first of the names that `PATH/objectInfo150.txt`, which comes with the data,
+        gives each of the 150 classes; without that file their numbers in the masks, "1" to "150".
+
+    Args:
+      path: the folder ADEChallengeData2016.
+      split: "training" or "validation".
+
+    Raises:
+      FileNotFoundError: there is no such split, or masks are missing.
+      ValueError: the split has no image, or the list of classes is of another format.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str):
+        self._images = Path(path) / "images" / split
+        self._masks = Path(path) / "annotations" / split
+        if not self._images.is_dir():
+            raise FileNotFoundError(
+                f"Folder {self._images} does not exist. path should be the folder "
+                "ADEChallengeData2016, and split training or validation."
+            )
+        self._names = sorted(f.stem for f in self._images.iterdir() if f.suffix == ".jpg")
+        if not self._names:
+            raise ValueError(f"{self._images} has no .jpg file.")
+        check_images(self._masks, (f"{name}.png" for name in self._names))
+        self.class_names = _read_names(Path(path) / "objectInfo150.txt")
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The record at `index`.
+
+        Raises:
+          IndexError: `index` is not in [0, len).
+          ValueError: its mask is no image of one channel with values up to 150.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
+        name = self._names[index]
+        return {
+            "id": unicode.escaped(name),
+            "image": (self._images / f"{name}.jpg").read_bytes(),
+            "captions": {},
+            "mask": _read_mask(self._masks / f"{name}.png"),
+        }
+
+    def fingerprint(self) -> str:
+        """16 hex digits of all names, and the sizes of images and masks, which are not read."""
+        text = "\n".join(["ade20k", self._split, *self.class_names, *self._names])
+        return fingerprint(text, status(self.files())[:, 0].tobytes())
+
+    def files(self) -> list[Path]:
+        """Images and masks."""
+        images = [self._images / f"{name}.jpg" for name in self._names]
+        return images + [self._masks / f"{name}.png" for name in self._names]
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            mask = np.array(image)
+    except Exception as error:  # Pillow raises many types on corrupt bytes.
+        raise ValueError(f"Mask {path} cannot be read: {error}") from error
+    if mask.dtype != np.uint8 or mask.ndim != 2 or mask.max() > NUM_CLASSES:
+        raise ValueError(
+            f"Mask {path} is no mask of the scene parsing benchmark: it should have one channel "
+            f"with values up to {NUM_CLASSES}, not {mask.dtype} {mask.shape} up to {mask.max()}."
+        )
+    return mask
+
+
+def _read_names(path: Path) -> list[str]:
+    """Names from a table with the columns Idx, Ratio, Train, Val, Stuff and Name."""
+    if not path.is_file():
+        return [str(1 + label) for label in range(NUM_CLASSES)]
+    try:
+        lines = unicode.decode(path.read_bytes()).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
+    rows = [line.split("\t") for line in lines]
+    names = {row[0].strip(): row[-1] for row in rows if len(row) > 1}
+    try:
+        texts = [names[str(1 + label)] for label in range(NUM_CLASSES)]
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is no list of {NUM_CLASSES} classes: no line begins with number {error} and a "
+            "tab."
+        ) from None
+    return [text.replace(";", ",").split(",")[0].strip() for text in texts]

@@ -1,0 +1,83 @@
+"""Source: another source whose records are labelled by one of their text fields.
+
+A category, such as "animals/birds", becomes the class of its first folder: `label` and
+`class_names` for probes and fine-tuning on data that came as captions.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from input_pipeline.checks import arguments
+from input_pipeline.files.listing import fingerprint
+from input_pipeline.sources import make_source
+
+
+class Source:
+    """The records of a source, in its order, each with `label` from its caption field.
+
+    The class is the text up to the first separator; classes are sorted by name. Constructing reads
+    every record once.
+
+    Args:
+      data: `name` and arguments of the source.
+      field: the caption field; its first text counts.
+      separator: ends the class's name.
+      classes_of: another source (`name` and arguments) whose classes count, with the same field: a
+        held-out split takes those of its training split.
+
+    Raises:
+      ValueError: a record has no such field, or a class that `classes_of` does not have.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        field: str,
+        separator: str = "/",
+        classes_of: Mapping[str, Any] | None = None,
+    ):
+        self._field, self._separator = field, separator
+        self._source = arguments.call("data", make_source, data)
+        names = [self._class_of(record) for record in _records(self._source)]
+        known = names
+        if classes_of is not None:
+            known_from = arguments.call("classes_of", make_source, classes_of)
+            known = [self._class_of(record) for record in _records(known_from)]
+        self.class_names = sorted(set(known))
+        number = {name: i for i, name in enumerate(self.class_names)}
+        unknown = sorted(set(names) - set(number))
+        if unknown:
+            raise ValueError(
+                f"Field {field!r} names the classes {unknown}, which {dict(classes_of)} lacks; it "
+                f"has {self.class_names}."
+            )
+        self._labels = [number[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._source[index]
+        return {**record, "label": self._labels[index]}
+
+    def fingerprint(self) -> str:
+        text = f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
+        return fingerprint(text)
+
+    def files(self) -> list[str | os.PathLike]:
+        """Those of the source."""
+        return getattr(self._source, "files", list)()
+
+    def _class_of(self, record: dict[str, Any]) -> str:
+        texts = record["captions"].get(self._field)
+        if not texts:
+            raise ValueError(
+                f"Record {record['id']!r} has no text in field {self._field!r}; it has "
+                f"{list(record['captions'])}. Prepare the data with this field among --captions."
+            )
+        return texts[0].split(self._separator)[0].strip()
+
+
+def _records(source):
+    return (source[i] for i in range(len(source)))

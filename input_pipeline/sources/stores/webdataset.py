@@ -1,0 +1,71 @@
+"""Source: WebDataset tars, read where they are through an index (`prepare index`)."""
+
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.files.listing import fingerprint
+from input_pipeline.sources import check_fields
+from input_pipeline.tars.reader import TarReader
+
+
+class Source:
+    """Random access to the samples of indexed tars, in the order of the tars.
+
+    Samples without text in any of the caption fields are left out. Images were not looked at when
+    the tars were indexed: `python -m input_pipeline.doctor` finds broken ones.
+
+    Args:
+      path: directory of the index.
+      captions: JSON fields that hold a caption or a list of captions; "txt" is the .txt member.
+      split_sentences: split captions at full stops and line ends, as COSMOS expects.
+
+    Raises:
+      FileNotFoundError: no index there, or a tar is missing.
+      ValueError: the index is damaged, a tar has changed in size, or a caption field is unknown.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, captions: Sequence[str], split_sentences: bool = False
+    ):
+        self._tars = TarReader(path)
+        self._fields, self._split = check_fields(captions), split_sentences
+        available = self._tars.text_fields()
+        for field in self._fields:
+            if field not in available:
+                raise ValueError(
+                    f"No sample of {path} has text in the field {field!r}. Available: "
+                    f"{', '.join(available) or 'none'}."
+                )
+        self._rows = self._tars.rows_with_text(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._tars) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The record at `index`.
+
+        Raises:
+          IndexError: `index` is not in [0, len).
+          ValueError: a field holds something that is no caption, or the tar has changed.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: {len(self)} records are indexed.")
+        row = index if self._rows is None else int(self._rows[index])
+        return {
+            "id": self._tars.id(row),
+            "image": self._tars.image(row),
+            "captions": self._tars.captions(row, self._fields, self._split),
+        }
+
+    def fingerprint(self) -> str:
+        """16 hex digits of what `TarReader.digest` tells, and the options: the same wherever the
+        tars are stored."""
+        return fingerprint(f"webdataset {self._tars.digest().hex()} {self._fields} {self._split}")
+
+    def files(self) -> list[Path]:
+        """The tars."""
+        return self._tars.paths()

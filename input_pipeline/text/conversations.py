@@ -1,0 +1,226 @@
+"""What can be asked about a record, and its answer: captions, questions, boxes, conversations.
+
+The tasks of CogVLM (arXiv 2311.03079): an answer is what the model learns to write after a prompt.
+A task's name says what it makes of a record:
+
+  caption       -> any caption, unasked (an empty query)
+  vqa           its question -> one of its answers
+  rec           where is a phrase? -> its boxes (referring expression comprehension)
+  reg           what is in a box? -> its phrase (referring expression generation)
+  grounded      describe with boxes -> the caption that names the most phrases, with their boxes
+  conversation  one round of its conversation, with earlier rounds as history
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.text.boxes import BOX_FORM, format_boxes
+
+HISTORIES = ("all", "previous")
+
+WHERE_QUERY = "Where is the {phrase}?"
+REGION_QUERY = "Please describe the region {box} in the picture."
+GROUNDED_QUERY = (
+    f"Can you provide a description of the image and include the coordinates {BOX_FORM} for each "
+    "mentioned object?"
+)
+_ARTICLE = re.compile(r"(?:a|an|the|some)\s+(?=\S)", re.IGNORECASE)
+
+
+class Turn(NamedTuple):
+    """A query, its answer, and the (query, answer) pairs before it, the oldest first."""
+
+    query: str
+    answer: str
+    history: tuple[tuple[str, str], ...] = ()
+
+
+def make_turn(
+    task: str,
+    record: Mapping[str, Any],
+    rng: random.Random,
+    caption_fields: Sequence[str] | None = None,
+    history: str = "all",
+) -> Turn | None:
+    """One example of a task, drawn by `rng`; None where the record lacks what the task needs.
+
+    Args:
+      task: one of TASKS.
+      record: see `input_pipeline.sources`.
+      caption_fields: which captions count; None for all.
+      history: of a conversation, whose target is a random round: "all" rounds before it, or
+        "previous": with probability 1/2 the one before it, as CogVLM2 is trained.
+
+    Raises:
+      ValueError: unknown task or history, or what the record has is malformed.
+    """
+    check_task(task)
+    check_history(history)
+    try:
+        return TASKS[task](_Drawn(record, rng, caption_fields, history))
+    except ValueError as error:
+        raise ValueError(f"Record {record['id']!r}: {error}") from error
+
+
+def check_task(task: str) -> None:
+    """Raises ValueError unless there is such a task."""
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}; choose one of {list(TASKS)}.")
+
+
+def check_history(history: str) -> None:
+    """Raises ValueError unless there is such a rule."""
+    if history not in HISTORIES:
+        raise ValueError(f"Unknown history {history!r}; choose one of {HISTORIES}.")
+
+
+def captions_of(record: Mapping[str, Any], fields: Sequence[str] | None = None) -> list[str]:
+    """The record's captions in these fields, by default in all; blank ones are left out.
+
+    Raises:
+      ValueError: a field is not a list of strings.
+    """
+    found = []
+    for name, texts in record.get("captions", {}).items():
+        if fields is not None and name not in fields:
+            continue
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"caption field {name!r} is not a list of strings.")
+        found += [text for text in texts if text.strip()]
+    return found
+
+
+def boxes_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """phrase -> its boxes f64[K, 4] in shares of the image's sides, in the record's order.
+
+    Raises:
+      ValueError: not as many boxes as phrases, or no shares (x0 <= x1, y0 <= y1, all in 0..1).
+    """
+    phrases = list(record.get("phrases", ()))
+    boxes = np.asarray(record.get("boxes", ()), np.float64).reshape(-1, 4) if phrases else []
+    if len(boxes) != len(phrases):
+        raise ValueError(f"there are {len(phrases)} phrases, but {len(boxes)} boxes.")
+    grouped: dict[str, list[np.ndarray]] = {}
+    for phrase, box in zip(phrases, boxes):
+        # Some data sets let boxes end a pixel outside.
+        if not ((box[:2] <= box[2:]).all() and (box > -0.05).all() and (box < 1.05).all()):
+            raise ValueError(
+                f"box {box.tolist()} of {phrase!r} is not (x0, y0, x1, y1) in shares of the "
+                "image's sides."
+            )
+        grouped.setdefault(phrase.strip(), []).append(box)
+    return {phrase: np.stack(own) for phrase, own in grouped.items() if phrase}
+
+
+def rounds_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(query, answer) pairs of the record's conversation: [{"role", "content"}, ...] in which
+    "user" and "assistant" take turns, as in CogVLM-SFT-311K.
+
+    Raises:
+      ValueError: they do not, or a content is no text.
+    """
+    messages = record.get("conversation") or ()
+    roles = [message.get("role") for message in messages]
+    expected = ["user", "assistant"] * (len(messages) // 2)
+    if roles != expected or not all(isinstance(m.get("content"), str) for m in messages):
+        raise ValueError(
+            "a conversation is messages of user and assistant in turn, each with a text 'content'; "
+            f"this one has the roles {roles}."
+        )
+    texts = [message["content"].strip() for message in messages]
+    return list(zip(texts[::2], texts[1::2]))
+
+
+def where_query(phrase: str) -> str:
+    """Asks for the box of a phrase, which loses its article: "the" comes with the question."""
+    return WHERE_QUERY.format(phrase=_ARTICLE.sub("", phrase.strip(), count=1))
+
+
+def ground(caption: str, boxes: Mapping[str, np.ndarray]) -> tuple[str, int]:
+    """A caption with boxes behind the first mention of each phrase, and how many got theirs.
+
+    Phrases are matched as whole words in any case; where two overlap, the longer one wins.
+    """
+    taken: list[tuple[int, int, str]] = []
+    for phrase in sorted(boxes, key=len, reverse=True):
+        for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE):
+            start, end = match.span()
+            if all(end <= first or last <= start for first, last, _ in taken):
+                taken.append((start, end, phrase))
+                break
+    text = caption
+    for _, end, phrase in sorted(taken, reverse=True):
+        text = f"{text[:end]} {format_boxes(boxes[phrase])}{text[end:]}"
+    return text, len(taken)
+
+
+class _Drawn(NamedTuple):
+    record: Mapping[str, Any]
+    rng: random.Random
+    caption_fields: Sequence[str] | None
+    history: str
+
+
+def _caption(drawn: _Drawn) -> Turn | None:
+    captions = captions_of(drawn.record, drawn.caption_fields)
+    return Turn("", drawn.rng.choice(captions).strip()) if captions else None
+
+
+def _vqa(drawn: _Drawn) -> Turn | None:
+    question, answers = drawn.record.get("question"), list(drawn.record.get("answers", ()))
+    if not question or not answers:
+        return None
+    return Turn(question.strip(), drawn.rng.choice(answers))
+
+
+def _rec(drawn: _Drawn) -> Turn | None:
+    boxes = boxes_of(drawn.record)
+    if not boxes:
+        return None
+    phrase = drawn.rng.choice(list(boxes))
+    return Turn(where_query(phrase), format_boxes(boxes[phrase]))
+
+
+def _reg(drawn: _Drawn) -> Turn | None:
+    boxes = boxes_of(drawn.record)
+    if not boxes:
+        return None
+    phrase = drawn.rng.choice(list(boxes))
+    box = drawn.rng.choice(list(boxes[phrase]))
+    return Turn(REGION_QUERY.format(box=format_boxes(box)), phrase)
+
+
+def _grounded(drawn: _Drawn) -> Turn | None:
+    boxes = boxes_of(drawn.record)
+    captions = captions_of(drawn.record, drawn.caption_fields) if boxes else []
+    grounded = [ground(caption.strip(), boxes) for caption in captions]
+    most = max((count for _, count in grounded), default=0)
+    if not most:
+        return None
+    return Turn(GROUNDED_QUERY, drawn.rng.choice([text for text, n in grounded if n == most]))
+
+
+def _conversation(drawn: _Drawn) -> Turn | None:
+    rounds = rounds_of(drawn.record)
+    if not rounds:
+        return None
+    target = drawn.rng.randrange(len(rounds))
+    if drawn.history == "all":
+        first = 0
+    else:
+        first = max(0, target - int(drawn.rng.random() < 0.5))
+    return Turn(*rounds[target], tuple(rounds[first:target]))
+
+
+TASKS: dict[str, Callable[[_Drawn], Turn | None]] = {
+    "caption": _caption,
+    "vqa": _vqa,
+    "rec": _rec,
+    "reg": _reg,
+    "grounded": _grounded,
+    "conversation": _conversation,
+}

@@ -1,0 +1,133 @@
+"""Trains a small tokenizer of LLaMA's kind, for runs without LLaMA's weights:
+
+    python -m input_pipeline.train_tokenizer --input SOURCE --vocab-size 640 --output FILE.model
+
+SOURCE is a directory of prepared shards, or any data source with its arguments (such as
+`scenes:size=4000`). The model learns from captions, questions, answers, phrases, boxes and
+conversations, in the form in which CogVLM's views tokenize them. The same input gives the same
+file.
+"""
+
+import argparse
+import io
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import sentencepiece
+
+from input_pipeline.checks.paths import path_argument
+from input_pipeline.sources import make_source
+from input_pipeline.text import conversations, templates
+from input_pipeline.views import cogvlm
+from input_pipeline.words.count import parse_input
+
+# Printable ASCII, so that digits, brackets and capitals are single tokens whatever the data.
+_CHARACTERS = "".join(chr(c) for c in range(33, 127))
+_TEMPLATES = {"caption": "base", **cogvlm.TEMPLATES}
+
+
+def texts_of(record: Mapping[str, Any], rng: random.Random) -> Iterator[str]:
+    """Yields every caption of a record, and prompt and answer of one turn of each task.
+
+    Raises:
+      ValueError: what the record has is malformed.
+    """
+    yield from conversations.captions_of(record)
+    for task, template in _TEMPLATES.items():
+        turn = conversations.make_turn(task, record, rng)
+        if turn is not None:
+            yield templates.make_prompt(template, turn.query, turn.history)
+            yield turn.answer
+
+
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A SentencePiece model file with LLaMA's settings: BPE, digits apart, text as it is, bytes for
+    what is not in the vocabulary; unknown 0, bos 1, eos 2, no padding id.
+
+    Raises:
+      ValueError: the texts do not give so many pieces, or `vocab_size` cannot hold the bytes and
+        characters; the message has the limit.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # Sentences are lines to SentencePiece.
+            sentence_iterator=(line for text in texts for line in text.splitlines() if line),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.99995,
+            required_chars=_CHARACTERS,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"A vocabulary of {vocab_size} cannot be trained: {error}") from None
+    return model.getvalue()
+
+
+def _texts(source, count: int) -> Iterator[str]:
+    """Of `count` records, evenly spread over the source."""
+    count = min(count, len(source))
+    for i in range(count):
+        index = i * len(source) // count
+        yield from texts_of(source[index], random.Random(index))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.train_tokenizer",
+        description="Trains a small SentencePiece model with LLaMA's settings.",
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="DIR|NAME:KEY=VALUE,...",
+        help="prepared shards, or any data source with its arguments",
+    )
+    parser.add_argument("--vocab-size", required=True, type=int, metavar="N")
+    parser.add_argument("--output", required=True, type=path_argument, metavar="FILE.model")
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="how many to read, evenly spread (default: 100,000)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        if args.output.suffix != ".model":
+            raise ValueError(f"--output must end in .model, got {str(args.output)!r}.")
+        if args.records < 1:
+            raise ValueError(f"--records {args.records}: give 1 or more.")
+        name, arguments = parse_input(args.input)
+        try:
+            source = make_source(name, **arguments)
+        except TypeError as error:
+            raise ValueError(f"source {name}: {error}") from None
+        data = train(_texts(source, args.records), args.vocab_size)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        part = args.output.with_name(args.output.name + ".part")
+        part.write_bytes(data)
+        os.replace(part, args.output)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {args.output}: {args.vocab_size} pieces, {len(data):,} bytes.")
+    return 0

@@ -1,0 +1,137 @@
+"""Micro-batches change neither the loss nor its gradient, whatever their number."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vlp import losses, trees
+from big_vlp.methods import make_method
+from big_vlp.methods.shared.accumulate import over_micro_batches
+from input_pipeline.preprocess import Preprocess
+
+BATCH = 8
+PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=5)
+MODEL = {
+    "image": {"patch_size": 4, "width": 8, "layers": 1, "heads": 2},
+    "text": {"vocab_size": 20, "width": 8, "layers": 1, "heads": 2},
+    "embed_dim": 8,
+}
+COLOURS = {"brightness": 0.3, "contrast": 0, "saturation": 0, "hue": 0, "blur_prob": 0}
+
+
+def randn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_contrastive_gradient_is_that_of_the_whole_batch(steps):
+    batch = {"x": randn(BATCH, 5), "y": randn(BATCH, 6, seed=1)}
+    params = {"x": randn(5, 4, seed=2), "y": randn(6, 4, seed=3)}
+
+    def loss(params, steps):
+        def encode(rows):
+            features = {k: jnp.tanh(rows[k] @ params[k]) for k in rows}
+            return {k: x / jnp.linalg.norm(x, axis=-1, keepdims=True) for k, x in features.items()}
+
+        features = over_micro_batches(encode, batch, steps)
+        return losses.softmax_loss(features["x"], features["y"], 5.0)
+
+    whole, parts = (
+        jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, n) for n in (1, steps)
+    )
+    assert parts[0] == pytest.approx(float(whole[0]), rel=2e-6)
+    for k in params:
+        size = np.abs(whole[1][k]).max()
+        np.testing.assert_allclose(parts[1][k], whole[1][k], rtol=0, atol=2e-6 * size)
+
+
+def test_rows_are_strided_and_come_back_in_order():
+    """Micro-batch i holds rows i, i + steps, ...: of each device's contiguous block a part."""
+    batch = {"row": jnp.arange(BATCH), "pair": jnp.arange(2 * BATCH).reshape(BATCH, 2)}
+
+    def fn(rows):
+        first = jnp.broadcast_to(rows["row"][0], rows["row"].shape)
+        return {"first": first, "row": rows["row"], "pair": rows["pair"] + 1}
+
+    found = over_micro_batches(fn, batch, 4)
+    np.testing.assert_array_equal(found["row"], batch["row"])
+    np.testing.assert_array_equal(found["pair"], batch["pair"] + 1)
+    np.testing.assert_array_equal(found["first"], np.arange(BATCH) % 4)
+
+
+@pytest.mark.parametrize("steps", [0, 3, 16])
+def test_steps_must_divide_the_batch(steps):
+    with pytest.raises(ValueError, match=f"accumulate_steps={steps} does not divide.*batch of 8"):
+        over_micro_batches(lambda rows: rows, {"row": np.arange(BATCH)}, steps)
+
+
+def method(name, **changes):
+    options = {"preprocess": PREPROCESS, "model": MODEL, "dtype": "float32", "unroll": True}
+    if name == "cosmos":
+        model = {**MODEL, "pooler_heads": 2}
+        views = ("global_1", "global_2", "local")
+        photometric = {view: {**COLOURS, "solarize_prob": 0.5} for view in views}
+        options |= {"momentum": 0.9, "model": model, "photometric": photometric}
+    else:
+        options |= {"photometric": COLOURS}
+    return make_method(name, **{**options, **changes})
+
+
+def make_batch(name):
+    rng = np.random.default_rng(0)
+
+    def pixels(*shape):
+        return rng.integers(0, 256, (BATCH, *shape, 3), dtype=np.uint8)
+
+    if name == "cosmos":
+        images = {"global_images": pixels(2, 8, 8), "local_images": pixels(1, 4, 4)}
+        return {**images, "tokens": rng.integers(1, 20, (BATCH, 3, 5), dtype=np.int32)}
+    return {"image": pixels(8, 8), "tokens": rng.integers(1, 20, (BATCH, 5), dtype=np.int32)}
+
+
+def loss_and_gradient(method, batch):
+    """Of the last layers only, which is quicker to compile."""
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    trees_of_arrays = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
+    (trainable, frozen), (averaged, _) = (
+        trees.split(tree, re.compile("proj|pooler|mapping|logit").search)
+        for tree in trees_of_arrays[:2]
+    )
+
+    def loss(trainable):
+        key = jax.random.key(3)
+        return method.loss(trainable, frozen, averaged, {}, batch, rng=key, step=0)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(trainable)
+
+
+@pytest.mark.parametrize("name", ["clip", "cosmos"])
+def test_methods_draw_augmentation_per_row(name):
+    """Every row keeps its colours, so the result does not tell how the batch was divided."""
+    loss, gradient = loss_and_gradient(method(name), make_batch(name))
+    found_loss, found = loss_and_gradient(method(name, accumulate_steps=4), make_batch(name))
+    assert found_loss == pytest.approx(float(loss), rel=2e-6)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(gradient))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradient)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", ["clip", "cosmos"])
+def test_augmentation_matters_and_follows_the_key(name):
+    made, batch = method(name), make_batch(name)
+    plain = method(name, photometric=None)
+    draw = jax.jit(lambda seed: made.model_images(batch, jax.random.split(jax.random.key(seed), 8)))
+    first, again, other = draw(0), draw(0), draw(1)
+    untouched = plain.model_images(batch, None) if name == "clip" else None
+    for kind, x in first.items():
+        assert x.dtype == jnp.float32
+        assert x.shape[:1] == (BATCH,)
+        np.testing.assert_array_equal(x, again[kind])
+        # Each row, and each view of it, has colours of its own.
+        assert (np.abs(x - other[kind]).max(axis=(2, 3, 4)) > 1e-3).all()
+        if untouched:
+            assert np.abs(x - untouched[kind]).max() > 0.1

@@ -1,0 +1,112 @@
+"""Losses, gradients and statistics of every method on meshes of eight devices; prints them as JSON.
+
+A program of its own, since the number of devices is fixed when jax starts. For each method: the
+plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
+and with text cut, on each mesh.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+
+from big_vlp import losses, trees
+from big_vlp.methods import make_method
+from big_vlp.parallel import meshes, placing
+from input_pipeline.preprocess import Preprocess
+
+MESHES = {"1,1,1": 1, "8,1,1": 8, "2,4,1": 8, "2,2,2": 8}
+BATCH = 16
+PREPROCESS = Preprocess(image_size=16, tokenizer="clip", context_length=10)
+MODEL = {
+    "image": {"patch_size": 8, "width": 16, "layers": 2, "heads": 4},
+    "text": {"vocab_size": 64, "width": 16, "layers": 2, "heads": 4},
+    "embed_dim": 16,
+}
+SIGLIP = {
+    "image": {**MODEL["image"], "pool": "map"},
+    "text": {**MODEL["text"], "causal": False, "pool": "last"},
+    "embed_dim": 16,
+}
+METHODS = {
+    "clip": dict(name="clip", model=MODEL, text_lengths=(6, 8)),
+    "siglip": dict(name="clip", model=SIGLIP, loss_type="sigmoid"),
+    "cosmos": dict(
+        name="cosmos", model={**MODEL, "pooler_heads": 4}, momentum=0.9, text_lengths=(6, 8)
+    ),
+    # BatchNorm over the global batch, and a classifier that "tensor" splits.
+    "catlip": dict(
+        name="catlip",
+        model={"width": 16, "layers": 2, "heads": 4, "num_positions": 4},
+        num_classes=24,
+        augment={"total_steps": 10},
+    ),
+}
+
+
+def make_batch(name):
+    rng = np.random.default_rng(0)
+    images = lambda *shape: rng.normal(size=(BATCH, *shape, 3)).astype(np.float32)  # noqa: E731
+    tokens = rng.integers(1, 60, (BATCH, 4, 10)).astype(np.int32)
+    lengths = rng.integers(2, 8, (BATCH, 4))  # the longest needs 8 of 10
+    tokens[np.arange(10) >= lengths[..., None]] = 0
+    np.put_along_axis(tokens, lengths[..., None], 63, axis=-1)
+    if name == "catlip":
+        labels = rng.integers(-1, 24, (BATCH, 5)).astype(np.int32)
+        return {"image": rng.random((BATCH, 32, 32, 3)).astype(np.float32), "labels": labels}
+    if name != "cosmos":
+        return {"image": images(16, 16), "tokens": tokens[:, 0]}
+    return {
+        "global_images": images(2, 16, 16),
+        "local_images": images(3, 8, 8),
+        "tokens": tokens,
+    }
+
+
+def evaluate(method, params, batch, mesh=None):
+    """Loss, gradients, and how many parameters were really split."""
+    split = 0
+    if mesh is not None:
+        params = jax.device_put(params, placing.place(params, mesh))
+        batch = meshes.global_batch(batch, mesh, BATCH)
+        split = sum(placing.bytes_per_device(x) < x.nbytes for x in jax.tree.leaves(params[0]))
+
+    def loss(model, averaged, statistics, batch):
+        rng = jax.random.key(1)
+        value, (new, _) = method.loss(model, {}, averaged, statistics, batch, rng=rng, step=0)
+        return value, new
+
+    model, statistics = trees.split_statistics(params[0])
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, statistics), grads = step(model, params[1], statistics, batch)
+    arrays = trees.flatten(trees.merge(grads, statistics))
+    return {
+        "loss": float(value),
+        "arrays": {path: np.asarray(x).ravel().tolist() for path, x in arrays.items()},
+        "split": split,
+    }
+
+
+def main():
+    jax.config.update("jax_default_matmul_precision", "highest")
+    results = {}
+    for name, arguments in METHODS.items():
+        plain = make_method(preprocess=PREPROCESS, dtype="float32", unroll=True, **arguments)
+        batch = make_batch(name)
+        params = jax.jit(lambda key, method=plain: method.init(key))(jax.random.key(0))
+        results[name] = {"plain": evaluate(plain, params, batch)}
+        method = dataclasses.replace(plain, unroll=False, remat="full", accumulate_steps=2)
+        cut = method.cut_text(batch, method.text_length(batch))
+        if "text_lengths" in arguments:
+            assert min(x.shape[-1] for k, x in cut.items() if "tokens" in k) == 8
+        placing.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
+        for sizes, devices in MESHES.items():
+            mesh = meshes.make_mesh(*map(int, sizes.split(",")), devices=jax.devices()[:devices])
+            with jax.set_mesh(mesh):
+                results[name][sizes] = evaluate(method, params, cut, mesh)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The mesh, where parameters live on it, and the same numbers on every mesh."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from big_vlp.parallel import cluster, meshes, placing
+from big_vlp.parallel.meshes import AXES, global_batch, local_rows, make_mesh
+from big_vlp.parallel.placing import place
+
+ROOT = Path(__file__).parents[3]
+METHODS = ("clip", "siglip", "cosmos", "catlip")
+MESHES = ("1,1,1", "8,1,1", "2,4,1", "2,2,2")
+
+
+@pytest.fixture(scope="session")
+def eight_devices():
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "big_vlp" / "parallel" / "eight_devices.py")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "NPROC": "64",  # threads: collectives block several on each device
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_gives_the_plain_losses_and_gradients(eight_devices, method, mesh):
+    plain, found = eight_devices[method]["plain"], eight_devices[method][mesh]
+    assert found["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert found["arrays"].keys() == plain["arrays"].keys()
+    # Keys' biases have no gradient in theory; what rounding leaves is measured on the whole.
+    largest = max(np.abs(g).max() for g in plain["arrays"].values())
+    for path, expected in plain["arrays"].items():
+        size = max(np.abs(expected).max(), 1e-3 * largest)
+        np.testing.assert_allclose(
+            found["arrays"][path], expected, rtol=0, atol=1e-5 * size, err_msg=path
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_those_meshes_did_split_parameters(eight_devices, method):
+    split = {mesh: eight_devices[method][mesh]["split"] for mesh in MESHES}
+    assert split["1,1,1"] == split["8,1,1"] == 0
+    assert split["2,4,1"] > 0 and split["2,2,2"] > 0
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}])
+def test_a_mesh_that_does_not_fit(sizes):
+    with pytest.raises(ValueError, match="must multiply to that number"):
+        make_mesh(**sizes, devices=jax.devices() * 2)
+
+
+def abstract_mesh(data, fsdp, tensor):
+    return jax.sharding.AbstractMesh(
+        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def specs(mesh, **shapes):
+    """Placement of fp32 parameters given as path__with__underscores=shape."""
+    tree = {k.replace("__", "/"): jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    return {k: tuple(v.spec) for k, v in place(tree, mesh).items()}
+
+
+def test_placement_of_large_and_small_parameters():
+    found = specs(
+        abstract_mesh(2, 4, 2),
+        blocks__attn__qkv__kernel=(12, 768, 3, 12, 64),
+        blocks__attn__out__kernel=(12, 12, 64, 768),
+        blocks__mlp__fc1__kernel=(12, 768, 3072),
+        blocks__mlp__fc1__bias=(12, 3072),
+        blocks__mlp__fc2__kernel=(12, 3072, 768),
+        token_embedding__embedding=(49_408, 512),
+        norm__scale=(768,),
+        proj__kernel=(768, 512),
+        logit_scale=(),
+    )
+    assert found == {
+        "blocks/attn/qkv/kernel": (None, "fsdp", None, "tensor", None),
+        "blocks/attn/out/kernel": (None, "tensor", None, "fsdp"),
+        "blocks/mlp/fc1/kernel": (None, "fsdp", "tensor"),
+        "blocks/mlp/fc1/bias": (None, "tensor"),
+        "blocks/mlp/fc2/kernel": (None, "tensor", "fsdp"),
+        "token_embedding/embedding": ("fsdp", None),
+        "norm/scale": (None,),
+        "proj/kernel": (None, None),
+        "logit_scale": (),
+    }
+
+
+def test_layers_are_never_split():
+    """Also where their number is the largest axis that the mesh divides."""
+    found = specs(abstract_mesh(1, 4, 1), blocks__odd__kernel=(1024, 60, 60))
+    assert found["blocks/odd/kernel"] == (None, "fsdp", None)
+
+
+def test_averages_and_moments_live_where_their_parameters_do():
+    leaf = jax.ShapeDtypeStruct((12, 768, 3072), jnp.float32)
+    tree = {"blocks": {"mlp": {"fc1": {"kernel": leaf}}}}
+    state = {"model": tree, "averaged": tree, "opt": {"moments": {"1": {"mu": tree}}}}
+    found = {leaf.spec for leaf in jax.tree.leaves(place(state, abstract_mesh(2, 2, 2)))}
+    assert found == {PartitionSpec(None, "fsdp", "tensor")}
+
+
+def test_a_mesh_that_cannot_hold_the_parameters():
+    with pytest.raises(ValueError, match="cannot hold these parameters") as error:
+        specs(
+            abstract_mesh(1, 7, 5),
+            blocks__attn__qkv__kernel=(12, 768, 3, 12, 64),
+            head__kernel=(1024, 4096),
+        )
+    assert "tensor=5, which must divide 12" in str(error.value)
+    assert "head/kernel (1024, 4096): no free axis is a multiple of fsdp=7" in str(error.value)
+
+
+def test_rows_of_a_global_batch():
+    mesh = make_mesh()
+    assert mesh.axis_names == AXES
+    rows = np.arange(8).reshape(-1, 2)
+    assert local_rows(mesh, 4) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(global_batch({"x": rows}, mesh, 4)["x"], rows)
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match="batch of 6 cannot be split over data \\* fsdp = 4"):
+        local_rows(abstract_mesh(2, 2, 1), 6)
+
+
+def test_the_table_shows_where_parameters_live():
+    mesh = abstract_mesh(2, 4, 1)
+    leaf = jax.ShapeDtypeStruct((8, 1024, 4096), jnp.float32)
+    placed = place({"blocks": leaf}, mesh)["blocks"]
+    leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+    assert placing.split_of(leaf) == "fsdp on axis 2"
+    assert placing.bytes_per_device(leaf) == 8 * 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "here:1"},
+        {"JAX_NUM_PROCESSES": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "here", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+    ],
+)
+def test_processes_that_cannot_be_joined(monkeypatch, variables):
+    for name in cluster.CLUSTER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(cluster.ClusterError, match="Give host:port on the machine of process 0"):
+        cluster.connect_processes()
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """The arguments of each `jax.distributed.initialize`, which does nothing; no variables."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+    for name in cluster.CLUSTER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node1",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+def test_without_a_cluster_nothing_is_joined(initialized):
+    cluster.connect_processes()
+    assert initialized == []
+
+
+def test_a_process_of_a_cluster_can_say_that_it_is_alone(initialized, monkeypatch):
+    """Where nothing else was started by `srun`, waiting for the others would never end."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    cluster.connect_processes()
+    assert initialized == [{}]
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    cluster.connect_processes()
+    assert initialized == [{}]
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, OSError])
+def test_whatever_a_cluster_raises_is_explained(kind, monkeypatch):
+    def initialize(**given):
+        raise kind("DEADLINE_EXCEEDED")
+
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(cluster.ClusterError, match=r"JAX_NUM_PROCESSES=1 alone.*DEADLINE"):
+        cluster.connect_processes()
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, AssertionError])
+def test_a_topology_that_jax_cannot_lay_out(kind, monkeypatch):
+    def make_mesh(*args, **kwargs):
+        raise kind("Failed to find assignment for logical_axis_index 2")
+
+    monkeypatch.setattr(jax, "make_mesh", make_mesh)
+    with pytest.raises(ValueError, match=r"'tensor': 2.*topology.*logical_axis_index"):
+        meshes.make_mesh(data=-1, fsdp=1, tensor=2, devices=[None] * 8)

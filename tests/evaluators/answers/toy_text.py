@@ -1,0 +1,119 @@
+"""The toy world of `toy`, for evaluators of generated text; also a script that evaluates it on
+several devices. What the model writes about image i is row i of a table."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluators.shared import common
+from input_pipeline.preprocess import Preprocess
+from input_pipeline.text.boxes import format_boxes
+from input_pipeline.text.tokenizers import make_tokenizer
+from tests.evaluators.shared import toy
+
+PREPROCESS = Preprocess(
+    8, tokenizer="llama:scenes", context_length=40, resize="squash", image_token_size=4
+)
+SLOTS = 6  # 2 x 2 patches, boi and eoi
+TEXT = make_tokenizer("llama:scenes")
+ANSWER_LENGTH = 40
+# The mean colour, which blind runs see, has the level of this image.
+BLIND = round(255 * PREPROCESS.mean[0]) // 2
+
+
+def index_of(batch):
+    assert batch["images"].dtype == jnp.uint8 and batch["images"].shape[1:] == (1, 8, 8, 3)
+    return batch["images"][:, 0, 0, 0, 0].astype(jnp.int32) // 2
+
+
+def generate(model, batch):
+    assert batch.keys() == {"images", "tokens", "token_types"}
+    return model["answers"][index_of(batch)]
+
+
+def echo(model, batch):
+    """What follows the image in the prompt, then end of sentence."""
+    first = 1 + SLOTS
+    text = batch["token_types"][:, first:] == 0
+    return jnp.where(text, batch["tokens"][:, first:], TEXT.eos_id)
+
+
+def token_losses(model, batch):
+    """A loss for each image, the same at each of its tokens."""
+    assert batch.keys() == {"images", "tokens", "token_types", "loss_mask"}
+    counts = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
+    return model["losses"][index_of(batch)] * counts, counts
+
+
+PREDICT_FNS = {"generate": generate, "token_losses": token_losses}
+
+
+def answers(texts, blind="", rest=""):
+    """The table: end of sentence and then noise behind every text."""
+    table = np.full((128, ANSWER_LENGTH), 77, np.int32)
+    texts = dict(enumerate(texts))
+    for i in range(128):
+        ids = [*TEXT.encode(texts.get(i, blind if i == BLIND else rest)), TEXT.eos_id]
+        table[i, : len(ids)] = ids
+    return {"answers": table}
+
+
+def evaluate(name, source, model, predict_fns=None, preprocess=PREPROCESS, tensor=1, **config):
+    """All that an evaluator yields, with `source` in the place of what `data` describes."""
+    original = common.make_source
+    common.make_source = lambda name: source
+    devices = toy.mesh(tensor)
+    try:
+        evaluator = common.make_evaluator(
+            name,
+            predict_fns or PREDICT_FNS,
+            preprocess,
+            devices,
+            data={"name": "toy"},
+            **config,
+        )
+    finally:
+        common.make_source = original
+    with jax.set_mesh(devices):  # as jobs do
+        return dict(evaluator.run(model))
+
+
+def world(size=11):
+    """Images that divide by no number of devices, and a model that is right now and then."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.5, (size, 2, 2)).astype(np.float32)
+    boxes = list(np.concatenate([low, low + 0.3], axis=2))
+    colours = rng.choice(["red", "green", "blue"], size).tolist()
+    source = toy.ToySource(
+        {"caption": [["a ring"] if i % 2 else ["a red circle and a star"] for i in range(size)]},
+        question=[f"what colour is circle {i}?" for i in range(size)],
+        answers=[[colour] * (1 + 9 * (i % 2)) for i, colour in enumerate(colours)],
+        phrases=[["a ring", "a star"] for _ in range(size)],
+        boxes=boxes,
+    )
+    model = answers(
+        [colour if i % 3 else format_boxes(boxes[i][0]) for i, colour in enumerate(colours)]
+    )
+    return source, model | {"losses": rng.uniform(1, 3, 128).astype(np.float32)}
+
+
+def evaluate_all(tensor=1, batch_size=4):
+    source, model = world()
+    return {
+        name: evaluate(
+            name,
+            source,
+            model,
+            tensor=tensor,
+            batch_size=batch_size,
+            controls=["blind", "shuffled"],
+        )
+        for name in ("vqa", "referring", "caption_loss")
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))

@@ -1,0 +1,162 @@
+"""A toy world for evaluator tests, and a script that evaluates it on several devices or processes.
+
+Image i is a grey square of level 2 * i (PNG, so decoding is exact); the encoders and heads are
+look-up tables, which makes every score a choice of the test.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from evaluators.shared import common
+from input_pipeline.preprocess import Preprocess
+
+PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=12)
+WHOLE = dataclasses.replace(PREPROCESS, resize="squash")
+WORDS = ["red", "green", "blue", "cat", "dog", "tree", "car", "house",
+         "sky", "boat", "lamp", "fish", "horse", "bread", "chair", "stone"]  # fmt: skip
+
+
+class ToySource:
+    """Records whose caption fields, labels and hard negatives are given as lists; so is the value
+    of any other field."""
+
+    def __init__(self, captions, label=None, hard_negatives=None, class_names=None, **more):
+        self.fields, self.label, self.hard_negatives = captions, label, hard_negatives
+        self.more = more
+        if class_names:
+            self.class_names = class_names
+
+    def __len__(self):
+        return len(next(iter(self.fields.values())))
+
+    def __getitem__(self, i):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (2 * i,) * 3).save(file, "PNG")
+        record = {
+            "id": f"toy-{i}",
+            "image": file.getvalue(),
+            "captions": {field: texts[i] for field, texts in self.fields.items()},
+        }
+        if self.label is not None:
+            record["label"] = self.label[i]
+        if self.hard_negatives is not None and self.hard_negatives[i] is not None:
+            record["hard_negatives"] = self.hard_negatives[i]
+        return record | {name: values[i] for name, values in self.more.items()}
+
+
+def look_up(name):
+    """A predict function: row `level / 2` of model[name]."""
+
+    def predict(model, batch):
+        assert batch.keys() == {"image"} and batch["image"].dtype == jnp.uint8
+        index = batch["image"][:, 0, 0, 0].astype(jnp.int32) // 2
+        return model[name][index]
+
+    return predict
+
+
+def encode_text(model, batch):
+    """Sum of model["word"] over the tokens without the special ones, normalised."""
+    tokens = batch["tokens"]
+    real = (tokens > 0) & (tokens < 49406)
+    total = jnp.where(real[..., None], model["word"][tokens], 0).sum(axis=1)
+    return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
+
+
+PREDICT_FNS = {
+    "encode_image": look_up("image"),
+    "encode_text": encode_text,
+    "classify": look_up("logits"),
+    "segment": look_up("maps"),
+}
+
+
+def random_model(seed=0, images=128, width=16):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(images, width)).astype(np.float32)
+    return {
+        "image": table / np.linalg.norm(table, axis=1, keepdims=True),
+        "word": rng.normal(size=(49408, width)).astype(np.float32),
+        "logits": rng.normal(size=(images, 5)).astype(np.float32),
+        "maps": rng.normal(size=(images, 4, 4, 5)).astype(np.float32),
+    }
+
+
+def knowing_model(captions, **kwargs):
+    """A model whose image features are the features of the given captions, one per image."""
+    from input_pipeline.text.tokenizers import make_tokenizer
+
+    model = random_model(**kwargs)
+    tokens = make_tokenizer("clip")(captions, PREPROCESS.context_length)
+    features = np.asarray(encode_text(model, {"tokens": jnp.asarray(tokens)}))
+    model["image"][: len(captions)] = features
+    return model
+
+
+def mesh(tensor=1):
+    devices = np.array(jax.devices()).reshape(-1, 2 if len(jax.devices()) > 2 else 1, tensor)
+    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+
+
+def evaluate(name, source, model, tensor=1, preprocess=PREPROCESS, **config):
+    """All that an evaluator yields, with `source` in the place of what `data` describes."""
+    original = common.make_source
+    common.make_source = lambda name: source
+    devices = mesh(tensor)
+    try:
+        evaluator = common.make_evaluator(
+            name, PREDICT_FNS, preprocess, devices, data={"name": "toy"}, **config
+        )
+    finally:
+        common.make_source = original
+    with jax.set_mesh(devices):  # as jobs do
+        return dict(evaluator.run(model))
+
+
+def uneven_world():
+    """19 images (divides by no number of devices), 1 to 3 captions each, some of them shared."""
+    rng = np.random.default_rng(3)
+    captions = [
+        [" ".join(rng.choice(WORDS, 2)) for _ in range(rng.integers(1, 4))] for _ in range(19)
+    ]
+    captions[4] = captions[9] = ["red cat", "a dog"]
+    labels = rng.integers(0, 5, 19).tolist()
+    negatives = [None if i % 5 == 0 else [f"{c[0]} {w}" for w in WORDS[: 1 + i % 3]] for i, c in
+                 enumerate(captions)]  # fmt: skip
+    several = [np.flatnonzero(rng.random(5) < 0.3).tolist() for _ in range(19)]
+    masks = [rng.integers(0, 6, rng.integers(3, 9, 2)).astype(np.uint8) for _ in range(19)]
+    return ToySource(
+        {"caption": captions}, labels, negatives, WORDS[:5], labels=several, mask=masks
+    )
+
+
+def evaluate_all(tensor=1, batch_size=6):
+    source, model = uneven_world(), random_model()
+    args = dict(tensor=tensor, batch_size=batch_size)
+    return {
+        "retrieval": evaluate("retrieval", source, model, caption_field="caption", **args),
+        "zeroshot": evaluate("zeroshot", source, model, templates=["a {}", "no {}!"], **args),
+        "hard_negatives": evaluate("hard_negatives", source, model, **args),
+        "classification": evaluate("classification", source, model, **args),
+        "average_precision": evaluate("average_precision", source, model, **args),
+        "segmentation": evaluate("segmentation", source, model, preprocess=WHOLE, **args),
+    }
+
+
+if __name__ == "__main__":
+    if "PROCESS" in os.environ:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            coordinator_address=os.environ["COORDINATOR"],
+            num_processes=2,
+            process_id=int(os.environ["PROCESS"]),
+        )
+    print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))
