@@ -31,7 +31,7 @@ def get_config(arg=None):
         photometric=dict(
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),
-        text_lengths=(8, 12),
+        text_lengths=(12,),
     )
     if options.method == "clip":
         config.views = dict(name="clip")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.rope import rope_angles, rotate
-from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks, unstack
+from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks, unstack
 from big_vlp.models.layers.transformer import normal
 from big_vlp.parallel import meshes
 
@@ -241,7 +241,7 @@ class Llama(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
         self.token_embedding = nn.Embed(self.vocab_size, self.width, embedding_init=INIT)
-        self.blocks = self.param("blocks", self._init_blocks)
+        self.blocks = blocks_of(self, self._init_blocks)
         self.norm = RMSNorm(self.norm_epsilon, self.dtype)
         self.head = Head(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=INIT)
 

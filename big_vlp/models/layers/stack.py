@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 REMAT_POLICIES = {
     # Recompute everything inside a block: least memory.
@@ -11,6 +12,17 @@ REMAT_POLICIES = {
     # Keep the results of products with weights, recompute the cheap rest.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def blocks_of(module: nn.Module, init: Callable, *args) -> dict:
+    """The parameter "blocks" of a module, which `init(rng, *args)` makes when there is none.
+
+    `module.param` would trace `init` each time, to compare shapes, as long as the blocks take
+    themselves; and they compare their own.
+    """
+    if module.has_variable("params", "blocks"):
+        return module.get_variable("params", "blocks")
+    return module.param("blocks", init, *args)
 
 
 def init_blocks(rng, block, layers: int, *args) -> dict:

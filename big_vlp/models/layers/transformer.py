@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention
 from big_vlp.models.layers.norms import layer_norm
-from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks
+from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
 from big_vlp.parallel import meshes
 
 ACTIVATIONS = {
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
             self.norm,
             parent=None,
         )
-        params = self.param("blocks", init_blocks, block, self.layers, x)
+        params = blocks_of(self, init_blocks, block, self.layers, x)
         keep_outputs = self.is_mutable_collection("intermediates")
 
         def body(x, params):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.layers.norms import layer_norm
-from big_vlp.models.layers.stack import init_blocks, rematerialised, run_blocks
+from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
 from big_vlp.models.layers.transformer import BlockInit, Mlp, SelfAttention, normal
 from big_vlp.parallel import meshes
 
@@ -78,7 +78,7 @@ class EvaTransformer(nn.Module):
     def __call__(self, x):
         """[B, T, W] -> [B, T, W]."""
         block = EvaBlock(self.heads, self.mlp_dim, self.epsilon, self.dtype, parent=None)
-        params = self.param("blocks", init_blocks, block, self.layers, x[:1, :1])
+        params = blocks_of(self, init_blocks, block, self.layers, x[:1, :1])
 
         def body(x, params):
             return block.apply({"params": params}, meshes.keep_over_batch(x)), None

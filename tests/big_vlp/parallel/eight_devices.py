@@ -2,11 +2,13 @@
 
 A program of its own, since the number of devices is fixed when jax starts. For each method: the
 plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
-and with text cut, on each mesh.
+and with text cut, on each mesh that the arguments name (data,fsdp,tensor).
 """
 
 import dataclasses
 import json
+import math
+import sys
 
 import jax
 import numpy as np
@@ -16,7 +18,6 @@ from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
 from input_pipeline.preprocess import Preprocess
 
-MESHES = {"1,1,1": 1, "8,1,1": 8, "2,4,1": 8, "2,2,2": 8}
 BATCH = 16
 PREPROCESS = Preprocess(image_size=16, tokenizer="clip", context_length=10)
 MODEL = {
@@ -101,8 +102,9 @@ def main():
         if "text_lengths" in arguments:
             assert min(x.shape[-1] for k, x in cut.items() if "tokens" in k) == 8
         placing.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
-        for sizes, devices in MESHES.items():
-            mesh = meshes.make_mesh(*map(int, sizes.split(",")), devices=jax.devices()[:devices])
+        for sizes in sys.argv[1:]:
+            numbers = [int(size) for size in sizes.split(",")]
+            mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers)])
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, cut, mesh)
     print(json.dumps(results))

@@ -14,7 +14,7 @@ from PIL import Image
 from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index, reader
-from input_pipeline.tars.reader import TarReader, url_hash
+from input_pipeline.tars.reader import TarReader, row_dtype, url_hash
 
 
 def image(seed=0):
@@ -330,7 +330,7 @@ def test_a_damaged_part_is_an_error_when_it_is_read(tars, damage):
     assert run(tars) == 0
     reader = TarReader(tars / "index")
     if damage == "another":
-        np.save(tars / "index" / "00000.npy", np.zeros(2, reader.row_dtype(1, 1)))
+        np.save(tars / "index" / "00000.npy", np.zeros(2, row_dtype(1, 1)))
     else:
         (tars / "index" / "00000.npy").write_bytes(damage)
     with pytest.raises(ValueError, match=r"00000\.npy (is damaged|does not belong).*delete it"):
