@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from big_vlp import __version__
 from input_pipeline import records
 
 
@@ -31,7 +31,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
         "version": records.FORMAT_VERSION,
         "made_by": {
             "tool": "input_pipeline.prepare",
-            "version": __version__,
+            "version": version("big_vlp"),
             "arguments": arguments,
         },
         "fields": _fields(shard["fields"] for shard in shards),
