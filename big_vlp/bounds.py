@@ -105,10 +105,8 @@ BOUNDS: dict[str, Range] = {
     # Methods.
     "accumulate_steps": _COUNT,
     "text_lengths": whole(1, count=0),
-    "momentum": _PROBABILITY,
-    "momentum_steps": whole(1, none="to keep the momentum"),
-    "ema_momentum": real(above=0, high=1, none="for no average"),
-    "ema_decay": real(0, below=1, none="for no average"),
+    "ema_decay": real(0, 1, none="for no average"),
+    "ema_decay_steps": whole(1, none="to keep the decay"),
     "prior": real(above=0, below=1),
     "positive_weight": real(above=0),
     "label_smoothing": real(0, below=1),

@@ -13,7 +13,7 @@ import ml_collections
 from flax import traverse_util
 from ml_collections import config_dict
 
-from big_vlp import bounds, determinism, trees
+from big_vlp import bounds, determinism, renamed, trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step
@@ -93,6 +93,7 @@ class Experiment:
         """
         try:
             sections = config.to_dict()
+            renamed.refuse(sections)
             bounds.check(sections)
         except config_dict.RequiredValueError as error:
             raise ConfigError(f"config: a value that must be given is not: {error}.") from error
@@ -125,7 +126,7 @@ class Experiment:
         method = _call("config.method", make_method, self.method, **given)
         # Shapes only, within a second: towers check their arguments when they first run.
         with _in_section("config.method"):
-            jax.eval_shape(method.init, jax.random.key(0))
+            _ = method.shapes
         self._check_vocab_size(method)
         return method
 
@@ -144,7 +145,7 @@ class Experiment:
     def make_optimizer(self, method) -> Optimizer:
         given = {"total_steps": self.total_steps, "dead": method.dead_parameters()}
         optimizer = _call("config.optim", Optimizer, self.optim, **given)
-        parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+        parameters, _ = trees.split_statistics(method.shapes[0])
         with _in_section("config.optim"):
             optimizer.assign(parameters)
         return optimizer
@@ -239,7 +240,7 @@ class Experiment:
         )
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
-        made, averaged = {}, jax.eval_shape(method.init, jax.random.key(0))[1]
+        made, averaged = {}, method.shapes[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
             if not isinstance(section, dict) or "evaluator" not in section:

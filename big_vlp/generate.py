@@ -118,7 +118,7 @@ class Writer:
             raise ValueError(f"devices={devices}: there are {jax.device_count()}.")
         self._mesh = meshes.make_mesh(tensor=devices, devices=jax.devices()[:devices])
         method = stored.make_method()
-        self._preprocess, model = preprocess, method.cogvlm
+        self._preprocess, model = preprocess, method.network
         try:
             self.rows = Rows.of(preprocess)
         except ValueError as error:

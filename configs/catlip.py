@@ -62,7 +62,7 @@ def get_config(arg=None):
     config.method = dict(
         name="catlip",
         model=tower,
-        ema_momentum=5e-4,
+        ema_decay=1 - 5e-4,
         augment=dict(total_steps=config.total_steps),
         dtype="bfloat16",
         remat="dots",

@@ -37,7 +37,7 @@ def get_config(arg=None):
     config.method = dict(
         name="cosmos",
         model=dict(image=image_tower, text=shared.TEXT_TOWER, embed_dim=512),
-        momentum=0.999 if small else 0.99,
+        ema_decay=0.999 if small else 0.99,
         photometric=dict(
             global_1=dict(blur_prob=1.0),
             global_2=dict(blur_prob=0.1, solarize_prob=0.2),

@@ -41,7 +41,7 @@ def get_config(arg=None):
             text=dict(vocab_size=49_408, width=128, layers=2, heads=4),
             embed_dim=128,
         ),
-        momentum=0.99,
+        ema_decay=0.99,
         dtype="float32",
         unroll=True,
     )

@@ -45,7 +45,7 @@ def get_config(arg=None):
         config.method = dict(
             name="cosmos",
             model=towers,
-            momentum=0.99,
+            ema_decay=0.99,
             photometric=dict(
                 global_1=dict(**colours, blur_prob=0.0),
                 global_2=dict(**colours, blur_prob=0.0),

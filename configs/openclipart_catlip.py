@@ -31,7 +31,7 @@ def get_config(arg=None):
         name="catlip",
         # Small pictures need small patches: 8 pixels.
         model=dict(width=128, layers=3, heads=4, num_positions=64, output_stride=8),
-        ema_momentum=0.01,
+        ema_decay=0.99,
         prior=0.003,
         dtype="float32",
         unroll=True,

@@ -54,7 +54,7 @@ def get_config(arg=None):
         name="segmentation",
         model=dict(tower, class_token=False, output_stride=8),
         head=dict(channels=512, rates=(12, 24, 36), dropout=0.1),
-        ema_momentum=1e-4,
+        ema_decay=1 - 1e-4,
         augment=dict(total_steps=config.total_steps, epoch_steps=steps_per_epoch),
         dtype="float32",
         remat="dots",
@@ -99,7 +99,7 @@ def on_scenes(config):
     config.method.head = dict(channels=64, rates=(2, 4, 6), dropout=0.1)
     # Meant for long runs: it changes images so much that a short one learns little.
     config.method.augment = None
-    config.method.ema_momentum = 0.02
+    config.method.ema_decay = 0.98
     config.method.remat = None
     config.optim.update(learning_rate=3e-3, final_learning_rate=1e-5, warmup_steps=50)
     config.optim.epoch_steps = None

@@ -105,7 +105,7 @@ def get_config(arg=None):
         multi_label=multi_label,
         label_smoothing=0.0 if multi_label else 0.1,
         train_statistics=not probe,
-        ema_momentum=None if probe else 5e-4,
+        ema_decay=None if probe else 1 - 5e-4,
         augment=None if probe else augment,
         dtype="bfloat16",
         remat=None if probe else "dots",
@@ -154,7 +154,7 @@ def _like_the_demo(config, probe):
     if not probe:
         config.plan.sizes = (48, 64, 80)
         config.method.augment = None
-        config.method.ema_momentum = 0.02
+        config.method.ema_decay = 0.98
         config.optim.rules = tuple(r for r in config.optim.rules if r[0] != "augment/.*")
     config.views.update(crop_scale=(0.6, 1.0))
     config.loader.update(num_workers=0, num_threads=1)

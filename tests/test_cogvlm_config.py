@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ def parts(arg):
     made = Experiment.from_config(config)
     method = made.make_method()
     optimizer = made.make_optimizer(method)
-    shapes = trees.flatten(jax.eval_shape(method.init, jax.random.key(0))[0])
+    shapes = trees.flatten(method.shapes[0])
     treatment = optimizer.describe(trees.unflatten(shapes))
     sizes = {"trained": 0, "frozen": 0}
     for path, shape in shapes.items():
@@ -131,7 +130,7 @@ def test_what_ablations_change():
     assert set(map(frozenset, changed.values())) == {frozenset({"model"})}
     starts = parts("ablation=random")[0].make_warm_starts()
     assert starts[0].parts["language/blocks/vision"] is None
-    assert methods["full_mask"].cogvlm.image_mask == "full"
+    assert methods["full_mask"].network.image_mask == "full"
 
 
 def test_the_second_size_is_cogvlm2s():

@@ -101,7 +101,7 @@ def test_all_options_build(tmp_path, monkeypatch, name):
             if made.plan["name"] == "constant":
                 found = {k: (x.shape[1:], x.dtype) for k, x in loader.batch(0).items()}
                 assert found == spec
-            averaged = jax.eval_shape(method.init, jax.random.key(0))[1]
+            averaged = method.shapes[1]
             for evaluator in made.make_evaluators(method, made.make_mesh()).values():
                 assert evaluator.weights == "model" or averaged
         else:
@@ -181,7 +181,7 @@ def test_runlocal_is_the_same_recipe_but_small(name):
 @functools.cache
 def parameter_shapes(name, arg):
     method = experiment(name, arg).make_method()
-    return jax.eval_shape(method.init, jax.random.key(0))[0]
+    return method.shapes[0]
 
 
 PARAMETERS = {
@@ -248,7 +248,7 @@ def test_published_catlip_recipes(words_24320, model):
     made = experiment("catlip", f"model={model}")
     method = made.make_method()
     optimizer = made.make_optimizer(method)
-    shapes, statistics = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+    shapes, statistics = trees.split_statistics(method.shapes[0])
     assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
     assert len(trees.flatten(statistics)) == 4
     assert (made.global_batch, made.total_steps, len(made.make_plan().shapes)) == (
@@ -261,7 +261,7 @@ def test_published_catlip_recipes(words_24320, model):
     assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.999, 1e-8)
     for path, (_, wd) in optimizer.assign(shapes).items():
         assert wd == (0 if re.search(r"(bias|scale)$", path) else 1), path
-    assert (method.ema_momentum, method.prior, method.positive_weight) == (5e-4, 0.5, 1.0)
+    assert (method.ema_decay, method.prior, method.positive_weight) == (1 - 5e-4, 0.5, 1.0)
     views = made.make_views(224)
     assert (views.crop_scale, views.flip_prob) == ((0.08, 1.0), 0.5)
     pre = made.preprocess_record
@@ -353,9 +353,7 @@ def test_published_transfer_recipes(task, mode):
     assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, final)
     assert optimizer.weight_decay == decay
     assert len(made.make_plan().shapes) == sizes
-    trainable = optimizer.is_trainable(
-        parameters := trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])[0]
-    )
+    trainable = optimizer.is_trainable(parameters := trees.split_statistics(method.shapes[0])[0])
     frozen = [path for path in trees.flatten(parameters) if not trainable(path)]
     assert bool(frozen) == (mode == "probe")
     assert all(path.startswith("tower/") for path in frozen)
@@ -364,7 +362,7 @@ def test_published_transfer_recipes(task, mode):
 def test_learning_rates_that_fall_towards_the_first_layer():
     made = experiment("transfer", "mode=finetune,layer_decay=0.5,model=b16")
     method = made.make_method()
-    parameters, _ = trees.split_statistics(jax.eval_shape(method.init, jax.random.key(0))[0])
+    parameters, _ = trees.split_statistics(method.shapes[0])
     rules = made.make_optimizer(method).assign(parameters)
     blocks = tuple(round(0.5 ** (12 - k), 5) for k in range(12))
     for path, (rate, decay) in rules.items():
@@ -394,8 +392,8 @@ def test_published_cosmos_recipes(data, model):
     made = experiment("cosmos", f"data={data},model={model}")
     method = made.make_method()
     optimizer = made.make_optimizer(method)
-    assert (made.global_batch, method.momentum, made.total_steps) == COSMOS[data]
-    assert method.momentum_steps is None
+    assert (made.global_batch, method.ema_decay, made.total_steps) == COSMOS[data]
+    assert method.ema_decay_steps is None
     parts = ("cc3m", "cc12m", "yfcc15m") if data == "merged30m" else (data,)
     sources = made.data.get("sources", (made.data,))
     assert tuple(sources) == tuple({"name": "prepared", "path": f"data/{p}"} for p in parts)
@@ -430,7 +428,7 @@ def test_published_cosmos_recipes(data, model):
         "global_2": {**colours, "blur_prob": 0.1, "solarize_prob": 0.2},
         "local": {**colours, "blur_prob": 0.5, "solarize_prob": 0.0},
     }
-    towers = method.towers
+    towers = method.network
     image_size = {"width": 768, "layers": 12, "heads": 12, "patch_size": int(model[4:])}
     assert image_size.items() < towers.image.items()
     assert {"width": 512, "layers": 12, "heads": 8, "vocab_size": 49_408}.items() < (

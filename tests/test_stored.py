@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from big_vlp import renamed
 from big_vlp.command import load_config
+from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.run.log import read_log
 from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
@@ -27,7 +29,9 @@ def unpacked(name, folder):
 def test_a_run_resumes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # the config names a vocabulary by a relative path
     workdir = unpacked(name, tmp_path)
-    train(load_config(str(STORED / f"{name}.py")), workdir)
+    config = load_config(str(STORED / f"{name}.py"))
+    config.method = renamed.upgrade(config.to_dict())["method"]  # as the error of old names says
+    train(config, workdir)
     logged = {
         str(line["step"]): line["values"]
         for line in read_log(workdir)
@@ -51,3 +55,12 @@ def test_a_model_directory_loads(tmp_path):
     }
     for name, value in EXPECTED["model"].items():
         np.testing.assert_allclose(features[name], value, atol=1e-5)
+
+
+def test_the_old_name_of_a_key_is_one_error():
+    config = load_config(str(STORED / "cosmos.py"))
+    with pytest.raises(ConfigError, match=r"momentum is called ema_decay now: write ema_decay=0.9"):
+        Experiment.from_config(config)
+    config = load_config(str(STORED / "catlip.py"))
+    with pytest.raises(ConfigError, match=r"write ema_decay=0.9 for ema_momentum=0.1"):
+        Experiment.from_config(config)

@@ -27,7 +27,7 @@ def get_config(arg=None):
             text=dict(vocab_size=49_408, width=16, layers=2, heads=2),
             embed_dim=16,
         ),
-        momentum=0.9,
+        ema_decay=0.9,
         photometric=dict(
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),

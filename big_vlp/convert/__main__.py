@@ -70,7 +70,7 @@ def import_segmentation(source: Path, target: Path, options: argparse.Namespace)
 def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
     student, teacher, model, preprocess = cosmos.from_reference(read_nested(source))
-    method = {"name": "cosmos", "model": model, "momentum": 1.0}
+    method = {"name": "cosmos", "model": model, "ema_decay": 1.0}
     save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
 
 

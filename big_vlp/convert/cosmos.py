@@ -98,7 +98,7 @@ def from_reference(
     model, preprocess = _architecture(
         states["student"], head_dim, text_heads, pooler_heads, tokenizer
     )
-    method = Method(preprocess=preprocess, model=model, momentum=1.0)
+    method = Method(preprocess=preprocess, model=model, ema_decay=1.0)
     expected = jax.eval_shape(
         lambda key: _to_state(trees.flatten(method.init(key)[0]), jnp), jax.random.key(0)
     )

@@ -147,7 +147,7 @@ def predict_fn(
       fn(params, {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]}) ->
       i32[B, max_new_tokens], see `generate`.
     """
-    model, preprocess = method.cogvlm, method.preprocess
+    model, preprocess = method.network, method.preprocess
 
     def fn(params, batch):
         images = normalise(batch["images"], preprocess.mean, preprocess.std)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.sampling import predict_fn
-from big_vlp.methods import catlip, compute_dtype
+from big_vlp.methods.shared import base
 from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.methods.shared.base import compute_dtype
+from big_vlp.methods.shared.ema import check_decay, ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.models.lora import Lora
 from input_pipeline.checks import arguments
@@ -19,7 +21,7 @@ from input_pipeline.views.cogvlm import Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(base.Method):
     """Next-token prediction of the tokens that the loss mask marks.
 
     What is trained is the optimizer's affair: what it freezes has neither gradient nor moments, and
@@ -63,11 +65,10 @@ class Method:
                 f"image_loss={self.image_loss} must be 0 or more, and needs an image tower and "
                 "layout='static'."
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1).")
-        if not has_image and self.cogvlm.expert_parts:
+        check_decay(self.ema_decay)
+        if not has_image and self.network.expert_parts:
             raise ValueError("Without an image tower there are no visual experts: expert_parts=().")
-        needed = self.cogvlm.image_token_size if has_image else None
+        needed = self.network.image_token_size if has_image else None
         if needed != self.preprocess.image_token_size:
             raise ValueError(
                 f"preprocess.image_token_size={self.preprocess.image_token_size} must be {needed}: "
@@ -80,7 +81,7 @@ class Method:
             )
 
     @property
-    def cogvlm(self) -> CogVLM:
+    def network(self) -> CogVLM:
         return arguments.call(
             "model",
             CogVLM,
@@ -93,20 +94,19 @@ class Method:
 
     @property
     def vocab_size(self) -> int:
-        return self.cogvlm.text["vocab_size"]
+        return self.network.text["vocab_size"]
 
-    def init(self, rng):
+    def init_model(self, rng):
         size = self.preprocess.image_size
         # A row of one language token creates everything.
         tokens = jnp.zeros((1, 1), jnp.int32)
-        images = None if self.cogvlm.image is None else jnp.zeros((1, 1, size, size, 3))
-        variables = dict(self.cogvlm.init(rng, images, tokens, tokens))
+        images = None if self.network.image is None else jnp.zeros((1, 1, size, size, 3))
+        variables = dict(self.network.init(rng, images, tokens, tokens))
         params = variables.pop("params")
         if self.lora is not None:
             lora = arguments.call("lora", Lora, self.lora)
             params = lora.add(jax.random.fold_in(rng, 1), params)
-        model = params | variables
-        return model, {} if self.ema_decay is None else jax.tree.map(jnp.copy, model)
+        return params | variables
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged, step
@@ -151,7 +151,7 @@ class Method:
             return module.logits(hidden[:, first:-1]), image_loss
 
         with self.lora_active():
-            logits, image_loss = self.cogvlm.apply(trees.variables(model), method=run)
+            logits, image_loss = self.network.apply(trees.variables(model), method=run)
         start = tokens.shape[1] - logits.shape[1]
         text_loss = losses.next_tokens(logits, tokens[:, start:], rows["loss_mask"][:, start:])
         return *text_loss, image_loss
@@ -165,12 +165,6 @@ class Method:
         smallest changes are rounded away."""
         return model if self.lora is None else Lora(**self.lora).merge(model)
 
-    def text_length(self, batch):
-        return 0
-
-    def cut_text(self, batch, length):
-        return batch
-
     def model_images(self, batch, keys):
         if "images" not in batch:
             return {}
@@ -180,10 +174,10 @@ class Method:
         if self.ema_decay is None:
             return new, averaged
         decay = jnp.minimum(self.ema_decay, (2 + step) / (11 + step))  # after step + 1 updates
-        return new, catlip.moving_average(averaged, new, 1 - decay)
+        return new, ema(averaged, new, decay)
 
     def dead_parameters(self):
-        return dead_parameters(self.cogvlm)
+        return dead_parameters(self.network)
 
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.shared.common`."""

@@ -8,22 +8,23 @@ import numpy as np
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
-from big_vlp.methods import clip
+from big_vlp.methods.shared import pairs
 from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.methods.shared.ema import check_decay, ema
 from big_vlp.models.two_towers import CosmosTowers, over_views
 from input_pipeline.checks import arguments
 from input_pipeline.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(pairs.PairMethod):
     """A student sees all views, its moving average (the teacher) the global ones.
 
     Attributes:
       model: as for `methods.clip.Method`, and optionally "pooler_heads".
-      momentum: of the teacher, at the first step.
-      momentum_steps: None keeps the momentum fixed; a number raises it to 1 along a cosine over
-        that many steps.
+      ema_decay: of the teacher, at the first step: the share of it that stays.
+      ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
+        many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.Photometric`; None for none.
       accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
@@ -32,8 +33,8 @@ class Method:
 
     preprocess: Preprocess
     model: dict
-    momentum: float
-    momentum_steps: int | None = None
+    ema_decay: float = dataclasses.field()  # which must be given
+    ema_decay_steps: int | None = None
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
@@ -42,7 +43,8 @@ class Method:
     text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
-        clip.check_text_lengths(self)
+        pairs.check_text_lengths(self)
+        check_decay(self.ema_decay)
         if self.photometric is None:
             return
         kinds = {"global_1", "global_2", "local"}
@@ -55,16 +57,8 @@ class Method:
             arguments.call(f"photometric.{kind}", Photometric, settings)  # raises for a wrong key
 
     @property
-    def towers(self) -> CosmosTowers:
-        return clip.make_towers(CosmosTowers, self)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.towers.text["vocab_size"]
-
-    def init(self, rng):
-        model = clip.init_towers(self.towers, self.preprocess, rng)
-        return model, jax.tree.map(jnp.copy, model)
+    def network(self) -> CosmosTowers:
+        return pairs.make_towers(CosmosTowers, self)
 
     def features(self, student, teacher, batch, rng):
         """Student features of all views and teacher features of the global ones.
@@ -83,29 +77,29 @@ class Method:
         def encode(rows):
             images = self.model_images(rows, rows["key"])
             captions = [rows[name] for name in ("tokens", "cut_tokens") if name in rows]
-            student_features = clip.apply(
-                self.towers, student, "encode_views", images["global"], images["local"], *captions
+            student_features = pairs.apply(
+                self.network, student, "encode_views", images["global"], images["local"], *captions
             )
             (teacher_image,) = over_views(
-                lambda x: (clip.apply(self.towers, teacher, "encode_image", x),), images["global"]
+                lambda x: (pairs.apply(self.network, teacher, "encode_image", x),), images["global"]
             )
             (teacher_text,) = over_views(
-                lambda x: (clip.apply(self.towers, teacher, "encode_text", x),),
+                lambda x: (pairs.apply(self.network, teacher, "encode_text", x),),
                 rows["tokens"][:, :num_global],
             )
             return student_features, {"image": teacher_image, "text": teacher_text}
 
-        return over_micro_batches(encode, clip.with_keys(batch, rng), self.accumulate_steps)
+        return over_micro_batches(encode, pairs.with_keys(batch, rng), self.accumulate_steps)
 
     def text_length(self, batch):
         local = batch["tokens"][:, batch["global_images"].shape[1] :]
-        return clip.text_length(local) if self.text_lengths else 0
+        return pairs.text_length(local) if self.text_lengths else 0
 
     def cut_text(self, batch, length):
         whole, local = np.split(batch["tokens"], [batch["global_images"].shape[1]], axis=1)
         if not (self.text_lengths and local.shape[1]):
             return batch
-        local = local[..., : clip.static_length(self, length)]
+        local = local[..., : pairs.static_length(self, length)]
         return {**batch, "tokens": whole, "cut_tokens": local}
 
     def model_images(self, batch, keys):
@@ -117,7 +111,7 @@ class Method:
         def views(kind, x, keys):
             settings = self.photometric and self.photometric[kind]
             flat = x.reshape(-1, *x.shape[2:])
-            flat = clip.to_model_input(flat, keys.reshape(-1), settings, self.preprocess)
+            flat = pairs.to_model_input(flat, keys.reshape(-1), settings, self.preprocess)
             return flat.reshape(*x.shape[:2], *flat.shape[1:])
 
         first = views("global_1", images[0][:, :1], keys[:, :1])
@@ -145,26 +139,22 @@ class Method:
 
     def after_update(self, old, new, averaged, step):
         # The teacher follows the student as it was before this step's update.
-        m = self.momentum_at(step)
-        averaged = jax.tree.map(lambda t, s: m * t + (1 - m) * s, averaged, old)
-        return clip.clamp_scales(new), clip.clamp_scales(averaged)
+        averaged = ema(averaged, old, self.ema_decay_at(step))
+        return pairs.clamp_scales(new), pairs.clamp_scales(averaged)
 
-    def momentum_at(self, step):
-        """The teacher's momentum at a step (0-based)."""
-        if self.momentum_steps is None:
-            return self.momentum
-        progress = jnp.minimum(step / self.momentum_steps, 1)
-        return 1 - (1 - self.momentum) * (jnp.cos(jnp.pi * progress) + 1) / 2
-
-    def dead_parameters(self):
-        return {}
+    def ema_decay_at(self, step):
+        """The teacher's decay at a step (0-based)."""
+        if self.ema_decay_steps is None:
+            return self.ema_decay
+        progress = jnp.minimum(step / self.ema_decay_steps, 1)
+        return 1 - (1 - self.ema_decay) * (jnp.cos(jnp.pi * progress) + 1) / 2
 
     def predict_fns(self):
         def attention_maps(params, batch):
-            images = clip.to_model_input(batch["image"], None, None, self.preprocess)
-            return clip.apply(self.towers, params, "attention_maps", images, batch["tokens"])
+            images = pairs.to_model_input(batch["image"], None, None, self.preprocess)
+            return pairs.apply(self.network, params, "attention_maps", images, batch["tokens"])
 
         return {
-            **clip.predict_fns(self.towers, self.preprocess),
+            **super().predict_fns(),
             "attention_maps": attention_maps,
         }

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
-from big_vlp.augment.learned import RangeAugment
 from big_vlp.augment.photometric import normalise
-from big_vlp.methods import catlip, compute_dtype
+from big_vlp.methods.shared import images
+from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.heads.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
 from big_vlp.models.towers.catlip_vit import CatlipViT
 from input_pipeline.checks import arguments
@@ -20,7 +20,7 @@ BLOCK_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(catlip.ImageMethod):
+class Method(images.ImageMethod):
     """One class for every pixel.
 
     Attributes:
@@ -28,7 +28,7 @@ class Method(catlip.ImageMethod):
       model: arguments of `CatlipViT`; the published models have no class token and an output
         stride of 8.
       head: arguments of `DeepLabV3` but for `num_classes`.
-      ema_momentum: share of the new weights in the average after each step; None keeps none.
+      ema_decay: share of the old average that stays after each step; None keeps none.
       augment: arguments of `RangeAugment`, or None for none.
       dtype: of the computation; parameters, logits and loss are fp32.
       unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
@@ -38,31 +38,19 @@ class Method(catlip.ImageMethod):
     num_classes: int
     model: dict
     head: dict = dataclasses.field(default_factory=dict)
-    ema_momentum: float | None = None
+    ema_decay: float | None = None
     augment: dict | None = None
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
 
-    def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError("num_classes must be 1 or more.")
-        if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
-            raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
-        if self.augment is not None:
-            arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
-
     @property
-    def segmenter(self) -> Segmenter:
+    def network(self) -> Segmenter:
         execution = {"unroll": self.unroll, "remat": self.remat}
         dtype = compute_dtype(self.dtype)
         tower = arguments.call("model", CatlipViT, self.model, dtype=dtype, **execution)
         head = arguments.call("head", DeepLabV3, self.head, self.num_classes, dtype=dtype)
         return Segmenter(tower, head)
-
-    def init(self, rng):
-        model = catlip.init_model(self, self.segmenter, rng)
-        return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         """Batch: `image` u8[B, S, S, 3] and `mask`, integers [B, S, S], 0 or 1 + class."""
@@ -73,31 +61,25 @@ class Method(catlip.ImageMethod):
         )
         loss = mean_pixel_loss(logits, batch["mask"])
         metrics = {"labelled_pixels": (batch["mask"] > 0).mean()}
-        metrics |= catlip.loss_terms(self, "segmentation_loss", loss, augment_loss)
+        metrics |= images.loss_terms(self, "segmentation_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 
-    def _train_logits(self, params, statistics, images, rng, step):
+    def _train_logits(self, params, statistics, pixels, rng, step):
         """(logits at the tower's stride, new running statistics, loss of the augmentation)."""
         augment_key, dropout_key = jax.random.split(rng)
-        segmenter = self.segmenter
-        tokens, statistics, augment_loss = catlip.train_tokens(
-            self, segmenter, params, statistics, images, augment_key, step
+        tokens, statistics, augment_loss = images.train_tokens(
+            self, params, statistics, pixels, augment_key, step
         )
-        logits, statistics = segmenter.apply(
-            {"params": catlip.network_params(params), **statistics},
+        logits, statistics = self.network.apply(
+            {"params": images.network_params(params), **statistics},
             tokens,
-            images.shape[1:3],
+            pixels.shape[1:3],
             True,
             method="decode",
             rngs={"dropout": dropout_key},
             mutable=[trees.STATISTICS],
         )
         return logits, statistics, augment_loss
-
-    def after_update(self, old, new, averaged, step):
-        if self.ema_momentum is None:
-            return new, averaged
-        return new, catlip.moving_average(averaged, new, self.ema_momentum)
 
     def predict_fns(self):
         """`segment`: evaluation batches {"image": u8[B, H, W, 3]} -> logits f32[B, h, w, C].
@@ -108,9 +90,9 @@ class Method(catlip.ImageMethod):
 
         def segment(model, batch):
             params, statistics = trees.split_statistics(model)
-            images = normalise(batch["image"], self.preprocess.mean, self.preprocess.std)
-            return self.segmenter.apply(
-                {"params": catlip.network_params(params), **statistics}, images
+            pixels = normalise(batch["image"], self.preprocess.mean, self.preprocess.std)
+            return self.network.apply(
+                {"params": images.network_params(params), **statistics}, pixels
             )
 
         return {"segment": segment}

@@ -4,12 +4,11 @@ section 4). What is frozen is the optimizer's affair; a frozen tower has no back
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from big_vlp import losses, trees
-from big_vlp.augment.learned import RangeAugment
-from big_vlp.methods import catlip, compute_dtype
+from big_vlp.methods.shared import images
 from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.towers.catlip_vit import CatlipViT, Classifier
 from big_vlp.models.towers.vit import ViT
 from input_pipeline.checks import arguments
@@ -19,7 +18,7 @@ TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(catlip.ImageMethod):
+class Method(images.ImageMethod):
     """An image tower and a linear classifier, trained on one or on several labels per image.
 
     Attributes:
@@ -30,7 +29,7 @@ class Method(catlip.ImageMethod):
       label_smoothing: of the softmax loss, in training.
       train_statistics: whether BatchNorm sees the batch and moves its running statistics; False for
         a frozen tower.
-      ema_momentum: share of the new weights in the average after each step; None keeps none.
+      ema_decay: share of the old average that stays after each step; None keeps none.
       augment, accumulate_steps, dtype, unroll, remat: as in `methods.catlip.Method`.
     """
 
@@ -41,7 +40,7 @@ class Method(catlip.ImageMethod):
     multi_label: bool = False
     label_smoothing: float = 0.0
     train_statistics: bool = True
-    ema_momentum: float | None = None
+    ema_decay: float | None = None
     augment: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
@@ -49,19 +48,16 @@ class Method(catlip.ImageMethod):
     remat: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.tower not in TOWERS:
             raise ValueError(f"Unknown tower {self.tower!r}; choose one of {list(TOWERS)}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
-        if self.ema_momentum is not None and not 0 < self.ema_momentum <= 1:
-            raise ValueError(f"ema_momentum={self.ema_momentum} must be in (0, 1].")
         if self.multi_label and self.label_smoothing:
             raise ValueError("label_smoothing is for one label per image; set it to 0.")
-        if self.augment is not None:
-            arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
 
     @property
-    def classifier(self) -> Classifier:
+    def network(self) -> Classifier:
         given = {"unroll": self.unroll, "remat": self.remat}
         if self.tower == "vit":
             given |= {
@@ -72,16 +68,11 @@ class Method(catlip.ImageMethod):
         tower = arguments.call("model", TOWERS[self.tower], self.model, dtype=dtype, **given)
         return Classifier(tower, self.num_classes)
 
-    def init(self, rng):
-        model = catlip.init_model(self, self.classifier, rng)
-        return model, {} if self.ema_momentum is None else jax.tree.map(jnp.copy, model)
-
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged
         params = trees.merge(trainable, frozen)
-        tokens, statistics, augment_loss = catlip.train_tokens(
+        tokens, statistics, augment_loss = images.train_tokens(
             self,
-            self.classifier,
             params,
             statistics,
             batch["image"],
@@ -91,21 +82,16 @@ class Method(catlip.ImageMethod):
         )
 
         def classify(rows):
-            logits = catlip.classify(self.classifier, params, rows["tokens"])
+            logits = images.classify(self, params, rows["tokens"])
             if self.multi_label:
                 return losses.binary_cross_entropy(logits, rows["labels"])
             return losses.cross_entropy(logits, rows["label"], self.label_smoothing)
 
         rows = {"tokens": tokens, **{k: v for k, v in batch.items() if k != "image"}}
         loss = over_micro_batches(classify, rows, self.accumulate_steps).mean()
-        metrics = catlip.loss_terms(self, "classification_loss", loss, augment_loss)
+        metrics = images.loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
-
-    def after_update(self, old, new, averaged, step):
-        if self.ema_momentum is None:
-            return new, averaged
-        return new, catlip.moving_average(averaged, new, self.ema_momentum)
 
     def predict_fns(self):
         activation = jax.nn.sigmoid if self.multi_label else jax.nn.softmax
-        return catlip.predict_fns(self.classifier, self.preprocess, activation)
+        return images.predict_fns(self, activation)

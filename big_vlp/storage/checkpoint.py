@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from big_vlp import trees
+from big_vlp import renamed, trees
 from big_vlp.parallel import agreement
 from big_vlp.parallel.agreement import NO_STEP, CheckpointError, UnreadableError
 from big_vlp.storage import arrays
@@ -275,12 +275,15 @@ class Checkpoints:
             return trees.flatten(arrays.metadata(path).tree)
 
     def meta(self, step: int) -> dict:
-        """The JSON of a checkpoint.
+        """The JSON of a checkpoint, with today's names of the config's keys.
 
         Raises:
           UnreadableError: there is no such checkpoint, or its JSON is damaged.
         """
-        return self._read_json(step, "meta/metadata")
+        meta = self._read_json(step, "meta/metadata")
+        if isinstance(meta.get("config"), dict):
+            meta["config"] = renamed.upgrade(meta["config"])
+        return meta
 
     def _path(self, step: int) -> Path:
         return self.directory / str(step)

@@ -51,7 +51,7 @@ def routing_flops() -> list[dict]:
     """The language model's forward pass over a row with an image of 224 pixels and 64 tokens."""
     experiment = make_experiment("1")
     method = dataclasses.replace(experiment.make_method(), unroll=True, remat=None)
-    model = jax.eval_shape(method.init, jax.random.key(0))[0]
+    model = method.shapes[0]
     slots = (224 // 14) ** 2 + 2
     rows = jax.ShapeDtypeStruct((1, 1 + slots + 64), jnp.int32)
     features = jax.ShapeDtypeStruct((1, 1, slots, method.model["text"]["width"]), jnp.bfloat16)
@@ -61,7 +61,7 @@ def routing_flops() -> list[dict]:
             def run(module):
                 return module.logits(module.hidden(tokens, types, features, layout)[0])
 
-            return method.cogvlm.apply(trees.variables(model), method=run)
+            return method.network.apply(trees.variables(model), method=run)
 
         lowered = jax.jit(forward).lower(model, rows, rows, features)
         return lowered.cost_analysis()["flops"] / 1e12

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import recipes, trees
-from big_vlp.methods import clip, cosmos
+from big_vlp.methods import cosmos
+from big_vlp.methods.shared import pairs
 from big_vlp.models.two_towers import l2_normalise
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
@@ -68,7 +69,7 @@ def method_of(cls, layers: int, short: int, tiny: bool):
             "text": {**recipes.TEXT_TOWER, "layers": layers, **widths[1]},
             "embed_dim": 32 if tiny else 512,
         },
-        momentum=0.999,
+        ema_decay=0.999,
         dtype="float32",
         text_lengths=(short,),
     )
@@ -142,7 +143,7 @@ class Naive(cosmos.Method):
     def call(self):
         @functools.partial(jax.jit, static_argnums=1)
         def call(params, module, *args):
-            return clip.apply(self.towers, params, lambda model: getattr(model, module)(*args))
+            return pairs.apply(self.network, params, lambda model: getattr(model, module)(*args))
 
         return call
 
@@ -153,7 +154,7 @@ class Naive(cosmos.Method):
     def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
         del step
         student, teacher = trees.merge(trainable, frozen), trees.merge(averaged, frozen)
-        call, images = self.call, self.images(batch, clip.with_keys(batch, rng)["key"])
+        call, images = self.call, self.images(batch, pairs.with_keys(batch, rng)["key"])
         crops = [x for kind in images.values() for x in jnp.moveaxis(kind, 1, 0)]
         captions = list(jnp.moveaxis(batch["tokens"], 1, 0))
         image = [call(student, "image_tower", x) for x in crops]

@@ -48,7 +48,7 @@ def flops(model: str, batch: int, dtype: str) -> float:
     method = dataclasses.replace(
         experiment.make_method(), dtype=dtype, unroll=True, remat=None, photometric=None
     )
-    student, teacher = jax.eval_shape(method.init, jax.random.key(0))
+    student, teacher = method.shapes
     samples = {
         # Floats pass as already normalised.
         name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32 if name == "tokens" else jnp.float32)

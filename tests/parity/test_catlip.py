@@ -136,7 +136,7 @@ def test_forward_at_every_size(case):
 
 def test_what_happens_inside(case):
     """Stem, tokens with positions, tokens after each block, patch tokens after the last norm."""
-    tower = case.method.classifier.tower
+    tower = case.method.network.tower
     params, statistics = trees.split_statistics(case.model)
     variables = {"params": params["tower"], "batch_stats": statistics["batch_stats"]["tower"]}
     for size in sizes(case.arrays, "stem/"):
@@ -196,7 +196,7 @@ def test_training_step(case):
     arrays, recipe = case.arrays, case.info["train_step"]
     size = sizes(arrays, "targets/")[0]
     batch = {"image": images_of(arrays, size), "labels": padded_labels(arrays[f"targets/{size}"])}
-    method = dataclasses.replace(case.method, augment=None, ema_momentum=recipe["ema_momentum"])
+    method = dataclasses.replace(case.method, augment=None, ema_decay=1 - recipe["ema_momentum"])
     model = {k: v for k, v in case.model.items() if k != "augment"}
     optimizer = Optimizer(
         learning_rate=recipe["lr"],
@@ -254,7 +254,7 @@ def test_logits_in_training_mode(case):
     params, statistics = trees.split_statistics(case.model)
     variables = {"params": {k: params[k] for k in ("tower", "classifier")}, **statistics}
     images = images_of(case.arrays, size).astype(np.float32) / 255
-    logits, _ = case.method.classifier.apply(variables, images, True, mutable=["batch_stats"])
+    logits, _ = case.method.network.apply(variables, images, True, mutable=["batch_stats"])
     close(logits, case.arrays["train/logits"])
 
 
@@ -388,7 +388,7 @@ def test_segmentation(path, execution):
     method = dataclasses.replace(method, **EXECUTIONS[execution])
     params, statistics = trees.split_statistics(model)
     images = as_images(arrays.pop("image_u8"))
-    segmenter, size = method.segmenter, images.shape[1:3]
+    segmenter, size = method.network, images.shape[1:3]
 
     def inside(network, images):
         tokens, _ = network.tower(images)

@@ -17,8 +17,8 @@ import pytest
 
 from big_vlp import losses, trees
 from big_vlp.convert import cosmos as convert
-from big_vlp.methods import clip
 from big_vlp.methods.cosmos import Method
+from big_vlp.methods.shared import pairs
 from big_vlp.models.towers.vit import resize_positions
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
@@ -97,7 +97,7 @@ def make_case(arrays, info, execution):
     method = Method(
         preprocess=preprocess,
         model=model,
-        momentum=info["hyper"]["momentum"],
+        ema_decay=info["hyper"]["momentum"],
         dtype="float32",
         accumulate_steps=1 if execution == "plain" else micro_batches(info["batch"]),
         **EXECUTIONS[execution],
@@ -136,7 +136,7 @@ def test_state_dict_round_trip(case):
 
 def test_intermediates(case):
     """Every activation of the towers, in the reference's layout."""
-    towers, batch = case.method.towers, case.batch
+    towers, batch = case.method.network, case.batch
 
     @jax.jit
     def capture(params, *views):
@@ -209,7 +209,7 @@ def test_predict_fns(case):
 
 def test_attention_maps(case):
     """Every caption over the patches of global view 0, every view over the words of caption 0."""
-    towers, arrays, info = case.method.towers, case.arrays, case.info
+    towers, arrays, info = case.method.network, case.arrays, case.info
     predict = jax.jit(case.method.predict_fns()["attention_maps"])
     first_image = case.batch["global_images"][:, 0]
     maps = []
@@ -335,12 +335,12 @@ def test_momentum_schedule(case):
     method = Method(
         preprocess=case.method.preprocess,
         model=case.method.model,
-        momentum=case.info["hyper"]["momentum"],
-        momentum_steps=steps,
+        ema_decay=case.info["hyper"]["momentum"],
+        ema_decay_steps=steps,
     )
-    found = [method.momentum_at(i) for i in range(steps)]
+    found = [method.ema_decay_at(i) for i in range(steps)]
     close(found, case.info["momentum_schedule_if_not_fixed"])
-    assert method.momentum_at(2 * steps) == 1
+    assert method.ema_decay_at(2 * steps) == 1
 
 
 def test_position_tables(case):
@@ -360,7 +360,7 @@ def test_rectangular_image(case):
     """The image of the segmentation fixture, whose grid is neither square nor the trained one."""
     image = jnp.asarray(np.transpose(case.arrays["in/seg_image"], (0, 2, 3, 1)))
     tokens, pooled = jax.jit(
-        lambda params: case.method.towers.apply(
+        lambda params: case.method.network.apply(
             {"params": params}, method=lambda model: model.image_tower(image)
         )
     )(case.student)
@@ -377,7 +377,7 @@ def test_zeroshot_weights(case):
 
 
 def test_clamp():
-    clamped = clip.clamp_scales({"logit_scale": jnp.float32(9), "distill_logit_scale": -1.0})
+    clamped = pairs.clamp_scales({"logit_scale": jnp.float32(9), "distill_logit_scale": -1.0})
     np.testing.assert_allclose(clamped["logit_scale"], np.log(100), rtol=1e-6)
     assert clamped["distill_logit_scale"] == 0
 

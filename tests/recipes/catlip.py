@@ -49,7 +49,7 @@ CROP_ROWS = [
 ]
 AUGMENT_ROWS = [
     Row("RangeAugment, dB of the target", (40.0, 20.0), psnr),
-    Row("share of new weights in the average", 5e-4, "method.ema_momentum"),
+    Row("decay of the average", 1 - 5e-4, "method.ema_decay"),
 ]
 PRETRAINING_ROWS = [  # of all sizes
     Row(
@@ -163,7 +163,7 @@ def transfer() -> list[Recipe]:
         Row("warm-up steps", 500, "optim.warmup_steps"),
         Row("weight decay", 0.1, "optim.weight_decay"),
         Row("gradient norm clipped at", None, "optim.clip_norm"),
-        Row("share of new weights in the average", 1e-4, "method.ema_momentum"),
+        Row("decay of the average", 1 - 1e-4, "method.ema_decay"),
         Row("precision", "float32", "method.dtype"),
         Row("image size", 512, "preprocess.image_size"),
         Row("shorter side, of the image size", (0.5, 1.5), "views.short_side"),

@@ -73,7 +73,7 @@ def cosmos() -> list[Recipe]:
             Row("global batch", batch, "global_batch"),
             Row("epochs", 32, epochs(PRETRAINING_PAIRS[data])),
             Row("steps", steps, "total_steps"),
-            Row("momentum of the teacher", momentum, "method.momentum"),
+            Row("momentum of the teacher", momentum, "method.ema_decay"),
             Row(
                 "gradients of the encoders, of the true ones",
                 f"1/{gpus}",
@@ -184,7 +184,7 @@ def bias_at_start(config):
 
 def _towers(config):
     arguments = {key: value for key, value in config["method"].items() if key != "name"}
-    return ClipMethod(preprocess=Preprocess(**config["preprocess"]), **arguments).towers
+    return ClipMethod(preprocess=Preprocess(**config["preprocess"]), **arguments).network
 
 
 def warmup_share(config):

@@ -37,7 +37,7 @@ def directory(model, tmp_path_factory):
 def test_it_goes_on_with_a_text(method, model, directory, capsys):
     ids = [TOKENIZER.bos_id, *TOKENIZER.encode("a red")]
     start = len(ids)
-    run = jax.jit(lambda row: method.cogvlm.apply({"params": model}, None, row, row * 0))
+    run = jax.jit(lambda row: method.network.apply({"params": model}, None, row, row * 0))
     for _ in range(4):
         row = np.array([ids + [0] * (start + 4 - len(ids))])  # nobody sees what follows
         ids.append(int(run(row)[0, len(ids) - 1].argmax()))

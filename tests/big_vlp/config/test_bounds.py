@@ -169,7 +169,7 @@ def test_numbers_without_bounds_are_finite():
         ("optim.rules", ((".*", 1.0, NAN),), "config.optim: rules="),
         ("preprocess.std", (0.0, 1.0, 1.0), "config.preprocess: std="),
         ("views.local_size", "8", "config.views: local_size='8'; give a whole number"),
-        ("method.momentum", 1.5, "config.method: momentum=1.5; give a number from 0 to 1"),
+        ("method.ema_decay", 1.5, "config.method: ema_decay=1.5; give a number from 0 to 1"),
         ("method.accumulate_steps", 0, "config.method: accumulate_steps=0; give 1 or more"),
         ("method.model.image.patch_size", 0, "config.method.model.image: patch_size=0; give 1 or"),
         ("method.photometric.local.blur_prob", -1, "config.method.photometric.local: blur_prob=-1"),

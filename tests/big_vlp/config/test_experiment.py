@@ -50,7 +50,7 @@ def test_unknown_key_at_the_top(tmp_path):
     assert "typo" in message
 
 
-@pytest.mark.parametrize("key", ["model.pooler_heads", "momentum"])
+@pytest.mark.parametrize("key", ["model.pooler_heads", "ema_decay"])
 def test_keys_of_another_method_are_unknown(tmp_path, key):
     message = error(changed(f"method.{key}", 2, method="clip"), tmp_path)
     assert "config.method" in message
@@ -72,7 +72,7 @@ def test_a_key_that_is_set_elsewhere_is_unknown_here(tmp_path, key):
 @pytest.mark.parametrize(
     "key",
     ["seed", "total_steps", "data", "preprocess.image_size", "data.name", "views.name",
-     "method.name", "method.momentum", "method.model.embed_dim", "method.model.image.width",
+     "method.name", "method.ema_decay", "method.model.embed_dim", "method.model.image.width",
      "method.model.image", "method.photometric.local", "optim.learning_rate",
      "evals.held_out.evaluator", "evals.held_out.every_steps", "evals.held_out.caption_field",
      "evals.held_out.data.name"],
@@ -129,7 +129,7 @@ def test_config_as_json():
     assert again.as_json() == data
     assert data["method"]["model"]["image"]["patch_size"] == 8
     with_numpy = make_config()
-    with_numpy.method.momentum = np.float64(0.5)
+    with_numpy.method.ema_decay = np.float64(0.5)
     with with_numpy.ignore_type():
         with_numpy.preprocess.image_size = np.int64(16)
     assert Experiment.from_config(with_numpy).as_json()["preprocess"]["image_size"] == 16
@@ -229,9 +229,9 @@ def test_a_bug_inside_a_model_is_not_a_wrong_config(monkeypatch, bug):
         ("data.name", "scene", "config.data: Unknown data source 'scene'; did you mean 'scenes'"),
         ("method.name", "cosmo", "config.method: Unknown method 'cosmo'; did you mean 'cosmos'"),
         (
-            "method.momentun",
+            "method.ema_deacy",
             1,
-            "config.method: got an unexpected keyword argument 'momentun'; did you mean 'momentum'",
+            "config.method: got an unexpected keyword argument 'ema_deacy'; did you mean 'ema_d",
         ),
         (
             "method.model.txt",
@@ -331,9 +331,7 @@ def test_parts_of_a_classifier_fit_together(tmp_path):
     assert all(shape[1:] == (size, size, 3) for size, shape in seen.items())
     assert all(shape[0] == dict(loader.plan.shapes)[size] for size, shape in seen.items())
     assert (
-        optimizer.describe(jax.eval_shape(method.init, jax.random.key(0))[0])[
-            "batch_stats/tower/stem/norm0/mean"
-        ]
+        optimizer.describe(method.shapes[0])["batch_stats/tower/stem/norm0/mean"]
         == "running statistic"
     )
 

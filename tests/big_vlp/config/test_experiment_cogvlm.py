@@ -49,7 +49,7 @@ def test_a_language_model_has_no_images(tmp_path):
     del config.preprocess.image_token_size, config.method.model.image
     config.method.model.expert_parts = ()
     _, method, optimizer, loader, _ = build(config, tmp_path)
-    assert method.cogvlm.image is None and optimizer.dead == {}
+    assert method.network.image is None and optimizer.dead == {}
     assert loader.batch(0).keys() == {"tokens", "token_types", "loss_mask"}
     assert loader.batch(0)["tokens"].shape == (4, 65)
 

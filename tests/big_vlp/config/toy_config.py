@@ -19,7 +19,7 @@ def make_config(method="cosmos"):
     tower = dict(width=16, layers=1, heads=2)
     config.method = dict(
         name="cosmos",
-        momentum=0.9,
+        ema_decay=0.9,
         model=dict(
             image=dict(patch_size=8, **tower),
             text=dict(vocab_size=49_408, **tower),
@@ -46,7 +46,7 @@ def make_config(method="cosmos"):
     )
     if method == "clip":
         config.views = dict(name="clip")
-        del config.method.momentum, config.method.model.pooler_heads
+        del config.method.ema_decay, config.method.model.pooler_heads
         config.method.name = "clip"
         config.method.photometric = dict(blur_prob=0.0)
         config.evals.held_out.weights = "model"

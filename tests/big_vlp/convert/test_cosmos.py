@@ -20,7 +20,7 @@ MODEL = {
 
 
 def arbitrary(seed):
-    method = Method(preprocess=PREPROCESS, model=MODEL, momentum=0.9)
+    method = Method(preprocess=PREPROCESS, model=MODEL, ema_decay=0.9)
     shapes = jax.eval_shape(lambda: method.init(jax.random.key(0))[0])
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)

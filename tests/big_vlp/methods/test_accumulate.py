@@ -74,7 +74,7 @@ def method(name, **changes):
         model = {**MODEL, "pooler_heads": 2}
         views = ("global_1", "global_2", "local")
         photometric = {view: {**COLOURS, "solarize_prob": 0.5} for view in views}
-        options |= {"momentum": 0.9, "model": model, "photometric": photometric}
+        options |= {"ema_decay": 0.9, "model": model, "photometric": photometric}
     else:
         options |= {"photometric": COLOURS}
     return make_method(name, **{**options, **changes})
@@ -94,7 +94,7 @@ def make_batch(name):
 
 def loss_and_gradient(method, batch):
     """Of the last layers only, which is quicker to compile."""
-    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    shapes = method.shapes
     rng = np.random.default_rng(0)
     trees_of_arrays = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
     (trainable, frozen), (averaged, _) = (

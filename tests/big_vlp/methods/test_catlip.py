@@ -190,7 +190,7 @@ def test_sizes_that_cannot_be(changes, size, message):
 
 
 def test_the_average_covers_parameters_and_statistics():
-    method = make(ema_momentum=0.25)
+    method = make(ema_decay=0.75)
     model, averaged = method.init(jax.random.key(0))
     assert trees.flatten(averaged).keys() == trees.flatten(model).keys()
     new = jax.tree.map(lambda x: x + 4, model)
@@ -224,7 +224,7 @@ def test_towers_of_clip_can_be_classifiers(batch):
     "name, changes, message",
     [
         ("catlip", {"prior": 0.0}, "prior=0.0: give a probability"),
-        ("catlip", {"ema_momentum": 0.0}, "ema_momentum=0.0"),
+        ("catlip", {"ema_decay": 1.5}, "ema_decay=1.5"),
         ("catlip", {"num_classes": 0}, "num_classes must be 1 or more"),
         ("catlip", {"augment": {"total_steps": 0}}, "length of the curriculum"),
         ("transfer", {"tower": "resnet"}, "Unknown tower 'resnet'"),

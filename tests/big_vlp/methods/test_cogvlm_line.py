@@ -89,7 +89,7 @@ def test_what_comes_back_writes_the_same(line):
         def run(model, method=method):
             with method.lora_active():
                 variables = trees.variables(model)
-                return method.cogvlm.apply(variables, images, tokens, types, "static")
+                return method.network.apply(variables, images, tokens, types, "static")
 
         logits[name] = np.asarray(jax.jit(run)(model))
     scale = np.abs(logits["lora"]).max()

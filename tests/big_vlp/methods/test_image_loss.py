@@ -45,15 +45,15 @@ def pixels(batch):
 def image_tokens(method, model, batch):
     """The tower's tokens f32[B, N, W]."""
     variables = {"params": model}
-    return method.cogvlm.apply(variables, pixels(batch), method="image_tokens")[:, 0]
+    return method.network.apply(variables, pixels(batch), method="image_tokens")[:, 0]
 
 
 def states(method, model, batch):
     """The language model's f32[B, T, D]."""
     variables = {"params": model}
-    features = method.cogvlm.apply(variables, pixels(batch), method="encode_images")
+    features = method.network.apply(variables, pixels(batch), method="encode_images")
     rows = batch["tokens"], batch["token_types"]
-    return method.cogvlm.apply(variables, *rows, features, method="hidden")[0]
+    return method.network.apply(variables, *rows, features, method="hidden")[0]
 
 
 def test_loss_by_its_formula(method, model, batch):

@@ -155,7 +155,7 @@ def test_the_model_and_its_average():
     assert model["batch_stats"].keys() == {"tower", "head"}
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     shapes, average = jax.eval_shape(
-        method(ema_momentum=0.1, augment={"total_steps": 9}).init, jax.random.key(0)
+        method(ema_decay=0.9, augment={"total_steps": 9}).init, jax.random.key(0)
     )
     assert jax.tree.structure(shapes) == jax.tree.structure(average)
     assert shapes["augment"].keys() == {"brightness", "contrast", "noise"}
@@ -199,7 +199,7 @@ def test_the_augmentation_is_trained_too():
 
 def test_training_learns_the_classes():
     """Some steps of the loop's own step; the average follows; prediction runs on statistics."""
-    made = method(ema_momentum=0.3)
+    made = method(ema_decay=0.7)
     optimizer = Optimizer(
         learning_rate=1e-2, total_steps=40, warmup_steps=2, weight_decay=0.1, rules=RULES
     )
@@ -263,7 +263,7 @@ def test_the_evaluator_takes_it():
     "arguments, message",
     [
         ({"num_classes": 0}, "num_classes must be 1 or more"),
-        ({"ema_momentum": 0.0}, r"ema_momentum=0.0 must be in \(0, 1\]"),
+        ({"ema_decay": 1.5}, r"ema_decay=1.5 must be in \[0, 1\]"),
         ({"augment": {"total_steps": 0}}, "total_steps=0"),
     ],
 )

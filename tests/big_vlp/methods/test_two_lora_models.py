@@ -58,7 +58,7 @@ def test_each_writes_what_its_merged_weights_write(batch, params, write, strateg
     def run(method, params):
         with method.lora_active():
             rows = batch["tokens"], batch["token_types"]
-            return np.asarray(write(method.cogvlm, params, *rows, **options))
+            return np.asarray(write(method.network, params, *rows, **options))
 
     methods = [method_of(0.0), method_of(8.0)]
     found = [run(method, params) for method in methods]
@@ -88,7 +88,7 @@ def test_what_evaluators_call_is_of_each_model():
 
 def test_one_compiled_function_serves_every_scale(params):
     """A function of the user's own, not one of this library."""
-    model, tokens = method_of().cogvlm, np.arange(3, 9, dtype=np.int32)[None]
+    model, tokens = method_of().network, np.arange(3, 9, dtype=np.int32)[None]
     logits = fast_jit(lambda p: model.apply({"params": p}, None, tokens, 0 * tokens)[0, -1])
     found = []
     for alpha in (0.0, 8.0, 0.0):

@@ -66,7 +66,7 @@ def make_batch(slots=SLOTS, image_size=16):
 def make_model(method, seed=1):
     """All values different from zero, so that boi, eoi, biases and LoRA matter."""
     rng = np.random.default_rng(seed)
-    flat = trees.flatten(jax.eval_shape(method.init, jax.random.key(0))[0])
+    flat = trees.flatten(method.shapes[0])
     flat = {path: rng.normal(0.05, 0.3, x.shape).astype(np.float32) for path, x in flat.items()}
     for path in flat:
         if path.endswith("/var"):
@@ -101,7 +101,7 @@ def log_probabilities(method, model, batch, layout="general"):
     if "images" in batch:
         pre = method.preprocess
         images = np.float32((batch["images"] / np.float32(255) - pre.mean) / pre.std)
-    apply = functools.partial(method.cogvlm.apply, trees.variables(model))
+    apply = functools.partial(method.network.apply, trees.variables(model))
     logits = fast_jit(apply, static_argnums=3)(
         images, batch["tokens"], batch["token_types"], layout
     )
@@ -126,7 +126,7 @@ def written(method, model, batch, steps, lora=None):
     @fast_jit
     def run(model, tokens, types):
         with contextlib.nullcontext() if lora is None else lora.active():
-            return method.cogvlm.apply(trees.variables(model), np.float32(images), tokens, types)
+            return method.network.apply(trees.variables(model), np.float32(images), tokens, types)
 
     for i in range(steps):
         last = np.asarray(run(model, tokens, types))[rows, lengths - 1 + i]

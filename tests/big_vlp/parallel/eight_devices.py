@@ -34,7 +34,7 @@ METHODS = {
     "clip": dict(name="clip", model=MODEL, text_lengths=(6, 8)),
     "siglip": dict(name="clip", model=SIGLIP, loss_type="sigmoid"),
     "cosmos": dict(
-        name="cosmos", model={**MODEL, "pooler_heads": 4}, momentum=0.9, text_lengths=(6, 8)
+        name="cosmos", model={**MODEL, "pooler_heads": 4}, ema_decay=0.9, text_lengths=(6, 8)
     ),
     # BatchNorm over the global batch, and a classifier that "tensor" splits.
     "catlip": dict(

@@ -32,7 +32,7 @@ def make(name, rows=ROWS, **view_options):
         photometric=dict.fromkeys(("global_1", "global_2", "local"), COLOURS)
         if name == "cosmos"
         else COLOURS,
-        **({"momentum": 0.9} if name == "cosmos" else {}),
+        **({"ema_decay": 0.9} if name == "cosmos" else {}),
     )
     source = make_source("scenes", size=20, image_size=32)
     plan = Constant(image_size=SIZE, global_batch=rows, total_steps=2, seed=0)

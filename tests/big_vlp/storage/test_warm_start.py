@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     """(directory, model, averaged) of a CatLIP model of three words."""
     directory = tmp_path_factory.mktemp("trained")
     method = make_method(**CATLIP, preprocess=PREPROCESS)
-    model, averaged = jax.eval_shape(method.init, jax.random.key(0))
+    model, averaged = method.shapes
     items = {"model": arbitrary(model, 0), "averaged": arbitrary(averaged, 1)}
     labels = Labels(("dog.n.01", "cat.n.01", "sofa.n.01"), KEYS)
     save_model(directory, items, CATLIP, PREPROCESS, labels)
@@ -80,7 +80,7 @@ def test_a_probe_starts_from_the_frozen_tower(trained):
 
 
 def test_the_average_starts_where_the_model_does(trained):
-    state, mesh = fresh(ema_momentum=0.1, rules=((".*", 1.0, 0.0),))
+    state, mesh = fresh(ema_decay=0.9, rules=((".*", 1.0, 0.0),))
     started, _ = WarmStart(str(trained[0]), weights="model").apply(state, mesh, None)
     same(started["averaged"], started["model"])
     same(started["model"]["tower"], trained[1]["tower"])
@@ -193,7 +193,7 @@ def test_directories_that_are_no_model(trained, tmp_path):
 
 def test_a_state_is_not_given_away(trained):
     """The training step donates its state: the average must not share the model's memory."""
-    state, mesh = fresh(ema_momentum=0.1, rules=((".*", 1.0, 0.0),))
+    state, mesh = fresh(ema_decay=0.9, rules=((".*", 1.0, 0.0),))
     started, _ = WarmStart(str(trained[0])).apply(state, mesh, None)
     jax.jit(lambda s: jax.tree.map(jnp.negative, s), donate_argnums=0)(started["model"])
     assert np.isfinite(started["averaged"]["tower"]["norm_post"]["scale"]).all()

@@ -38,7 +38,7 @@ def arbitrary(tree, seed):
 def save(directory, section, preprocess, seed):
     """(directory, {"model", "averaged"}) of arbitrary weights."""
     method = make_method(**section, preprocess=preprocess)
-    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    shapes = method.shapes
     items = {
         name: arbitrary(tree, seed + i)
         for i, (name, tree) in enumerate(zip(("model", "averaged"), shapes))
@@ -58,7 +58,7 @@ def language(tmp_path_factory):
 @pytest.fixture(scope="module")
 def catlip(tmp_path_factory):
     section = {"name": "catlip", "model": CATLIP, "num_classes": 3, "dtype": "float32"}
-    section["ema_momentum"] = 0.1
+    section["ema_decay"] = 0.9
     path, items = save(tmp_path_factory.mktemp("catlip"), section, PIXELS, 2)
     return path, items["averaged"]
 

@@ -85,7 +85,7 @@ def test_the_language_model_stays_what_it_was(demo, stage):
     def logits(directory):
         stored = open_model(demo / directory, "model")
         model = stored.load()
-        cogvlm = stored.make_method().cogvlm
+        cogvlm = stored.make_method().network
         run = jax.jit(lambda model: cogvlm.apply(trees.variables(model), None, tokens, types))
         return np.asarray(run(model)), trees.flatten(model)
 

@@ -65,7 +65,7 @@ def test_features_are_the_towers_own_tokens_through_the_adapter(case):
     adapter = Adapter(16, 24, np.dtype(np.float32))
     expected = apply(adapter, {"params": model["adapter"]}, tokens)
     found = fast_jit(
-        lambda model: method.cogvlm.apply(
+        lambda model: method.network.apply(
             trees.variables(model), images[:, None], method="encode_images"
         )
     )(model)

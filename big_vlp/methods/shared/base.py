@@ -1,0 +1,103 @@
+"""What a method is: a model, a loss, and what evaluators may call; the rest has defaults."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from big_vlp.methods.shared.ema import ema
+from input_pipeline.checks.arguments import unknown
+
+Tree = Any  # nested dicts of arrays
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Method:
+    """An objective as pure functions over plain nested dicts of arrays.
+
+    A method is a frozen dataclass of this base, whose fields are the keys of `config.method`; it
+    writes `init_model`, `loss` and `predict_fns`, and of the rest what is its own.
+
+    `model` is everything inference needs: parameters and, under "batch_stats", running statistics
+    (see `trees.split_statistics`). The loop splits the parameters into a trainable and a frozen
+    part and differentiates only the trainable one. `averaged` is an average over the trainable
+    part and the statistics (a teacher, an EMA) or {}.
+
+    `dtype` is that of the computation. "bfloat16" keeps parameters, moments, statistics, logits and
+    losses in fp32. "float32" has full-precision products on every device, which on TPUs and GPUs
+    take several times as long as their default for fp32 (see `models.layers.network`).
+
+    Attributes:
+      ema_decay: share of the old average that stays after a step; None keeps no average.
+      vocab_size: how many token ids its text input knows; None where it takes no text.
+    """
+
+    ema_decay: float | None = None
+    vocab_size: int | None = None
+
+    def init_model(self, rng) -> Tree:
+        """A fresh model from a key."""
+        raise NotImplementedError
+
+    def init(self, rng) -> tuple[Tree, Tree]:
+        """(model, averaged) from a key; `averaged` covers the whole model here."""
+        model = self.init_model(rng)
+        return model, {} if self.ema_decay is None else jax.tree.map(jnp.copy, model)
+
+    @functools.cached_property
+    def shapes(self) -> tuple[Tree, Tree]:
+        """(model, averaged) of jax.ShapeDtypeStruct; traced once."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def loss(
+        self, trainable: Tree, frozen: Tree, averaged: Tree, statistics: Tree, batch, *, rng, step
+    ) -> tuple[Any, tuple[Tree, dict]]:
+        """Scalar loss of the global batch, and (new statistics, dict of scalar metrics)."""
+        raise NotImplementedError
+
+    def after_update(self, old: Tree, new: Tree, averaged: Tree, step) -> tuple[Tree, Tree]:
+        """The trainable part, where it has to be clamped, and the average, moved.
+
+        `old` is the trainable part and the statistics before this step, `new` after it.
+        """
+        del old, step
+        return new, averaged if self.ema_decay is None else ema(averaged, new, self.ema_decay)
+
+    def text_length(self, batch) -> int:
+        """How many positions of their text the rows of a host's batch need; 0: it is not cut."""
+        return 0
+
+    def cut_text(self, batch, length: int) -> dict:
+        """The batch with text cut to the shortest static length that holds `length` positions.
+
+        Losses and gradients stay the same. `length` is the largest `text_length` of all hosts.
+        """
+        return batch
+
+    def model_images(self, batch, keys) -> dict[str, Any]:
+        """{view kind: f32[B, V, S, S, 3]}: the augmented, normalised images that train the model.
+
+        `keys` holds one random key per row.
+        """
+        return {}
+
+    def dead_parameters(self) -> dict[str, tuple]:
+        """{path: index}: parts `parameter[index]` that no loss can reach; they are left alone."""
+        return {}
+
+    def predict_fns(self) -> dict[str, Callable]:
+        """{name: fn(model, batch) -> outputs}: what evaluators may call."""
+        return {}
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that a method computes in.
+
+    Raises:
+      ValueError: it is none that models are computed in.
+    """
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(unknown("dtype", name, COMPUTE_DTYPES))
+    return jnp.dtype(name)

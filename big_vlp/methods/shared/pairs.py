@@ -1,0 +1,109 @@
+"""What methods that train on pairs share: two towers, their input, their temperatures."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp.augment.photometric import Photometric, normalise
+from big_vlp.methods.shared import base
+from big_vlp.methods.shared.base import compute_dtype
+from big_vlp.models.two_towers import TwoTowers
+from input_pipeline.checks import arguments
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class PairMethod(base.Method):
+    """A method of two towers, its `network`; it has `preprocess` and `text_lengths`."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.network.text["vocab_size"]
+
+    def init_model(self, rng):
+        size = self.preprocess.image_size
+        images = jnp.zeros((1, size, size, 3))
+        tokens = jnp.zeros((1, self.preprocess.context_length), jnp.int32)
+        return self.network.init(rng, images, tokens)["params"]
+
+    def predict_fns(self):
+        """The two encoders, for evaluation batches {"image": u8} and {"tokens": i32}."""
+
+        def encode_image(params, batch):
+            images = to_model_input(batch["image"], None, None, self.preprocess)
+            return apply(self.network, params, "encode_image", images)
+
+        def encode_text(params, batch):
+            return apply(self.network, params, "encode_text", batch["tokens"])
+
+        return {"encode_image": encode_image, "encode_text": encode_text}
+
+
+def make_towers(kind, method, **given) -> TwoTowers:
+    """The towers of a method, with what the preprocess record fixes filled in.
+
+    Args:
+      kind: `TwoTowers`, or what is made of it.
+    """
+    pre = method.preprocess
+    given |= {"dtype": compute_dtype(method.dtype), "unroll": method.unroll, "remat": method.remat}
+    towers = arguments.call("model", kind, method.model, **given)
+    image = {"image_size": pre.image_size, "activation": pre.activation}
+    text = {"context_length": pre.context_length, "activation": pre.activation}
+    return towers.clone(image={**towers.image, **image}, text={**towers.text, **text})
+
+
+def check_text_lengths(method) -> None:
+    """Raises ValueError unless the texts of `method` can be cut to its `text_lengths`."""
+    lengths, text = list(method.text_lengths), method.network.text
+    if lengths != sorted({n for n in lengths if 0 < n < method.preprocess.context_length}):
+        raise ValueError(
+            f"text_lengths={lengths}: give ascending lengths below the context length "
+            f"{method.preprocess.context_length}."
+        )
+    if lengths and not (text.get("causal", True) and text.get("pool", "eot") == "eot"):
+        raise ValueError("text_lengths needs a causal text tower with pool='eot'.")
+
+
+def text_length(tokens: np.ndarray) -> int:
+    """Positions up to the last end of a text, which is its largest id, in i32[..., T]."""
+    return int(tokens.argmax(axis=-1).max(initial=0)) + 1
+
+
+def static_length(method, length: int) -> int:
+    """The first of the method's text lengths that holds so many positions."""
+    lengths = (*method.text_lengths, method.preprocess.context_length)
+    return next(n for n in lengths if n >= length)
+
+
+def with_keys(batch, rng):
+    """The batch and one random key per row, so that rows can be regrouped freely."""
+    return {**batch, "key": jax.random.split(rng, batch["tokens"].shape[0])}
+
+
+def to_model_input(images, keys, photometric: dict | None, preprocess):
+    """u8[N, S, S, 3] -> augmented and normalised f32; float images pass as already normalised.
+
+    Args:
+      keys: one random key per image; not read where there is no augmentation.
+      photometric: arguments of `augment.Photometric`, or None for none.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    if photometric is not None:
+        images = Photometric(**photometric).apply(images, keys)
+    return normalise(images, preprocess.mean, preprocess.std)
+
+
+def apply(towers, params, method_name, *args):
+    return towers.apply({"params": params}, *args, method=method_name)
+
+
+def clamp_scales(params):
+    """Keeps every temperature exp(scale) in 1..100."""
+    return {
+        k: jnp.clip(v, 0, MAX_LOGIT_SCALE) if k.endswith("logit_scale") else v
+        for k, v in params.items()
+    }
