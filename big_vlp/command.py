@@ -10,6 +10,7 @@ import difflib
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -21,7 +22,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_dict
 
-from input_pipeline.checks.arguments import unknown
+from big_vlp.experiment import Experiment
 from input_pipeline.checks.errors import BigVlpError, stop
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
@@ -39,9 +40,35 @@ def define_config(help_string: str) -> None:
     flags.mark_flag_as_required("config")
 
 
+def define_run(workdir: str) -> None:
+    """Defines --workdir, which must be given, and --print_config, which prints and ends.
+
+    Args:
+      workdir: help of that flag.
+    """
+    flags.DEFINE_string("workdir", None, workdir)
+    flags.DEFINE_bool(
+        "print_config", False, "Print the config as JSON, and end."
+    )
+    flags.register_multi_flags_validator(
+        ["workdir", "print_config"],
+        lambda given: given["workdir"] is not None or given["print_config"],
+        message="Flag --workdir must have a value other than None.",
+    )
+
+
 def run(main: Callable, argv: list[str] | None = None) -> NoReturn:
     """Parses the command line and calls `main`; exits with status 1 after an error of the user's"""
-    app.run(main, argv, flags_parser=parse)
+
+    def print_or_run(rest):
+        if "print_config" not in flags.FLAGS or not flags.FLAGS.print_config:
+            return main(rest)
+        try:
+            print(json.dumps(Experiment.from_config(flags.FLAGS.config).as_json(), indent=1))
+        except BigVlpError as error:
+            stop(error)
+
+    app.run(print_or_run, argv, flags_parser=parse)
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
@@ -85,15 +112,14 @@ def change(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     """Sets the value at a dotted path as a command line writes it.
 
     Raises:
-      CommandError: there is no such section, or the value is of another type than the file's.
+      CommandError: on the way is no section, or the value is of another type than the file's.
     """
     *sections, key = path.split(".")
     section, where = config, "config"
     for name in sections:
-        if name not in section:
-            values = {k: _current(section, k) for k in section}
-            known = [k for k, v in values.items() if isinstance(v, ml_collections.ConfigDict)]
-            raise CommandError(f"--config.{path}: {where}: {unknown('section', name, known)}")
+        if name not in section:  # one that the recipe leaves at its defaults
+            with section.unlocked():
+                section[name] = ml_collections.ConfigDict()
         section, where = _current(section, name), f"{where}.{name}"
         if not isinstance(section, ml_collections.ConfigDict):
             raise CommandError(f"--config.{path}: {where} is {section!r}, no section of keys.")

@@ -176,8 +176,7 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     command.define_config("FILE[:ARGS], the config of the run.")
-    flags.DEFINE_string("workdir", None, "The directory of the run.")
+    command.define_run("The directory of the run.")
     flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.", lower_bound=0)
     flags.DEFINE_bool("follow", False, "Evaluate every checkpoint as it appears.")
-    flags.mark_flag_as_required("workdir")
     command.run(main)

@@ -62,21 +62,21 @@ class Experiment:
         after the other by name; what none gives is random.
     """
 
-    seed: int
     total_steps: int
     global_batch: int
-    plan: dict
     preprocess: dict
     data: dict
     views: dict
     loader: dict
     method: dict
     optim: dict
-    mesh: dict
     checkpoint: dict
-    evals: dict
-    log_every_steps: int
-    on_nonfinite: str
+    seed: int = 0
+    plan: dict = dataclasses.field(default_factory=lambda: {"name": "constant"})
+    mesh: dict = dataclasses.field(default_factory=dict)
+    evals: dict = dataclasses.field(default_factory=dict)
+    log_every_steps: int = 50
+    on_nonfinite: str = "stop"
     max_bad_steps: int = 20
     deterministic: bool = False
     init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it

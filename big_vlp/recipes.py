@@ -147,7 +147,7 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.optim.hold_steps = 0
     config.checkpoint.every_steps = 15
     data = {"name": "scenes", "split": "val", "size": 64, "image_size": 48}
-    for evaluator in config.evals.values():
+    for evaluator in config.get("evals", {}).values():
         evaluator.data = data
         evaluator.update(every_steps=15, batch_size=32)
         if "caption_field" in evaluator:
@@ -169,10 +169,15 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def _plan(config) -> str | None:
+    """The name of the config's plan; None where that is the default."""
+    return config.plan.name if "plan" in config else None
+
+
 def _run_cogvlm_local(config, tower):
     config.init = {}
     config.preprocess.update(image_size=56, tokenizer="llama:scenes", context_length=64)
-    if config.plan.name == "switch":
+    if _plan(config) == "switch":
         config.plan.update(first_size=28, at_step=config.total_steps // 2)
     config.method.model.image.update(image_size=28, mlp_dim=128, **tower)
     config.method.model.text.update(vocab_size=640, mlp_dim=128, **tower)
@@ -191,7 +196,7 @@ def _run_cogvlm_local(config, tower):
 
 def _run_classifier_local(config, tower):
     config.preprocess.resize_size = None
-    if config.plan.name == "variable":
+    if _plan(config) == "variable":
         config.plan.update(sizes=(16, 32, 48), batch_multiple=8)
     if config.method.augment is not None:
         config.method.augment.total_steps = config.total_steps

@@ -35,11 +35,13 @@ from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
 from big_vlp.storage.checkpoint import CheckpointError, save_frozen
 from big_vlp.storage.model_dir import Labels
 from input_pipeline.checks.paths import PathError, local_path
+from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
 from input_pipeline.records import BrokenRecordError
 
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+CONFIG_FILE = "config.json"
 EXPECTED = (
     PathError,
     ConfigError,
@@ -93,6 +95,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     warm_starts = experiment.make_warm_starts()
     check_lease = opened.enter_context(held_lease(workdir, live.message))
     checkpoints = opened.enter_context(contextlib.closing(experiment.make_checkpoints(workdir)))
+    if jax.process_index() == 0:
+        write_json(workdir / CONFIG_FILE, experiment.as_json())
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
@@ -310,6 +314,5 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     command.define_config("FILE[:ARGS], see configs/.")
-    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
-    flags.mark_flag_as_required("workdir")
+    command.define_run("Where checkpoints, metrics and pictures go.")
     command.run(main)

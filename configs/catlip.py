@@ -21,7 +21,6 @@ def get_config(arg=None):
     tower = shared.choose("model", shared.CATLIP_TOWERS, options.model)
     peak = LEARNING_RATES[options.model]
     config = ml_collections.ConfigDict()
-    config.seed = 0
 
     # 13 sizes; smaller images come in larger batches, multiples of 64 as on the published 64 GPUs.
     config.plan = dict(
@@ -79,11 +78,8 @@ def get_config(arg=None):
         rules=shared.CATLIP_RULES,
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=5000, keep_latest=2, keep_every_steps=50_000)
     config.log_every_steps = 100
-    config.on_nonfinite = "stop"
-    config.evals = dict()
     if options.runlocal:
         config = shared.run_local(config)
     return config

@@ -18,7 +18,6 @@ def get_config(arg=None):
     image_tower = shared.choose("model", shared.IMAGE_TOWERS, options.model)
 
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 4096  # published: 32,768, of 400 M pairs
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
@@ -50,11 +49,7 @@ def get_config(arg=None):
         epsilon=1e-6,
     )
 
-    config.plan = dict(name="constant")
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     config.evals = dict(
         coco=dict(
             evaluator="retrieval",

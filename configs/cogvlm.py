@@ -144,7 +144,6 @@ def get_config(arg=None):
     pretraining = options.stage in ("1", "2")
 
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = stage["global_batch"]
     config.total_steps = stage["total_steps"]
 
@@ -163,7 +162,6 @@ def get_config(arg=None):
         tokenizer=size["tokenizer"],
         context_length=stage["context_length"],
     )
-    config.plan = dict(name="constant")
     if options.stage == "2":
         config.plan = dict(name="switch", first_size=first_size, at_step=stage["total_steps"] // 2)
     config.views = dict(name="cogvlm", tasks=stage["tasks"])
@@ -199,10 +197,9 @@ def get_config(arg=None):
     )
 
     # Rows split over all devices, and so is every large parameter.
-    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.mesh = dict(data=1, fsdp=-1)
     config.checkpoint = dict(every_steps=500, keep_latest=2, keep_every_steps=10_000)
     config.log_every_steps = 20
-    config.on_nonfinite = "stop"
     weights = "averaged" if config.method.ema_decay else "model"
     config.evals = {
         name: dict(evaluator, weights=weights, every_steps=2000, batch_size=256)

@@ -17,7 +17,6 @@ def get_config(arg=None):
     small, prose = options.data == "cc3m", options.data == "pixelprose"
 
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 1024 if small else 4096
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
@@ -59,11 +58,7 @@ def get_config(arg=None):
         epsilon=1e-8,
     )
 
-    config.plan = dict(name="constant")
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     coco = dict(
         evaluator="retrieval",
         every_steps=2500,

@@ -12,7 +12,6 @@ def get_config(arg=None):
     options = shared.parse_options(arg, method="cosmos")
     shared.choose("method", dict.fromkeys(("cosmos", "clip")), options.method)
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 64
     config.total_steps = 200
 
@@ -47,11 +46,8 @@ def get_config(arg=None):
     )
     config.optim = dict(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0)
 
-    config.plan = dict(name="constant")
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=100, keep_latest=2)
     config.log_every_steps = 10
-    config.on_nonfinite = "stop"
     held_out = dict(data=dict(name="scenes", split="val", size=200, image_size=64), batch_size=50)
     config.evals = dict(
         retrieval=dict(

@@ -33,7 +33,6 @@ def get_config(arg=None):
     stage = options.stage
     with_image = stage != "text"
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.views = dict(
         name="cogvlm",
         tasks=shared.choose("stage", TASKS, stage),
@@ -50,7 +49,6 @@ def get_config(arg=None):
         tokenizer="llama:scenes",
         context_length=32 if stage == "grounding" else 36,
     )
-    config.plan = dict(name="constant")
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
 
     config.method = dict(name="cogvlm", model=dict(text=TEXT), dtype="float32", unroll=True)
@@ -63,10 +61,8 @@ def get_config(arg=None):
         rules=((".*(kernel|embedding)", 1.0, 1.0), (".*scale", 1.0, 0.0)),
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=200, keep_latest=2)
     config.log_every_steps = 10
-    config.on_nonfinite = "stop"
     held_out = dict(
         data=dict(name="scenes", split="val", size=200, image_size=64),
         weights="model",

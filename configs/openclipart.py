@@ -14,7 +14,6 @@ def get_config(arg=None):
     options = shared.parse_options(arg, method="cosmos")
     shared.choose("method", dict.fromkeys(("cosmos", "clip")), options.method)
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 64
     config.total_steps = 350
 
@@ -61,11 +60,8 @@ def get_config(arg=None):
         config.method = dict(name="clip", model=towers, dtype="float32", unroll=True)
     config.optim = dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.5, clip_norm=1.0)
 
-    config.plan = dict(name="constant")
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=250, keep_latest=2)
     config.log_every_steps = 10
-    config.on_nonfinite = "stop"
     held_out = dict(
         evaluator="retrieval",
         every_steps=250,

@@ -12,7 +12,6 @@ from big_vlp import recipes as shared
 def get_config(arg=None):
     shared.parse_options(arg)
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 64
     config.total_steps = 800
 
@@ -45,10 +44,8 @@ def get_config(arg=None):
         rules=shared.CATLIP_RULES[:2],
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=200, keep_latest=2)
     config.log_every_steps = 10
-    config.on_nonfinite = "stop"
     config.evals = dict(
         words=dict(
             evaluator="average_precision",

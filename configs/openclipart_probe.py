@@ -18,7 +18,6 @@ def get_config(arg=None):
     options = shared.parse_options(arg, tower="catlip")
     start = shared.choose("tower", STARTS, options.tower)
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 64
     config.total_steps = 600
     config.init = dict(tower=dict(model=start)) if start else {}
@@ -29,7 +28,6 @@ def get_config(arg=None):
     )
     config.data = dict(name="field_labels", data=train, field="category")
     config.preprocess = dict(image_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    config.plan = dict(name="constant")
     config.views = dict(name="labels", num_classes=16, crop_scale=(0.8, 1.0), flip_prob=0.5)
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
 
@@ -51,10 +49,7 @@ def get_config(arg=None):
         rules=(("tower/.*", 0.0, 0.0), ("classifier/.*", 1.0, 1.0)),
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=600, keep_latest=1)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     config.evals = dict(
         val=dict(
             evaluator="classification",

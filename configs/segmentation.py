@@ -24,7 +24,6 @@ def get_config(arg=None):
     if options.data == "scenes":
         tower = dict(width=64, layers=2, heads=2)
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 32
     steps_per_epoch = round(ADE20K_IMAGES / config.global_batch)
     config.total_steps = 50 * steps_per_epoch
@@ -39,7 +38,6 @@ def get_config(arg=None):
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    config.plan = dict(name="constant")
     config.views = dict(
         name="segmentation",
         num_classes=ADE20K_CLASSES,
@@ -72,10 +70,7 @@ def get_config(arg=None):
         rules=(*tower_rules, *HEAD_RULES),
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     config.evals = dict(
         val=dict(
             evaluator="segmentation",

@@ -32,7 +32,6 @@ def get_config(arg=None):
     image_tower = shared.choose("model", shared.IMAGE_TOWERS, options.model)
 
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 16_384  # published: 32,768, of billions of pairs
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
@@ -86,11 +85,7 @@ def get_config(arg=None):
         rules=DECAY_RULES,
     )
 
-    config.plan = dict(name="constant")
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     config.evals = dict(
         coco=dict(
             evaluator="retrieval",

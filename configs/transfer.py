@@ -66,7 +66,6 @@ def get_config(arg=None):
         raise ValueError("layer_decay is for mode=finetune: a probe freezes the tower.")
     size = 512 if options.task == "coco" else 224
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.global_batch = 256 if probe else 128 if multi_label else 512
     config.init = dict(tower=dict(model=options.start, classifier=options.init))
 
@@ -79,7 +78,6 @@ def get_config(arg=None):
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    config.plan = dict(name="constant")
     if not probe:
         low, high, count, multiple = (256, 768, 25, 16) if multi_label else (128, 320, 7, 32)
         sizes = catlip_sizes(low, high, count, base=size, multiple=multiple)
@@ -126,10 +124,7 @@ def get_config(arg=None):
         rules=frozen if probe else rules,
     )
 
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.checkpoint = dict(every_steps=1000, keep_latest=2)
-    config.log_every_steps = 50
-    config.on_nonfinite = "stop"
     config.evals = dict(
         val=dict(
             evaluator="average_precision" if multi_label else "classification",

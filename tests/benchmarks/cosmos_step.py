@@ -18,7 +18,7 @@ import numpy as np
 
 from big_vlp import recipes, trees
 from big_vlp.methods import cosmos
-from big_vlp.methods.shared import pairs
+from big_vlp.methods.shared import pairs as shared_pairs
 from big_vlp.models.two_towers import l2_normalise
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
@@ -143,7 +143,9 @@ class Naive(cosmos.Method):
     def call(self):
         @functools.partial(jax.jit, static_argnums=1)
         def call(params, module, *args):
-            return pairs.apply(self.network, params, lambda model: getattr(model, module)(*args))
+            return shared_pairs.apply(
+                self.network, params, lambda model: getattr(model, module)(*args)
+            )
 
         return call
 
@@ -154,7 +156,7 @@ class Naive(cosmos.Method):
     def loss(self, trainable, frozen, averaged, state, batch, *, rng, step):
         del step
         student, teacher = trees.merge(trainable, frozen), trees.merge(averaged, frozen)
-        call, images = self.call, self.images(batch, pairs.with_keys(batch, rng)["key"])
+        call, images = self.call, self.images(batch, shared_pairs.with_keys(batch, rng)["key"])
         crops = [x for kind in images.values() for x in jnp.moveaxis(kind, 1, 0)]
         captions = list(jnp.moveaxis(batch["tokens"], 1, 0))
         image = [call(student, "image_tower", x) for x in crops]
