@@ -6,6 +6,7 @@ file; where the file has a string, the text as it is.
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib.machinery
 import importlib.util
@@ -23,9 +24,11 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from big_vlp.experiment import Experiment
+from input_pipeline.checks.arguments import unknown
 from input_pipeline.checks.errors import BigVlpError, stop
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
+SECTIONS = [f.name for f in dataclasses.fields(Experiment) if f.type is dict or f.name == "init"]
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -47,9 +50,7 @@ def define_run(workdir: str) -> None:
       workdir: help of that flag.
     """
     flags.DEFINE_string("workdir", None, workdir)
-    flags.DEFINE_bool(
-        "print_config", False, "Print the config as JSON, and end."
-    )
+    flags.DEFINE_bool("print_config", False, "Print the config as JSON, and end.")
     flags.register_multi_flags_validator(
         ["workdir", "print_config"],
         lambda given: given["workdir"] is not None or given["print_config"],
@@ -112,12 +113,17 @@ def change(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     """Sets the value at a dotted path as a command line writes it.
 
     Raises:
-      CommandError: on the way is no section, or the value is of another type than the file's.
+      CommandError: there is no such section, or the value is of another type than the file's.
     """
     *sections, key = path.split(".")
     section, where = config, "config"
     for name in sections:
-        if name not in section:  # one that the recipe leaves at its defaults
+        if name not in section:  # the recipe leaves it at its defaults
+            if section is config and name not in SECTIONS:
+                values = {k: _current(section, k) for k in section}
+                own = [k for k, v in values.items() if isinstance(v, ml_collections.ConfigDict)]
+                known = sorted({*own, *SECTIONS})
+                raise CommandError(f"--config.{path}: {where}: {unknown('section', name, known)}")
             with section.unlocked():
                 section[name] = ml_collections.ConfigDict()
         section, where = _current(section, name), f"{where}.{name}"

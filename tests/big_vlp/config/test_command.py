@@ -1,5 +1,6 @@
 """The start of programs that take a config: what is wrong is one line with the nearest name."""
 
+import json
 import subprocess
 import sys
 
@@ -35,8 +36,7 @@ def file(tmp_path):
 def program(file):
     """Parses the flags of a program as it starts: arguments -> the config."""
     command.define_config("")
-    flags.DEFINE_string("workdir", None, "")
-    flags.mark_flag_as_required("workdir")
+    command.define_run("")
     flags.DEFINE_integer("step", None, "", lower_bound=0)
 
     def parse(*arguments, config=file):
@@ -44,7 +44,7 @@ def program(file):
         return flags.FLAGS.config
 
     yield parse
-    for name in ("config", "workdir", "step"):
+    for name in ("config", "workdir", "print_config", "step"):
         delattr(flags.FLAGS, name)
     flags.FLAGS.mark_as_parsed()
 
@@ -207,3 +207,26 @@ def test_programs_start_by_it(name, tmp_path):
     assert found.returncode == 1
     (line,) = found.stderr.strip().splitlines()
     assert line.startswith("error: ") and "did you mean 'method'?" in line
+
+
+def test_a_section_that_the_recipe_leaves_out(program):
+    """Every key that a part accepts can be given; what it does not accept, the part refuses."""
+    config = program(
+        "--config.mesh.fsdp=4", "--config.plan.sizes=(16,32)", "--config.init.a.step=3"
+    )
+    assert config.mesh.to_dict() == {"fsdp": 4} and config.plan.sizes == (16, 32)
+    assert config.init.to_dict() == {"a": {"step": 3}}
+
+
+def test_the_config_is_printed_with_its_defaults(tmp_path):
+    options = ["--config", "tests/tiny_config.py:method=clip", "--print_config"]
+    for more, key in (([], 1), (["--config.mesh.tensor=2", "--config.optim.clip_norm=1.0"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "big_vlp.train", *options, *more],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        printed = json.loads(done.stdout)
+        assert printed["mesh"]["tensor"] == key and printed["max_bad_steps"] == 20
