@@ -25,7 +25,7 @@ from evaluators.shared.common import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.loader import Loader
-from input_pipeline.plan import make_plan
+from input_pipeline.plans import make_plan
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -43,7 +43,7 @@ class Experiment:
     Attributes:
       seed: of initialisation, data order and augmentation.
       total_steps, global_batch: length of the run and rows of a batch over all processes.
-      plan: `input_pipeline.plan.make_plan`: which image size and batch each step has.
+      plan: `input_pipeline.plans.make_plan`: which image size and batch each step has.
       preprocess: `input_pipeline.preprocess.Preprocess`; views and method take their sizes from it.
       data: `input_pipeline.sources.make_source`.
       views: `input_pipeline.views.make_views`.

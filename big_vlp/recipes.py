@@ -7,7 +7,7 @@ import ml_collections
 
 import input_pipeline
 from input_pipeline.checks.arguments import unknown
-from input_pipeline.plan import make_plan
+from input_pipeline.plans import make_plan
 
 # The vocabulary of the scenes' captions, and how many shapes they have.
 SCENES_VOCABULARY = str(Path(input_pipeline.__file__).parent / "data" / "scenes_vocabulary.tsv")

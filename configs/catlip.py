@@ -10,7 +10,7 @@ examples at 224 pixels on 64, 128 and 256 GPUs for b16, l16 and h16.
 import ml_collections
 
 from big_vlp import recipes as shared
-from input_pipeline.plan import catlip_sizes
+from input_pipeline.plans.variable import catlip_sizes
 
 # Peak learning rate on datacomp.
 LEARNING_RATES = {"b16": 1e-3, "l16": 6e-4, "h16": 4e-4}

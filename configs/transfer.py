@@ -11,7 +11,7 @@ demo_catlip.py. runlocal needs no model either. docs/recipes.md holds the publis
 import ml_collections
 
 from big_vlp import recipes as shared
-from input_pipeline.plan import catlip_sizes
+from input_pipeline.plans.variable import catlip_sizes
 
 # Training images, classes, and source of training and validation data.
 TASKS = {

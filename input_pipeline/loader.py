@@ -54,7 +54,7 @@ class Loader:
     Attributes:
       source: see `input_pipeline.sources`.
       views: {image size: `views(record, rng) -> dict of arrays`}, see `input_pipeline.views`.
-      plan: image size and global batch of each step, see `input_pipeline.plan`.
+      plan: image size and global batch of each step, see `input_pipeline.plans`.
       total_steps: length of the run.
       seed: of order and augmentation.
       rows: {global batch: which of its rows this process makes}; None makes all.

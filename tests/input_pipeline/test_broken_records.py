@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.loader import MAX_STAND_INS, Loader
-from input_pipeline.plan import Constant
+from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.loader import Loader
-from input_pipeline.plan import Constant
+from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 
@@ -267,7 +267,7 @@ PROGRAM = """
 import time
 from absl import flags
 from input_pipeline.loader import Loader
-from input_pipeline.plan import Constant
+from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
 

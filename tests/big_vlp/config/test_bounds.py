@@ -24,7 +24,6 @@ from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.warm_start import WarmStart
 from input_pipeline.checks import parts
 from input_pipeline.loader import Loader
-from input_pipeline.plan import Constant, Switch, Variable
 from input_pipeline.preprocess import Preprocess
 from tests.big_vlp.config.toy_config import make_config, with_value
 from tests.test_configs import NAMES, documented, module
@@ -39,7 +38,7 @@ def of_modules(package, name):
 
 BUILT = {  # section: what it describes
     "": [Experiment],
-    "plan": [Constant, Switch, Variable],
+    "plan": of_modules("input_pipeline.plans", "Plan"),
     "preprocess": [Preprocess],
     "data": [input_pipeline.sources.make_source, *of_modules("input_pipeline.sources", "Source")],
     "views": of_modules("input_pipeline.views", "Views"),

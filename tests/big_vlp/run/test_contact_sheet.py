@@ -10,7 +10,7 @@ from PIL import Image
 from big_vlp.methods import make_method
 from big_vlp.run import contact_sheet
 from input_pipeline.loader import Loader
-from input_pipeline.plan import Constant
+from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.loader import Loader
-from input_pipeline.plan import Constant
+from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
 from input_pipeline.text.conversations import Turn

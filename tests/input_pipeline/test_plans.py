@@ -2,7 +2,11 @@
 
 import pytest
 
-from input_pipeline.plan import Constant, Switch, Variable, catlip_sizes, make_plan
+from input_pipeline.plans import make_plan
+from input_pipeline.plans.constant import Plan as Constant
+from input_pipeline.plans.switch import Plan as Switch
+from input_pipeline.plans.variable import Plan as Variable
+from input_pipeline.plans.variable import catlip_sizes
 
 # Image sizes and batches per GPU of the published pretraining (arXiv 2404.15653), 64 GPUs.
 PUBLISHED = {128: 3136, 144: 2477, 160: 2007, 176: 1658, 192: 1393, 208: 1187, 224: 1024,
