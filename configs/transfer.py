@@ -78,6 +78,7 @@ def get_config(arg=None):
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
+    config.plan = dict(name="constant")
     if not probe:
         low, high, count, multiple = (256, 768, 25, 16) if multi_label else (128, 320, 7, 32)
         sizes = catlip_sizes(low, high, count, base=size, multiple=multiple)

@@ -137,7 +137,7 @@ def test_the_command_stops_with_one_line(config, tmp_path, monkeypatch, capsys):
         FLAGS=types.SimpleNamespace(config=config, workdir=tmp_path / "r")
     )
     monkeypatch.setattr(program, "flags", flags)
-    monkeypatch.setattr(program.sharding, "connect_processes", lambda: None)
+    monkeypatch.setattr(program.cluster, "connect_processes", lambda: None)
     with pytest.raises(SystemExit) as caught:
         program.main(None)
     assert caught.value.code == 1
