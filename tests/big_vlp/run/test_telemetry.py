@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from big_vlp.run import curves, log, tables
-from big_vlp.run.curves import plot_curves
-from big_vlp.run.log import MetricLog, read_log
+from big_vlp.run import tables
+from big_vlp.run.curves import CURVES_FILE, _panels, plot_curves
+from big_vlp.run.log import LOG_FILE, LogError, MetricLog, read_log
 from big_vlp.run.progress import LiveLine
 from big_vlp.run.tables import parameter_table
 from input_pipeline.checks.paths import PathError
@@ -54,7 +54,7 @@ def test_values_that_are_not_finite_survive_standard_json(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    json.loads((tmp_path / log.LOG_FILE).read_text(), parse_constant=refuse)
+    json.loads((tmp_path / LOG_FILE).read_text(), parse_constant=refuse)
     values = read_log(tmp_path)[0]["values"]
     assert math.isnan(values["a"]) and values["b"] == math.inf
     assert values["c"] == -math.inf and values["d"] == 0
@@ -72,7 +72,7 @@ def test_no_step_appears_twice_after_a_resume(tmp_path, resume_at):
 
 def test_a_line_cut_short_is_dropped_and_a_broken_one_reported(tmp_path):
     fill(tmp_path, range(3))
-    path = tmp_path / log.LOG_FILE
+    path = tmp_path / LOG_FILE
     with path.open("a") as file:
         file.write('{"step": 3, "time": 17')
     assert len(read_log(tmp_path)) == 3
@@ -86,7 +86,7 @@ def test_a_line_cut_short_is_dropped_and_a_broken_one_reported(tmp_path):
 
 def test_a_failed_rewrite_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     fill(tmp_path, range(5))
-    before = (tmp_path / log.LOG_FILE).read_text()
+    before = (tmp_path / LOG_FILE).read_text()
 
     def die(*args):
         raise KeyboardInterrupt
@@ -94,12 +94,12 @@ def test_a_failed_rewrite_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         MetricLog(tmp_path, 2)
-    assert (tmp_path / log.LOG_FILE).read_text() == before
+    assert (tmp_path / LOG_FILE).read_text() == before
 
 
 def test_a_killed_process_loses_no_line_that_write_returned_from(tmp_path):
     code = (
-        "import sys; from big_vlp.run.telemetry import MetricLog\n"
+        "import sys; from big_vlp.run.log import MetricLog\n"
         "log = MetricLog(sys.argv[1])\n"
         "for step in range(10**9):\n"
         "    log.write(step, 'train', {'loss': 1.0}); print(step, flush=True)\n"
@@ -156,7 +156,7 @@ def tensorboard_events(data):
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     fill(tmp_path / "run", range(3))
-    assert plot_curves(tmp_path / "run") == tmp_path / "run" / curves.CURVES_FILE
+    assert plot_curves(tmp_path / "run") == tmp_path / "run" / CURVES_FILE
     assert list(tmp_path.iterdir()) == []
     line, stream = live(total=10, tty=True)
     line.update(1, 1.0, 1.0, 0.0)
@@ -178,9 +178,9 @@ def test_a_bucket_url_is_refused(tmp_path, monkeypatch):
 def test_a_workdir_of_any_name(name, tmp_path):
     fill(tmp_path / name, range(3))
     assert [line["step"] for line in read_log(tmp_path / name)] == [0, 1, 2]
-    assert plot_curves(tmp_path / name) == tmp_path / name / curves.CURVES_FILE
+    assert plot_curves(tmp_path / name) == tmp_path / name / CURVES_FILE
     found = {path.name for path in (tmp_path / name).iterdir()}
-    assert found == {log.LOG_FILE, curves.CURVES_FILE, "tensorboard"}
+    assert found == {LOG_FILE, CURVES_FILE, "tensorboard"}
     assert os.listdir(tmp_path) == [name]
 
 
@@ -199,7 +199,7 @@ def test_a_log_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
     log = MetricLog(tmp_path)
     log._file.close()
     log._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"))
-    with pytest.raises(log.LogError, match=r"metrics\.jsonl cannot be written .*No space"):
+    with pytest.raises(LogError, match=r"metrics\.jsonl cannot be written .*No space"):
         log.write(0, "train", {"loss": 1.0})
 
 
@@ -286,7 +286,7 @@ def test_curves_show_losses_and_evaluations(tmp_path):
         loss = math.nan if step in (7, 8) else 300 - step
         log.write(step, "train", {"loss": loss, "clip_loss": 1.0, "lr": 1e-3})
     log.close()
-    panels = curves._panels(read_log(tmp_path))
+    panels = _panels(read_log(tmp_path))
     assert {title: sorted(curves) for title, curves in panels.items()} == {
         "train: losses": ["clip_loss", "loss"],
         "coco: image_to_text_R@k": sorted(names),
@@ -302,7 +302,7 @@ def test_curves_show_losses_and_evaluations(tmp_path):
     assert image.shape[0] > 500 and image.shape[1] > 1500
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20  # drawn, not blank
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        curves.CURVES_FILE, log.LOG_FILE, "tensorboard",
+        CURVES_FILE, LOG_FILE, "tensorboard",
     ]  # fmt: skip
 
 
