@@ -1,7 +1,8 @@
-"""docs/extending.md: its files are written as they stand there, and used from outside the package."""
+"""docs/extending.md: its files are written as they stand there, and used from outside."""
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ def config(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
-    return load_config(str(tmp_path / "my_lab" / "config.py"))
+    yield load_config(str(tmp_path / "my_lab" / "config.py"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
+        del sys.modules[name]
 
 
 def logged(workdir):
