@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from evaluators.answers.vqa import image_for, normalise, soft_accuracy
+from evaluators.answers.vqa import normalise, soft_accuracy
+from evaluators.shared.base import make_evaluator
+from evaluators.shared.written import image_for
 from input_pipeline.sources import make_source
 from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
@@ -188,7 +190,7 @@ def test_scenes_are_answered():
     def generate(model, batch):
         return np.broadcast_to(yes, (len(batch["tokens"]), len(yes)))
 
-    evaluator = toy.common.make_evaluator(
+    evaluator = make_evaluator(
         "vqa",
         {"generate": generate},
         toy_text.PREPROCESS,
