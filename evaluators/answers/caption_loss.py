@@ -1,11 +1,10 @@
 """Held-out next-token loss of captions, and how much of it the image explains."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared import base
 from evaluators.shared.records import captions_of
@@ -15,6 +14,7 @@ from input_pipeline.text.conversations import Turn
 from input_pipeline.views.cogvlm import Rows
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(base.Evaluator):
     """Yields `loss`, the mean over all tokens of all captions in nats, also for each control.
 
@@ -25,41 +25,32 @@ class Evaluator(base.Evaluator):
     i32[B, T], "loss_mask": bool[B, T]}) -> (f32[B], i32[B]): each row's summed
     loss of the tokens that the loss mask marks, and their number. Without "images" where the model
     is a language model, whose only control is none.
+
+    Attributes:
+      caption_field: its first string is the caption.
+      controls: of `shared.written.CONTROLS`; each takes as long as the evaluation itself.
+
+    Raises:
+      ValueError: the data has no such captions, the method has no token losses, or an unknown
+        control.
     """
 
     needs = ("token_losses",)
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        caption_field: str = "caption",
-        controls: Sequence[str] = ("blind", "shuffled"),
-        batch_size: int = 64,
-    ):
-        """Args as the base's; besides:
+    caption_field: str = "caption"
+    controls: Sequence[str] = ("blind", "shuffled")
+    batch_size: int = 64
 
-        data: name and arguments of a data source whose records have captions.
-        caption_field: its first string is the caption.
-        controls: of `shared.written.CONTROLS`; each takes as long as the evaluation itself.
-
-        Raises:
-          ValueError: the data has no such captions, the method has no token losses, or an unknown
-            control.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        self._field = caption_field
-        self._losses = RowMap(self._sums, mesh)
-        self._rows = Rows.of(preprocess)
+    def __post_init__(self):
+        super().__post_init__()
+        self._losses = RowMap(self._sums, self.mesh)
+        self._rows = Rows.of(self.preprocess)
         with_image = self._rows.image_token_size is not None
-        self._controls = checked_controls(controls, self.source) if with_image else ()
+        self.controls = checked_controls(self.controls, self.source) if with_image else ()
         self._caption_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        for control in (None, *self._controls):
+        for control in (None, *self.controls):
 
             def load(row, control=control):
                 record = self.source[row]
@@ -80,4 +71,4 @@ class Evaluator(base.Evaluator):
         return jnp.stack([losses, counts.astype(losses.dtype)], axis=1)
 
     def _caption_of(self, record) -> str:
-        return captions_of(record, self._field)[0]
+        return captions_of(record, self.caption_field)[0]

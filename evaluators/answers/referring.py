@@ -1,13 +1,13 @@
 """Referring expression comprehension: does the box that the model writes fit the phrase?"""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from big_vlp.parallel.processes import raise_together
 from evaluators.shared.rows import NUM_THREADS, gather_rows, load_row
@@ -19,6 +19,7 @@ from input_pipeline.text.templates import make_prompt
 IOU = 0.5
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(WritingEvaluator):
     """Yields `accuracy@0.5`, `mean_iou`, `parse_failures`, all for each control, and
     `accuracy@0.5_baseline` and `accuracy@0.5_chance`.
@@ -28,27 +29,18 @@ class Evaluator(WritingEvaluator):
     union with a box of the phrase is 0.5 or more. An answer without a box is wrong, and counted in
     `parse_failures`. The baseline gives the mean box of the data every time; chance is that of any
     of the image's own boxes, without regard to the phrase.
+
+    Attributes:
+      data: its records have `phrases` and `boxes`.
+
+    Raises:
+      ValueError: the data has no boxes, the method cannot generate, or an unknown name.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        template: str = "chat_old",
-        controls: Sequence[str] = (),
-        batch_size: int = 64,
-    ):
-        """Args as the base's; besides:
+    template: str = "chat_old"
 
-        data: name and arguments of a data source whose records have `phrases` and `boxes`.
-
-        Raises:
-          ValueError: the data has no boxes, the method cannot generate, or an unknown name.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, template, controls, batch_size)
+    def __post_init__(self):
+        super().__post_init__()
         self._expressions(0)  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:

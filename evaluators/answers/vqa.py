@@ -1,12 +1,11 @@
 """Visual question answering: generated answers against those of people."""
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared.rows import gather_rows
 from evaluators.shared.written import WritingEvaluator
@@ -38,6 +37,7 @@ _APOSTROPHES = {
 }
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(WritingEvaluator):
     """Yields `exact_match` and `vqa_accuracy`, both for each control, and their `_baseline`.
 
@@ -45,27 +45,18 @@ class Evaluator(WritingEvaluator):
     mean of `soft_accuracy`; both after `normalise`, also where all people agree (the official
     script then compares letter by letter, so that "Yes" is no "yes"). The baseline answers every
     question as most questions of this data that begin with the same two words are answered.
+
+    Attributes:
+      data: its records have `question` and `answers`.
+
+    Raises:
+      ValueError: the data has no questions, the method cannot generate, or an unknown name.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        template: str = "vqa",
-        controls: Sequence[str] = (),
-        batch_size: int = 64,
-    ):
-        """Args as the base's; besides:
+    template: str = "vqa"
 
-        data: name and arguments of a data source whose records have `question` and `answers`.
-
-        Raises:
-          ValueError: the data has no questions, the method cannot generate, or an unknown name.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, template, controls, batch_size)
+    def __post_init__(self):
+        super().__post_init__()
         self._ask(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:

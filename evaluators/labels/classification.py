@@ -1,11 +1,9 @@
 """Single-label classification by a trained head (ImageNet, Places365)."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared import base
 from evaluators.shared.ranking import accuracies, rank_of_label
@@ -17,28 +15,19 @@ class Evaluator(base.Evaluator):
     """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance.
 
     Calls `classify`, see `shared.base`. Only the rank of the true class leaves the devices.
+
+    Attributes:
+      data: its records have `label`.
+
+    Raises:
+      ValueError: the data has no labels, or the method cannot classify.
     """
 
     needs = ("classify",)
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        batch_size: int = 256,
-    ):
-        """Args as the base's; besides:
-
-        data: name and arguments of a data source whose records have `label`.
-
-        Raises:
-          ValueError: the data has no labels, or the method cannot classify.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        self._rank = RowMap(self._rank_of_label, mesh)
+    def __post_init__(self):
+        super().__post_init__()
+        self._rank = RowMap(self._rank_of_label, self.mesh)
         label_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
@@ -52,11 +41,8 @@ class Evaluator(base.Evaluator):
 
         def load(row):
             record = self.source[row]
-            label = label_of(record, num_classes)
-            return {
-                "image": image_of(record, self.preprocess),
-                "label": np.int32(label),
-            }
+            label = np.int32(label_of(record, num_classes))
+            return {"image": image_of(record, self.preprocess), "label": label}
 
         rows = self._rank(model, load, len(self.source), self.batch_size)
         yield from accuracies(rows[:, 0], rows[:, 1], num_classes)

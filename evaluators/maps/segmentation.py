@@ -6,13 +6,12 @@ takes the highest, and intersections and unions are summed over the whole data s
 stricter: a pixel without a single highest logit, by a tie or NaN, is given to no class.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared import base
 from evaluators.shared.records import image_of
@@ -25,6 +24,7 @@ PAD = 256
 BLOCK_ROWS = 32
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(base.Evaluator):
     """Yields `mean_iou`, `pixel_accuracy`, their `_baseline`, and `num_classes_present`.
 
@@ -32,33 +32,26 @@ class Evaluator(base.Evaluator):
     resizes those of stride 8 to the mask in one go). Masks hold 0 where a pixel does not count, and
     1 + class elsewhere. The mean is over the classes that occur in the masks. The baseline gives
     every pixel to the most frequent class.
+
+    Attributes:
+      data: its records have `mask`, integers [H, W].
+
+    Raises:
+      ValueError: the data has no masks, the method cannot segment, or the preprocessing crops.
     """
 
     needs = ("segment",)
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        batch_size: int = 16,
-    ):
-        """Args as the base's; besides:
+    batch_size: int = 16
 
-        data: name and arguments of a data source whose records have `mask`, integers [H, W].
-
-        Raises:
-          ValueError: the data has no masks, the method cannot segment, or the preprocessing crops.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        if preprocess.resize != "squash":
+    def __post_init__(self):
+        super().__post_init__()
+        if self.preprocess.resize != "squash":
             raise ValueError(
                 "Segmentation needs the whole image: set resize='squash' in the preprocess record, "
-                f"not {preprocess.resize!r}."
+                f"not {self.preprocess.resize!r}."
             )
-        self._logits = RowMap(predict_fns["segment"], mesh)
+        self._logits = RowMap(self.predict_fns["segment"], self.mesh)
         _mask_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:

@@ -3,44 +3,35 @@
 Unlike retrieval, this cannot be won by recognising which things are in the image.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared.records import captions_of
 from evaluators.shared.towers import TowersEvaluator
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(TowersEvaluator):
     """Yields `accuracy`, `pairwise_accuracy` and, beside each, its chance.
 
     `accuracy` is the share of images whose true caption scores strictly above all their hard
     negatives, `pairwise_accuracy` the share of (caption, negative) pairs in the right order. Ties
     and NaN count against the model. Records without `hard_negatives` are left out.
+
+    Attributes:
+      data: its records have `hard_negatives`.
+      caption_field: its first string is the caption that the negatives are variants of.
+
+    Raises:
+      ValueError: the data has no such field, or the method lacks an encoder.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        caption_field: str = "caption",
-        batch_size: int = 256,
-    ):
-        """Args as the base's; besides:
+    caption_field: str = "caption"
 
-        data: name and arguments of a data source whose records have `hard_negatives`.
-        caption_field: its first string is the caption that the negatives are variants of.
-
-        Raises:
-          ValueError: the data has no such field, or the method lacks an encoder.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        self._field = caption_field
+    def __post_init__(self):
+        super().__post_init__()
         self._candidates(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
@@ -71,7 +62,7 @@ class Evaluator(TowersEvaluator):
         negatives = list(record.get("hard_negatives", ()))
         if not negatives:
             return []
-        caption = captions_of(record, self._field)[0]
+        caption = captions_of(record, self.caption_field)[0]
         if caption in negatives:
             raise ValueError(
                 f"Record {record['id']!r} lists its true caption {caption!r} as a hard negative."

@@ -7,14 +7,13 @@ caption string, each of them is a right answer for it, which is more lenient: `e
 the rule of the reference too.
 """
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared.ranking import hits, ranks
 from evaluators.shared.records import captions_of
@@ -27,45 +26,39 @@ EQUAL_CAPTIONS = ("shared", "reference")
 SCORES_PER_DEVICE = 2**24
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(TowersEvaluator):
-    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}`."""
+    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}`.
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        caption_field: str,
-        equal_captions: str = "shared",
-        batch_size: int = 256,
-    ):
-        """Args as the base's; besides:
+    Attributes:
+      caption_field: whose captions are searched; any number per image.
+      equal_captions: "shared": a caption is right for every image that carries this very string.
+        "reference": only for its own image, as in the code of COSMOS and CLIP; two equal ones
+        then tie.
 
-        data: name and arguments of the data source.
-        caption_field: whose captions are searched; any number per image.
-        equal_captions: "shared": a caption is right for every image that carries this very string.
-          "reference": only for its own image, as in the code of COSMOS and CLIP; two equal ones
-          then tie.
+    Raises:
+      ValueError: the data has no such field, the method lacks an encoder, or an unknown rule.
+    """
 
-        Raises:
-          ValueError: the data has no such field, the method lacks an encoder, or an unknown rule.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        if equal_captions not in EQUAL_CAPTIONS:
-            raise ValueError(f"equal_captions={equal_captions!r}; choose one of {EQUAL_CAPTIONS}.")
-        self._field, self._equal_captions = caption_field, equal_captions
-        self._rank = RowMap(_rank_features, mesh)
-        captions_of(self.source[0], caption_field)  # fail now, not after training
+    caption_field: str
+    equal_captions: str = "shared"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.equal_captions not in EQUAL_CAPTIONS:
+            raise ValueError(
+                f"equal_captions={self.equal_captions!r}; choose one of {EQUAL_CAPTIONS}."
+            )
+        self._rank = RowMap(_rank_features, self.mesh)
+        captions_of(self.source[0], self.caption_field)  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         images, captions = self.encode_images(
-            model, lambda record: captions_of(record, self._field)
+            model, lambda record: captions_of(record, self.caption_field)
         )
         pairs = Pairs(captions)
         texts = self.encode_texts(model, pairs.texts)
-        if self._equal_captions == "reference":
+        if self.equal_captions == "reference":
             # Each caption a candidate of its own, all with the one feature of its string.
             texts, pairs = texts[pairs.text_of], Pairs(_numbered(captions))
         one_each = np.ones(len(images), np.int32)

@@ -4,14 +4,13 @@ The class weights are CLIP's (arXiv 2103.00020, section 3.1.4): the mean of the 
 features of all prompts of a class, normalised again.
 """
 
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from evaluators.shared.ranking import accuracies, rank_of_label
 from evaluators.shared.records import label_of
@@ -33,41 +32,36 @@ _ID = re.compile(
 )
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(TowersEvaluator):
-    """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance."""
+    """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance.
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: Mesh,
-        *,
-        data: Mapping[str, Any],
-        class_names: Sequence[str] | None = None,
-        templates: Sequence[str] = ("a photo of a {}.",),
-        batch_size: int = 256,
-    ):
-        """Args as the base's; besides:
+    Attributes:
+      data: its records have `label`.
+      class_names: the name of label 0, 1, ... as people say it; by default those of the source.
+      templates: prompts with `{}` in the place of the class name; a class is the mean of all.
 
-        data: name and arguments of a data source whose records have `label`.
-        class_names: the name of label 0, 1, ... as people say it; by default those of the source.
-        templates: prompts with `{}` in the place of the class name; a class is the mean of all.
+    Raises:
+      ValueError: no labels, no class names, names that look like ids, or a template without `{}`.
+    """
 
-        Raises:
-          ValueError: no labels, no class names, names that look like ids, or a template without
-            `{}`.
-        """
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        names = getattr(self.source, "class_names", None) if class_names is None else class_names
+    class_names: Sequence[str] | None = None
+    templates: Sequence[str] = ("a photo of a {}.",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = self.class_names
+        if names is None:
+            names = getattr(self.source, "class_names", None)
         if not names:
-            raise ValueError(f"The source {data['name']!r} names no classes; set class_names.")
-        _check_names(names, given=class_names is not None)
-        wrong = [t for t in templates if t.count("{}") != 1]
-        if wrong or not templates or isinstance(templates, str):
+            raise ValueError(f"The source {self.data['name']!r} names no classes; set class_names.")
+        _check_names(names, given=self.class_names is not None)
+        wrong = [t for t in self.templates if t.count("{}") != 1]
+        if wrong or not self.templates or isinstance(self.templates, str):
             raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
         self._num_classes = len(names)
-        self._prompts = [t.replace("{}", name) for name in names for t in templates]
-        self._rank = RowMap(_rank_of_label, mesh)
+        self._prompts = [t.replace("{}", name) for name in names for t in self.templates]
+        self._rank = RowMap(_rank_of_label, self.mesh)
         self._label_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:

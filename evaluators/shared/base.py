@@ -12,15 +12,18 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
   generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt
 
 Rows are those of `input_pipeline.views.cogvlm`: `images`, `tokens`, `token_types`, `loss_mask`.
+Evaluators from outside this package may derive from the base, and need not.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 
 from evaluators.shared.records import open_source
 from input_pipeline.checks import arguments, parts
+from input_pipeline.preprocess import Preprocess
 
 
 def make_evaluator(name: str, predict_fns, preprocess, mesh: Mesh, **config):
@@ -34,45 +37,44 @@ def make_evaluator(name: str, predict_fns, preprocess, mesh: Mesh, **config):
     return arguments.call("", evaluator, config, predict_fns, preprocess, mesh)
 
 
+@dataclasses.dataclass(eq=False)
 class Evaluator:
-    """What evaluators have in common. Each lists the keys of its config in its own constructor.
+    """What evaluators have in common: the fields from `data` on are the keys of their configs.
+
+    A subclass with keys of its own is such a dataclass too, with `kw_only`. Its `__post_init__`
+    goes on from this one and looks at the first record, to fail now and not after training.
 
     Attributes:
       needs: names of the predict functions that it calls.
-      source: the data, one record at least.
-      predict_fns, preprocess, mesh, batch_size: see the constructor.
+      predict_fns: what the method lets evaluators call, by name.
+      preprocess: of the model.
+      mesh: the devices; rows are split over "data" and "fsdp".
+      data: name and arguments of a data source.
+      batch_size: rows on all devices together; has no influence on the values.
+      source: what `data` describes, one record at least.
+
+    Raises:
+      ValueError: the method lacks a function, or the data is empty.
+      ArgumentError: `data` does not fit the source.
     """
 
-    needs: tuple[str, ...] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        predict_fns: Mapping[str, Callable],
-        preprocess,
-        mesh: Mesh,
-        data: Mapping[str, Any],
-        batch_size: int,
-    ):
-        """
-        Args:
-          predict_fns: what the method lets evaluators call, by name.
-          preprocess: the model's `Preprocess`.
-          mesh: the devices; rows are split over "data" and "fsdp".
-          data: name and arguments of a data source.
-          batch_size: rows on all devices together; has no influence on the values.
+    predict_fns: Mapping[str, Callable]
+    preprocess: Preprocess
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    data: Mapping[str, Any]
+    batch_size: int = 256
 
-        Raises:
-          ValueError: the method lacks a function, or the data is empty.
-          ArgumentError: `data` does not fit the source.
-        """
-        missing = sorted(set(self.needs) - set(predict_fns))
+    def __post_init__(self):
+        missing = sorted(set(self.needs) - set(self.predict_fns))
         if missing:
             raise ValueError(
                 f"This evaluator needs the predict functions {missing}; the method offers "
-                f"{sorted(predict_fns)}. Remove the evaluator or train a method that has them."
+                f"{sorted(self.predict_fns)}. Remove the evaluator or train a method that has them."
             )
-        self.predict_fns, self.preprocess, self.mesh = predict_fns, preprocess, mesh
-        self.source, self.batch_size = open_source(data), batch_size
+        self.source = open_source(self.data)
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Yields (metric name, value), the same on every host.

@@ -11,20 +11,23 @@ from input_pipeline.text.tokenizers import make_tokenizer
 
 
 class TowersEvaluator(Evaluator):
-    """Calls `encode_image` and `encode_text`, see `shared.base`."""
+    """Calls `encode_image` and `encode_text`, see `shared.base`.
+
+    Raises:
+      ValueError: also where the model takes no text.
+    """
 
     needs = ("encode_image", "encode_text")
 
-    def __init__(self, predict_fns, preprocess, mesh, data, batch_size: int):
-        """Args as the base's. Raises ValueError also where the model takes no text."""
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        if preprocess.tokenizer is None:
+    def __post_init__(self):
+        super().__post_init__()
+        if self.preprocess.tokenizer is None:
             raise ValueError("This evaluator needs text, but the model has no tokenizer.")
-        self._encode_image = RowMap(predict_fns["encode_image"], mesh)
-        self._encode_text = RowMap(predict_fns["encode_text"], mesh)
-        self._tokenizer = make_tokenizer(preprocess.tokenizer)
+        self._encode_image = RowMap(self.predict_fns["encode_image"], self.mesh)
+        self._encode_text = RowMap(self.predict_fns["encode_text"], self.mesh)
+        self._tokenizer = make_tokenizer(self.preprocess.tokenizer)
         # Loads it here, not in all threads at once.
-        self._tokenizer([""], preprocess.context_length)
+        self._tokenizer([""], self.preprocess.context_length)
 
     def encode_images(self, model, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
         """Encodes all images of the source to features f32[N, D]; otherwise as `map_images`."""

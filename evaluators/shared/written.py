@@ -4,6 +4,7 @@ Controls show how much of a score needs the image: "blind" replaces every image 
 colour, "shuffled" by the image of another record.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from input_pipeline.views.cogvlm import Rows
 CONTROLS = ("blind", "shuffled")
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class WritingEvaluator(Evaluator):
     """The base of evaluators that score what a model writes.
 
@@ -24,38 +26,29 @@ class WritingEvaluator(Evaluator):
     T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence.
 
     Attributes:
-      template, controls: see the constructor.
+      template: of the prompt, see `input_pipeline.text.templates`.
+      controls: of CONTROLS; each takes as long as the evaluation itself.
+
+    Raises:
+      ValueError: also an unknown name, or preprocessing that does not fit.
     """
 
     needs = ("generate",)
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh,
-        data,
-        template: str,
-        controls: Sequence[str],
-        batch_size: int,
-    ):
-        """Args as the base's, and:
+    template: str
+    controls: Sequence[str] = ()
+    batch_size: int = 64
 
-        template: of the prompt, see `input_pipeline.text.templates`.
-        controls: of CONTROLS; each takes as long as the evaluation itself.
-
-        Raises:
-          ValueError: also an unknown name, or preprocessing that does not fit.
-        """
-        check_template(template)
-        super().__init__(predict_fns, preprocess, mesh, data, batch_size)
-        self._rows = Rows.of(preprocess)
+    def __post_init__(self):
+        check_template(self.template)
+        super().__post_init__()
+        self._rows = Rows.of(self.preprocess)
         if self._rows.image_token_size is None:
             raise ValueError(
                 "This evaluator asks about images; the model has none (image_token_size is None)."
             )
-        self._generate = RowMap(predict_fns["generate"], mesh)
-        self.template, self.controls = template, checked_controls(controls, self.source)
+        self._generate = RowMap(self.predict_fns["generate"], self.mesh)
+        self.controls = checked_controls(self.controls, self.source)
 
     def write(
         self, model, ask: Callable[[int], tuple[int, dict, str]], count: int, control: str | None

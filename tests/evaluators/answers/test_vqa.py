@@ -178,7 +178,7 @@ def test_bad_input_is_explained():
 def test_a_language_model_is_not_asked_about_images():
     preprocess = dataclasses.replace(toy_text.PREPROCESS, image_token_size=None)
     with pytest.raises(ValueError, match="image_token_size"):
-        toy_text.evaluate("vqa", source_of([["a"]]), toy_text.answers([]), None, preprocess)
+        toy_text.evaluate("vqa", source_of([["a"]]), toy_text.answers([]), preprocess=preprocess)
 
 
 def test_scenes_are_answered():

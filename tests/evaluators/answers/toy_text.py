@@ -60,9 +60,10 @@ def answers(texts, blind="", rest=""):
     return {"answers": table}
 
 
-def evaluate(name, source, model, predict_fns=None, preprocess=PREPROCESS, tensor=1, **config):
+def evaluate(
+    name, source, model, predict_fns=PREDICT_FNS, preprocess=PREPROCESS, tensor=1, **config
+):
     """As `toy.evaluate`."""
-    predict_fns = predict_fns or PREDICT_FNS
     return toy.evaluate(name, source, model, tensor, preprocess, predict_fns, **config)
 
 
