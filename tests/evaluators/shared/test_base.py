@@ -90,6 +90,19 @@ def test_each_evaluator_takes_the_keys_it_lists(name):
         make_evaluator(*arguments)
 
 
+def test_one_from_outside_need_not_derive_from_the_base(tmp_path, monkeypatch):
+    code = """class Evaluator:
+    def __init__(self, predict_fns, preprocess, mesh, *, size: int):
+        self.size = size
+    """
+    (tmp_path / "outside_evaluator.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ("outside_evaluator", {}, toy.PREPROCESS, toy.mesh())
+    assert make_evaluator(*arguments, size=3).size == 3
+    with pytest.raises(ArgumentError, match="did you mean 'size'"):
+        make_evaluator(*arguments, sise=3)
+
+
 def test_scenes_serve_every_evaluator():
     data = {"name": "scenes", "split": "val", "size": 12}
     model = {"word": toy.random_model()["word"], "image": np.eye(3, 16, dtype=np.float32)}
