@@ -21,7 +21,7 @@ from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import Labels
 from big_vlp.storage.warm_start import WarmStart
-from evaluators.shared.common import make_evaluator
+from evaluators.shared.base import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.loader import Loader

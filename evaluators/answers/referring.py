@@ -1,24 +1,26 @@
 """Referring expression comprehension: does the box that the model writes fit the phrase?"""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from big_vlp.parallel.processes import raise_together
-from evaluators.answers.vqa import Generator, checked_controls
-from evaluators.shared import common
+from evaluators.shared.rows import NUM_THREADS, gather_rows, load_row
+from evaluators.shared.written import WritingEvaluator
 from input_pipeline.text.boxes import iou, parse_boxes
 from input_pipeline.text.conversations import boxes_of, where_query
-from input_pipeline.text.templates import check_template, make_prompt
+from input_pipeline.text.templates import make_prompt
 
 IOU = 0.5
 
 
-class Evaluator:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Evaluator(WritingEvaluator):
     """Yields `accuracy@0.5`, `mean_iou`, `parse_failures`, all for each control, and
     `accuracy@0.5_baseline` and `accuracy@0.5_chance`.
 
@@ -28,36 +30,17 @@ class Evaluator:
     `parse_failures`. The baseline gives the mean box of the data every time; chance is that of any
     of the image's own boxes, without regard to the phrase.
 
-    Calls `generate`, see `evaluators.answers.vqa`.
+    Attributes:
+      data: its records have `phrases` and `boxes`.
+
+    Raises:
+      ValueError: the data has no boxes, the method cannot generate, or an unknown name.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        template: str = "chat_old",
-        controls: Sequence[str] = (),
-        batch_size: int = 64,
-    ):
-        """Args as every evaluator's, and:
+    template: str = "chat_old"
 
-        data: name and arguments of a data source whose records have `phrases` and `boxes`.
-        template: of the prompt, see `input_pipeline.text.templates`.
-        controls: of `evaluators.answers.vqa.CONTROLS`; each takes as long as the evaluation itself.
-        batch_size: on all devices together; has no influence on the values.
-
-        Raises:
-          ValueError: the data has no boxes, the method cannot generate, or an unknown name.
-        """
-        check_template(template)
-        self._source = common.open_source(data)
-        self._mesh = mesh
-        self._generator = Generator(predict_fns, preprocess, mesh, self._source, batch_size)
-        self._template = template
-        self._controls = checked_controls(controls, self._source)
+    def __post_init__(self):
+        super().__post_init__()
         self._expressions(0)  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
@@ -67,14 +50,14 @@ class Evaluator:
 
         def ask(number):
             row = asked[number].row
-            prompt = make_prompt(self._template, where_query(asked[number].phrase))
-            return row, self._source[row], prompt
+            prompt = make_prompt(self.template, where_query(asked[number].phrase))
+            return row, self.source[row], prompt
 
         def mean(values):
             return float(np.average(values, weights=times))
 
-        for control in (None, *self._controls):
-            texts = self._generator.write(model, ask, len(asked), control)
+        for control in (None, *self.controls):
+            texts = self.write(model, ask, len(asked), control)
             suffix = f"_{control}" if control else ""
             given = [_first_box(text) for text in texts]
             overlap = np.array(
@@ -93,20 +76,20 @@ class Evaluator:
 
     def _all_expressions(self) -> list["Expression"]:
         """Those of all records, on every host; each record is read by one."""
-        count = len(self._source)
+        count = len(self.source)
         own = range(jax.process_index(), count, jax.process_count())
-        read, found, error = functools.partial(common.load_row, self._expressions), {}, None
+        read, found, error = functools.partial(load_row, self._expressions), {}, None
         try:
-            with ThreadPoolExecutor(common.NUM_THREADS) as pool:
+            with ThreadPoolExecutor(NUM_THREADS) as pool:
                 found = dict(zip(own, pool.map(read, own)))
         except Exception as failed:
             error = failed
-        raise_together(self._mesh, error)
-        every = common.gather_rows(found, count)
+        raise_together(self.mesh, error)
+        every = gather_rows(found, count)
         return [Expression(*values) for record in every for values in record]
 
     def _expressions(self, row: int) -> list["Expression"]:
-        record = self._source[row]
+        record = self.source[row]
         try:
             boxes = boxes_of(record)
         except ValueError as error:

@@ -6,19 +6,18 @@ times the precision; equal scores share a threshold. NaN, which scikit-learn ref
 against the model.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from evaluators.shared import common
+from evaluators.shared import base
+from evaluators.shared.rows import RowMap, map_images, num_outputs
 
 # Scores looked up at once: 64 MiB of temporary memory.
 BLOCK = 2**22
 
 
-class Evaluator:
+class Evaluator(base.Evaluator):
     """Yields average precisions, and beside each the `_baseline` that knows label frequencies.
 
     `micro_ap` ranks all (image, class) pairs together. `macro_ap` is the mean over classes, the
@@ -27,46 +26,32 @@ class Evaluator:
     says how many are left. `weighted_ap` weights classes by their images. The baseline gives every
     image the same scores, the frequencies of the labels in this data.
 
-    Calls `classify`, see `shared.common`. Every host holds all logits: 4 bytes per image and
+    Calls `classify`, see `shared.base`. Every host holds all logits: 4 bytes per image and
     class, 1.6 MB for 5,000 images of COCO, 0.5 GB with a head of 24,320 words.
+
+    Attributes:
+      data: its records have `labels`, ids of the head's classes; an image may have none.
+
+    Raises:
+      ValueError: the data has no labels, or the method cannot classify.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        batch_size: int = 256,
-    ):
-        """Args as every evaluator's, and:
+    needs = ("classify",)
 
-        data: name and arguments of a data source whose records have `labels`, ids of the head's
-          classes; an image may have none.
-        batch_size: on all devices together; has no influence on the values.
-
-        Raises:
-          ValueError: the data has no labels, or the method cannot classify.
-        """
-        common.require(predict_fns, "classify")
-        self._source = common.open_source(data)
-        self._classify = predict_fns["classify"]
-        self._logits = common.RowMap(self._classify, mesh)
-        self._preprocess = preprocess
-        self._mesh = mesh
-        self._batch_size = batch_size
-        _labels_of(self._source[0])  # fail now, not after training
+    def __post_init__(self):
+        super().__post_init__()
+        self._logits = RowMap(self.predict_fns["classify"], self.mesh)
+        _labels_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where a label is no class of the head, or no image has any."""
-        num_classes = common.num_outputs(self._classify, model, self._preprocess, self._mesh)
-        scores, labels = common.map_images(
+        num_classes = num_outputs(self.predict_fns["classify"], model, self.preprocess, self.mesh)
+        scores, labels = map_images(
             self._logits,
             model,
-            self._source,
-            self._preprocess,
-            self._batch_size,
+            self.source,
+            self.preprocess,
+            self.batch_size,
             lambda record: _labels_of(record, num_classes),
         )
         if not any(labels):

@@ -6,14 +6,16 @@ takes the highest, and intersections and unions are summed over the whole data s
 stricter: a pixel without a single highest logit, by a tie or NaN, is given to no class.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluators.shared import common
+from evaluators.shared import base
+from evaluators.shared.records import image_of
+from evaluators.shared.rows import RowMap, gather_rows, num_outputs, own_device
 
 NO_CLASS = -1
 # Masks are padded to multiples of this, so that few sizes have to be compiled.
@@ -22,62 +24,52 @@ PAD = 256
 BLOCK_ROWS = 32
 
 
-class Evaluator:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Evaluator(base.Evaluator):
     """Yields `mean_iou`, `pixel_accuracy`, their `_baseline`, and `num_classes_present`.
 
-    Calls `segment`, see `shared.common`; its logits may have any resolution (the reference
+    Calls `segment`, see `shared.base`; its logits may have any resolution (the reference
     resizes those of stride 8 to the mask in one go). Masks hold 0 where a pixel does not count, and
     1 + class elsewhere. The mean is over the classes that occur in the masks. The baseline gives
     every pixel to the most frequent class.
+
+    Attributes:
+      data: its records have `mask`, integers [H, W].
+
+    Raises:
+      ValueError: the data has no masks, the method cannot segment, or the preprocessing crops.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        batch_size: int = 16,
-    ):
-        """Args as every evaluator's, and:
+    needs = ("segment",)
 
-        data: name and arguments of a data source whose records have `mask`, integers [H, W].
-        batch_size: on all devices together; has no influence on the values.
+    batch_size: int = 16
 
-        Raises:
-          ValueError: the data has no masks, the method cannot segment, or the preprocessing crops.
-        """
-        common.require(predict_fns, "segment")
-        if preprocess.resize != "squash":
+    def __post_init__(self):
+        super().__post_init__()
+        if self.preprocess.resize != "squash":
             raise ValueError(
                 "Segmentation needs the whole image: set resize='squash' in the preprocess record, "
-                f"not {preprocess.resize!r}."
+                f"not {self.preprocess.resize!r}."
             )
-        self._source = common.open_source(data)
-        self._segment = predict_fns["segment"]
-        self._logits = common.RowMap(self._segment, mesh)
-        self._preprocess = preprocess
-        self._mesh = mesh
-        self._batch_size = batch_size
-        _mask_of(self._source[0])  # fail now, not after training
+        self._logits = RowMap(self.predict_fns["segment"], self.mesh)
+        _mask_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where a mask has a class that the head lacks, or no pixel counts."""
-        num_classes = common.num_outputs(self._segment, model, self._preprocess, self._mesh)
+        num_classes = num_outputs(self.predict_fns["segment"], model, self.preprocess, self.mesh)
         masks, counts = {}, {}
 
         def load(row):
-            record = self._source[row]
+            record = self.source[row]
             masks[row] = _mask_of(record, num_classes)
-            return {"image": common.image_of(record, self._preprocess)}
+            return {"image": image_of(record, self.preprocess)}
 
-        count = len(self._source)
-        for row, logits in self._logits.local(model, load, count, self._batch_size):
+        count = len(self.source)
+        for row, logits in self._logits.local(model, load, count, self.batch_size):
             mask = masks.pop(row)
             counts[row] = _sparse(count_pixels(mask, label_map(logits, *mask.shape), num_classes))
         total = np.zeros((3, num_classes), np.int64)
-        for classes, *sums in common.gather_rows(counts, count):
+        for classes, *sums in gather_rows(counts, count):
             total[:, np.array(classes, int)] += np.array(sums, np.int64)
         yield from metrics(*total)
 
@@ -131,7 +123,7 @@ def label_map(logits: jax.Array, height: int, width: int) -> np.ndarray:
         _positions(-(-size // PAD) * PAD, size, source)
         for size, source in zip((height, width), logits.shape)
     )
-    with common.own_device(logits):
+    with own_device(logits):
         labels = _label_map(logits, rows, columns)
     return np.asarray(labels)[:height, :width]
 

@@ -3,50 +3,40 @@
 Unlike retrieval, this cannot be won by recognising which things are in the image.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from evaluators.shared import common
+from evaluators.shared.records import captions_of
+from evaluators.shared.towers import TowersEvaluator
 
 
-class Evaluator:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Evaluator(TowersEvaluator):
     """Yields `accuracy`, `pairwise_accuracy` and, beside each, its chance.
 
     `accuracy` is the share of images whose true caption scores strictly above all their hard
     negatives, `pairwise_accuracy` the share of (caption, negative) pairs in the right order. Ties
     and NaN count against the model. Records without `hard_negatives` are left out.
+
+    Attributes:
+      data: its records have `hard_negatives`.
+      caption_field: its first string is the caption that the negatives are variants of.
+
+    Raises:
+      ValueError: the data has no such field, or the method lacks an encoder.
     """
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        caption_field: str = "caption",
-        batch_size: int = 256,
-    ):
-        """Args as every evaluator's, and:
+    caption_field: str = "caption"
 
-        data: name and arguments of a data source whose records have `hard_negatives`.
-        caption_field: its first string is the caption that the negatives are variants of.
-        batch_size: on all devices together; has no influence on the values.
-
-        Raises:
-          ValueError: the data has no such field, or the method lacks an encoder.
-        """
-        self._source = common.open_source(data)
-        self._field = caption_field
-        self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
-        self._candidates(self._source[0])  # fail now, not after training
+    def __post_init__(self):
+        super().__post_init__()
+        self._candidates(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where no record has hard negatives."""
-        images, candidates = self._towers.images(model, self._source, self._candidates)
+        images, candidates = self.encode_images(model, self._candidates)
         if not any(candidates):
             raise ValueError(
                 "No record of this source has hard_negatives; remove the evaluator or choose data "
@@ -54,7 +44,7 @@ class Evaluator:
             )
         flat = [text for own in candidates for text in own]
         distinct = list(dict.fromkeys(flat))
-        features = dict(zip(distinct, self._towers.texts(model, distinct)))
+        features = dict(zip(distinct, self.encode_texts(model, distinct)))
 
         wins = []  # per image: bool[negatives]
         for image, own in zip(images, candidates):
@@ -72,7 +62,7 @@ class Evaluator:
         negatives = list(record.get("hard_negatives", ()))
         if not negatives:
             return []
-        caption = common.captions_of(record, self._field)[0]
+        caption = captions_of(record, self.caption_field)[0]
         if caption in negatives:
             raise ValueError(
                 f"Record {record['id']!r} lists its true caption {caption!r} as a hard negative."

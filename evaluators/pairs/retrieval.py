@@ -7,16 +7,18 @@ caption string, each of them is a right answer for it, which is more lenient: `e
 the rule of the reference too.
 """
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluators.shared import common
+from evaluators.shared.ranking import hits, ranks
+from evaluators.shared.records import captions_of
+from evaluators.shared.rows import RowMap, replicate
+from evaluators.shared.towers import TowersEvaluator
 
 RECALL_AT = (1, 5, 10)
 EQUAL_CAPTIONS = ("shared", "reference")
@@ -24,48 +26,39 @@ EQUAL_CAPTIONS = ("shared", "reference")
 SCORES_PER_DEVICE = 2**24
 
 
-class Evaluator:
-    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}`."""
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Evaluator(TowersEvaluator):
+    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}`.
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        caption_field: str,
-        equal_captions: str = "shared",
-        batch_size: int = 256,
-    ):
-        """Args as every evaluator's, and:
+    Attributes:
+      caption_field: whose captions are searched; any number per image.
+      equal_captions: "shared": a caption is right for every image that carries this very string.
+        "reference": only for its own image, as in the code of COSMOS and CLIP; two equal ones
+        then tie.
 
-        data: name and arguments of the data source.
-        caption_field: whose captions are searched; any number per image.
-        equal_captions: "shared": a caption is right for every image that carries this very string.
-          "reference": only for its own image, as in the code of COSMOS and CLIP; two equal ones
-          then tie.
-        batch_size: on all devices together; has no influence on the values.
+    Raises:
+      ValueError: the data has no such field, the method lacks an encoder, or an unknown rule.
+    """
 
-        Raises:
-          ValueError: the data has no such field, the method lacks an encoder, or an unknown rule.
-        """
-        self._source = common.open_source(data)
-        if equal_captions not in EQUAL_CAPTIONS:
-            raise ValueError(f"equal_captions={equal_captions!r}; choose one of {EQUAL_CAPTIONS}.")
-        self._field, self._equal_captions = caption_field, equal_captions
-        self._mesh = mesh
-        self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
-        self._rank = common.RowMap(_rank_features, mesh)
-        common.captions_of(self._source[0], caption_field)  # fail now, not after training
+    caption_field: str
+    equal_captions: str = "shared"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.equal_captions not in EQUAL_CAPTIONS:
+            raise ValueError(
+                f"equal_captions={self.equal_captions!r}; choose one of {EQUAL_CAPTIONS}."
+            )
+        self._rank = RowMap(_rank_features, self.mesh)
+        captions_of(self.source[0], self.caption_field)  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        images, captions = self._towers.images(
-            model, self._source, lambda record: common.captions_of(record, self._field)
+        images, captions = self.encode_images(
+            model, lambda record: captions_of(record, self.caption_field)
         )
         pairs = Pairs(captions)
-        texts = self._towers.texts(model, pairs.texts)
-        if self._equal_captions == "reference":
+        texts = self.encode_texts(model, pairs.texts)
+        if self.equal_captions == "reference":
             # Each caption a candidate of its own, all with the one feature of its string.
             texts, pairs = texts[pairs.text_of], Pairs(_numbered(captions))
         one_each = np.ones(len(images), np.int32)
@@ -79,8 +72,8 @@ class Evaluator:
         def load(row):
             return {"feature": queries[row], "positive": _one_hot(right[row], len(candidates))}
 
-        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * self._mesh.size
-        params = common.replicate((candidates, weight), self._mesh)
+        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * self.mesh.size
+        params = replicate((candidates, weight), self.mesh)
         return self._rank(params, load, len(queries), rows)
 
 
@@ -111,33 +104,6 @@ class Pairs:
                 self.images_of[text].append(image)
 
 
-def retrieval_metrics(similarity: np.ndarray, caption_owner: np.ndarray) -> dict[str, float]:
-    """The evaluator's metrics from a similarity matrix, all captions taken as different.
-
-    Args:
-      similarity: f32[I, T], image i against caption t.
-      caption_owner: i32[T], the image that each caption belongs to; every image owns at least one.
-
-    Returns:
-      metric name -> value.
-
-    Raises:
-      ValueError: an image without a caption.
-    """
-    num_images, num_texts = similarity.shape
-    lonely = sorted(set(range(num_images)) - set(np.asarray(caption_owner).tolist()))
-    if lonely:
-        raise ValueError(f"Every image needs a caption; images {lonely[:10]} have none.")
-    right = np.asarray(caption_owner)[None, :] == np.arange(num_images)[:, None]
-    names = _numbered([np.flatnonzero(row) for row in right])
-    # `Pairs` lists captions image by image, so bring the columns into that order.
-    order = np.concatenate([np.flatnonzero(row) for row in right])
-    similarity, right = jnp.asarray(similarity)[:, order], right[:, order]
-    image_ranks = common.ranks(similarity, right, np.ones(num_texts, np.int32))
-    text_ranks = common.ranks(similarity.T, right.T, np.ones(num_images, np.int32))
-    return dict(_metrics(Pairs(names), np.asarray(image_ranks), np.asarray(text_ranks)))
-
-
 def _numbered(captions: Sequence[Sequence]) -> list[list[str]]:
     """In the place of each caption a string that no other has."""
     numbers = itertools.count()
@@ -148,7 +114,7 @@ def _rank_features(params, batch):
     candidates, weight = params
     # Full precision: the default on TPU (bfloat16) would make ties out of close scores.
     scores = jnp.matmul(batch["feature"], candidates.T, precision="highest")
-    return common.ranks(scores, batch["positive"], weight)
+    return ranks(scores, batch["positive"], weight)
 
 
 def _metrics(pairs: Pairs, image_ranks, text_ranks) -> Iterator[tuple[str, float]]:
@@ -161,7 +127,7 @@ def _metrics(pairs: Pairs, image_ranks, text_ranks) -> Iterator[tuple[str, float
         ("text_to_image", text_ranks[pairs.text_of], right_images[pairs.text_of], num_images),
     ):
         for k in RECALL_AT:
-            yield f"{direction}_R@{k}", float(np.mean(common.hits(rank, k, candidates)))
+            yield f"{direction}_R@{k}", float(np.mean(hits(rank, k, candidates)))
         yield f"{direction}_mean_rank", float(np.mean(rank)) + 1
         yield f"{direction}_median_rank", float(np.floor(np.median(rank))) + 1
         for k in RECALL_AT:

@@ -4,15 +4,18 @@ The class weights are CLIP's (arXiv 2103.00020, section 3.1.4): the mean of the 
 features of all prompts of a class, normalised again.
 """
 
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluators.shared import common
+from evaluators.shared.ranking import accuracies, rank_of_label
+from evaluators.shared.records import label_of
+from evaluators.shared.rows import RowMap, replicate
+from evaluators.shared.towers import TowersEvaluator
 
 # What data sets call classes where they do not name them.
 _ID = re.compile(
@@ -29,61 +32,52 @@ _ID = re.compile(
 )
 
 
-class Evaluator:
-    """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance."""
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Evaluator(TowersEvaluator):
+    """Yields `top1_accuracy`, `top5_accuracy`, `mean_per_class_recall` and their chance.
 
-    def __init__(
-        self,
-        predict_fns,
-        preprocess,
-        mesh: jax.sharding.Mesh,
-        *,
-        data: Mapping[str, Any],
-        class_names: Sequence[str] | None = None,
-        templates: Sequence[str] = ("a photo of a {}.",),
-        batch_size: int = 256,
-    ):
-        """Args as every evaluator's, and:
+    Attributes:
+      data: its records have `label`.
+      class_names: the name of label 0, 1, ... as people say it; by default those of the source.
+      templates: prompts with `{}` in the place of the class name; a class is the mean of all.
 
-        data: name and arguments of a data source whose records have `label`.
-        class_names: the name of label 0, 1, ... as people say it; by default those of the source.
-        templates: prompts with `{}` in the place of the class name; a class is the mean of all.
-        batch_size: on all devices together; has no influence on the values.
+    Raises:
+      ValueError: no labels, no class names, names that look like ids, or a template without `{}`.
+    """
 
-        Raises:
-          ValueError: no labels, no class names, names that look like ids, or a template without
-            `{}`.
-        """
-        self._source = common.open_source(data)
-        names = getattr(self._source, "class_names", None) if class_names is None else class_names
+    class_names: Sequence[str] | None = None
+    templates: Sequence[str] = ("a photo of a {}.",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = self.class_names
+        if names is None:
+            names = getattr(self.source, "class_names", None)
         if not names:
-            raise ValueError(f"The source {data['name']!r} names no classes; set class_names.")
-        _check_names(names, given=class_names is not None)
-        wrong = [t for t in templates if t.count("{}") != 1]
-        if wrong or not templates or isinstance(templates, str):
+            raise ValueError(f"The source {self.data['name']!r} names no classes; set class_names.")
+        _check_names(names, given=self.class_names is not None)
+        wrong = [t for t in self.templates if t.count("{}") != 1]
+        if wrong or not self.templates or isinstance(self.templates, str):
             raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
         self._num_classes = len(names)
-        self._prompts = [t.replace("{}", name) for name in names for t in templates]
-        self._batch_size = batch_size
-        self._mesh = mesh
-        self._towers = common.Towers(predict_fns, preprocess, mesh, batch_size)
-        self._rank = common.RowMap(_rank_of_label, mesh)
-        self._label_of(self._source[0])  # fail now, not after training
+        self._prompts = [t.replace("{}", name) for name in names for t in self.templates]
+        self._rank = RowMap(_rank_of_label, self.mesh)
+        self._label_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        weights = zeroshot_weights(self._towers.texts(model, self._prompts), self._num_classes)
-        images, labels = self._towers.images(model, self._source, self._label_of)
+        weights = zeroshot_weights(self.encode_texts(model, self._prompts), self._num_classes)
+        images, labels = self.encode_images(model, self._label_of)
         labels = np.array(labels, np.int32)
 
         def load(row):
             return {"feature": images[row], "label": labels[row]}
 
-        params = common.replicate(weights, self._mesh)
-        rank = self._rank(params, load, len(images), self._batch_size)
-        yield from common.accuracies(rank, labels, self._num_classes)
+        params = replicate(weights, self.mesh)
+        rank = self._rank(params, load, len(images), self.batch_size)
+        yield from accuracies(rank, labels, self._num_classes)
 
     def _label_of(self, record) -> int:
-        return common.label_of(record, self._num_classes)
+        return label_of(record, self._num_classes)
 
 
 def _check_names(names: Sequence[str], given: bool) -> None:
@@ -123,4 +117,4 @@ def _normalise(x: np.ndarray) -> np.ndarray:
 
 def _rank_of_label(weights, batch):
     scores = jnp.matmul(batch["feature"], weights, precision="highest")  # [B, C]
-    return common.rank_of_label(scores, batch["label"])
+    return rank_of_label(scores, batch["label"])

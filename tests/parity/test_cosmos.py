@@ -22,10 +22,10 @@ from big_vlp.methods.shared import pairs
 from big_vlp.models.towers.vit import resize_positions
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
-from evaluators.pairs.retrieval import retrieval_metrics
 from evaluators.pairs.zeroshot import zeroshot_weights
 from input_pipeline.text.captions import sample, sample_captions, split_sentences
 from input_pipeline.text.tokenizers import make_tokenizer
+from tests.evaluators.pairs.toy_matrix import retrieval_metrics
 from tests.parity.fixtures import fixtures, micro_batches
 
 TOLERANCE = 3e-5  # of an array's largest magnitude

@@ -18,7 +18,7 @@ from big_vlp.methods import make_method
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.parallel.meshes import make_mesh
-from evaluators.shared.common import RowMap
+from evaluators.shared.rows import RowMap
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.views.cogvlm import Rows
 from tests.big_vlp.generation.toy_generation import (

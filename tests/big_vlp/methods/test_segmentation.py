@@ -13,7 +13,7 @@ from big_vlp.methods import make_method, segmentation
 from big_vlp.parallel import meshes
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
-from evaluators.shared.common import make_evaluator
+from evaluators.shared.base import make_evaluator
 from input_pipeline.preprocess import Preprocess
 
 CLASSES, SIZE, BATCH = 3, 32, 4

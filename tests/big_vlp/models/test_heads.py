@@ -14,7 +14,7 @@ from big_vlp.models.towers.catlip_vit import Classifier
 from big_vlp.models.towers.text import TextTransformer
 from big_vlp.models.towers.vit import ViT
 from evaluators.labels.average_precision import average_precision
-from evaluators.shared.common import rank_of_label
+from evaluators.shared.ranking import rank_of_label
 
 HALF = jnp.bfloat16
 ROWS, WIDTH, CLASSES = 2000, 64, 1000

@@ -19,7 +19,7 @@ from big_vlp.run.lease import Lease, LeaseError
 from big_vlp.run.log import LOG_FILE, LogError, MetricLog, read_log
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.train import train
-from evaluators.shared.common import RowMap
+from evaluators.shared.rows import RowMap
 from input_pipeline.checks.paths import PathError
 from input_pipeline.loader import Loader
 from input_pipeline.sources.scenes import Source

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from evaluators.shared.base import make_evaluator
 from input_pipeline.sources import make_source
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
@@ -122,7 +123,7 @@ def test_scenes_have_one_right_box_for_each_phrase():
     def generate(model, batch):
         return np.full((len(batch["tokens"]), 4), 2, np.int32)
 
-    evaluator = toy.common.make_evaluator(
+    evaluator = make_evaluator(
         "referring",
         {"generate": generate},
         toy_text.PREPROCESS,

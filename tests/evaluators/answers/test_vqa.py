@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from evaluators.answers.vqa import image_for, normalise, soft_accuracy
+from evaluators.answers.vqa import normalise, soft_accuracy
+from evaluators.shared.base import make_evaluator
+from evaluators.shared.written import image_for
 from input_pipeline.sources import make_source
 from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
@@ -176,7 +178,7 @@ def test_bad_input_is_explained():
 def test_a_language_model_is_not_asked_about_images():
     preprocess = dataclasses.replace(toy_text.PREPROCESS, image_token_size=None)
     with pytest.raises(ValueError, match="image_token_size"):
-        toy_text.evaluate("vqa", source_of([["a"]]), toy_text.answers([]), None, preprocess)
+        toy_text.evaluate("vqa", source_of([["a"]]), toy_text.answers([]), preprocess=preprocess)
 
 
 def test_scenes_are_answered():
@@ -188,7 +190,7 @@ def test_scenes_are_answered():
     def generate(model, batch):
         return np.broadcast_to(yes, (len(batch["tokens"]), len(yes)))
 
-    evaluator = toy.common.make_evaluator(
+    evaluator = make_evaluator(
         "vqa",
         {"generate": generate},
         toy_text.PREPROCESS,

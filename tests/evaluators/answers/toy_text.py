@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluators.shared import common
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.text.boxes import format_boxes
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -61,24 +60,11 @@ def answers(texts, blind="", rest=""):
     return {"answers": table}
 
 
-def evaluate(name, source, model, predict_fns=None, preprocess=PREPROCESS, tensor=1, **config):
-    """All that an evaluator yields, with `source` in the place of what `data` describes."""
-    original = common.make_source
-    common.make_source = lambda name: source
-    devices = toy.mesh(tensor)
-    try:
-        evaluator = common.make_evaluator(
-            name,
-            predict_fns or PREDICT_FNS,
-            preprocess,
-            devices,
-            data={"name": "toy"},
-            **config,
-        )
-    finally:
-        common.make_source = original
-    with jax.set_mesh(devices):  # as jobs do
-        return dict(evaluator.run(model))
+def evaluate(
+    name, source, model, predict_fns=PREDICT_FNS, preprocess=PREPROCESS, tensor=1, **config
+):
+    """As `toy.evaluate`."""
+    return toy.evaluate(name, source, model, tensor, preprocess, predict_fns, **config)
 
 
 def world(size=11):

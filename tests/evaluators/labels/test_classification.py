@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from evaluators.shared import common
+from evaluators.shared.base import make_evaluator
 from tests.evaluators.shared import toy
 
 LABELS = [0, 0, 0, 0, 1, 2, 3, 4]
@@ -62,7 +62,7 @@ def test_bad_input_is_explained():
     with pytest.raises(ValueError, match="'toy-0' has no label"):
         toy.evaluate("classification", toy.ToySource({"caption": [["?"]]}), {})
     with pytest.raises(ValueError, match=r"predict functions \['classify'\].*\['encode_image'\]"):
-        common.make_evaluator(
+        make_evaluator(
             "classification",
             {"encode_image": None},
             toy.PREPROCESS,
@@ -90,7 +90,7 @@ def test_scenes_and_a_model_without_text():
 
     data = {"name": "scenes", "split": "val", "size": 24}
     arguments = ({"classify": jax.jit(classify)}, preprocess, toy.mesh())
-    evaluator = common.make_evaluator("classification", *arguments, data=data)
+    evaluator = make_evaluator("classification", *arguments, data=data)
     values = dict(evaluator.run(model))
     assert values["top1_accuracy_chance"] == 1 / 8
     assert all(np.isfinite(value) for value in values.values())

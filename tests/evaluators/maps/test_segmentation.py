@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from evaluators.maps import segmentation as seg
-from evaluators.shared import common
+from evaluators.shared.base import make_evaluator
+from input_pipeline.sources import make_source
 from tests.evaluators.shared import toy
 
 
@@ -138,14 +139,14 @@ def test_bad_input_is_explained():
 def test_scenes_serve_segmentation():
     """A model that gives every pixel to class 3 is right as often as the masks hold it."""
     preprocess = dataclasses.replace(toy.WHOLE, image_size=32)
-    source = common.make_source("scenes", split="val", size=6)
+    source = make_source("scenes", split="val", size=6)
 
     def segment(model, batch):
         grey = batch["image"].astype(jnp.float32).mean(axis=-1)
         return grey[..., None] * model
 
     data = {"name": "scenes", "split": "val", "size": 6}
-    evaluator = common.make_evaluator(
+    evaluator = make_evaluator(
         "segmentation", {"segment": segment}, preprocess, toy.mesh(), data=data
     )
     values = dict(evaluator.run(jnp.eye(8)[3]))

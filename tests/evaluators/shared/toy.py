@@ -9,14 +9,16 @@ import io
 import json
 import os
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from evaluators.shared import common
+from evaluators.shared import base, records
 from input_pipeline.preprocess import Preprocess
+from input_pipeline.text.tokenizers import make_tokenizer
 
 PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=12)
 WHOLE = dataclasses.replace(PREPROCESS, resize="squash")
@@ -92,13 +94,14 @@ def random_model(seed=0, images=128, width=16):
 
 def knowing_model(captions, **kwargs):
     """A model whose image features are the features of the given captions, one per image."""
-    from input_pipeline.text.tokenizers import make_tokenizer
-
     model = random_model(**kwargs)
-    tokens = make_tokenizer("clip")(captions, PREPROCESS.context_length)
-    features = np.asarray(encode_text(model, {"tokens": jnp.asarray(tokens)}))
-    model["image"][: len(captions)] = features
+    model["image"][: len(captions)] = text_features(model, captions)
     return model
+
+
+def text_features(model, texts):
+    tokens = make_tokenizer("clip")(texts, PREPROCESS.context_length)
+    return np.asarray(encode_text(model, {"tokens": jnp.asarray(tokens)}))
 
 
 def mesh(tensor=1):
@@ -106,17 +109,15 @@ def mesh(tensor=1):
     return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
 
 
-def evaluate(name, source, model, tensor=1, preprocess=PREPROCESS, **config):
+def evaluate(
+    name, source, model, tensor=1, preprocess=PREPROCESS, predict_fns=PREDICT_FNS, **config
+):
     """All that an evaluator yields, with `source` in the place of what `data` describes."""
-    original = common.make_source
-    common.make_source = lambda name: source
     devices = mesh(tensor)
-    try:
-        evaluator = common.make_evaluator(
-            name, PREDICT_FNS, preprocess, devices, data={"name": "toy"}, **config
+    with mock.patch.object(records, "make_source", lambda name: source):
+        evaluator = base.make_evaluator(
+            name, predict_fns, preprocess, devices, data={"name": "toy"}, **config
         )
-    finally:
-        common.make_source = original
     with jax.set_mesh(devices):  # as jobs do
         return dict(evaluator.run(model))
 

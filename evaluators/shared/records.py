@@ -1,0 +1,68 @@
+"""What evaluators read from data: a source, and the fields of its records."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.checks import arguments
+from input_pipeline.images.crops import eval_image
+from input_pipeline.sources import make_source
+
+
+def open_source(data: Mapping[str, Any]):
+    """Builds the source that `data` (name and arguments) describes; it must not be empty."""
+    source = arguments.call("data", make_source, data)
+    if len(source) == 0:
+        raise ValueError(f"The data source {dict(data)} has no records to evaluate.")
+    return source
+
+
+def image_of(record: Mapping[str, Any], preprocess) -> np.ndarray:
+    """The record's evaluation image u8[S, S, 3].
+
+    Raises:
+      ValueError: it cannot be decoded.
+    """
+    try:
+        return eval_image(record["image"], preprocess)
+    except ValueError as error:
+        raise ValueError(f"Record {record['id']!r}: {error}") from error
+
+
+def label_of(record: Mapping[str, Any], num_classes: int | None = None) -> int:
+    """The record's label, below `num_classes` if that is known.
+
+    Raises:
+      ValueError: it has none, or one that is no class.
+    """
+    if "label" not in record:
+        raise ValueError(f"Record {record['id']!r} has no label; use labelled data.")
+    label = int(record["label"])
+    if num_classes is not None and not 0 <= label < num_classes:
+        raise ValueError(
+            f"Record {record['id']!r} has label {label}, which is none of {num_classes} classes; "
+            "check the data and its class names."
+        )
+    return label
+
+
+def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
+    """The record's captions in one field.
+
+    Raises:
+      ValueError: the record has no such field, or it is not a non-empty list of strings.
+    """
+    captions = record["captions"]
+    if field not in captions:
+        raise ValueError(
+            f"Record {record['id']!r} has no caption field {field!r}; set caption_field to one of "
+            f"{list(captions)}."
+        )
+    texts = captions[field]
+    if isinstance(texts, str) or not texts:
+        raise ValueError(
+            f"Caption field {field!r} of record {record['id']!r} must be a non-empty list of "
+            f"strings, not {texts!r}; prepare the data again."
+        )
+    return list(texts)
