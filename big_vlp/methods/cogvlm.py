@@ -180,7 +180,7 @@ class Method(base.Method):
         return dead_parameters(self.network)
 
     def predict_fns(self):
-        """`token_losses` and `generate` (greedy), see `evaluators.shared.common`."""
+        """`token_losses` and `generate` (greedy), see `evaluators.shared.base`."""
         rows = Rows.of(self.preprocess)
         write = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
 
