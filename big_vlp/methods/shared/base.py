@@ -30,10 +30,12 @@ class Method:
     take several times as long as their default for fp32 (see `models.layers.network`).
 
     Attributes:
+      dtype: see above; frozen parameters are kept in it.
       ema_decay: share of the old average that stays after a step; None keeps no average.
       vocab_size: how many token ids its text input knows; None where it takes no text.
     """
 
+    dtype: str = "float32"
     ema_decay: float | None = None
     vocab_size: int | None = None
 
