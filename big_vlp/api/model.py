@@ -211,20 +211,19 @@ class Model:
         prompts = _strings(prompts, "prompts")
         with explained("strategy"):
             check_strategy(strategy)
-        rows: list[list[bytes]] = [[]]  # the images of each prompt
+        contexts: list[list[bytes]] = [[]]  # the image, if any, of each prompt
         if images is not None:
-            rows = [
-                [read(image, number, _decodable)] for number, image in enumerate(as_list(images))
-            ]
-        if len(rows) != len(prompts) and 1 not in (len(rows), len(prompts)):
+            numbered = enumerate(as_list(images))
+            contexts = [[read(image, number, _decodable)] for number, image in numbered]
+        if len(contexts) != len(prompts) and 1 not in (len(contexts), len(prompts)):
             raise ModelError(
-                f"{len(rows)} images and {len(prompts)} prompts: give as many of both, or one."
+                f"{len(contexts)} images and {len(prompts)} prompts: give as many of both, or one."
             )
-        answers = []
-        for number in range(max(len(rows), len(prompts)) if rows and prompts else 0):
-            if number < len(rows):  # else the same image again
+        count, answers = max(len(contexts), len(prompts)), []
+        for number in range(count if contexts and prompts else 0):
+            if number < len(contexts):  # else the same image again
                 with explained("template"):
-                    conversation = Conversation(self._writer, rows[number], template)
+                    conversation = Conversation(self._writer, contexts[number], template)
             conversation.history.clear()
             key = jax.random.fold_in(jax.random.key(seed), number)
             asked = min(number, len(prompts) - 1)

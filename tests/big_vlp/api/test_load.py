@@ -21,6 +21,7 @@ from input_pipeline.images.crops import eval_image
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.text.tokenizers import make_tokenizer
 from tests.big_vlp.methods.toy_cogvlm_method import fast_jit, make_model
+from tests.test_stored import EXPECTED, unpacked
 from tests.tiny_config import get_config
 
 CATLIP = {"width": 16, "layers": 1, "heads": 2, "num_positions": 4}
@@ -39,7 +40,7 @@ SECTIONS = {
     "transfer": (
         {
             "tower": "vit",
-            "model": {"patch_size": 8, "width": 16, "layers": 1, "heads": 2},
+            "model": {"patch_size": 8, "width": 16, "layers": 1, "heads": 2, "embed_dim": 8},
             "num_classes": 3,
         },
         Preprocess(16),
@@ -66,6 +67,14 @@ for name in ("clip", "cosmos"):
     config = get_config(f"method={name}")
     section = config.method.to_dict()
     SECTIONS[section.pop("name")] = section, Preprocess(**config.preprocess), None
+EXAMPLE = """
+import big_vlp
+
+model = big_vlp.load("runs/demo")
+features = model.encode_image(["a.jpg", "a.jpg"])
+print(model.similarity("a.jpg", ["a red circle", "a blue square"]))
+print(model.zero_shot("a.jpg", ["red circle", "blue square"]))
+"""
 DIFFERENT = np.random.default_rng(0).integers(0, 256, (7, 20, 30, 3), dtype=np.uint8)
 
 
@@ -210,6 +219,15 @@ def test_the_average_is_the_default(directories):
         assert model.stored.weights == read
 
 
+@pytest.mark.parametrize("name", ["model", "cosmos"])
+def test_what_a_run_left(name, tmp_path):
+    pixels = (np.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3) * 7 % 256).astype(np.uint8)
+    found = big_vlp.load(unpacked(name, tmp_path)).encode_image(pixels)
+    assert found.shape == (2, 4)
+    if name == "model":
+        np.testing.assert_allclose(found, EXPECTED["model"]["image"], atol=1e-5)
+
+
 # Pairs
 
 
@@ -237,6 +255,15 @@ def test_zero_shot(models, directories):
     assert np.abs(found - model.zero_shot(DIFFERENT, NAMES)).max() > 1e-4
     single = model.zero_shot(DIFFERENT, NAMES, "a photo of a {}.")
     np.testing.assert_array_equal(single, model.zero_shot(DIFFERENT, NAMES))
+
+
+def test_an_example(directories, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(png(DIFFERENT[0]))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(directories["cosmos"])
+    exec(EXAMPLE, {})
+    assert capsys.readouterr().out.count("[[") == 2
 
 
 # Classes
