@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from big_vlp import trees
-from big_vlp.api.errors import ModelError, explained
+from big_vlp.api.errors import ModelError
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Strategy, generate, stream
@@ -78,6 +78,7 @@ class Writer:
     Raises:
       CheckpointError: it is no model directory.
       ModelError: it is not that of a CogVLM with a tokenizer, or cannot be split like that.
+      OSError: its tokenizer is missing.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Writer:
         self._mesh = meshes.make_mesh(tensor=devices, devices=jax.devices()[:devices])
         method = stored.make_method()
         self._preprocess, model = preprocess, method.cogvlm
-        with explained(directory):
+        try:
             self.rows = Rows.of(preprocess)
+        except ValueError as error:
+            raise ModelError(f"{directory}: {error} Convert the model again.") from error
         if self.rows.text.vocab_size > model.text["vocab_size"]:
             raise ModelError(
                 f"The tokenizer {preprocess.tokenizer!r} has {self.rows.text.vocab_size} tokens, "
