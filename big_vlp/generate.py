@@ -6,270 +6,22 @@ come, notes and errors to standard error.
 """
 
 import argparse
-import itertools
-import re
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 
-from big_vlp import trees
+from big_vlp.api.conversation import GROUNDING, Conversation
 from big_vlp.api.draw_boxes import draw_boxes, labelled_boxes
-from big_vlp.augment.photometric import normalise
+from big_vlp.api.writer import Writer
 from big_vlp.generation.beams import Beams
-from big_vlp.generation.sampling import Sampling, Strategy, check_strategy, generate, stream
-from big_vlp.parallel import meshes
-from big_vlp.storage.checkpoint import CheckpointError
-from big_vlp.storage.model_dir import open_model
+from big_vlp.generation.sampling import Sampling, Strategy, check_strategy
 from input_pipeline.checks import unicode
+from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.checks.ranges import SEED
-from input_pipeline.images.crops import decode, eval_image
+from input_pipeline.images.crops import decode
 from input_pipeline.text import templates
-from input_pipeline.text.boxes import BOX_FORM, find_boxes, parse_boxes
-from input_pipeline.text.conversations import GROUNDED_QUERY, REGION_QUERY, where_query
-from input_pipeline.views.cogvlm import LANGUAGE, VISION, Rows
-
-IMAGE = "<image>"
-GROUNDING = "grounding"
-PROMPT_MULTIPLE = 128  # one compiled program for prompts of up to so many tokens more
-
-
-class Answer(NamedTuple):
-    """What a model wrote.
-
-    ended: by itself; else there was no more room. forgotten: rounds that the context had no room
-    for.
-    """
-
-    text: str
-    ended: bool
-    forgotten: int
-
-
-class Prompt(NamedTuple):
-    """tokens, types: i32[1, T] as of `models.layout`; layout: see `CogVLM`; text: how many tokens
-    of text there are."""
-
-    tokens: np.ndarray
-    types: np.ndarray
-    layout: str
-    text: int
-
-
-def lay_out(rows: Rows, prompt: str, num_images: int) -> Prompt:
-    """A row of images and text.
-
-    Images stand where the prompt says <image>, or if it never does in front, a line end between
-    them.
-
-    Raises:
-      ValueError: the prompt names another number of images.
-    """
-    places = prompt.count(IMAGE)
-    if places == 0 and num_images:
-        pieces = ["", *["\n"] * (num_images - 1), prompt]
-    elif places == num_images:
-        first, *others = prompt.split(IMAGE)
-        pieces = [first.rstrip(" ") if others else first, *(p.lstrip(" ") for p in others)]
-        # Two images need a token between them.
-        pieces[1:-1] = [piece.rstrip(" ") or "\n" for piece in pieces[1:-1]]
-    else:
-        raise ValueError(
-            f"The prompt says {IMAGE} {places} times, but the number of images is {num_images}: "
-            "give each with --image."
-        )
-    tokens, types = [rows.text.bos_id], [LANGUAGE]
-    for i, piece in enumerate(pieces):
-        if i:
-            tokens += [rows.text.pad_id] * rows.num_slots
-            types += [VISION] * rows.num_slots
-        ids = rows.text.encode(piece)
-        tokens += ids
-        types += [LANGUAGE] * len(ids)
-    static = num_images == 1 and types[1] == VISION
-    arrays = (np.array([row], np.int32) for row in (tokens, types))
-    return Prompt(*arrays, "static" if static else "general", types.count(LANGUAGE) - 1)
-
-
-class Writer:
-    """A model that writes.
-
-    Args:
-      directory: of the model.
-      weights: see `open_model`.
-      devices: how many the model is split over.
-
-    Raises:
-      CheckpointError: it is no model directory.
-      ValueError: it is not that of a CogVLM with a tokenizer, or cannot be split like that.
-      OSError: its tokenizer is missing.
-    """
-
-    def __init__(self, directory: str, weights: str | None = None, devices: int = 1):
-        stored = open_model(directory, weights)
-        name, preprocess = stored.meta["config"]["method"]["name"], stored.preprocess
-        if name != "cogvlm":
-            raise ValueError(f"{directory} holds a model of {name!r}; only 'cogvlm' writes text.")
-        if not 1 <= devices <= jax.device_count():
-            raise ValueError(f"devices={devices}: there are {jax.device_count()}.")
-        self._mesh = meshes.make_mesh(tensor=devices, devices=jax.devices()[:devices])
-        method = stored.make_method()
-        self._preprocess, model = preprocess, method.network
-        try:
-            self.rows = Rows.of(preprocess)
-        except ValueError as error:
-            raise ValueError(f"{directory}: {error} Convert the model again.") from error
-        if self.rows.text.vocab_size > model.text["vocab_size"]:
-            raise ValueError(
-                f"The tokenizer {preprocess.tokenizer!r} has {self.rows.text.vocab_size} tokens, "
-                f"the model {model.text['vocab_size']}: it is another model's."
-            )
-        self._model, self._params = model, stored.load(self._mesh)
-        self._lora_active = method.lora_active
-        self._encode = jax.jit(
-            lambda params, images: model.apply(
-                trees.variables(params),
-                normalise(images, preprocess.mean, preprocess.std),
-                method="encode_images",
-            )
-        )
-
-    def features(self, images: Sequence[bytes]):
-        """Features [1, I, N + 2, D] of encoded images; None where there are none.
-
-        Raises:
-          ValueError: one cannot be decoded, or the model has no image tower.
-        """
-        if not images:
-            return None
-        if self._model.image is None:
-            raise ValueError("This is a language model: ask it without an image.")
-        pixels = np.stack([eval_image(data, self._preprocess) for data in images])
-        with jax.set_mesh(self._mesh), self._lora_active():
-            return self._encode(self._params, pixels[None])
-
-    def write(
-        self,
-        prompt: Prompt,
-        features,
-        max_new_tokens: int,
-        strategy: Strategy = None,
-        key=None,
-        on_text: Callable[[str], None] = lambda text: None,
-    ) -> tuple[str, bool]:
-        """The continuation of a prompt, and whether it ended by itself.
-
-        Args:
-          max_new_tokens: at most so many, and no more than the context has room for.
-          strategy, key: see `generation.generate`.
-          on_text: called with each piece of text as it comes; at the end with beam search.
-
-        Raises:
-          ValueError: the context has no room for one more token.
-        """
-        room = self.rows.context_length - prompt.text
-        if room < 1:
-            raise ValueError(
-                f"The prompt has {prompt.text} tokens of text; the model's context takes "
-                f"{self.rows.context_length} with the answer. Ask something shorter."
-            )
-        text = self.rows.text
-        arguments = self._model, self._params, prompt.tokens, prompt.types, features
-        options = dict(eos_id=text.eos_id, pad_id=text.pad_id, strategy=strategy, key=key)
-        options |= dict(layout=prompt.layout, multiple=PROMPT_MULTIPLE)
-        options["max_new_tokens"] = max_new_tokens
-        with jax.set_mesh(self._mesh), self._lora_active():
-            if isinstance(strategy, Beams):
-                options["max_new_tokens"] = min(max_new_tokens, room)
-                ids = np.asarray(generate(*arguments, **options))[0].tolist()
-            else:
-                tokens = itertools.islice(stream(*arguments, **options), room)
-                ids = (int(token[0]) for token in tokens)
-            return self._read(ids, on_text)
-
-    def _read(self, ids, on_text) -> tuple[str, bool]:
-        kept, shown, ended = [], "", False
-        for token in ids:
-            ended = token == self.rows.text.eos_id
-            if ended:
-                break
-            kept.append(token)
-            whole = self.rows.text.decode(kept)
-            if not whole.endswith("\ufffd"):  # a character of which bytes are to come
-                on_text(whole[len(shown) :])
-                shown = whole
-        whole = self.rows.text.decode(kept)
-        on_text(whole[len(shown) :])
-        return whole, ended
-
-
-class Conversation:
-    """Rounds of questions and answers about the same images.
-
-    Args:
-      images: encoded.
-      template: one of `text.templates`, or "grounding", see `grounding_query`; None is "chat_old"
-        with an image and Vicuna's own prompt without.
-
-    Raises:
-      ValueError: an image cannot be decoded, or the template needs one.
-    """
-
-    def __init__(self, writer: Writer, images: Sequence[bytes], template: str | None = None):
-        if template == GROUNDING and not images:
-            raise ValueError("The template 'grounding' needs an image.")
-        self._writer, self._template, self._count = writer, template, len(images)
-        self._features = writer.features(images)
-        self.history: list[tuple[str, str]] = []
-
-    def ask(self, query: str, max_new_tokens: int, **options) -> Answer:
-        """Answers, remembering the round; `options` are those of `Writer.write`.
-
-        Raises:
-          ValueError: the query alone is too long, or names another number of images.
-        """
-        if self._template == GROUNDING:
-            query = grounding_query(query)
-        history = list(self.history)
-        prompt = self._prompt(query, history)
-        while history and prompt.text >= self._writer.rows.context_length:
-            history = history[1:]
-            prompt = self._prompt(query, history)
-        text, ended = self._writer.write(prompt, self._features, max_new_tokens, **options)
-        forgotten = len(self.history) - len(history)
-        self.history = [*history, (query, text.strip())]
-        return Answer(text, ended, forgotten)
-
-    def _prompt(self, query: str, history: list[tuple[str, str]]) -> Prompt:
-        if self._template is None and not self._count:
-            text = templates.text_only_prompt(query, history)
-        else:
-            template = "chat_old" if self._template in (None, GROUNDING) else self._template
-            text = templates.make_prompt(template, query, history)
-        return lay_out(self._writer.rows, text, self._count)
-
-
-def grounding_query(query: str) -> str:
-    """The question that models are trained on, in place of a phrase (where is it?), a box (what is
-    in it?) or nothing (describe with boxes). Other questions stay as they are.
-
-    Raises:
-      ValueError: what stands in double brackets is no box.
-    """
-    query = query.strip()
-    if not query:
-        return GROUNDED_QUERY
-    for brackets in re.findall(r"\[\[.*?(?:\]\]|$)", query):
-        if brackets != BOX_FORM:
-            parse_boxes(brackets)  # raises for what only looks like a box
-    boxes = find_boxes(query)
-    if boxes and boxes[0][:2] == (0, len(query)):
-        return REGION_QUERY.format(box=query)
-    return query if query.endswith("?") or boxes else where_query(query)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -291,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             _converse(conversation, args, images, options)
         else:
             _round(conversation, args.prompt, args, images, options)
-    except (CheckpointError, OSError, ValueError) as error:
+    except (BigVlpError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -13,51 +13,20 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags, logging
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+import big_vlp
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.run import contact_sheet
-from big_vlp.storage.checkpoint import CheckpointError
-from big_vlp.storage.model_dir import open_model
 from input_pipeline.checks import errors, unicode
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.checks.paths import local_path, path_argument
-from input_pipeline.images.crops import decode, eval_image
-
-
-def words(model_dir: str, images: list[Path], top: int, weights: str | None) -> list[list[tuple]]:
-    """The most probable classes of each image.
-
-    Returns:
-      For each image (name, probability) pairs, the most probable first.
-
-    Raises:
-      CheckpointError: the directory holds no classifier.
-      OSError, ValueError: an image cannot be read.
-    """
-    stored = open_model(model_dir, weights)
-    if stored.labels is None:
-        raise CheckpointError(f"{model_dir} has no labels.json: its model is no classifier.")
-    predict = stored.make_method("catlip", "transfer").predict_fns()["probabilities"]
-    preprocess = stored.preprocess
-    pixels = []
-    for path in images:
-        try:
-            pixels.append(eval_image(path.read_bytes(), preprocess))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    probabilities = np.asarray(jax.jit(predict)(stored.load(), {"image": np.stack(pixels)}))
-    names = stored.labels.names
-    return [
-        [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]]
-        for row in probabilities
-    ]
+from input_pipeline.images.crops import decode
 
 
 def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
@@ -136,9 +105,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--top {args.top}: give 1 or more.")
         if not args.output.parent.is_dir():
             raise ValueError(f"--output {args.output}: there is no such directory.")
-        found = words(args.model, args.image, args.top, args.weights)
+        model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
+        found = model.classify(args.image, args.top)
         draw(args.output, args.image, found)
-    except (CheckpointError, OSError, ValueError) as error:
+    except (BigVlpError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console()

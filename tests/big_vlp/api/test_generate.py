@@ -11,9 +11,10 @@ import optax
 import pytest
 from PIL import Image
 
-from big_vlp import generate
+from big_vlp.api.conversation import Conversation, grounding_query
 from big_vlp.api.draw_boxes import draw_boxes, labelled_boxes
-from big_vlp.generate import Conversation, Writer, grounding_query, lay_out, main
+from big_vlp.api.writer import Writer, lay_out
+from big_vlp.generate import main
 from big_vlp.methods import make_method
 from big_vlp.models.layout import LANGUAGE, VISION
 from big_vlp.storage.model_dir import save_model
@@ -294,7 +295,7 @@ def test_an_answer_without_a_box(run, files, tmp_path):
 
 def test_what_can_be_read_is_drawn(run, files, tmp_path, monkeypatch):
     answer = "a dog [[100,100,400,400]] and a cat [[1,2,3]] or [[900,900,100,100]] or [[12"
-    monkeypatch.setattr(generate.Writer, "write", lambda self, prompt, *_, **__: (answer, True))
+    monkeypatch.setattr(Writer, "write", lambda self, prompt, *_, **__: (answer, True))
     out = tmp_path / "drawn.png"
     arguments = "--image", files["dark"], "--prompt", "where?", "--draw", str(out)
     code, _, err = run(*arguments)

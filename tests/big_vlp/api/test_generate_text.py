@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import big_vlp
 from big_vlp.generate import main
 from big_vlp.storage.model_dir import save_model
 from input_pipeline.preprocess import Preprocess
@@ -47,6 +48,9 @@ def test_it_goes_on_with_a_text(method, model, directory, capsys):
     captured = capsys.readouterr()
     assert captured.out == TOKENIZER.decode(ids[start:]) + "\n"
     assert "error" not in captured.err
+    options = {"template": "base", "max_new_tokens": 4}
+    texts = big_vlp.load(directory).generate(prompts="a red", **options)
+    assert texts == [TOKENIZER.decode(ids[start:]).strip()]
 
 
 def test_images_are_refused(directory, tmp_path, capsys):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import big_vlp
 from big_vlp import show
 from big_vlp.methods import make_method
-from big_vlp.show import draw, main, words
+from big_vlp.show import draw, main
 from big_vlp.storage.model_dir import Labels, save_model
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.records import BrokenRecordError
@@ -44,7 +45,7 @@ def image(tmp_path):
 
 
 def test_the_most_probable_come_first(model, image):
-    (found,) = words(model, [image], top=3, weights=None)
+    (found,) = big_vlp.load(model).classify(image, top=3)
     assert [name for name, _ in found] == ["cat.n.01", "car.n.01", "dog.n.01"]
     probabilities = 1 / (1 + np.exp(-np.array([3, 1, 0])))
     np.testing.assert_allclose([p for _, p in found], probabilities, rtol=1e-5)

@@ -17,11 +17,12 @@ from PIL import Image
 
 import input_pipeline
 from big_vlp import trees
+from big_vlp.api.conversation import Conversation
+from big_vlp.api.writer import Writer
 from big_vlp.convert.__main__ import main
 from big_vlp.convert.cogvlm.names import to_config, to_reference
 from big_vlp.convert.common import Tensor
 from big_vlp.convert.files import read_state, write_state
-from big_vlp.generate import Conversation, Writer
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.towers.eva import resize_positions
 from big_vlp.storage.checkpoint import CheckpointError, save_frozen

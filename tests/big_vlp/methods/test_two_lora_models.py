@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from big_vlp.generate import Writer, lay_out
+from big_vlp.api.writer import Writer, lay_out
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Sampling, generate, stream
 from big_vlp.storage.model_dir import save_model

@@ -1,0 +1,319 @@
+"""A model for Python programs: images and texts in, numpy arrays out. `big_vlp.load` makes it."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vlp.api.conversation import Conversation
+from big_vlp.api.errors import ModelError, explained
+from big_vlp.api.images import as_list, of_pixels, read
+from big_vlp.api.writer import Writer
+from big_vlp.generation.sampling import Strategy, check_strategy
+from big_vlp.parallel import meshes
+from big_vlp.storage.model_dir import open_model
+from evaluators.maps.segmentation import label_map
+from evaluators.pairs.zeroshot import zeroshot_weights
+from input_pipeline.checks import unicode
+from input_pipeline.images.crops import decode, eval_image
+from input_pipeline.text.tokenizers import make_tokenizer
+
+TEMPLATES = ("a photo of a {}.",)
+# What a model can be asked, and the `Method.predict_fns` behind it.
+NEEDS = {
+    "encode_image": {"encode_image"},
+    "encode_text": {"encode_text"},
+    "similarity": {"encode_image", "encode_text"},
+    "zero_shot": {"encode_image", "encode_text"},
+    "classify": {"probabilities"},
+    "segment": {"segment"},
+    "generate": {"generate"},
+}
+
+
+class Model:
+    """A trained model. What it `can` do is what its method has; the rest raises ModelError.
+
+    Images are paths, encoded bytes, PIL images or arrays u8[H, W, 3] of RGB, of any size: one, or
+    any number in a list, an iterator or an array u8[N, H, W, 3]. Texts are a string or a list.
+    Outputs are in the order of what was given, and one image or text is a list of one. The
+    preprocess record of the model decides how they become its input, as in evaluation.
+
+    A lone image or text runs by itself, more in batches of one size, the last one padded: so two
+    programs are compiled, each when it is first needed, whatever the numbers.
+
+    Args:
+      directory, weights, step, batch_size: see `big_vlp.load`.
+
+    Attributes:
+      stored: what the directory says, with the step and the weights that were read.
+      preprocess: its record.
+      class_names: of a classifier in the order of its classes; None where labels.json is missing.
+      can: names of the methods that this model has.
+
+    Raises:
+      As `big_vlp.load`. All methods raise ModelError for what this model cannot do and for images,
+      texts and options that cannot be used; the message names which.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        weights: str | None = None,
+        step: int | None = None,
+        batch_size: int = 32,
+    ):
+        self.stored = open_model(directory, weights, step)
+        self.preprocess = self.stored.preprocess
+        self.class_names = self.stored.labels and self.stored.labels.names
+        with explained(directory):
+            fns = dict(self.stored.make_method().predict_fns())
+        if "features" in fns:
+            fns.setdefault("encode_image", fns["features"])
+        self.can = tuple(name for name, needed in NEEDS.items() if needed <= fns.keys())
+        self._mesh = meshes.make_mesh()
+        self._shards = math.prod(self._mesh.shape[axis] for axis in meshes.BATCH_AXES)
+        batches = -(-_at_least_1("batch_size", batch_size) // self._shards)
+        self._batch_size = batches * self._shards
+        if "generate" in fns:
+            self._writer = Writer(self.stored.directory, self.stored.weights, step=self.stored.step)
+            return
+        self._weights = self.stored.load(self._mesh)
+        whole = meshes.replicated(self._mesh)
+        self._fns = {name: jax.jit(fn, out_shardings=whole) for name, fn in fns.items()}
+
+    def __repr__(self) -> str:
+        method = self.stored.meta["config"]["method"]["name"]
+        return f"<{method} model of {self.stored.directory}, can {', '.join(self.can)}>"
+
+    def encode_image(self, images: Any) -> np.ndarray:
+        """Features f32[N, D]: of unit length from CLIP, SigLIP and COSMOS, pooled by the tower, as
+        they are, from classifiers."""
+        self._check("encode_image")
+        images = as_list(images)
+        load = functools.partial(self._pixels, images)
+        return self._all("encode_image", "image", load, len(images))
+
+    def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
+        """Features f32[N, D] of unit length, to be compared with `encode_image`'s."""
+        self._check("encode_text")
+        tokens = self._tokenize(_strings(texts, "texts"), self.preprocess.context_length)
+        return self._all("encode_text", "tokens", tokens.__getitem__, len(tokens))
+
+    def similarity(self, images: Any, texts: str | Iterable[str]) -> np.ndarray:
+        """Cosines f32[N, M] of N images and M texts, in -1..1."""
+        self._check("similarity")
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def zero_shot(
+        self,
+        images: Any,
+        class_names: Iterable[str],
+        templates: str | Iterable[str] = TEMPLATES,
+    ) -> np.ndarray:
+        """Probabilities f32[N, C] of classes that are only named: rows sum to 1.
+
+        They are the softmax over the classes of cosine times the learnt scale, for SigLIP too, as
+        one of the classes is taken to be right.
+
+        Args:
+          class_names: as people say them.
+          templates: with one `{}` each, for the name; a class is the mean of its prompts (CLIP,
+            arXiv 2103.00020, section 3.1.4).
+        """
+        self._check("zero_shot")
+        if isinstance(class_names, str):
+            raise ModelError(f"class_names={class_names!r}: give a list of names.")
+        names, templates = _strings(class_names, "class_names"), _strings(templates, "templates")
+        wrong = [template for template in templates if template.count("{}") != 1]
+        if wrong or not templates:
+            raise ModelError(f"templates needs strings with one {{}} each; got {wrong}.")
+        if not names:
+            raise ModelError("class_names is empty; name one class or more.")
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        classes = zeroshot_weights(self.encode_text(prompts), len(names))
+        scale = np.exp(np.asarray(self._weights["logit_scale"], np.float32))
+        logits = scale * self.encode_image(images) @ classes
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def classify(self, images: Any, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The most probable classes of each image: (name, probability), the first the highest.
+
+        Probabilities sum to 1 over the classes, or stand for themselves where an image can have
+        several, as in CatLIP, whose classes are synsets to be expected in a caption.
+        """
+        self._check("classify")
+        _at_least_1("top", top)
+        if self.class_names is None:
+            raise ModelError(
+                f"{self.stored.directory} has no labels.json, which names the classes: bring it "
+                "back, or convert or train the model again."
+            )
+        images = as_list(images)
+        load = functools.partial(self._pixels, images)
+        return [
+            [(self.class_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]]
+            for rows in self._batches("probabilities", "image", load, len(images))
+            for row in rows
+        ]
+
+    def words(self, images: Any, top: int = 10) -> list[list[tuple[str, float]]]:
+        """The synsets that a CatLIP model expects in a caption of each image; see `classify`."""
+        return self.classify(images, top)
+
+    def segment(self, images: Any) -> list[np.ndarray]:
+        """The class of every pixel, i32[H, W] for each image at its own size; -1 where no class is
+        above all others."""
+        self._check("segment")
+        if self.preprocess.resize != "squash":
+            raise ModelError(
+                "Segmentation needs the whole image, and the preprocess record of this model says "
+                f"resize={self.preprocess.resize!r}, not 'squash'."
+            )
+        images, sizes = as_list(images), {}
+
+        def load(number):
+            pixels = read(images[number], number, decode)
+            sizes[number] = pixels.shape[:2]
+            return eval_image(of_pixels(pixels), self.preprocess)
+
+        maps = []
+        for rows in self._batches("segment", "image", load, len(images)):
+            for row in rows:
+                maps.append(label_map(jnp.asarray(row), *sizes.pop(len(maps))))
+        return maps
+
+    def generate(
+        self,
+        images: Any = None,
+        prompts: str | Iterable[str] = "",
+        template: str | None = None,
+        max_new_tokens: int = 256,
+        strategy: Strategy = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """What a CogVLM answers, one text for each image and its prompt.
+
+        Args:
+          images: one for each prompt; one for all prompts; or None, for text alone.
+          prompts: one for each image, or one for all.
+          template: "base" (with an empty prompt: a caption), "vqa" (short answers), "chat_old",
+            "chat" or "grounding" (boxes); None: see `Conversation`.
+          strategy: `generation.sampling.Sampling` or `generation.beams.Beams`; None is greedy.
+          seed: of sampling.
+        """
+        self._check("generate")
+        _at_least_1("max_new_tokens", max_new_tokens)
+        prompts = _strings(prompts, "prompts")
+        with explained("strategy"):
+            check_strategy(strategy)
+        contexts: list[list[bytes]] = [[]]  # the image, if any, of each prompt
+        if images is not None:
+            numbered = enumerate(as_list(images))
+            contexts = [[read(image, number, _decodable)] for number, image in numbered]
+        if len(contexts) != len(prompts) and 1 not in (len(contexts), len(prompts)):
+            raise ModelError(
+                f"{len(contexts)} images and {len(prompts)} prompts: give as many of both, or one."
+            )
+        count, answers = max(len(contexts), len(prompts)), []
+        for number in range(count if contexts and prompts else 0):
+            if number < len(contexts):  # else the same image again
+                with explained("template"):
+                    conversation = Conversation(self._writer, contexts[number], template)
+            conversation.history.clear()
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            asked = min(number, len(prompts) - 1)
+            with explained(f"prompts[{asked}]"):
+                answer = conversation.ask(
+                    prompts[asked], max_new_tokens, strategy=strategy, key=key
+                )
+            answers.append(answer.text.strip())
+        return answers
+
+    def _check(self, name: str) -> None:
+        if name not in self.can:
+            method = self.stored.meta["config"]["method"]["name"]
+            raise ModelError(
+                f"{self.stored.directory} is a model of method {method!r}, which cannot {name}; "
+                f"it can {', '.join(self.can) or 'do nothing'}."
+            )
+
+    def _pixels(self, images: Sequence, number: int) -> np.ndarray:
+        """Image `number` as model input u8[S, S, 3]."""
+        return read(images[number], number, lambda data: eval_image(data, self.preprocess))
+
+    @functools.cached_property
+    def _tokenize(self) -> Callable:
+        with explained(self.stored.directory):
+            return make_tokenizer(self.preprocess.tokenizer)
+
+    def _all(self, name: str, field: str, load: Callable, count: int) -> np.ndarray:
+        """The outputs of all rows, see `_batches`."""
+        if count:
+            return np.concatenate(list(self._batches(name, field, load, count)))
+        side, length = self.preprocess.image_size, self.preprocess.context_length
+        row = {"image": ((side, side, 3), np.uint8), "tokens": ((length,), np.int32)}[field]
+        batch = {field: jax.ShapeDtypeStruct((self._shards, *row[0]), row[1])}
+        output = jax.eval_shape(self._fns[name], self._weights, batch)
+        return np.zeros((0, *output.shape[1:]), output.dtype)
+
+    def _batches(self, name: str, field: str, load: Callable, count: int) -> Iterator[np.ndarray]:
+        """Runs one of `predict_fns` over rows 0..count-1 that `load` gives, called from threads.
+
+        Yields:
+          Outputs of one batch after the other, without padding.
+        """
+        size = self._batch_size if count > 1 else self._shards
+        running = None
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, count, size):
+                rows = list(pool.map(load, range(start, min(start + size, count))))
+                batch = {field: np.stack(rows + rows[-1:] * (size - len(rows)))}
+                with jax.set_mesh(self._mesh):
+                    output = self._fns[name](
+                        self._weights, meshes.global_batch(batch, self._mesh, size)
+                    )
+                if running is not None:  # read one batch late: the device is never idle
+                    yield np.asarray(running)
+                running = output
+                kept = len(rows)
+        if running is not None:
+            yield np.asarray(running)[:kept]
+
+
+def _decodable(data: bytes) -> bytes:
+    """The same bytes; raises ValueError where they are no image."""
+    decode(data)
+    return data
+
+
+def _strings(texts: str | Iterable[str], name: str) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+      ModelError: one is no string, or no valid Unicode.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ModelError(f"{name}[{number}] is of type {type(text).__name__}; give strings.")
+        with explained(f"{name}[{number}]"):
+            unicode.check(text)
+    return texts
+
+
+def _at_least_1(name: str, value: int) -> int:
+    try:
+        if operator.index(value) >= 1:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ModelError(f"{name}={value!r}: give a whole number, 1 or more.")
