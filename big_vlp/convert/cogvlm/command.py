@@ -18,7 +18,7 @@ from big_vlp.convert.cogvlm.parts import from_parts, from_sat
 from big_vlp.convert.common import ConversionError, Tensor
 from big_vlp.convert.files import State, read_model, read_state, read_torch, write_state
 from big_vlp.models import lora
-from big_vlp.models.towers.eva import resize_positions
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -91,7 +91,7 @@ def _at_size(arguments: dict, model: dict, size: int) -> tuple[dict, dict]:
     table, side = model["vision"]["position_embedding"], size // image["patch_size"]
 
     def read():
-        return np.asarray(resize_positions(np.asarray(table, np.float32), (side, side)))
+        return np.asarray(resize_grid(np.asarray(table, np.float32), (side, side)))
 
     resized = Tensor((side**2 + 1, table.shape[1]), np.dtype(np.float32), read)
     vision = {**model["vision"], "position_embedding": _cast(resized, table.dtype)}
