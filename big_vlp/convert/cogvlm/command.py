@@ -16,7 +16,7 @@ from big_vlp import trees
 from big_vlp.convert.cogvlm import names
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
 from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import State, read_model, read_state, read_torch, write_state
+from big_vlp.convert.files import State, read_model, read_parts, read_state, write_state
 from big_vlp.models import lora
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
@@ -42,7 +42,7 @@ def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
     config = _read_config(options.config)
     text = names.from_config(config)["text"]
     base = config.get("rope_theta", 10000.0)
-    state = from_sat(read_torch(source), text["width"] // text["heads"], base)
+    state = from_sat(read_parts(source, "module")["module"], text["width"] // text["heads"], base)
     _save(state, config, source.parent, target, options)
 
 

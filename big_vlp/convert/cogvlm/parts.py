@@ -1,7 +1,7 @@
 """CogVLM's released names for weights that have others: checkpoints of SwissArmyTransformer, and a
 language model with EVA-CLIP's image tower, which pretraining starts from.
 
-States are as in `convert.shards`; what is made here is made a tensor at a time.
+States are as in `convert.files`; what is made here is made a tensor at a time.
 """
 
 import math
