@@ -12,6 +12,7 @@ import numpy as np
 from big_vlp.augment.learned import RANGES
 from big_vlp.convert.common import (
     ConversionError,
+    State,
     check,
     count_layers,
     dense,
@@ -111,13 +112,11 @@ def tower_arguments(state: Mapping, head_dim: int, prefix: str = "") -> dict:
     }
 
 
-def from_reference(
-    state: Mapping[str, np.ndarray], *, head_dim: int = 64
-) -> tuple[dict, dict, Preprocess]:
+def from_reference(state: State, *, head_dim: int = 64) -> tuple[dict, dict, Preprocess]:
     """Converts a classifier: pretrained on words, or fine-tuned.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim: what weights do not tell; 64 in all published models.
 
     Returns:
@@ -126,7 +125,7 @@ def from_reference(
     Raises:
       ConversionError: keys or shapes do not fit; each is named.
     """
-    state = {k: np.asarray(v) for k, v in state.items() if not k.endswith(_COUNTER)}
+    state = {k: v for k, v in state.items() if not k.endswith(_COUNTER)}
     tower = tower_arguments(state, head_dim)
     if "classifier.weight" not in state:
         raise ConversionError("classifier.weight is missing: these are not a classifier's weights.")

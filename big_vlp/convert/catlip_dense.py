@@ -24,6 +24,7 @@ from big_vlp.convert.catlip import (
 )
 from big_vlp.convert.common import (
     ConversionError,
+    State,
     check,
     count_layers,
     dense,
@@ -53,7 +54,7 @@ EVALUATION = {"image_size": 512, "resize": "squash", "interpolation": "bicubic"}
 
 
 def segmentation_from_reference(
-    state: Mapping[str, np.ndarray],
+    state: State,
     *,
     head_dim: int = 64,
     output_stride: int = 8,
@@ -62,7 +63,7 @@ def segmentation_from_reference(
     """Converts a segmentation model.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim, output_stride, rates: what weights do not tell, as in all published models.
 
     Returns:
@@ -100,13 +101,11 @@ def segmentation_to_reference(model: dict, out: str = FUSED_OUT) -> dict[str, np
     return _with_counters(model, _segmentation_rules(model, out))
 
 
-def fpn_from_reference(
-    state: Mapping[str, np.ndarray], *, head_dim: int = 64, prefix: str = ""
-) -> tuple[dict, dict]:
+def fpn_from_reference(state: State, *, head_dim: int = 64, prefix: str = "") -> tuple[dict, dict]:
     """Converts a detector's backbone.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim: what weights do not tell; 64 in all published models.
       prefix: of the backbone's keys, such as "model.backbone.encoder."; no other key is read.
 
@@ -135,7 +134,7 @@ def _fresh_backbone(tower: dict, state: Mapping, prefix: str) -> dict:
     model = {**variables["params"], trees.STATISTICS: variables[trees.STATISTICS]}
     classes = state.get(f"{prefix}classifier.weight")
     if classes is not None:
-        count = len(classes)
+        count = classes.shape[0]
         model["classifier"] = {
             "kernel": jnp.zeros((tower["width"], count)),
             "bias": jnp.zeros(count),
@@ -177,7 +176,7 @@ def _converted(shapes: dict, state: Mapping, rules: tuple, tower: dict) -> dict:
 
 
 def _without_counters(state: Mapping) -> dict:
-    return {key: np.asarray(x) for key, x in state.items() if not key.endswith(_COUNTER)}
+    return {key: x for key, x in state.items() if not key.endswith(_COUNTER)}
 
 
 def _with_counters(model: dict, rules: tuple) -> dict[str, np.ndarray]:

@@ -49,6 +49,10 @@ class Tensor:
         return value if dtype is None else value.astype(dtype)
 
 
+# A state dict; np.asarray reads a tensor.
+State = Mapping[str, Tensor | np.ndarray]
+
+
 def norm(path: str, key: str) -> Rules:
     """The rules of a norm's two parameters."""
     return ((f"{path}/scale", f"{key}.weight", "same"), (f"{path}/bias", f"{key}.bias", "same"))

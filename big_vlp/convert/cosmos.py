@@ -15,6 +15,7 @@ from big_vlp import trees
 from big_vlp.convert.common import (
     ConversionError,
     Rules,
+    State,
     count_layers,
     dense,
     norm,
@@ -71,7 +72,7 @@ _RANKS = {
 
 
 def from_reference(
-    checkpoint: Mapping[str, Mapping[str, np.ndarray]],
+    checkpoint: Mapping[str, State],
     *,
     head_dim: int = 64,
     text_heads: int = 8,
@@ -81,7 +82,7 @@ def from_reference(
     """Converts a checkpoint.
 
     Args:
-      checkpoint: {"student": state dict, "teacher": state dict}, values with `shape`.
+      checkpoint: {"student": state dict, "teacher": state dict}.
       head_dim, text_heads, pooler_heads: what state dicts do not tell; the defaults are those of
         the published models (`head_dim` is the image tower's).
 
@@ -99,15 +100,15 @@ def from_reference(
             "dict of a COSMOS training checkpoint."
         )
     states = {
-        net: {key.removeprefix("module."): np.asarray(x) for key, x in checkpoint[net].items()}
+        net: {key.removeprefix("module."): value for key, value in checkpoint[net].items()}
         for net in NETS
     }
     arguments = _arguments(states["student"], head_dim, text_heads, pooler_heads)
-    patches = len(states["student"]["visual.positional_embedding"]) - 1
+    patches = states["student"]["visual.positional_embedding"].shape[0] - 1
     preprocess = Preprocess(
         image_size=math.isqrt(patches) * arguments["image"]["patch_size"],
         tokenizer=tokenizer,
-        context_length=len(states["student"]["positional_embedding"]),
+        context_length=states["student"]["positional_embedding"].shape[0],
     )
     method = Method(preprocess=preprocess, model=arguments, momentum=1.0)
     shapes = jax.eval_shape(lambda key: method.init(key)[0], jax.random.key(0))
@@ -164,7 +165,7 @@ def _arguments(state: Mapping, head_dim: int, text_heads: int, pooler_heads: int
     problems += [
         f"wrong shape: {key} is {state[key].shape}, should have {rank} axes"
         for key, rank in _RANKS.items()
-        if key in state and state[key].ndim != rank
+        if key in state and len(state[key].shape) != rank
     ]
     if problems:
         raise ConversionError(

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import safetensors
 
 from big_vlp import trees
-from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import StoredModel
@@ -38,8 +38,6 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Entries of a whole training run's file, the best first: the average is what gets published.
 _IN_A_CHECKPOINT = ("ema_state_dict", "model_state_dict", "state_dict")
-
-State = Mapping[str, Tensor | np.ndarray]
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ import numpy as np
 from big_vlp import trees
 from big_vlp.convert.cogvlm import names
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
-from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import State, read_model, read_parts, read_state, write_state
+from big_vlp.convert.common import ConversionError, State, Tensor
+from big_vlp.convert.files import read_model, read_parts, read_state, write_state
 from big_vlp.models import lora
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from big_vlp.convert.cogvlm.names import FREQUENCIES
-from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import State
+from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.models.layers.rope import rope_frequencies
 
 _IS_FREQUENCIES = re.compile(r".*\binv_freq")
