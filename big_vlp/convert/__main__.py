@@ -16,13 +16,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import numpy as np
-import safetensors.numpy
 from absl import logging
 
 from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
+from big_vlp.convert.files import read_parts, read_state, write_file
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline.checks import unicode
@@ -69,20 +68,20 @@ def import_segmentation(source: Path, target: Path, options: argparse.Namespace)
 
 def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
-    student, teacher, model, preprocess = cosmos.from_reference(read_nested(source))
+    student, teacher, model, preprocess = cosmos.from_reference(read_parts(source, *cosmos.NETS))
     method = {"name": "cosmos", "model": model, "ema_decay": 1.0}
     save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
 
 
 def export_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A classifier -> a .safetensors file."""
-    _write(target, catlip.to_reference(_catlip_model(source, options, "catlip", "transfer")))
+    write_file(target, catlip.to_reference(_catlip_model(source, options, "catlip", "transfer")))
 
 
 def export_segmentation(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A segmentation model -> a .safetensors file."""
     model = _catlip_model(source, options, "segmentation")
-    _write(target, catlip_dense.segmentation_to_reference(model))
+    write_file(target, catlip_dense.segmentation_to_reference(model))
 
 
 def _catlip_model(source: Path, options: argparse.Namespace, *methods: str) -> dict:
@@ -103,63 +102,7 @@ def export_cosmos(source: Path, target: Path, options: argparse.Namespace) -> No
         for net, weights in nets.items()
         for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
     }
-    _write(target, state)
-
-
-def _write(target: Path, state: dict) -> None:
-    state = {key: np.asarray(value, order="C") for key, value in state.items()}
-    safetensors.numpy.save_file(state, target)
-
-
-def read_state(path: Path) -> dict[str, np.ndarray]:
-    """A flat state dict.
-
-    Raises:
-      ConversionError: the file cannot be read as one.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ConversionError(
-                f"{path} is no safetensors file, or a damaged one: {error}."
-            ) from error
-    state = _read_pt(path)
-    # Of a whole training checkpoint, the average: it is what gets published.
-    for name in ("ema_state_dict", "model_state_dict", "state_dict"):
-        if name in state:
-            state = state[name]
-            break
-    return {key: value.numpy() for key, value in state.items()}
-
-
-def read_nested(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{"student": state dict, "teacher": state dict}; see `read_state`."""
-    if path.suffix == ".safetensors":
-        flat, nested = read_state(path), {}
-        for key, value in flat.items():
-            net, _, name = key.partition(".")
-            nested.setdefault(net, {})[name] = value
-        return nested
-    return {
-        net: {key: value.numpy() for key, value in state.items()}
-        for net, state in _read_pt(path).items()
-        if net in ("student", "teacher")
-    }
-
-
-def _read_pt(path: Path) -> dict:
-    try:
-        import torch
-    except ImportError:
-        raise ConversionError(
-            f"Reading {path.name} needs torch: pip install 'big_vlp[torch]'; or convert the file "
-            "to .safetensors elsewhere."
-        ) from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of several types
-        raise ConversionError(f"{path} is no file of weights: {error}") from error
+    write_file(target, state)
 
 
 # All take (source, target, options).

@@ -10,29 +10,31 @@ import jax
 import numpy as np
 
 from big_vlp.augment.learned import RANGES
-from big_vlp.convert.common import ConversionError, check, count_layers, to_model, to_state
+from big_vlp.convert.common import (
+    ConversionError,
+    State,
+    check,
+    count_layers,
+    dense,
+    norm,
+    prefixed,
+    to_model,
+    to_state,
+)
 from big_vlp.methods.catlip import Method
+from big_vlp.trees import STATISTICS
 from input_pipeline.preprocess import Preprocess
 
-_BATCH_NORM = (("scale", "weight"), ("bias", "bias"))
 _BLOCK = (
-    ("norm1/scale", "pre_norm_mha.0.weight", "same"),
-    ("norm1/bias", "pre_norm_mha.0.bias", "same"),
+    *norm("norm1", "pre_norm_mha.0"),
     ("attn/qkv/kernel", "pre_norm_mha.1.qkv_proj.weight", "qkv"),
     ("attn/qkv/bias", "pre_norm_mha.1.qkv_proj.bias", "qkv_bias"),
-    ("attn/out/kernel", "pre_norm_mha.1.{out}.weight", "out"),
-    ("attn/out/bias", "pre_norm_mha.1.{out}.bias", "same"),
-    ("norm2/scale", "pre_norm_ffn.0.weight", "same"),
-    ("norm2/bias", "pre_norm_ffn.0.bias", "same"),
-    ("mlp/fc1/kernel", "pre_norm_ffn.1.weight", "linear"),
-    ("mlp/fc1/bias", "pre_norm_ffn.1.bias", "same"),
-    ("mlp/fc2/kernel", "pre_norm_ffn.4.weight", "linear"),
-    ("mlp/fc2/bias", "pre_norm_ffn.4.bias", "same"),
+    *dense("attn/out", "pre_norm_mha.1.{out}", "out"),
+    *norm("norm2", "pre_norm_ffn.0"),
+    *dense("mlp/fc1", "pre_norm_ffn.1"),
+    *dense("mlp/fc2", "pre_norm_ffn.4"),
 )
-CLASSIFIER = (
-    ("classifier/kernel", "classifier.weight", "linear"),
-    ("classifier/bias", "classifier.bias", "same"),
-)
+CLASSIFIER = dense("classifier", "classifier")
 AUGMENT = tuple(
     (f"augment/{name}/{bound}", f"neural_augmentor.{name}._{bound}", "same")
     for name in RANGES
@@ -65,25 +67,25 @@ def tower_rules(class_token: bool, out: str = FUSED_OUT, prefix: str = "") -> tu
     rules = [
         ("tower/stem/conv0/kernel", _PATCH, "conv"),
         ("tower/stem/conv1/kernel", "patch_emb.1.block.conv.weight", "conv"),
-        ("tower/stem/conv2/kernel", "patch_emb.2.block.conv.weight", "conv"),
-        ("tower/stem/conv2/bias", "patch_emb.2.block.conv.bias", "same"),
+        *dense("tower/stem/conv2", "patch_emb.2.block.conv", "conv"),
         ("tower/position_embedding", _POSITIONS, "row2"),
-        ("tower/norm_post/scale", "post_transformer_norm.weight", "same"),
-        ("tower/norm_post/bias", "post_transformer_norm.bias", "same"),
+        *norm("tower/norm_post", "post_transformer_norm"),
     ]
     for i in (0, 1):
-        ours, theirs = f"tower/stem/norm{i}", f"patch_emb.{i}.block.norm"
-        rules += [(f"{ours}/{a}", f"{theirs}.{b}", "same") for a, b in _BATCH_NORM]
-        rules += [
-            (f"batch_stats/{ours}/{a}", f"{theirs}.running_{a}", "same") for a in ("mean", "var")
-        ]
-    rules += [
-        (f"tower/transformer/blocks/{path}", "transformer.{i}." + key.replace("{out}", out), kind)
-        for path, key, kind in _BLOCK
-    ]
+        rules += batch_norm(f"tower/stem/norm{i}", f"patch_emb.{i}.block.norm")
+    block = [(path, key.replace("{out}", out), kind) for path, key, kind in _BLOCK]
+    rules += prefixed(block, "tower/transformer/blocks/", "transformer.{i}.")
     if class_token:
         rules.append(("tower/class_token", "cls_token", "row2"))
-    return tuple((path, prefix + key, kind) for path, key, kind in rules)
+    return prefixed(rules, key=prefix)
+
+
+def batch_norm(path: str, key: str) -> tuple:
+    """The rules of a BatchNorm's parameters and statistics."""
+    statistics = (
+        (f"{STATISTICS}/{path}/{a}", f"{key}.running_{a}", "same") for a in ("mean", "var")
+    )
+    return (*norm(path, key), *statistics)
 
 
 def tower_arguments(state: Mapping, head_dim: int, prefix: str = "") -> dict:
@@ -110,13 +112,11 @@ def tower_arguments(state: Mapping, head_dim: int, prefix: str = "") -> dict:
     }
 
 
-def from_reference(
-    state: Mapping[str, np.ndarray], *, head_dim: int = 64
-) -> tuple[dict, dict, Preprocess]:
+def from_reference(state: State, *, head_dim: int = 64) -> tuple[dict, dict, Preprocess]:
     """Converts a classifier: pretrained on words, or fine-tuned.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim: what weights do not tell; 64 in all published models.
 
     Returns:
@@ -125,7 +125,7 @@ def from_reference(
     Raises:
       ConversionError: keys or shapes do not fit; each is named.
     """
-    state = {k: np.asarray(v) for k, v in state.items() if not k.endswith(_COUNTER)}
+    state = {k: v for k, v in state.items() if not k.endswith(_COUNTER)}
     tower = tower_arguments(state, head_dim)
     if "classifier.weight" not in state:
         raise ConversionError("classifier.weight is missing: these are not a classifier's weights.")

@@ -18,10 +18,21 @@ from big_vlp.convert.catlip import (
     FUSED_OUT,
     IMAGE_ONLY,
     PLAIN_OUT,
+    batch_norm,
     tower_arguments,
     tower_rules,
 )
-from big_vlp.convert.common import ConversionError, check, count_layers, to_model, to_state
+from big_vlp.convert.common import (
+    ConversionError,
+    State,
+    check,
+    count_layers,
+    dense,
+    norm,
+    prefixed,
+    to_model,
+    to_state,
+)
 from big_vlp.methods.segmentation import Method
 from big_vlp.models.heads.dense import Pyramid
 from big_vlp.models.towers.catlip_vit import CatlipViT
@@ -31,18 +42,11 @@ ENCODER = "encoder."
 _ASPP = "seg_head.aspp.aspp_layer"
 _CLASSES = "seg_head.classifier.block.conv.weight"
 _COUNTER = ".num_batches_tracked"
-_FPN = tuple(
-    (f"fpn/{ours}/{a}", f"simple_fpn.{theirs}.{b}", kind if a == "kernel" else "same")
-    for ours, theirs, kind, a, b in (
-        ("l2_up0", "out_l2.0.block.conv", "conv_t", "kernel", "weight"),
-        ("l2_up0", "out_l2.0.block.conv", "conv_t", "bias", "bias"),
-        ("l2_norm", "out_l2.0.block.norm", "same", "scale", "weight"),
-        ("l2_norm", "out_l2.0.block.norm", "same", "bias", "bias"),
-        ("l2_up1", "out_l2.1.block.conv", "conv_t", "kernel", "weight"),
-        ("l2_up1", "out_l2.1.block.conv", "conv_t", "bias", "bias"),
-        ("l3_up", "out_l3.block.conv", "conv_t", "kernel", "weight"),
-        ("l3_up", "out_l3.block.conv", "conv_t", "bias", "bias"),
-    )
+_FPN = (
+    *dense("fpn/l2_up0", "simple_fpn.out_l2.0.block.conv", "conv_t"),
+    *norm("fpn/l2_norm", "simple_fpn.out_l2.0.block.norm"),
+    *dense("fpn/l2_up1", "simple_fpn.out_l2.1.block.conv", "conv_t"),
+    *dense("fpn/l3_up", "simple_fpn.out_l3.block.conv", "conv_t"),
 )
 
 # Of the released recipes: the whole image, squashed to 512 x 512.
@@ -50,7 +54,7 @@ EVALUATION = {"image_size": 512, "resize": "squash", "interpolation": "bicubic"}
 
 
 def segmentation_from_reference(
-    state: Mapping[str, np.ndarray],
+    state: State,
     *,
     head_dim: int = 64,
     output_stride: int = 8,
@@ -59,7 +63,7 @@ def segmentation_from_reference(
     """Converts a segmentation model.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim, output_stride, rates: what weights do not tell, as in all published models.
 
     Returns:
@@ -87,7 +91,7 @@ def segmentation_from_reference(
         arguments["augment"] = {"total_steps": 1}  # its parameters are weights, its schedule is not
     preprocess = Preprocess(**EVALUATION, **IMAGE_ONLY)
     method = Method(preprocess=preprocess, **arguments)
-    shapes = jax.eval_shape(lambda key: method.init(key)[0], jax.random.key(0))
+    shapes = method.shapes[0]
     rules = _segmentation_rules(shapes, _out_name(state, ENCODER))
     return _converted(shapes, state, rules, tower), arguments, preprocess
 
@@ -97,13 +101,11 @@ def segmentation_to_reference(model: dict, out: str = FUSED_OUT) -> dict[str, np
     return _with_counters(model, _segmentation_rules(model, out))
 
 
-def fpn_from_reference(
-    state: Mapping[str, np.ndarray], *, head_dim: int = 64, prefix: str = ""
-) -> tuple[dict, dict]:
+def fpn_from_reference(state: State, *, head_dim: int = 64, prefix: str = "") -> tuple[dict, dict]:
     """Converts a detector's backbone.
 
     Args:
-      state: the flat dict, values with `shape`.
+      state: the flat dict.
       head_dim: what weights do not tell; 64 in all published models.
       prefix: of the backbone's keys, such as "model.backbone.encoder."; no other key is read.
 
@@ -132,7 +134,7 @@ def _fresh_backbone(tower: dict, state: Mapping, prefix: str) -> dict:
     model = {**variables["params"], trees.STATISTICS: variables[trees.STATISTICS]}
     classes = state.get(f"{prefix}classifier.weight")
     if classes is not None:
-        count = len(classes)
+        count = classes.shape[0]
         model["classifier"] = {
             "kernel": jnp.zeros((tower["width"], count)),
             "bias": jnp.zeros(count),
@@ -145,25 +147,16 @@ def _fresh_backbone(tower: dict, state: Mapping, prefix: str) -> dict:
 def _segmentation_rules(model: dict, out: str) -> tuple:
     rules = tower_rules("class_token" in model["tower"], out, ENCODER)
     if "augment" in model:
-        rules += _prefixed(AUGMENT, ENCODER)
+        rules += prefixed(AUGMENT, key=ENCODER)
     dilated = sum(name.startswith("dilated_") for name in model["head"])
     keys = {"point": "convs.0.block", "project": "project.block"}
     keys |= {f"dilated_{i}": f"convs.{i + 1}.block" for i in range(dilated)}
     keys["pool"] = f"convs.{dilated + 1}.aspp_pool.conv_1x1.block"
     for name, block in keys.items():
         ours, theirs = f"head/{name}", f"{_ASPP}.{block}"
-        rules += (
-            (f"{ours}/conv/kernel", f"{theirs}.conv.weight", "conv"),
-            (f"{ours}/norm/scale", f"{theirs}.norm.weight", "same"),
-            (f"{ours}/norm/bias", f"{theirs}.norm.bias", "same"),
-            (f"{trees.STATISTICS}/{ours}/norm/mean", f"{theirs}.norm.running_mean", "same"),
-            (f"{trees.STATISTICS}/{ours}/norm/var", f"{theirs}.norm.running_var", "same"),
-        )
-    return (
-        *rules,
-        ("head/classifier/kernel", _CLASSES, "conv"),
-        ("head/classifier/bias", _CLASSES.replace("weight", "bias"), "same"),
-    )
+        rules += ((f"{ours}/conv/kernel", f"{theirs}.conv.weight", "conv"),)
+        rules += batch_norm(f"{ours}/norm", f"{theirs}.norm")
+    return (*rules, *dense("head/classifier", _CLASSES.removesuffix(".weight"), "conv"))
 
 
 def _fpn_rules(model: dict, out: str, prefix: str) -> tuple:
@@ -172,11 +165,7 @@ def _fpn_rules(model: dict, out: str, prefix: str) -> tuple:
         rules += CLASSIFIER
     if "augment" in model:
         rules += AUGMENT
-    return tower_rules("class_token" in model["tower"], out, prefix) + _prefixed(rules, prefix)
-
-
-def _prefixed(rules: tuple, prefix: str) -> tuple:
-    return tuple((path, prefix + key, kind) for path, key, kind in rules)
+    return tower_rules("class_token" in model["tower"], out, prefix) + prefixed(rules, key=prefix)
 
 
 def _converted(shapes: dict, state: Mapping, rules: tuple, tower: dict) -> dict:
@@ -187,7 +176,7 @@ def _converted(shapes: dict, state: Mapping, rules: tuple, tower: dict) -> dict:
 
 
 def _without_counters(state: Mapping) -> dict:
-    return {key: np.asarray(x) for key, x in state.items() if not key.endswith(_COUNTER)}
+    return {key: x for key, x in state.items() if not key.endswith(_COUNTER)}
 
 
 def _with_counters(model: dict, rules: tuple) -> dict[str, np.ndarray]:

@@ -49,6 +49,29 @@ class Tensor:
         return value if dtype is None else value.astype(dtype)
 
 
+# A state dict; np.asarray reads a tensor.
+State = Mapping[str, Tensor | np.ndarray]
+
+
+def norm(path: str, key: str) -> Rules:
+    """The rules of a norm's two parameters."""
+    return ((f"{path}/scale", f"{key}.weight", "same"), (f"{path}/bias", f"{key}.bias", "same"))
+
+
+def dense(path: str, key: str, kind: str = "linear") -> Rules:
+    """The rules of a layer's kernel, of a `kind`, and bias."""
+    return ((f"{path}/kernel", f"{key}.weight", kind), (f"{path}/bias", f"{key}.bias", "same"))
+
+
+def prefixed(rules: Rules, path: str = "", key: str = "") -> Rules:
+    """The rules with these words in front of every path and every key."""
+
+    def ours(paths):
+        return path + paths if isinstance(paths, str) else tuple(path + x for x in paths)
+
+    return tuple((ours(paths), key + theirs, kind) for paths, theirs, kind in rules)
+
+
 def forward(kind: str, value, heads: int = 1):
     """An array of the state dict -> ours."""
     if kind.startswith("row"):

@@ -1,4 +1,4 @@
-"""Files of large models, read and written a tensor at a time.
+"""Files of weights, read and written a tensor at a time.
 
 A state is a flat dict of `Tensor`s or arrays; np.asarray reads one.
 """
@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import orbax.checkpoint as ocp
 import safetensors
 
 from big_vlp import trees
-from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import StoredModel
@@ -35,20 +36,21 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-State = Mapping[str, Tensor | np.ndarray]
+# Entries of a whole training run's file, the best first: the average is what gets published.
+_IN_A_CHECKPOINT = ("ema_state_dict", "model_state_dict", "state_dict")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a model in safetensors files, or in .bin files where torch is installed.
+    """The tensors of a model, from .safetensors files, or from others where torch is installed.
+
+    Nothing stored in a file is executed. Of a file of a whole training run, the average is read.
 
     Args:
-      path: a directory with an index and its shards, or with one file; or either itself.
+      path: a file of weights, an index of several, or a directory with one of these.
 
     Raises:
       ConversionError: there is no such file; shards or tensors that the index names are missing,
-        each is named; a file is damaged.
+        each is named; a file is damaged, or holds other things.
     """
     path = Path(path)
     if path.is_dir():
@@ -56,8 +58,34 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if not found:
             raise ConversionError(f"{path} has none of {_FILES}.")
         path = found[0]
-    if path.suffix != ".json":
-        return _open(path)
+    return _read_shards(path) if path.suffix == ".json" else _read_file(path)
+
+
+def read_parts(path: str | Path, *names: str) -> dict[str, dict[str, Tensor]]:
+    """Several states of one file: {name: state}.
+
+    Args:
+      names: entries of a .pt file, or what is before the first dot of a .safetensors file's keys.
+
+    Raises:
+      ConversionError: as of `read_state`, or the file lacks a part.
+    """
+    path, parts = Path(path), {}
+    if path.suffix == ".safetensors":
+        for key, value in _read_safetensors(path).items():
+            name, _, key = key.partition(".")
+            parts.setdefault(name, {})[key] = value
+    else:
+        parts = _load_torch(path)
+    missing = [repr(name) for name in names if name not in parts]
+    if missing:
+        raise ConversionError(f"{path} has no {', '.join(missing)}; found {list(parts)[:8]}.")
+    if path.suffix == ".safetensors":
+        return {name: parts[name] for name in names}
+    return {name: _tensors(path, parts[name]) for name in names}
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
     try:
         index = json.loads(path.read_text())["weight_map"]
     except (OSError, ValueError, KeyError) as error:
@@ -68,7 +96,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise ConversionError(
             f"{path} names {len(names)} files, of which these are missing: {missing}."
         )
-    shards = {name: _open(path.parent / name) for name in names}
+    shards = {name: _read_file(path.parent / name) for name in names}
     problems = [f"missing in {name}: {k}" for k, name in index.items() if k not in shards[name]]
     problems += [
         f"in {name} but not in the index: {key}"
@@ -81,9 +109,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {key: shards[name][key] for key, name in index.items()}
 
 
-def _open(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        return read_torch(path, None)
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _load_torch(path)
+    state = next((content[name] for name in _IN_A_CHECKPOINT if name in content), content)
+    return _tensors(path, state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         file = safetensors.safe_open(path, "np")
     except (OSError, safetensors.SafetensorError) as error:
@@ -101,35 +135,33 @@ def _open(path: Path) -> dict[str, Tensor]:
     return {key: tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
-def read_torch(path: str | Path, part: str | None = "module") -> dict[str, Tensor]:
-    """The tensors of a .pt file, which stays on disk; nothing stored in it is executed.
-
-    Args:
-      part: which entry holds the weights; "module" in checkpoints of SwissArmyTransformer. None:
-        the file itself is the flat dict.
-
-    Raises:
-      ConversionError: torch is not installed, or the file is not such a one.
-    """
+def _load_torch(path: Path) -> dict:
+    """The dict in a .pt file; tensors stay on disk, unless the file is of a PyTorch before 1.6."""
     try:
         import torch
     except ImportError:
         raise ConversionError(
-            "Reading .pt files needs torch: pip install 'big_vlp[torch]'."
+            f"Reading {path.name} needs torch: pip install 'big_vlp[torch]'; or convert the file "
+            "to .safetensors elsewhere."
         ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except Exception as error:  # of several types
         raise ConversionError(f"{path} is no file of weights: {error}") from error
-    if not isinstance(state, dict):
-        raise ConversionError(f"{path} holds a {type(state).__name__}, no dict of weights.")
-    if part is not None:
-        if part not in state:
-            raise ConversionError(f"{path} has no {part!r}; found {list(state)[:8]}.")
-        state = state[part]
-    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ConversionError(f"{path} is no flat dict of weights; others are {others[:8]}.")
+    return _a_dict(path, content)
+
+
+def _a_dict(path: Path, content) -> dict:
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, no dict of weights.")
+    return content
+
+
+def _tensors(path: Path, state: dict) -> dict[str, Tensor]:
+    """Those of a flat dict of PyTorch's."""
+    import torch
 
     def tensor(value):
         if value.dtype == torch.bfloat16:  # which numpy does not know
@@ -138,6 +170,10 @@ def read_torch(path: str | Path, part: str | None = "module") -> dict[str, Tenso
         array = value.numpy()
         return Tensor(array.shape, array.dtype, lambda: array)
 
+    state = _a_dict(path, state)
+    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(f"{path} is no flat dict of weights; others are {others[:8]}.")
     return {key: tensor(value) for key, value in state.items()}
 
 
@@ -184,10 +220,8 @@ def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**
     present = sorted(p.name for p in directory.glob("model*.safetensors*"))
     if present:
         raise ConversionError(f"{directory} has {present[:3]} already; give another directory.")
+    _check_types(state)
     sizes = {key: math.prod(v.shape) * np.dtype(v.dtype).itemsize for key, v in state.items()}
-    unknown = [f"{k} {v.dtype}" for k, v in state.items() if np.dtype(v.dtype) not in _NAMES]
-    if unknown:
-        raise ConversionError(f"Cannot write these types: {unknown}; known are {list(DTYPES)}.")
     shards, filled = [[]], 0
     for key, size in sizes.items():
         if shards[-1] and filled + size > shard_bytes:
@@ -198,15 +232,21 @@ def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**
     index = {}
     for number, keys in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write(directory / name, {key: state[key] for key in keys})
+        write_file(directory / name, {key: state[key] for key in keys})
         index |= dict.fromkeys(keys, name)
     # The index comes last: with it, all files are complete.
     content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
     (directory / INDEX).write_text(json.dumps(content, indent=1))
 
 
-def _write(path: Path, state: State) -> None:
-    """One safetensors file: the header's length, the header as JSON, then the arrays' bytes."""
+def write_file(path: Path, state: State) -> None:
+    """Writes a state in one .safetensors file.
+
+    Raises:
+      ConversionError: a tensor's type is unknown.
+    """
+    _check_types(state)
+    # The header's length, the header as JSON, then the arrays' bytes.
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for key, value in state.items():
         start, dtype = end, np.dtype(value.dtype)
@@ -222,3 +262,9 @@ def _write(path: Path, state: State) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for value in state.values():
             file.write(np.ascontiguousarray(value).view(np.uint8).data)
+
+
+def _check_types(state: State) -> None:
+    unknown = [f"{k} {v.dtype}" for k, v in state.items() if np.dtype(v.dtype) not in _NAMES]
+    if unknown:
+        raise ConversionError(f"Cannot write these types: {unknown}; known are {list(DTYPES)}.")

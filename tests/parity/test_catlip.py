@@ -23,7 +23,8 @@ from big_vlp.methods.catlip import Method
 from big_vlp.methods.segmentation import Method as Segmentation
 from big_vlp.methods.segmentation import mean_pixel_loss, upsample
 from big_vlp.models.heads.dense import Pyramid, as_map
-from big_vlp.models.towers.catlip_vit import CatlipViT, resize_positions
+from big_vlp.models.layers.positions import resize_sequence
+from big_vlp.models.towers.catlip_vit import CatlipViT
 from big_vlp.recipes import CATLIP_RULES
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
@@ -143,7 +144,7 @@ def test_what_happens_inside(case):
         expected = {k.rpartition("/")[0]: v for k, v in case.arrays.items() if k.endswith(size)}
         images = images_of(case.arrays, size).astype(np.float32) / 255
         embedded = tower.apply(variables, images, method="embed")
-        positions = resize_positions(params["tower"]["position_embedding"], embedded.shape[1])
+        positions = resize_sequence(params["tower"]["position_embedding"], embedded.shape[1])
         close(channels_first(embedded - positions, expected["stem"]), expected["stem"], size)
         cls = jnp.broadcast_to(params["tower"]["class_token"], (len(images), 1, tower.width))
         tokens_in = jnp.concatenate([cls, embedded], axis=1)
@@ -164,7 +165,7 @@ def test_what_happens_inside(case):
 def test_position_tables(case):
     table = case.model["tower"]["position_embedding"]
     for count in sizes(case.arrays, "pos_table/"):
-        close(resize_positions(table, int(count)), case.arrays[f"pos_table/{count}"], count)
+        close(resize_sequence(table, int(count)), case.arrays[f"pos_table/{count}"], count)
 
 
 def padded_labels(multi_hot):

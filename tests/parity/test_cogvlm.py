@@ -22,8 +22,8 @@ from big_vlp.convert.cogvlm import names as convert
 from big_vlp.methods import make_method
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM, dead_parameters
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.llama import extend_cache
-from big_vlp.models.towers.eva import resize_positions
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
 from input_pipeline.images.crops import eval_image
@@ -368,7 +368,7 @@ def test_position_tables(arrays):
     for name, expected in found.items():
         if name.startswith("out_"):
             side = int(name.rpartition("to")[2])
-            close(resize_positions(found["in"], (side, side)), expected, name)
+            close(resize_grid(found["in"], (side, side)), expected, name)
 
 
 def test_preprocessing(arrays):

@@ -15,10 +15,10 @@ import numpy as np
 from big_vlp import trees
 from big_vlp.convert.cogvlm import names
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
-from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import State, read_model, read_state, read_torch, write_state
+from big_vlp.convert.common import ConversionError, State, Tensor
+from big_vlp.convert.files import read_model, read_parts, read_state, write_state
 from big_vlp.models import lora
-from big_vlp.models.towers.eva import resize_positions
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -42,7 +42,7 @@ def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
     config = _read_config(options.config)
     text = names.from_config(config)["text"]
     base = config.get("rope_theta", 10000.0)
-    state = from_sat(read_torch(source), text["width"] // text["heads"], base)
+    state = from_sat(read_parts(source, "module")["module"], text["width"] // text["heads"], base)
     _save(state, config, source.parent, target, options)
 
 
@@ -91,7 +91,7 @@ def _at_size(arguments: dict, model: dict, size: int) -> tuple[dict, dict]:
     table, side = model["vision"]["position_embedding"], size // image["patch_size"]
 
     def read():
-        return np.asarray(resize_positions(np.asarray(table, np.float32), (side, side)))
+        return np.asarray(resize_grid(np.asarray(table, np.float32), (side, side)))
 
     resized = Tensor((side**2 + 1, table.shape[1]), np.dtype(np.float32), read)
     vision = {**model["vision"], "position_embedding": _cast(resized, table.dtype)}

@@ -87,7 +87,7 @@ def from_reference(
 
     Args:
       state: the flat dict of all shards; values have `shape` and `dtype`, and are read one at a
-        time by np.asarray (see `shards.read_state`).
+        time by np.asarray (see `files.read_state`).
       config: content of config.json.
       tokenizer, context_length: for the preprocess record, which weights do not tell.
       lazy: whether parameters are `Tensor`s, which read the state's when they are read.

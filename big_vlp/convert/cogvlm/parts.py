@@ -1,7 +1,7 @@
 """CogVLM's released names for weights that have others: checkpoints of SwissArmyTransformer, and a
 language model with EVA-CLIP's image tower, which pretraining starts from.
 
-States are as in `convert.shards`; what is made here is made a tensor at a time.
+States are as in `convert.files`; what is made here is made a tensor at a time.
 """
 
 import math
@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from big_vlp.convert.cogvlm.names import FREQUENCIES
-from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import State
+from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.models.layers.rope import rope_frequencies
 
 _IS_FREQUENCIES = re.compile(r".*\binv_freq")

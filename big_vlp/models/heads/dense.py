@@ -10,6 +10,7 @@ import numpy as np
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import BatchNorm
+from big_vlp.models.layers.positions import linear, resize_weights
 from big_vlp.models.towers.catlip_vit import NORM_EPSILON, kaiming_fan_out
 
 # PyTorch's kaiming_uniform by "fan_out" counts what its kernel of a transposed convolution has
@@ -19,10 +20,7 @@ kaiming_transposed = jax.nn.initializers.variance_scaling(2, "fan_in", "uniform"
 
 def bilinear_weights(size_in: int, size_out: int) -> np.ndarray:
     """Weights f32[size_out, size_in] that stretch a line linearly and keep its two ends."""
-    source = np.linspace(0, size_in - 1, size_out) if size_out > 1 else np.zeros(1)
-    # A tent around each sample: what it gives to the positions less than one sample away.
-    distance = np.abs(source[:, None] - np.arange(size_in))
-    return np.maximum(1 - distance, 0).astype(np.float32)
+    return resize_weights(np.linspace(0, size_in - 1, size_out), size_in, linear)
 
 
 def resize_bilinear(x, rows, columns):

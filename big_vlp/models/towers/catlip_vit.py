@@ -5,40 +5,16 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
+from big_vlp.models.layers.positions import resize_sequence
 from big_vlp.models.layers.transformer import BlockInit, Transformer, normal
 
 NORM_EPSILON = 1e-6
 
 kaiming_fan_out = jax.nn.initializers.variance_scaling(2, "fan_out", "normal")
-
-
-def position_weights(size_in: int, size_out: int) -> np.ndarray:
-    """Linear weights f32[size_out, size_in] that stretch a sequence, half-pixel centres."""
-    source = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
-    low = np.floor(source).astype(int)
-    high, share = np.minimum(low + 1, size_in - 1), source - low
-    weights = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)
-    np.add.at(weights, (rows, low), 1 - share)
-    np.add.at(weights, (rows, high), share)
-    return weights.astype(np.float32)
-
-
-def resize_positions(table, count: int):
-    """Position table [N, W] -> [count, W], fp32.
-
-    The reference stretches the flattened sequence, not the grid: rows get mixed, and the released
-    weights have learned to live with it.
-    """
-    if count == table.shape[0]:
-        return table
-    weights = position_weights(table.shape[0], count)
-    return jnp.einsum("ij,jw->iw", weights, table, precision="float32")
 
 
 class ConvStem(nn.Module):
@@ -144,7 +120,9 @@ class CatlipViT(nn.Module):
         """
         x = self.stem(images, train)
         x = x.reshape(x.shape[0], -1, self.width)
-        return x + resize_positions(self.position_embedding, x.shape[1]).astype(self.dtype)
+        # The reference stretches the flattened sequence, not the grid: rows get mixed, and the
+        # released weights have learned to live with it.
+        return x + resize_sequence(self.position_embedding, x.shape[1]).astype(self.dtype)
 
     def encode(self, tokens):
         """Tokens of `embed` -> (tokens [B, N, W], pooled [B, W]), both after the final norm."""

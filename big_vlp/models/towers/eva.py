@@ -4,46 +4,14 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
 from big_vlp.models.layers.transformer import BlockInit, Mlp, SelfAttention, normal
 from big_vlp.parallel import meshes
 
 INITS = BlockInit(*[normal(0.02)] * 4, mlp_bias=lambda _: nn.initializers.zeros)
-
-
-def bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
-    """Weights f32[size_out, size_in] that resize an axis as PyTorch's bicubic interpolation does.
-
-    a = -0.75, half-pixel centres, no antialiasing, border-clamped taps.
-    """
-    a = -0.75
-    centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
-    floor = np.floor(centre).astype(int)
-    weights = np.zeros((size_out, size_in))
-    for tap in range(-1, 3):
-        d = np.abs(centre - (floor + tap))
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-        w = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-        np.add.at(weights, (np.arange(size_out), np.clip(floor + tap, 0, size_in - 1)), w)
-    return weights.astype(np.float32)
-
-
-def resize_positions(table, grid: tuple[int, int]):
-    """Position table [1 + n * n, W], class token first -> [1 + rows * cols, W], fp32.
-
-    A grid of the trained size is returned as it is.
-    """
-    side = round((table.shape[0] - 1) ** 0.5)
-    if grid == (side, side):
-        return table
-    rows, cols = (bicubic_weights(side, n) for n in grid)
-    positions = table[1:].reshape(side, side, -1)
-    resized = jnp.einsum("ai,bj,ijw->abw", rows, cols, positions, precision="float32")
-    return jnp.concatenate([table[:1], resized.reshape(-1, table.shape[1])])
 
 
 class EvaBlock(nn.Module):
@@ -151,7 +119,7 @@ class EvaTower(nn.Module):
             )
         x = self.patch(images.astype(self.dtype))
         batch, *grid, width = x.shape
-        positions = resize_positions(self.position_embedding, tuple(grid)).astype(self.dtype)
+        positions = resize_grid(self.position_embedding, tuple(grid)).astype(self.dtype)
         cls = jnp.broadcast_to(self.class_token.astype(self.dtype), (batch, 1, width))
         return jnp.concatenate([cls, x.reshape(batch, -1, width)], axis=1) + positions
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp.models.layers.attention import attention
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.norms import layer_norm
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.layers.transformer import (
     BlockInit,
     Mlp,
@@ -20,37 +20,7 @@ from big_vlp.models.layers.transformer import (
     xavier_init,
 )
 
-
-def position_weights(size_in: int, size_out: int) -> np.ndarray:
-    """Bicubic weights [size_out, size_in] that resize one axis of a position grid.
-
-    DINO's rule, which COSMOS was trained with: a = -0.75, half-pixel centres, no antialiasing,
-    border-clamped taps, and the step taken from (size_out + 0.1) / size_in.
-    """
-    a = -0.75
-    centre = (np.arange(size_out) + 0.5) * size_in / (size_out + 0.1) - 0.5
-    floor = np.floor(centre).astype(int)
-    weights = np.zeros((size_out, size_in))
-    for tap in range(-1, 3):
-        d = np.abs(centre - (floor + tap))
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-        w = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-        np.add.at(weights, (np.arange(size_out), np.clip(floor + tap, 0, size_in - 1)), w)
-    return weights.astype(np.float32)
-
-
-def resize_positions(table, grid_in: int, grid_out: tuple[int, int]):
-    """Position table [grid_in * grid_in, W] -> [rows * cols, W], fp32.
-
-    A grid of the trained size is returned as it is.
-    """
-    if grid_out == (grid_in, grid_in):
-        return table
-    rows, cols = (position_weights(grid_in, n) for n in grid_out)
-    grid = table.reshape(grid_in, grid_in, -1)
-    resized = jnp.einsum("ai,bj,ijw->abw", rows, cols, grid, precision="float32")
-    return resized.reshape(-1, table.shape[-1])
+DINO_EXCESS = 0.1  # of `resize_grid`: the rule that COSMOS was trained with
 
 
 class MapHead(nn.Module):
@@ -156,7 +126,7 @@ class ViT(nn.Module):
         table = self.param(
             "position_embedding", normal(scale), (grid * grid + clip_form, w), jnp.float32
         )
-        positions = resize_positions(table[clip_form:], grid, (size[0] // p, size[1] // p))
+        positions = resize_grid(table[clip_form:], (size[0] // p, size[1] // p), DINO_EXCESS)
         x = x + positions.astype(self.dtype)
         if clip_form:
             token = self.param("class_token", init_scale, (w,), jnp.float32) + table[0]

@@ -1,19 +1,15 @@
 """CogVLM's converter: exact both ways, strict, other names, and files larger than memory."""
 
-import json
-import tracemalloc
-
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from big_vlp import trees
 from big_vlp.convert.cogvlm.names import from_config, from_reference, to_config, to_reference
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
-from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import INDEX, read_state, read_torch, write_state
+from big_vlp.convert.common import ConversionError
+from big_vlp.convert.files import read_state, write_state
 from big_vlp.models.cogvlm import CogVLM
 from tests.big_vlp.convert.toy_cogvlm_files import LLAMA_CONFIG, eva_state, llama_state, sat_name
 
@@ -155,39 +151,6 @@ def test_config_keeps_what_it_is_given():
     assert from_config(config)["text"].items() >= {"kv_heads": 2, "pad_id": 7}.items()
 
 
-def big_state(count=40, rows=256):
-    """10 MB in tensors of 256 KB, which exist one at a time."""
-
-    def make(i):
-        return Tensor(
-            (rows, 256), np.dtype(np.float32), lambda: np.full((rows, 256), i, np.float32)
-        )
-
-    return {f"layer.{i}.weight": make(i) for i in range(count)}
-
-
-def test_shards_are_written_and_read_a_tensor_at_a_time(tmp_path):
-    state = big_state()
-    tracemalloc.start()
-    write_state(tmp_path, state, shard_bytes=2**20)
-    written = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
-    found = read_state(tmp_path)
-    total = sum(float(np.asarray(value).mean()) for value in found.values())
-    read = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert total == sum(range(40))
-    assert max(written, read) < 2 * 2**20  # of 10
-    index = json.loads((tmp_path / INDEX).read_text())
-    assert index["metadata"]["total_size"] == 40 * 256 * 256 * 4
-    names = sorted(set(index["weight_map"].values()))
-    assert names == [f"model-{i:05d}-of-00010.safetensors" for i in range(1, 11)]
-    # Others read the files too.
-    first = safetensors.numpy.load_file(tmp_path / names[0])
-    assert sorted(first) == [f"layer.{i}.weight" for i in range(4)]
-    assert (first["layer.3.weight"] == 3).all()
-
-
 def test_a_model_goes_through_files_unchanged(tmp_path):
     arguments = arguments_of(**COGVLM2)
     params = arbitrary(arguments, ml_dtypes.bfloat16)
@@ -196,55 +159,6 @@ def test_a_model_goes_through_files_unchanged(tmp_path):
     same(found, params)
     with pytest.raises(ConversionError, match=r"has \['model-00001-of-.*already"):
         write_state(tmp_path, to_reference(params, arguments))
-
-
-def test_one_file_needs_no_index(tmp_path):
-    state = {"a": np.arange(6, dtype=np.int64).reshape(2, 3)}
-    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        same(read_state(path), state)
-
-
-def test_files_that_do_not_fit_are_named(tmp_path):
-    with pytest.raises(ConversionError, match="has none of"):
-        read_state(tmp_path)
-    write_state(tmp_path, big_state(8), shard_bytes=2**20)
-    index = json.loads((tmp_path / INDEX).read_text())
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    index["weight_map"] |= {"layer.0.weight": shards[1].name, "extra": shards[1].name}
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ConversionError) as error:
-        read_state(tmp_path)
-    assert f"missing in {shards[1].name}: extra" in str(error.value)
-    assert f"in {shards[0].name} but not in the index: layer.0.weight" in str(error.value)
-    shards[1].write_bytes(b"nonsense")
-    with pytest.raises(ConversionError, match=f"{shards[1].name} is no safetensors file"):
-        read_state(tmp_path)
-    for shard in shards:
-        shard.unlink()
-    with pytest.raises(ConversionError) as error:
-        read_state(tmp_path)
-    assert "names 2 files, of which these are missing" in str(error.value)
-    assert all(shard.name in str(error.value) for shard in shards)
-    (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(ConversionError, match="is no index of shards"):
-        read_state(tmp_path)
-
-
-def test_torch_files(tmp_path):
-    torch = pytest.importorskip("torch")
-    weights = {"a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "b": torch.ones(2)}
-    torch.save({"module": weights, "step": 3}, tmp_path / "sat.pt")
-    found = read_torch(tmp_path / "sat.pt")
-    assert found["a"].dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(np.asarray(found["a"]).astype(int), [[0, 1, 2], [3, 4, 5]])
-    torch.save(weights, tmp_path / "pytorch_model.bin")
-    np.testing.assert_array_equal(read_state(tmp_path)["b"], np.ones(2, np.float32))
-    with pytest.raises(ConversionError, match="has no 'module'"):
-        read_torch(tmp_path / "pytorch_model.bin")
-    (tmp_path / "sat.pt").write_bytes(b"nonsense")
-    with pytest.raises(ConversionError, match="is no file of weights"):
-        read_torch(tmp_path / "sat.pt")
 
 
 def test_sat_names():

@@ -24,7 +24,7 @@ from big_vlp.convert.cogvlm.names import to_config, to_reference
 from big_vlp.convert.common import Tensor
 from big_vlp.convert.files import read_state, write_state
 from big_vlp.models.cogvlm import CogVLM
-from big_vlp.models.towers.eva import resize_positions
+from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.checkpoint import CheckpointError, save_frozen
 from big_vlp.storage.model_dir import open_model, save_model
 from input_pipeline.preprocess import Preprocess
@@ -147,7 +147,7 @@ def test_an_export_has_the_positions_of_the_size_it_was_trained_at(tmp_path, run
     arguments = ["--tokenizer", "llama:scenes"]
     assert run("import", "cogvlm", tmp_path / "hf", tmp_path / "back", *arguments) == (0, "")
     table = open_model(tmp_path / "back").load()["vision"]["position_embedding"]
-    expected = resize_positions(params["vision"]["position_embedding"], (4, 4))
+    expected = resize_grid(params["vision"]["position_embedding"], (4, 4))
     np.testing.assert_array_equal(table, np.asarray(expected).astype(BF16))
 
 

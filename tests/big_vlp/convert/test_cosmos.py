@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from big_vlp import trees
+from big_vlp.convert.__main__ import main
 from big_vlp.convert.cosmos import ConversionError, from_reference, to_reference
+from big_vlp.convert.files import read_state, write_file
 from big_vlp.methods.cosmos import Method
+from big_vlp.storage.model_dir import open_model
 from input_pipeline.preprocess import Preprocess
 
 SIZES = {"head_dim": 4, "text_heads": 3, "pooler_heads": 5}
@@ -19,8 +22,8 @@ MODEL = {
 }
 
 
-def arbitrary(seed):
-    method = Method(preprocess=PREPROCESS, model=MODEL, ema_decay=0.9)
+def arbitrary(seed, model=MODEL):
+    method = Method(preprocess=PREPROCESS, model=model, ema_decay=0.9)
     shapes = jax.eval_shape(lambda: method.init(jax.random.key(0))[0])
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
@@ -142,3 +145,35 @@ def test_weights_of_another_rank_are_refused(checkpoint):
     checkpoint["student"]["visual.conv1.weight"] = np.zeros((8, 48), np.float32)
     with pytest.raises(ConversionError, match=r"visual.conv1.weight.*\(8, 48\)"):
         from_reference(checkpoint, **SIZES)
+
+
+# With the numbers of heads that released models have.
+WIDE = {
+    "image": {"patch_size": 4, "width": 64, "layers": 1, "heads": 1},
+    "text": {"vocab_size": 20, "width": 64, "layers": 1, "heads": 8},
+    "embed_dim": 64,
+    "pooler_heads": 8,
+}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_the_command_imports_and_exports(tmp_path, capsys, suffix):
+    nets = {"student": arbitrary(0, WIDE), "teacher": arbitrary(1, WIDE)}
+    state = {f"{net}.{k}": v for net, x in nets.items() for k, v in to_reference(x).items()}
+    released, model = tmp_path / f"released.{suffix}", tmp_path / "model"
+    if suffix == "safetensors":
+        write_file(released, state)
+    else:
+        torch = pytest.importorskip("torch")
+        tensors = lambda x: {f"module.{k}": torch.tensor(v) for k, v in to_reference(x).items()}  # noqa: E731
+        torch.save({**{net: tensors(x) for net, x in nets.items()}, "epoch": 3}, released)
+    assert main(["import", "cosmos", str(released), str(model)]) == 0
+    same(open_model(model, "model").load(), nets["student"])
+    same(open_model(model, "averaged").load(), nets["teacher"])
+    back = tmp_path / "back.safetensors"
+    assert main(["export", "cosmos", str(model), str(back)]) == 0
+    same({k: np.asarray(v) for k, v in read_state(back).items()}, state)
+    one = tmp_path / "one.safetensors"
+    write_file(one, {k: v for k, v in state.items() if k.startswith("student")})
+    assert main(["import", "cosmos", str(one), str(tmp_path / "x")]) == 1
+    assert "has no 'teacher'; found ['student']" in capsys.readouterr().err

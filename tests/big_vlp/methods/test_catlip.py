@@ -11,7 +11,7 @@ import pytest
 from big_vlp import losses, trees
 from big_vlp.methods import make_method
 from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
-from big_vlp.models.towers.catlip_vit import CatlipViT, position_weights, resize_positions
+from big_vlp.models.towers.catlip_vit import CatlipViT
 from input_pipeline.preprocess import Preprocess
 
 PREPROCESS = Preprocess(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -153,14 +153,6 @@ def test_the_reference_norm_differs_only_where_tokens_equal_channels():
         x = rng.normal(size=(2, tokens, 6)).astype(np.float32)
         a, b = (norm.apply({"params": params}, x) for norm in (quirk, plain))
         assert np.allclose(a, b, atol=1e-5) == (tokens != 6)
-
-
-def test_positions_are_stretched_along_the_sequence():
-    weights = position_weights(4, 8)
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
-    np.testing.assert_allclose(weights @ np.arange(4), [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    table = jnp.arange(8.0).reshape(4, 2)
-    assert resize_positions(table, 4) is table
 
 
 def test_positions_start_with_the_published_deviation():

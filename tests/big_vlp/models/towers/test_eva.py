@@ -1,11 +1,10 @@
-"""CogVLM's image tower: other sizes, the place of its norms, its position table."""
+"""CogVLM's image tower: other sizes, the place of its norms."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from big_vlp import trees
-from big_vlp.models.towers.eva import EvaTower, bicubic_weights, resize_positions
+from big_vlp.models.towers.eva import EvaTower
 from tests.big_vlp.models.towers.toy_towers import apply, arbitrary, randn
 from tests.big_vlp.models.toy_cogvlm import IMAGE
 
@@ -35,19 +34,3 @@ def test_the_image_tower_norms_what_its_branches_return():
     embedded = tower(layers=1).apply(params, images, method="embed")
     found = tower(layers=1).apply(params, embedded, method="encode")
     np.testing.assert_allclose(found, embedded + shift, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size_in, size_out", [(4, 7), (16, 35), (35, 16), (3, 3)])
-def test_positions_are_resized_as_pytorch_does(size_in, size_out):
-    weights = bicubic_weights(size_in, size_out)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
-    torch = pytest.importorskip("torch")
-    table = randn(1 + size_in**2, 5)
-    grid = torch.from_numpy(table[1:].reshape(1, size_in, size_in, 5)).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(
-        grid, size=(size_out, size_out + 1), mode="bicubic", align_corners=False
-    )
-    found = resize_positions(jnp.asarray(table), (size_out, size_out + 1))
-    np.testing.assert_array_equal(found[0], table[0])
-    expected = resized[0].numpy().reshape(5, -1).T
-    np.testing.assert_allclose(found[1:], expected, atol=1e-5)

@@ -3,11 +3,9 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vlp.models.towers.vit import position_weights, resize_positions
 from tests.big_vlp.models.towers.toy_towers import (
     LENGTH,
     VOCABULARY,
@@ -148,44 +146,6 @@ def test_other_image_sizes_need_no_other_parameters(image_params, size):
 def test_bad_image_tower(changes, size, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(vit(**changes).init, jax.random.key(0), randn(1, size, size, 3))
-
-
-@pytest.mark.parametrize("size_in, size_out", [(14, 6), (7, 3), (14, 21), (4, 1), (5, 5)])
-def test_position_weights(size_in, size_out):
-    weights = position_weights(size_in, size_out)
-    assert weights.shape == (size_out, size_in)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
-    for i, row in enumerate(weights):
-        centre = (i + 0.5) * size_in / (size_out + 0.1) - 0.5
-        expected = np.zeros(size_in)
-        for j in range(-3, size_in + 3):  # taps beyond the border read the border
-            expected[min(max(j, 0), size_in - 1)] += cubic(abs(centre - j))
-        np.testing.assert_allclose(row, expected, atol=1e-6)
-
-
-def cubic(d, a=-0.75):
-    """Keys' kernel, by its defining conditions: 1 at 0, 0 at 1 and 2, slope a at 1."""
-    if d < 1:
-        return 1 - d * d * ((a + 3) - (a + 2) * d)
-    return a * (d - 1) * (d - 2) ** 2 if d < 2 else 0
-
-
-def test_position_table_of_the_trained_size_is_untouched():
-    table = jnp.asarray(randn(25, 3))
-    assert resize_positions(table, 5, (5, 5)) is table
-
-
-def test_positions_are_resized_axis_by_axis():
-    table = randn(25, 3)
-    found = resize_positions(table, 5, (4, 7)).reshape(4, 7, 3)
-    grid = np.float64(table).reshape(5, 5, 3)
-    rows, columns = position_weights(5, 4), position_weights(5, 7)
-    for i, j in np.ndindex(4, 7):
-        expected = sum(rows[i, a] * columns[j, b] * grid[a, b] for a in range(5) for b in range(5))
-        np.testing.assert_allclose(found[i, j], expected, atol=1e-5)
-    # The same grid lying on its side.
-    turned = resize_positions(table.reshape(5, 5, 3).swapaxes(0, 1).reshape(25, 3), 5, (7, 4))
-    np.testing.assert_allclose(turned.reshape(7, 4, 3).swapaxes(0, 1), found, atol=1e-6)
 
 
 @pytest.mark.parametrize(("scale", "std"), [(None, 1 / 8), (1.0, 1.0), (0.0, 0.0)])
