@@ -96,7 +96,13 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     check_lease = opened.enter_context(held_lease(workdir, live.message))
     checkpoints = opened.enter_context(contextlib.closing(experiment.make_checkpoints(workdir)))
     if jax.process_index() == 0:
-        write_json(workdir / CONFIG_FILE, experiment.as_json())
+        try:
+            write_json(workdir / CONFIG_FILE, experiment.as_json())
+        except OSError as error:
+            raise CheckpointError(
+                f"{workdir / CONFIG_FILE} cannot be written ({error}). Make room, or correct "
+                "--workdir; then run the same command again."
+            ) from error
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
