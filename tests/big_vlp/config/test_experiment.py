@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
+from big_vlp.methods import Method
 from big_vlp.parallel.meshes import AXES
 from big_vlp.recipes import CATLIP_RULES, SCENES_VOCABULARY
 from input_pipeline.words.vocabulary import Vocabulary
@@ -71,7 +72,7 @@ def test_a_key_that_is_set_elsewhere_is_unknown_here(tmp_path, key):
 
 @pytest.mark.parametrize(
     "key",
-    ["seed", "total_steps", "data", "preprocess.image_size", "data.name", "views.name",
+    ["total_steps", "data", "preprocess.image_size", "data.name", "views.name",
      "method.name", "method.ema_decay", "method.model.embed_dim", "method.model.image.width",
      "method.model.image", "method.photometric.local", "optim.learning_rate",
      "evals.held_out.evaluator", "evals.held_out.every_steps", "evals.held_out.caption_field",
@@ -170,7 +171,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path):
         build(config, tmp_path)
 
 
-class OtherMethod:
+class OtherMethod(Method):
     """A method with a text input of its own kind; it says itself how many ids it knows."""
 
     def init(self, rng):
