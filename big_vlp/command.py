@@ -1,6 +1,6 @@
 """The start of every program that takes --config FILE[:OPTIONS]: flags, config, one-line errors.
 
-`--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key to a section; whether
+`--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key, or a section; whether
 there is such a key is for what the section describes to say. Values are Python literals, as in the
 file; where the file has a string, the text as it is.
 """

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import json
 import operator
@@ -73,7 +74,7 @@ class Experiment:
     checkpoint: dict
     seed: int = 0
     plan: dict = dataclasses.field(default_factory=lambda: {"name": "constant"})
-    mesh: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
     evals: dict = dataclasses.field(default_factory=dict)
     log_every_steps: int = 50
     on_nonfinite: str = "stop"
@@ -244,7 +245,10 @@ class Experiment:
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
             if not isinstance(section, dict) or "evaluator" not in section:
-                raise ConfigError(f"{where} needs the key 'evaluator'.")
+                others = [other for other in self.evals if other != name]
+                nearest = difflib.get_close_matches(name, others, 1)
+                meant = f"; did you mean {nearest[0]!r}?" if nearest else "."
+                raise ConfigError(f"{where} needs the key 'evaluator'{meant}")
             settings = dict(section)
             schedule = {k: settings.pop(k) for k in ("every_steps", "weights") if k in settings}
             evaluator = _call(

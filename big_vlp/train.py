@@ -95,14 +95,6 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     warm_starts = experiment.make_warm_starts()
     check_lease = opened.enter_context(held_lease(workdir, live.message))
     checkpoints = opened.enter_context(contextlib.closing(experiment.make_checkpoints(workdir)))
-    if jax.process_index() == 0:
-        try:
-            write_json(workdir / CONFIG_FILE, experiment.as_json())
-        except OSError as error:
-            raise CheckpointError(
-                f"{workdir / CONFIG_FILE} cannot be written ({error}). Make room, or correct "
-                "--workdir; then run the same command again."
-            ) from error
 
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     shapes = experiment.abstract_state(method, optimizer, mesh)
@@ -160,6 +152,14 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     held = sum(map(placing.bytes_per_device, jax.tree.leaves(state)))
     live.message(f"Training state: {held / 2**20:,.1f} MiB on each of {mesh.size} devices.")
     contact_sheet = workdir / "contact_sheet.png"
+    if jax.process_index() == 0:
+        try:
+            write_json(workdir / CONFIG_FILE, experiment.as_json())
+        except OSError as error:
+            raise CheckpointError(
+                f"{workdir / CONFIG_FILE} cannot be written ({error}). Make room, or correct "
+                "--workdir; then run the same command again."
+            ) from error
     if labels is not None and jax.process_index() == 0:
         labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:

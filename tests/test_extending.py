@@ -1,5 +1,6 @@
 """docs/extending.md: its files are written as they stand there, and used from outside."""
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ import pytest
 from big_vlp.command import load_config
 from big_vlp.evaluate import evaluate
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.methods import Method
 from big_vlp.run.log import read_log
 from big_vlp.train import train
 
@@ -76,3 +78,14 @@ def test_what_is_wrong_with_them_is_one_error(config, tmp_path, path, value, mes
         experiment = Experiment.from_config(config)
         experiment.make_loader()
         experiment.make_evaluators(experiment.make_method(), experiment.make_mesh())
+
+
+def test_what_a_subclass_names_without_a_default_must_be_given():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Method):
+        width: int
+        ema_decay: float
+
+    with pytest.raises(TypeError, match="ema_decay"):
+        Mine(width=3)
+    assert Mine(3, 0.5).dtype == "float32" and Mine(3, 0.5).vocab_size is None

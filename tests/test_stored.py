@@ -64,3 +64,11 @@ def test_the_old_name_of_a_key_is_one_error():
     config = load_config(str(STORED / "catlip.py"))
     with pytest.raises(ConfigError, match=r"write ema_decay=0.9 for ema_momentum=0.1"):
         Experiment.from_config(config)
+
+
+def test_a_method_from_outside_names_its_keys_as_it_likes():
+    section = {"name": "my_lab.mine", "momentum": 0.9}
+    renamed.refuse({"method": section})
+    assert renamed.upgrade({"method": section}) == {"method": section}
+    with pytest.raises(ValueError, match=r"ema_momentum is called ema_decay now\.$"):
+        renamed.refuse({"method": {"name": "catlip", "ema_momentum": "abc"}})

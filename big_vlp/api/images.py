@@ -36,7 +36,7 @@ def as_list(images: Any) -> list:
 
 
 def read(image: Any, number: int, use: Callable[[bytes], T]) -> T:
-    """`use` of the image as the bytes of a file, as `input_pipeline.images` reads them.
+    """`use` of the image as the bytes of a file, as `input_pipeline.images.crops` reads them.
 
     Files are taken as they are; pixels are written without loss, so that the same rules make model
     input of all.

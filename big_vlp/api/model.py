@@ -33,6 +33,7 @@ NEEDS = {
     "similarity": {"encode_image", "encode_text"},
     "zero_shot": {"encode_image", "encode_text"},
     "classify": {"probabilities"},
+    "words": {"probabilities"},
     "segment": {"segment"},
     "generate": {"generate"},
 }
@@ -301,6 +302,8 @@ def _strings(texts: str | Iterable[str], name: str) -> list[str]:
     Raises:
       ModelError: one is no string, or no valid Unicode.
     """
+    if not isinstance(texts, Iterable):
+        raise ModelError(f"{name} is of type {type(texts).__name__}; give strings.")
     texts = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):

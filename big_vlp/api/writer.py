@@ -52,7 +52,7 @@ def lay_out(rows: Rows, prompt: str, num_images: int) -> Prompt:
     else:
         raise ModelError(
             f"The prompt says {IMAGE} {places} times, but the number of images is {num_images}: "
-            "give each with --image."
+            "give one image for each."
         )
     tokens, types = [rows.text.bos_id], [LANGUAGE]
     for i, piece in enumerate(pieces):
@@ -144,7 +144,7 @@ class Writer:
 
         Args:
           max_new_tokens: at most so many, and no more than the context has room for.
-          strategy, key: see `generation.generate`.
+          strategy, key: see `generation.sampling.generate`.
           on_text: called with each piece of text as it comes; at the end with beam search.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Beam search, for `generation.generate`."""
+"""Beam search, for `generation.sampling.generate`."""
 
 import functools
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class _Search(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def beam_search(settings: Settings, beams: Beams, params, prompts: Prompts, features) -> jax.Array:
-    """The best sequence of each row, i32[B, max_new_tokens], see `generation.generate`."""
+    """The best sequence of each row, i32[B, max_new_tokens], see `generation.sampling.generate`."""
     count, length = beams.count, settings.max_new_tokens
     logits, position, cache = prefill(settings, params, prompts, features)
     batch = len(logits)

@@ -1,4 +1,4 @@
-"""Prompts and the cache of a generation: what `generation` and `beam_search` share."""
+"""Prompts and the cache of a generation: what `sampling` and `beams` share."""
 
 import math
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def make_prompts(tokens, types, features, layout: str, multiple: int) -> Prompts
     """Checks rows, moves padding to the right and adds some up to a multiple.
 
     Args:
-      as of `generation.generate`.
+      as of `generation.sampling.generate`.
 
     Raises:
       ValueError: the rows are not what the layout or the features need.

@@ -139,7 +139,7 @@ def predict_fn(
     """What evaluators call `generate`: greedy, or beam search.
 
     Args:
-      method: has `cogvlm`, the model, and `preprocess`.
+      method: has `network`, the model, and `preprocess`.
       rows: what lays out the batches.
       layout: of the batches; `rows` gives static ones.
 

@@ -31,7 +31,7 @@ class Method(images.ImageMethod):
         trades precision for recall.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     preprocess: Preprocess

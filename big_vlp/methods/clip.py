@@ -21,10 +21,10 @@ class Method(pairs.PairMethod):
       model: {"image": ViT arguments, "text": TextTransformer arguments, "embed_dim": int}; sizes
         that the preprocess record states are taken from there.
       loss_type: "softmax" (CLIP) or "sigmoid" (SigLIP).
-      photometric: arguments of `augment.Photometric`, or None for none.
+      photometric: arguments of `augment.photometric.Photometric`, or None for none.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
       text_lengths: captions are cut to the first of these lengths that holds the longest of a
         batch, or else stay whole. Each length is compiled once. For causal towers only: there
         nothing depends on what comes after the end of a text.

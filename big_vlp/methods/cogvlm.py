@@ -41,7 +41,7 @@ class Method(base.Method):
       max_new_tokens: of an answer that evaluators let it write.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     preprocess: Preprocess

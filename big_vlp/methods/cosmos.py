@@ -10,7 +10,7 @@ from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
 from big_vlp.methods.shared import pairs
 from big_vlp.methods.shared.accumulate import over_micro_batches
-from big_vlp.methods.shared.ema import check_decay, ema
+from big_vlp.methods.shared.ema import ema
 from big_vlp.models.two_towers import CosmosTowers, over_views
 from input_pipeline.checks import arguments
 from input_pipeline.preprocess import Preprocess
@@ -26,14 +26,14 @@ class Method(pairs.PairMethod):
       ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
         many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
-        `augment.Photometric`; None for none.
+        `augment.photometric.Photometric`; None for none.
       accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
         captions stay whole: the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
     model: dict
-    ema_decay: float = dataclasses.field()  # which must be given
+    ema_decay: float
     ema_decay_steps: int | None = None
     photometric: dict | None = None
     accumulate_steps: int = 1
@@ -44,7 +44,8 @@ class Method(pairs.PairMethod):
 
     def __post_init__(self):
         pairs.check_text_lengths(self)
-        check_decay(self.ema_decay)
+        if self.ema_decay is None or not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1]; 1 keeps the teacher.")
         if self.photometric is None:
             return
         kinds = {"global_1", "global_2", "local"}

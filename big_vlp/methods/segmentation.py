@@ -31,7 +31,7 @@ class Method(images.ImageMethod):
       ema_decay: share of the old average that stays after each step; None keeps none.
       augment: arguments of `RangeAugment`, or None for none.
       dtype: of the computation; parameters, logits and loss are fp32.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     preprocess: Preprocess

@@ -78,7 +78,7 @@ class CogVLM(Network):
       expert_parts, expert_every, expert_qkv_bias: see `Llama`.
       image_mask: "causal", or "full", where boi and patches of an image see each other.
       image_head: whether there is an output layer for `predict_features`.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     text: dict

@@ -206,7 +206,7 @@ class Llama(nn.Module):
       expert_qkv_bias: CogVLM2's experts have a bias at query, key and value.
       dropout: share that `__call__` with `dropout_keys` drops of the attention's probabilities and
         of what the attention adds.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     vocab_size: int

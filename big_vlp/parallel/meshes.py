@@ -7,8 +7,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-
-
 BATCH_AXES = ("data", "fsdp")
 
 

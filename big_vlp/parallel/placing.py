@@ -16,16 +16,10 @@ TENSOR_RULES = (
     (r".*\bmlp/(gate|up)/kernel", -1),
     (r".*\bmlp/down/kernel", -2),
 )
-
-
 # By classes, or by tokens; their number is the data's, so what does not divide stays whole.
 CLASSIFIER = r".*\b(classifier|language/head)/(kernel|bias)"
-
-
 # LoRA's factors are small, and their axes are what they are.
 UNSPLIT = ("/lora_a", "/lora_b")
-
-
 # Smaller parameters are cheaper to keep on every device than to gather.
 FSDP_MIN_BYTES = 4 * 2**20
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from big_vlp.run.log import TRAIN, read_log
-from big_vlp.run.tables import _metric_of
+from big_vlp.run.tables import metric_of
 
 CURVES_FILE = "curves.png"
 
@@ -68,7 +68,7 @@ def _family(split: str, name: str) -> str | None:
     """The panel a metric belongs to: R@1, R@5, R@10 share one, ranks share one; None: not drawn."""
     if split == TRAIN:
         return f"{TRAIN}: losses" if "loss" in name else None
-    name = _metric_of(name)
+    name = metric_of(name)
     if name.startswith("num_"):
         return None  # it describes the data
     if name.endswith("_rank"):
@@ -79,7 +79,7 @@ def _family(split: str, name: str) -> str | None:
 def _draw(axes, title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     colours = {}
     for name, (steps, values) in curves.items():
-        metric = _metric_of(name)
+        metric = metric_of(name)
         colour = colours.setdefault(metric, f"C{len(colours) % 10}")
         finite = np.isfinite(values)
         if not finite.all():

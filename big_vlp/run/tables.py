@@ -17,14 +17,14 @@ def metric_table(values: Mapping[str, float]) -> str:
     """One line per metric, with what chance or a baseline gives where the evaluator says so."""
     lines = []
     for name, value in values.items():
-        if _metric_of(name) == name:
+        if metric_of(name) == name:
             found = {r: values[f"{name}_{r}"] for r in REFERENCES if f"{name}_{r}" in values}
             beside = "".join(f"   ({r} {v:.4f})" for r, v in found.items())
             lines.append(f"  {name:28} {value:9.4f}{beside}")
     return "\n".join(lines)
 
 
-def _metric_of(name: str) -> str:
+def metric_of(name: str) -> str:
     """The metric itself where the name is that of a reference value, such as "R@1_chance"."""
     for reference in REFERENCES:
         name = name.removesuffix(f"_{reference}")

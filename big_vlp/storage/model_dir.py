@@ -90,7 +90,12 @@ class StoredModel:
 
     @property
     def preprocess(self) -> Preprocess:
-        return Preprocess.from_json(json.dumps(self.meta["preprocess"]))
+        try:
+            return Preprocess.from_json(json.dumps(self.meta["preprocess"]))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory}: its preprocess record cannot be read: {error}"
+            ) from error
 
     def make_method(self, *names: str):
         """The method that the weights belong to.

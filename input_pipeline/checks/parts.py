@@ -45,10 +45,12 @@ def find(kind: str, package: str, name: str, attribute: str) -> Any:
         is imported is left as it is.
     """
     ours = known(package)
+    if not isinstance(name, str):
+        raise ValueError(unknown(kind, name, ours))
     module = ours.get(name, name)
     if name not in ours and not _can_be_imported(name):
         message = unknown(kind, name, ours)
-        if "." in str(name):
+        if "." in name:
             message += f" A module {name!r} cannot be imported from here, either; see PYTHONPATH."
         raise ValueError(message)
     part = getattr(importlib.import_module(module), attribute, None)
@@ -58,8 +60,8 @@ def find(kind: str, package: str, name: str, attribute: str) -> Any:
     return part
 
 
-def _can_be_imported(name: Any) -> bool:
-    if not (isinstance(name, str) and all(map(str.isidentifier, name.split(".")))):
+def _can_be_imported(name: str) -> bool:
+    if not all(map(str.isidentifier, name.split("."))):
         return False
     try:
         return importlib.util.find_spec(name) is not None
@@ -67,3 +69,5 @@ def _can_be_imported(name: Any) -> bool:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             return False
         raise
+    except ValueError:  # such as __main__
+        return False

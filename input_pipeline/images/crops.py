@@ -40,7 +40,7 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises:
       ValueError: the bytes are no image, a broken or truncated one, or one beyond the limits of
-        `pillow_images`; the message says why.
+        `images.pillow`; the message says why.
     """
     size = _jpeg_size(data)
     return pillow.decode(data) if size is None else _decode_jpeg(data, *size)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Stores all fields of the source's records. Images are checked and stored as "
         "they are.",
     )
-    command.add_argument("name", metavar="NAME", help="a module of input_pipeline.sources")
+    command.add_argument("name", metavar="NAME", help="a data source; my_lab.mine: your own")
     command.add_argument(
         "arguments",
         nargs="*",

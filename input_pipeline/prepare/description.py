@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +31,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
         "version": records.FORMAT_VERSION,
         "made_by": {
             "tool": "input_pipeline.prepare",
-            "version": version("big_vlp"),
+            "version": _version(),
             "arguments": arguments,
         },
         "fields": _fields(shard["fields"] for shard in shards),
@@ -104,3 +104,11 @@ def _fields(shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
             if isinstance(kind, list):
                 fields[name] = known + [caption for caption in kind if caption not in known]
     return fields
+
+
+def _version() -> str:
+    """Of the package; a checkout that is not installed has none."""
+    try:
+        return version("big_vlp")
+    except PackageNotFoundError:
+        return "unknown"

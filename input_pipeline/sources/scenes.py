@@ -87,7 +87,7 @@ class Source:
       labels: those of all shapes in the scene, ascending, each once.
       mask u8[image_size, image_size]: 0 background, 1 + index in `class_names` elsewhere.
       question, answers: one question, a list with its one answer.
-      hard_negatives: five wrong versions of the caption, see `scene_text.write_caption`.
+      hard_negatives: five wrong versions of the caption, see `scenes.text.write_caption`.
     """
 
     def __init__(self, split: str = "train", size: int | None = None, image_size: int = 96):

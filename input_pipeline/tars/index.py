@@ -2,7 +2,7 @@
 
 Nothing is copied: `<stem>.npy` says where the members of a tar's samples lie, `<stem>.npy.json`
 what else is known about the tar, and `index.json`, written last, describes all. A tar's files are
-complete or absent, so a killed run continues where it stopped. `tar_reader` reads the result.
+complete or absent, so a killed run continues where it stopped. `tars.reader` reads the result.
 """
 
 import hashlib

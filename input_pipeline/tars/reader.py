@@ -1,4 +1,4 @@
-"""Reads samples of indexed WebDataset tars, by number; `tar_index` makes the index."""
+"""Reads samples of indexed WebDataset tars, by number; `tars.index` makes the index."""
 
 import bisect
 import functools

@@ -26,12 +26,12 @@ class Views:
 
     Args:
       image_size: side of the crop, in pixels.
-      vocabulary: file of classes, see `input_pipeline.vocabulary`.
+      vocabulary: file of classes, see `words.vocabulary`.
       vocabulary_size: keep only so many of the most frequent classes; by default all.
       stored: take the labels that were stored by preparing with this very vocabulary and the same
         fields.
       caption_fields: fields whose captions give labels; by default those of the vocabulary.
-      label_mode: one of `label_mining.MODES`; by default that of the vocabulary.
+      label_mode: one of `words.mining.MODES`; by default that of the vocabulary.
       max_labels: length of the padded list; of more labels the most frequent are kept.
       crop_scale: range of the crop's share of the image's area.
       flip_prob: probability of a horizontal flip.

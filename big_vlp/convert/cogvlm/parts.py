@@ -147,7 +147,7 @@ def from_parts(
       seed: of the adapter's weights, U(+-1/sqrt(inputs)).
 
     Returns:
-      (state in the released names, content of config.json); see `cogvlm.from_reference`.
+      (state in the released names, content of config.json); see `names.from_reference`.
 
     Raises:
       ConversionError: keys are missing or unknown, each is named; or the rotary embeddings are

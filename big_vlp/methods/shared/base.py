@@ -1,6 +1,8 @@
 """What a method is: a model, a loss, and what evaluators may call; the rest has defaults."""
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +40,14 @@ class Method:
     dtype: str = "float32"
     ema_decay: float | None = None
     vocab_size: int | None = None
+
+    def __init_subclass__(cls, **kwargs):
+        """A field that a subclass names without a default must be given, also where it has the name
+        of one of the attributes here, which dataclasses would take for its default."""
+        super().__init_subclass__(**kwargs)
+        for name in inspect.get_annotations(cls):
+            if hasattr(Method, name) and name not in vars(cls):
+                setattr(cls, name, dataclasses.field())
 
     def init_model(self, rng) -> Tree:
         """A fresh model from a key."""

@@ -13,9 +13,9 @@ def ema(averaged, new, decay):
 
 
 def check_decay(decay: float | None) -> None:
-    """Raises ValueError unless `decay` is None, for no average, or in [0, 1]."""
-    if decay is not None and not 0 <= decay <= 1:
+    """Raises ValueError unless `decay` is None, for no average, or in [0, 1)."""
+    if decay is not None and not 0 <= decay < 1:
         raise ValueError(
-            f"ema_decay={decay} must be in [0, 1]: the share of the old average that stays; or "
+            f"ema_decay={decay} must be in [0, 1): the share of the old average that stays; or "
             "None for no average."
         )

@@ -88,7 +88,7 @@ def to_model_input(images, keys, photometric: dict | None, preprocess):
 
     Args:
       keys: one random key per image; not read where there is no augmentation.
-      photometric: arguments of `augment.Photometric`, or None for none.
+      photometric: arguments of `augment.photometric.Photometric`, or None for none.
     """
     if images.dtype != jnp.uint8:
         return images

@@ -63,7 +63,7 @@ class EvaTower(nn.Module):
         `patch_size`) interpolate the table.
       downsample: CogVLM2's convolution, which makes one token of 2 x 2 patches.
       epsilon: of the LayerNorms.
-      unroll, remat: how the blocks are executed, see `models.transformer.Transformer`.
+      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     image_size: int

@@ -19,10 +19,10 @@ class Source:
 
     Args:
       data: `name` and arguments of the source.
-      vocabulary: file of classes, see `input_pipeline.vocabulary`.
+      vocabulary: file of classes, see `words.vocabulary`.
       vocabulary_size: keep only so many of the most frequent classes; by default all.
       caption_fields: fields whose captions give labels; by default those of the vocabulary.
-      label_mode: one of `label_mining.MODES`; by default that of the vocabulary.
+      label_mode: one of `words.mining.MODES`; by default that of the vocabulary.
 
     Raises:
       ValueError: the vocabulary was counted from other fields or in another mode.

@@ -216,7 +216,7 @@ def test_towers_of_clip_can_be_classifiers(batch):
     "name, changes, message",
     [
         ("catlip", {"prior": 0.0}, "prior=0.0: give a probability"),
-        ("catlip", {"ema_decay": 1.5}, "ema_decay=1.5"),
+        ("catlip", {"ema_decay": 1.0}, "ema_decay=1.0"),
         ("catlip", {"num_classes": 0}, "num_classes must be 1 or more"),
         ("catlip", {"augment": {"total_steps": 0}}, "length of the curriculum"),
         ("transfer", {"tower": "resnet"}, "Unknown tower 'resnet'"),

@@ -263,7 +263,7 @@ def test_the_evaluator_takes_it():
     "arguments, message",
     [
         ({"num_classes": 0}, "num_classes must be 1 or more"),
-        ({"ema_decay": 1.5}, r"ema_decay=1.5 must be in \[0, 1\]"),
+        ({"ema_decay": 1.0}, r"ema_decay=1.0 must be in \[0, 1\)"),
         ({"augment": {"total_steps": 0}}, "total_steps=0"),
     ],
 )
