@@ -168,6 +168,7 @@ class Model:
 
     def words(self, images: Any, top: int = 10) -> list[list[tuple[str, float]]]:
         """The synsets that a CatLIP model expects in a caption of each image; see `classify`."""
+        self._check("words")
         return self.classify(images, top)
 
     def segment(self, images: Any) -> list[np.ndarray]:

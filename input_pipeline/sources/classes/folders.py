@@ -16,8 +16,8 @@ class Source:
 
     A record's `label` is the number of its class among the sorted folders, its id the path below
     PATH. Files that are no images by their ending (see `listing.IMAGE_EXTENSIONS`), hidden files
-    and folders, and files beside the class folders are passed over. Where names are no UTF-8, ids and
-    class names have escapes.
+    and folders, and files beside the class folders are passed over. Where names are no UTF-8, ids
+    and class names have escapes.
 
     Attributes:
       class_names: the folders' names, or what `names` calls them.

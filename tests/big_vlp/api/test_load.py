@@ -134,8 +134,8 @@ def test_importing_the_package_is_quick():
     [
         ("clip", "encode_image encode_text similarity zero_shot"),
         ("cosmos", "encode_image encode_text similarity zero_shot"),
-        ("catlip", "encode_image classify"),
-        ("transfer", "encode_image classify"),
+        ("catlip", "encode_image classify words"),
+        ("transfer", "encode_image classify words"),
         ("segmentation", "segment"),
         ("cogvlm", "generate"),
     ],
