@@ -255,6 +255,7 @@ def test_predict_fn():
     assert (np.asarray(fn(params, other)) != found[2]).any()
 
 
+@pytest.mark.slow
 def test_the_same_on_every_mesh():
     result = subprocess.run(
         [

@@ -197,6 +197,7 @@ def test_the_augmentation_is_trained_too():
     assert any(float(np.abs(x)) > 0 for x in jax.tree.leaves(grads["augment"]))
 
 
+@pytest.mark.slow
 def test_training_learns_the_classes():
     """Some steps of the loop's own step; the average follows; prediction runs on statistics."""
     made = method(ema_decay=0.7)

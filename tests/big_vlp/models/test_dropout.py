@@ -215,6 +215,7 @@ def test_draws_are_not_kept_for_the_backward_pass():
             assert largest_kept(remat=remat, unroll=unroll) < probabilities
 
 
+@pytest.mark.slow
 def test_every_mesh_drops_the_same():
     result = subprocess.run(
         [sys.executable, __file__],

@@ -76,13 +76,17 @@ CHAIN_RULE = {
 CHAIN_RULE["key_value"] = CHAIN_RULE["qkv"]
 
 
+def slow(*arguments):
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "changes, layout",
     [
         ({}, "general"),
         ({"unroll": True, "remat": "dots"}, "static"),
-        ({**GROUPED, "expert_every": 2, "remat": "full"}, "static"),
-        ({**GROUPED, "unroll": True}, "general"),
+        slow({**GROUPED, "expert_every": 2, "remat": "full"}, "static"),
+        slow({**GROUPED, "unroll": True}, "general"),
     ],
 )
 def test_values_and_gradients_are_those_of_merged_kernels(changes, layout):

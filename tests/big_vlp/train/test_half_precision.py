@@ -16,8 +16,8 @@ from tests.tiny_config import get_config
 
 # The others take longer to compile.
 METHODS = (
-    "catlip",
     "cogvlm",
+    pytest.param("catlip", marks=pytest.mark.slow),
     pytest.param("clip", marks=pytest.mark.slow),
     pytest.param("cosmos", marks=pytest.mark.slow),
 )

@@ -166,6 +166,7 @@ train(tiny_config(mesh__fsdp=2, mesh__tensor=2), sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_go_on_from_one(uninterrupted, tmp_path):
     """A checkpoint moves to another mesh, on which everything is split, and training is the same:
     loader, augmentation, loss, update, teacher."""

@@ -76,6 +76,7 @@ def demo(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["experts", "grounding"])
 def test_the_language_model_stays_what_it_was(demo, stage):
     """Its logits of plain text are bit-equal before and after experts were trained beside it."""
@@ -98,6 +99,7 @@ def test_the_language_model_stays_what_it_was(demo, stage):
             assert 0 < np.abs(expert - value).max() < 0.1, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["experts", "grounding"])
 def test_the_tower_is_the_one_that_was_trained(demo, stage):
     """And goes on being trained where boxes are learnt, from new positions."""

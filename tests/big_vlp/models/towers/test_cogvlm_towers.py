@@ -83,7 +83,11 @@ def test_the_loss_reads_the_image(case, batch):
 
 @pytest.mark.parametrize(
     "name, rules",
-    [("vit", EXPERTS), ("catlip_vit", EXPERTS), ("catlip_vit", ((".*", 1.0, 1.0),))],
+    [
+        ("vit", EXPERTS),
+        pytest.param("catlip_vit", EXPERTS, marks=pytest.mark.slow),
+        ("catlip_vit", ((".*", 1.0, 1.0),)),
+    ],
     ids=["vit, frozen", "catlip_vit, frozen", "catlip_vit, trained"],
 )
 def test_a_step_of_training(batch, name, rules):
