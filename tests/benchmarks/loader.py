@@ -95,10 +95,10 @@ def our_photometrics():
         augmented = (kind.apply(x, k) for kind, x, k in zip(kinds, views, keys))
         return [normalise(x, pre.mean, pre.std) for x in augmented]
 
-    crops = our_crops(COSMOS_VIEWS)
+    cut = our_crops(COSMOS_VIEWS)
 
     def run(data, rng):
-        made = crops(data, rng)
+        made = cut(data, rng)
         views = [jnp.asarray(np.stack(x)) for x in (made[:1], made[1:2], made[2:])]
         jax.block_until_ready(on_device(views, rng.getrandbits(31)))
 
@@ -111,7 +111,7 @@ def their_crops(views, augment=None):
     def run(data, rng):
         image = pillow(data)
         boxes = [crops.random_resized_crop_box(*image.size, scale, rng) for _, scale in views]
-        crops = []
+        made = []
         for i, ((left, top, width, height), (size, _)) in enumerate(zip(boxes, views)):
             crop = image.crop((left, top, left + width, top + height))
             crop = crop.resize((size, size), Image.Resampling.BICUBIC)
@@ -119,8 +119,8 @@ def their_crops(views, augment=None):
                 crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if augment is not None:
                 crop = augment(crop, rng, *BLUR_SOLARIZE[i])
-            crops.append(np.asarray(crop))
-        return crops
+            made.append(np.asarray(crop))
+        return made
 
     return run
 
