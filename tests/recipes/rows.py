@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from big_vlp.experiment import Experiment
 from big_vlp.recipes import mean_batch
 from big_vlp.run.optim import Optimizer
 from input_pipeline.checks import parts
@@ -100,7 +101,8 @@ def fixed(value) -> Callable[[Mapping], Any]:
 
 def load(name: str, arg: str) -> dict:
     """A config as nested dicts, with the defaults of what its sections build filled in."""
-    config = _plain(importlib.import_module(f"configs.{name}").get_config(arg))
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    config = _plain(Experiment.from_config(config).as_json())
     method = parts.find("method", "big_vlp.methods", config["method"]["name"], "Method")
     views = parts.find("views", "input_pipeline.views", config["views"]["name"], "Views")
     for section, built in (
