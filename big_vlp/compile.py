@@ -187,7 +187,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         show(flags.FLAGS.config, flags.FLAGS.topology)
-    except (ConfigError, TooLargeError) as error:
+    except errors.BigVlpError as error:
         errors.stop(error)
 
 

@@ -16,26 +16,17 @@ from absl import flags, logging
 
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
-from big_vlp.parallel import cluster, processes
+from big_vlp.parallel import cluster
 from big_vlp.parallel.agreement import NO_STEP, of_first_process, together
 from big_vlp.run import log, tables
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from input_pipeline.checks import errors, unicode
-from input_pipeline.checks.paths import PathError, local_path
+from input_pipeline.checks.paths import local_path
 from input_pipeline.files.whole import write_json
-from input_pipeline.records import BrokenRecordError
 
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
 FINISHED = NO_STEP - 1
-EXPECTED = (
-    cluster.ClusterError,
-    PathError,
-    ConfigError,
-    CheckpointError,
-    BrokenRecordError,
-    processes.ProcessError,
-)
 
 
 def evaluate(
@@ -170,7 +161,7 @@ def main(_) -> None:
         cluster.connect_processes()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except EXPECTED as error:
+    except errors.BigVlpError as error:
         errors.stop(error)
 
 

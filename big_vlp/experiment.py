@@ -54,7 +54,7 @@ class Experiment:
       mesh: `big_vlp.parallel.meshes.make_mesh`.
       checkpoint: `big_vlp.storage.checkpoint.Checkpoints`.
       evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
-        "averaged"), and the arguments of `evaluators.<evaluator>.Evaluator`.
+        "averaged"), and the keys of that evaluator, see `evaluators.shared.base`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.

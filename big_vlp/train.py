@@ -30,28 +30,17 @@ from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
-from big_vlp.run.lease import LeaseError, held_lease
-from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
+from big_vlp.run.lease import held_lease
+from big_vlp.run.log import LOG_FILE, TRAIN, MetricLog, read_log
 from big_vlp.storage.checkpoint import CheckpointError, save_frozen
 from big_vlp.storage.model_dir import Labels
-from input_pipeline.checks.paths import PathError, local_path
+from input_pipeline.checks.paths import local_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
-from input_pipeline.records import BrokenRecordError
 
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 CONFIG_FILE = "config.json"
-EXPECTED = (
-    PathError,
-    ConfigError,
-    LeaseError,
-    CheckpointError,
-    LogError,
-    NonFiniteError,
-    BrokenRecordError,
-    processes.ProcessError,
-)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -80,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     with (
         signals.heard(),
         contextlib.ExitStack() as opened,
-        processes.telling(live.message, EXPECTED, opened.close) as telling,
+        processes.telling(live.message, opened.close) as telling,
     ):
         _run(experiment, workdir, live, opened, telling)
 
@@ -311,7 +300,7 @@ def main(_) -> None:
         cluster.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (Exception, signals.Stop) as error:
-        status = processes.end(error, (cluster.ClusterError, *EXPECTED))
+        status = processes.end(error)
     else:
         status = 0
     free_shared_memory()

@@ -168,7 +168,8 @@ def test_configs_do_not_share_state(name):
 @pytest.mark.parametrize("name", [*RECIPES, "catlip", "transfer"])
 def test_runlocal_is_the_same_recipe_but_small(name):
     full, local = (module(name).get_config(arg).to_dict() for arg in ("", "runlocal"))
-    assert full.keys() <= local.keys()  # it says more often how it does
+    # It logs more often than the default; the full recipe may leave that to it.
+    assert local.keys() == full.keys() | {"log_every_steps"}
     assert local["data"]["name"] == "scenes"
     assert local["method"]["name"] == full["method"]["name"]
     widths = [

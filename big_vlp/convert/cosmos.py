@@ -82,7 +82,7 @@ def from_reference(
     """Converts a checkpoint.
 
     Args:
-      checkpoint: {"student": state dict, "teacher": state dict}.
+      checkpoint: {"student": state dict, "teacher": state dict}, of `Tensor`s or numpy arrays.
       head_dim, text_heads, pooler_heads: what state dicts do not tell; the defaults are those of
         the published models (`head_dim` is the image tower's).
 

@@ -12,7 +12,7 @@ from big_vlp.generation.sampling import predict_fn
 from big_vlp.methods.shared import base
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
-from big_vlp.methods.shared.ema import check_decay, ema
+from big_vlp.methods.shared.ema import ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.models.lora import Lora
 from input_pipeline.checks import arguments
@@ -57,6 +57,7 @@ class Method(base.Method):
     remat: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r}; choose one of {LAYOUTS}.")
         has_image = self.model.get("image") is not None
@@ -65,7 +66,6 @@ class Method(base.Method):
                 f"image_loss={self.image_loss} must be 0 or more, and needs an image tower and "
                 "layout='static'."
             )
-        check_decay(self.ema_decay)
         if not has_image and self.network.expert_parts:
             raise ValueError("Without an image tower there are no visual experts: expert_parts=().")
         needed = self.network.image_token_size if has_image else None

@@ -92,12 +92,11 @@ class telling:
 
     Args:
       say: prints a line in process 0.
-      expected: kinds of errors whose text says it all.
       close: what a process does before it ends for another's sake.
     """
 
-    def __init__(self, say, expected: tuple[type, ...], close: Callable[[], None]):
-        self._say, self._expected, self._close = say, expected, close
+    def __init__(self, say: Callable[[str], None], close: Callable[[], None]):
+        self._say, self._close = say, close
         self._left = threading.Event()
 
     def __enter__(self) -> "telling":
@@ -116,7 +115,7 @@ class telling:
             consequence.said = True
             raise consequence from None
         self.why(error)
-        _tell(error, self._expected)
+        _tell(error)
         if jax.process_count() > 1 and not is_agreed(error):
             _end_within(_CLOSE_SECONDS)  # what is closed now may wait for the others in vain
 
@@ -124,7 +123,7 @@ class telling:
         """Says it, once; a signal is no error."""
         if not was_said(error) and not isinstance(error, signals.Stop):
             error.said = True
-            self._print(_reason(error, self._expected))
+            self._print(_reason(error))
 
     def _print(self, reason: str) -> None:
         if jax.process_index() == 0:
@@ -142,20 +141,20 @@ class telling:
                 _leave(1)
 
 
-def end(error: BaseException, expected: tuple[type, ...]) -> int:
-    """Says why the program ends: one line where it is expected, else a traceback.
+def end(error: BaseException) -> int:
+    """Says why the program ends: one line where a user can mend it, else a traceback.
 
     Returns:
       Its exit status.
     """
     if not isinstance(error, signals.Stop):
         if not was_said(error):
-            print(f"error: {_reason(error, expected)}", file=sys.stderr)
-        if not isinstance(error, expected) or errors.wants_tracebacks():
+            print(f"error: {_reason(error)}", file=sys.stderr)
+        if not isinstance(error, BigVlpError) or errors.wants_tracebacks():
             traceback.print_exception(error)
     status = error.code if isinstance(error, signals.Stop) else 1
     if jax.process_count() > 1 and not is_agreed(error):
-        _tell(error, expected)
+        _tell(error)
         _leave(status)
     return status
 
@@ -164,20 +163,20 @@ def was_said(error: BaseException) -> bool:
     return getattr(error, "said", False)
 
 
-def _reason(error: BaseException, expected: tuple[type, ...]) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, signals.Stop):
         text = f"{error.name} before training"
-    elif not isinstance(error, expected):
+    elif not isinstance(error, BigVlpError):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     known = jax.process_count() == 1 or isinstance(error, ProcessError)
     return text if known else f"process {jax.process_index()} stopped: {text}"
 
 
-def _tell(error: BaseException, expected: tuple[type, ...]) -> None:
+def _tell(error: BaseException) -> None:
     if jax.process_count() > 1 and not is_agreed(error):
         client, key = ocp.multihost.get_jax_distributed_client(), f"{_FAILED}{jax.process_index()}"
-        client.key_value_set(key, _reason(error, expected), allow_overwrite=True)
+        client.key_value_set(key, _reason(error), allow_overwrite=True)
 
 
 def _failure() -> str | None:

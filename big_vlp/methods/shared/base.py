@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from big_vlp.methods.shared.ema import ema
+from big_vlp.methods.shared.ema import check_decay, ema
 from input_pipeline.checks.arguments import unknown
 
 Tree = Any  # nested dicts of arrays
@@ -48,6 +48,9 @@ class Method:
         for name in inspect.get_annotations(cls):
             if hasattr(Method, name) and name not in vars(cls):
                 setattr(cls, name, dataclasses.field())
+
+    def __post_init__(self):
+        check_decay(self.ema_decay)
 
     def init_model(self, rng) -> Tree:
         """A fresh model from a key."""

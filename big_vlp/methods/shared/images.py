@@ -7,7 +7,6 @@ from big_vlp import trees
 from big_vlp.augment.learned import RangeAugment
 from big_vlp.augment.photometric import normalise
 from big_vlp.methods.shared import base
-from big_vlp.methods.shared.ema import check_decay
 from input_pipeline.checks import arguments
 
 
@@ -19,7 +18,7 @@ class ImageMethod(base.Method):
             arguments.call("augment", RangeAugment, self.augment)  # raises for a wrong key or value
         if self.num_classes < 1:
             raise ValueError("num_classes must be 1 or more.")
-        check_decay(self.ema_decay)
+        super().__post_init__()
 
     def init_model(self, rng) -> dict:
         """Fresh parameters, fp32, and running statistics where the network has some."""

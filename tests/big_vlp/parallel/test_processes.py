@@ -85,7 +85,7 @@ import os, sys
 from absl import flags
 from big_vlp.parallel import processes, cluster
 from big_vlp.run import log
-from big_vlp.train import EXPECTED, train
+from big_vlp.train import train
 from input_pipeline.loader import Loader
 from tests.big_vlp.train.test_train import tiny_config
 
@@ -110,7 +110,7 @@ try:
     cluster.connect_processes()
     train(tiny_config("method=clip", evals={}), sys.argv[1])
 except Exception as error:
-    sys.exit(processes.end(error, EXPECTED))
+    sys.exit(processes.end(error))
 """
 
 
