@@ -36,6 +36,8 @@ EXECUTIONS = {
     "plain": {"unroll": True, "remat": None},
     "scan_remat": {"unroll": False, "remat": "full"},
 }
+# A forward pass and a step are made in both.
+as_trained = pytest.mark.parametrize("execution", ["scan_remat"], indirect=True)
 
 
 class Case(NamedTuple):
@@ -184,6 +186,7 @@ def test_positions_and_experts(arrays):
             np.testing.assert_array_equal(layout.expert_mask(types), experts, name)
 
 
+@as_trained
 def test_image_tower_and_adapter(case):
     for name in cases(case.arrays, "pixel_values"):
         found = below(case.arrays, name)
@@ -240,6 +243,7 @@ def gradients(case, inputs, labels, kind):
     return jax.jit(jax.grad(loss))(case.params)
 
 
+@as_trained
 def test_gradients_by_every_layout(case):
     prefixes = {key.split("/gradnorm/")[0] for key in case.arrays if "/gradnorm/" in key}
     if not prefixes:
@@ -331,6 +335,7 @@ def one_step(method, params, batch):
     return jax.tree.map(np.asarray, new["opt"]["moments"]["mu"]), metrics
 
 
+@as_trained
 def test_greedy_generation(case):
     """Prompts are moved to the left of their rows, and each row goes on from its own length."""
     for name in cases(case.arrays, "generated_ids"):

@@ -34,6 +34,8 @@ EXECUTIONS = {
     "plain": {"unroll": True, "remat": None},
     "scan_remat": {"unroll": False, "remat": "full"},  # and micro-batches
 }
+# What a step is made of is looked at in one execution, and the step itself in both.
+as_trained = pytest.mark.parametrize("case", ["scan_remat"], indirect=True)
 
 
 class Case(NamedTuple):
@@ -127,6 +129,7 @@ def highest_precision():
         yield
 
 
+@as_trained
 def test_state_dict_round_trip(case):
     for net, params in (("student", case.student), ("teacher", case.teacher)):
         state = convert.to_reference(params)
@@ -135,6 +138,7 @@ def test_state_dict_round_trip(case):
             np.testing.assert_array_equal(value, case.arrays[f"{net}/{key}"], key)
 
 
+@as_trained
 def test_intermediates(case):
     """Every activation of the towers, in the reference's layout."""
     towers, batch = case.method.network, case.batch
@@ -198,6 +202,7 @@ def test_features(case):
     close(view_major(teacher["text"]), arrays["out/teacher_text_features"])
 
 
+@as_trained
 def test_predict_fns(case):
     predict = {name: jax.jit(fn) for name, fn in case.method.predict_fns().items()}
     batch = {
@@ -208,6 +213,7 @@ def test_predict_fns(case):
     close(predict["encode_text"](case.student, batch), case.arrays["eval/student_text_features"])
 
 
+@as_trained
 def test_attention_maps(case):
     """Every caption over the patches of global view 0, every view over the words of caption 0."""
     towers, arrays, info = case.method.network, case.arrays, case.info

@@ -38,6 +38,10 @@ def batch():
     }
 
 
+def init(method):
+    return jax.jit(method.init)(jax.random.key(0, impl="unsafe_rbg"))  # compiles fastest
+
+
 def loss_of(method, model, batch, step=0):
     parameters, statistics = trees.split_statistics(model)
 
@@ -52,7 +56,7 @@ def loss_of(method, model, batch, step=0):
 def test_accumulation_and_remat_change_nothing(batch, name):
     """BatchNorm sees the whole batch, so micro-batches give its very statistics and gradients."""
     plain = make(name, unroll=True, augment={"total_steps": 5})
-    model, _ = plain.init(jax.random.key(0))
+    model, _ = init(plain)
     (loss, (statistics, _)), grads = loss_of(plain, model, batch)
     other = dataclasses.replace(plain, unroll=False, remat="full", accumulate_steps=4)
     (found_loss, (found_statistics, _)), found = loss_of(other, model, batch)
@@ -86,7 +90,7 @@ def test_loss_is_the_published_formula(batch):
 @pytest.mark.parametrize("augment", [None, {"total_steps": 5}])
 def test_parts_of_the_loss_are_logged_where_there_are_two(batch, augment):
     method = make(augment=augment)
-    model, _ = method.init(jax.random.key(0))
+    model, _ = init(method)
     (loss, (_, metrics)), _ = loss_of(method, model, batch)
     assert metrics["labels_per_image"] == 6 / ROWS
     parts = [metrics[name] for name in metrics if name.endswith("_loss")]
@@ -108,7 +112,7 @@ def test_the_first_loss_follows_from_the_prior():
     nothing = {"image": image, "labels": np.full((ROWS, 2), -1, np.int32)}
     for prior in (0.5, 0.01):
         method = make(prior=prior)
-        model, _ = method.init(jax.random.key(0))
+        model, _ = init(method)
         model["classifier"]["kernel"] *= 0
         (loss, _), _ = loss_of(method, model, nothing)
         assert loss == pytest.approx(-CLASSES * math.log(1 - prior), rel=1e-5)
@@ -183,7 +187,7 @@ def test_sizes_that_cannot_be(changes, size, message):
 
 def test_the_average_covers_parameters_and_statistics():
     method = make(ema_decay=0.75)
-    model, averaged = method.init(jax.random.key(0))
+    model, averaged = init(method)
     assert trees.flatten(averaged).keys() == trees.flatten(model).keys()
     new = jax.tree.map(lambda x: x + 4, model)
     _, averaged = method.after_update(model, new, averaged, 0)
@@ -193,7 +197,7 @@ def test_the_average_covers_parameters_and_statistics():
 
 def test_a_frozen_tower_keeps_its_statistics(batch):
     method = make("transfer", train_statistics=False)
-    model, averaged = method.init(jax.random.key(0))
+    model, averaged = init(method)
     assert averaged == {}
     before = trees.flatten(trees.split_statistics(model)[1])
     (_, (after, _)), _ = loss_of(method, model, batch)
@@ -204,7 +208,7 @@ def test_a_frozen_tower_keeps_its_statistics(batch):
 def test_towers_of_clip_can_be_classifiers(batch):
     model = {"patch_size": 8, "width": 16, "layers": 1, "heads": 2, "embed_dim": 8}
     method = make("transfer", tower="vit", model=model, multi_label=True)
-    variables, _ = method.init(jax.random.key(0))
+    variables, _ = init(method)
     (loss, (statistics, _)), grads = loss_of(method, variables, batch)
     assert np.isfinite(loss) and statistics == {}
     assert np.abs(grads["tower"]["patch"]["kernel"]).max() > 0

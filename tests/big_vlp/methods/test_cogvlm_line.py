@@ -16,6 +16,8 @@ from big_vlp.train import train
 from configs import cogvlm
 from tests.big_vlp.convert.toy_cogvlm_files import LLAMA_CONFIG, eva_state, llama_state
 
+pytestmark = pytest.mark.slow
+
 
 def convert(*arguments):
     assert main([str(argument) for argument in arguments]) == 0

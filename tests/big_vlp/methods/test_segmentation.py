@@ -174,10 +174,9 @@ def test_a_step_moves_statistics_of_tower_and_head():
         assert np.isfinite(value).all() and (value != 0).any(), path
 
 
-@pytest.mark.parametrize("execution", [{"unroll": True}, {"remat": "full"}])
-def test_executions_agree(execution):
+def test_executions_agree():
     made, model, expected = augmented()
-    found = evaluate(dataclasses.replace(made, **execution))(model)
+    found = evaluate(dataclasses.replace(made, unroll=True, remat="full"))(model)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 

@@ -49,8 +49,12 @@ def one_by_one(*args, **options):
 
 @pytest.mark.parametrize(
     "write, strategy",
-    [(generate, None), (generate, Sampling(2.0)), (generate, Beams(2)), (one_by_one, None)],
-    ids=["greedy", "sampling", "beams", "stream"],
+    [
+        pytest.param(generate, None, id="greedy"),
+        pytest.param(generate, Sampling(2.0), id="sampling", marks=pytest.mark.slow),
+        pytest.param(generate, Beams(2), id="beams", marks=pytest.mark.slow),
+        pytest.param(one_by_one, None, id="stream"),
+    ],
 )
 def test_each_writes_what_its_merged_weights_write(batch, params, write, strategy):
     options = dict(max_new_tokens=3, eos_id=EOS, strategy=strategy, key=KEY)
@@ -98,6 +102,7 @@ def test_one_compiled_function_serves_every_scale(params):
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_writers_of_two_directories(tmp_path, params):
     """What the commands that write and converse do, in one process."""
     answers = []

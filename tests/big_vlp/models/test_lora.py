@@ -76,17 +76,11 @@ CHAIN_RULE = {
 CHAIN_RULE["key_value"] = CHAIN_RULE["qkv"]
 
 
-def slow(*arguments):
-    return pytest.param(*arguments, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     "changes, layout",
     [
-        ({}, "general"),
-        ({"unroll": True, "remat": "dots"}, "static"),
-        slow({**GROUPED, "expert_every": 2, "remat": "full"}, "static"),
-        slow({**GROUPED, "unroll": True}, "general"),
+        ({"unroll": True}, "general"),
+        ({**GROUPED, "expert_every": 2, "remat": "full"}, "static"),
     ],
 )
 def test_values_and_gradients_are_those_of_merged_kernels(changes, layout):
@@ -112,12 +106,11 @@ def test_values_and_gradients_are_those_of_merged_kernels(changes, layout):
         close(grads[start + "lora_b"], np.einsum(to_b, scaled, a), message=path)
 
 
-@pytest.mark.parametrize("changes, layout", [({}, "static"), ({"unroll": True}, "general")])
-def test_new_factors_change_nothing(changes, layout):
-    model = cogvlm(**changes)
+def test_new_factors_change_nothing():
+    model = cogvlm()
     params = parameters(model)
     added = jax.jit(EVERYWHERE.add)(jax.random.key(0), params)
-    logits = logits_fn(model, layout)
+    logits = logits_fn(model, "static")
     found = jax.jit(activated(EVERYWHERE, logits))(added)
     np.testing.assert_array_equal(found, jax.jit(logits)(params))
     merged = jax.jit(EVERYWHERE.merge)(added)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.towers.text import TextTransformer
@@ -57,8 +58,15 @@ def init(model, *args, keep=None):
 def arbitrary(model, *args):
     """Parameters of the model's structure, none zero; drawing the real ones takes longer."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
+    leaves, structure = jax.tree.flatten(args)
+    shapes = shapes_of(model, structure, *[(np.shape(x), jnp.result_type(x)) for x in leaves])
     return jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
+
+
+@functools.cache
+def shapes_of(model, structure, *leaves):
+    args = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.eval_shape(model.init, jax.random.key(0), *args)
 
 
 @functools.partial(jax.jit, static_argnums=0)
