@@ -20,6 +20,7 @@ import numpy as np
 
 from input_pipeline.order import MixedOrder, shuffled
 from input_pipeline.records import BrokenRecordError, what_is_wrong
+from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
@@ -65,7 +66,7 @@ class Loader:
       max_broken_share: of the examples, above which a run with "replace" ends.
     """
 
-    source: Any
+    source: Source
     views: Mapping[int, Any]
     plan: Callable[[int], tuple[int, int, int]]
     total_steps: int
@@ -150,7 +151,7 @@ class Loader:
             return {}, [str(error)]
 
     def _order(self):
-        if getattr(self.source, "weights", None) is not None:
+        if self.source.weights is not None:
             return MixedOrder(self.source.lengths, self.source.weights, self.seed)
         return shuffled(len(self.source), self.seed)
 

@@ -33,7 +33,7 @@ class Evaluator(base.Evaluator):
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where the head has other classes than the data."""
         num_classes = num_outputs(self.predict_fns["classify"], model, self.preprocess, self.mesh)
-        names = getattr(self.source, "class_names", None)
+        names = self.source.class_names
         if names is not None and len(names) != num_classes:
             raise ValueError(
                 f"The model tells {num_classes} classes apart, but the data names {len(names)}."

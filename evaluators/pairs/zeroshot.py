@@ -52,7 +52,7 @@ class Evaluator(TowersEvaluator):
         super().__post_init__()
         names = self.class_names
         if names is None:
-            names = getattr(self.source, "class_names", None)
+            names = self.source.class_names
         if not names:
             raise ValueError(f"The source {self.data['name']!r} names no classes; set class_names.")
         _check_names(names, given=self.class_names is not None)

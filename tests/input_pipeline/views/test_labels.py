@@ -108,7 +108,7 @@ def test_mined_labels_as_a_source(vocabulary):
         found = labels_of(views, scenes[i])
         assert source[i]["labels"] == [x for x in found if x >= 0]
     assert source.class_names == list(views.vocabulary.names)
-    assert source.label_vocabulary == views.vocabulary.fingerprint()
+    assert source.label_rule["fingerprint"] == views.vocabulary.fingerprint()
     assert source.fingerprint() != scenes.fingerprint()
 
 
