@@ -51,7 +51,7 @@ def test_examples_match_their_spec_and_depend_on_rng_alone(kwargs):
 def test_defaults_are_the_published_sizes():
     views = make(512, 150)
     assert views.spec() == {"image": ((512, 512, 3), np.uint8), "mask": ((512, 512), np.int16)}
-    assert (views.short_side, views.max_long_side) == ((256, 768), 1024)
+    assert (views.short_side_px, views.max_long_side_px) == ((256, 768), 1024)
     assert (views.max_class_share, views.flip_prob, views.num_classes) == (0.75, 0.5, 150)
 
 
