@@ -8,6 +8,7 @@ import numpy as np
 from input_pipeline.checks import arguments
 from input_pipeline.images.crops import eval_image
 from input_pipeline.sources import make_source
+from input_pipeline.text.captions import texts_of
 
 
 def open_source(data: Mapping[str, Any]):
@@ -59,10 +60,13 @@ def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
             f"Record {record['id']!r} has no caption field {field!r}; set caption_field to one of "
             f"{list(captions)}."
         )
-    texts = captions[field]
-    if isinstance(texts, str) or not texts:
+    try:
+        texts = texts_of(captions, field)
+    except ValueError as error:
+        raise ValueError(f"Record {record['id']!r}: {error}") from error
+    if not texts:
         raise ValueError(
-            f"Caption field {field!r} of record {record['id']!r} must be a non-empty list of "
-            f"strings, not {texts!r}; prepare the data again."
+            f"Caption field {field!r} of record {record['id']!r} is empty; it must be a list of "
+            "strings: prepare the data again."
         )
-    return list(texts)
+    return texts
