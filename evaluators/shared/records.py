@@ -7,6 +7,7 @@ import numpy as np
 
 from input_pipeline.checks import arguments
 from input_pipeline.images.crops import eval_image
+from input_pipeline.records import naming
 from input_pipeline.sources import make_source
 from input_pipeline.text.captions import texts_of
 
@@ -25,10 +26,8 @@ def image_of(record: Mapping[str, Any], preprocess) -> np.ndarray:
     Raises:
       ValueError: it cannot be decoded.
     """
-    try:
+    with naming(record):
         return eval_image(record["image"], preprocess)
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
 
 
 def label_of(record: Mapping[str, Any], num_classes: int | None = None) -> int:
@@ -60,10 +59,8 @@ def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
             f"Record {record['id']!r} has no caption field {field!r}; set caption_field to one of "
             f"{list(captions)}."
         )
-    try:
+    with naming(record):
         texts = texts_of(captions, field)
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
     if not texts:
         raise ValueError(
             f"Caption field {field!r} of record {record['id']!r} is empty; it must be a list of "

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.records import naming
 from input_pipeline.text.boxes import BOX_FORM, format_boxes
 from input_pipeline.text.captions import texts_of
 
@@ -61,10 +62,8 @@ def make_turn(
     """
     check_task(task)
     check_history(history)
-    try:
+    with naming(record):
         return TASKS[task](_Drawn(record, rng, caption_fields, history))
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
 
 
 def check_task(task: str) -> None:

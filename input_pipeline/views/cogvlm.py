@@ -14,6 +14,7 @@ import numpy as np
 
 from input_pipeline.images import crops
 from input_pipeline.preprocess import Preprocess
+from input_pipeline.records import naming
 from input_pipeline.text import conversations, templates
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
@@ -236,14 +237,10 @@ class Views(base.Views):
             it has is malformed, or a prompt alone is too long. All name the record.
         """
         task, turn = self._draw(record, rng)
-        try:
+        with naming(record, " Training does not skip records."):
             row = self.rows.example(self.templates[task], turn)
             if self._with_image:
                 return {"images": self.rows.image(record["image"]), **row}
-        except ValueError as error:
-            raise ValueError(
-                f"Record {record['id']!r}: {error} Training does not skip records."
-            ) from error
         row["loss_mask"] = row["token_types"] == LANGUAGE
         row["loss_mask"][0] = False  # nothing comes before it
         return row

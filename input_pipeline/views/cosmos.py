@@ -9,7 +9,7 @@ from input_pipeline.text import captions
 from input_pipeline.text.tokenizers import make_tokenizer
 from input_pipeline.views.shared import base
 from input_pipeline.views.shared.crops import (
-    checked_probability,
+    check_probability,
     checked_scale,
     crops_of,
     sample_captions,
@@ -67,7 +67,7 @@ class Views(base.Views):
         self.tokenizer = make_tokenizer(self.tokenizer)
         self.global_scale = checked_scale((self.crop_scale, 1.0))
         self.local_scale = checked_scale((self.min_local_scale, self.crop_scale))
-        checked_probability(self.flip_prob)
+        check_probability(self.flip_prob)
 
     def spec(self) -> base.Spec:
         g, s = self.image_size, self.local_size

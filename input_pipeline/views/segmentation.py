@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 
 from input_pipeline.images import crops
+from input_pipeline.records import naming
 from input_pipeline.views.shared import base
-from input_pipeline.views.shared.crops import checked_probability
+from input_pipeline.views.shared.crops import check_probability
 
 # A crop that one class fills is drawn again so often; then it is taken as it is.
 MAX_CROPS = 10
@@ -51,7 +52,7 @@ class Views(base.Views):
             )
         if not 0 < self.max_class_share <= 1:
             raise ValueError(f"max_class_share={self.max_class_share}: give a share in (0, 1].")
-        checked_probability(self.flip_prob)
+        check_probability(self.flip_prob)
         self.short_side_px = round(low * self.image_size), round(high * self.image_size)
         self.max_long_side_px = self.max_long_side * self.image_size
 
@@ -65,7 +66,8 @@ class Views(base.Views):
         Raises:
           ValueError: the image cannot be decoded, or the mask is missing or does not fit.
         """
-        image = self._image_of(record)
+        with naming(record, ": leave it out of the data."):
+            image = crops.decode(record["image"])
         mask = self._mask_of(record, image)
         height, width = image.shape[:2]
         short_side = rng.randint(*self.short_side_px)
@@ -94,14 +96,6 @@ class Views(base.Views):
         padded = np.zeros((self.image_size, self.image_size, *x.shape[2:]), x.dtype)
         padded[: x.shape[0], : x.shape[1]] = x
         return padded
-
-    def _image_of(self, record: dict) -> np.ndarray:
-        try:
-            return crops.decode(record["image"])
-        except ValueError as error:
-            raise ValueError(
-                f"Record {record['id']!r}: {error}: leave it out of the data."
-            ) from error
 
     def _mask_of(self, record: dict, image: np.ndarray) -> np.ndarray:
         if record.get("mask") is None:

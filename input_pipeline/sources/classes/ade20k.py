@@ -95,11 +95,7 @@ def _read_names(path: Path) -> list[str]:
     """Names from a table with the columns Idx, Ratio, Train, Val, Stuff and Name."""
     if not path.is_file():
         return [str(1 + label) for label in range(NUM_CLASSES)]
-    try:
-        lines = unicode.decode(path.read_bytes()).splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-    rows = [line.split("\t") for line in lines]
+    rows = [line.split("\t") for line in unicode.read_lines(path)]
     names = {row[0].strip(): row[-1] for row in rows if len(row) > 1}
     try:
         texts = [names[str(1 + label)] for label in range(NUM_CLASSES)]

@@ -88,11 +88,7 @@ def _read_names(path: Path, folders: list[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"File of class names {path} does not exist.")
     known = {}
-    try:
-        lines = unicode.decode(path.read_bytes()).splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-    for line in lines:
+    for line in unicode.read_lines(path):
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         known[folder.strip()] = name.strip()
     missing = [folder for folder in folders if not known.get(folder)]

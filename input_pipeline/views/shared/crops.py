@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from input_pipeline.images import crops
+from input_pipeline.records import naming
 from input_pipeline.text import captions
 from input_pipeline.views.shared.base import Spec, Views
 
@@ -29,7 +30,7 @@ class CropViews(Views):
     def __post_init__(self):
         if self.crop_scale is not None:
             self.crop_scale = checked_scale(self.crop_scale)
-        checked_probability(self.flip_prob)
+        check_probability(self.flip_prob)
 
     def spec(self) -> Spec:
         """That of the crop."""
@@ -48,20 +49,15 @@ def crops_of(
     rng: random.Random,
 ) -> list[np.ndarray]:
     """Random crops of a record's image, see `crops.random_crops`; an error names the record."""
-    try:
+    advice = ". Drop broken images by preparing the data with `python -m input_pipeline.prepare`."
+    with naming(record, advice):
         return crops.random_crops(record["image"], views, flip_prob, rng)
-    except ValueError as error:
-        raise ValueError(
-            f"Record {record['id']!r}: {error}. Drop broken images by preparing the data "
-            "with `python -m input_pipeline.prepare`."
-        ) from error
 
 
 def sample_captions(record: dict, mode: str, k: int, rng: random.Random) -> list[str]:
-    try:
+    """See `captions.sample_captions`; an error names the record."""
+    with naming(record):
         return captions.sample_captions(record["captions"], mode, k, rng)
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
 
 
 def checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
@@ -71,7 +67,6 @@ def checked_scale(scale: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def checked_probability(p: float) -> float:
-    if not 0 <= p <= 1:
-        raise ValueError(f"flip_prob is a probability, got {p}.")
-    return p
+def check_probability(flip_prob: float) -> None:
+    if not 0 <= flip_prob <= 1:
+        raise ValueError(f"flip_prob is a probability, got {flip_prob}.")
