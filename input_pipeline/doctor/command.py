@@ -30,10 +30,10 @@ from input_pipeline.doctor.survey import (
     write_histograms,
 )
 from input_pipeline.files import listing
-from input_pipeline.prepare.workers import say
 from input_pipeline.sources import make_source
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.tars.reader import INDEX_FILE, TarReader
+from input_pipeline.workers import say
 
 DEFAULT_SAMPLE = 100_000
 _SHOWN = 5  # examples of a problem

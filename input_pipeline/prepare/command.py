@@ -23,13 +23,13 @@ from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.prepare import description, filters, shards
 from input_pipeline.prepare.filters import Rules, Tally
-from input_pipeline.prepare.workers import say
 from input_pipeline.sources import kept_source, make_source
 from input_pipeline.tars import index as tar_index
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.words.labelling import Labeller, LabelRule
 from input_pipeline.words.mining import MODES
 from input_pipeline.words.vocabulary import Vocabulary
+from input_pipeline.workers import say
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,8 +25,8 @@ from input_pipeline.files import listing
 from input_pipeline.files.whole import TEMPORARY_SUFFIX, finished, write_json, write_whole
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
-from input_pipeline.prepare.workers import run_all, say
 from input_pipeline.words.labelling import Labeller
+from input_pipeline.workers import run_all, say
 
 # One record per chunk makes random access cheap; encoded images do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from input_pipeline.files.whole import finished, write_json, write_whole
-from input_pipeline.prepare.workers import run_all, say
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
 from input_pipeline.text.captions import split_sentences
+from input_pipeline.workers import run_all, say
 
 _SUFFIX = ".npy"
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from input_pipeline.prepare.workers import run_all
 from input_pipeline.sources import check_fields, kept_source, make_source
 from input_pipeline.words.mining import kept_miner
+from input_pipeline.workers import run_all
 
 _RECORDS_PER_PART = 5000
 # What the vocabulary covers is measured on about so many records, evenly spread: it is known only
