@@ -209,7 +209,7 @@ class Experiment:
         source = _call("config.data", make_source, self.data)
         views = {size: self.make_views(size) for size, _ in plan.shapes}
         of_any_size = next(iter(views.values()))
-        _call("config.views.stored", of_any_size.check_source, {}, source)
+        _call("config.views", of_any_size.check_source, {}, source)
         if mesh is not None:
             with _in_section(self._batch_key):
                 rows = {size: meshes.local_rows(mesh, size) for _, size in plan.shapes}

@@ -29,7 +29,9 @@ def make_source(name: str, fraction: float | None = None, **kwargs) -> Source:
     """
     source = arguments.call("", parts.find("data source", __name__, name, "Source"), kwargs)
     if not isinstance(source, Source):
-        raise ValueError(f"The Source of {name} must derive from {__name__}.Source.")
+        raise ValueError(
+            f"The Source of {name} must derive from {__name__}.Source, see docs/extending.md."
+        )
     return source if fraction is None else Fraction(source, fraction)
 
 

@@ -17,5 +17,7 @@ def make_views(name: str, **kwargs) -> Views:
     """
     views = arguments.call("", parts.find("views", __name__, name, "Views"), kwargs)
     if not isinstance(views, Views):
-        raise ValueError(f"The Views of {name} must derive from {__name__}.Views.")
+        raise ValueError(
+            f"The Views of {name} must derive from {__name__}.Views, see docs/extending.md."
+        )
     return views
