@@ -84,7 +84,7 @@ class LabelRule:
     def check_stored(self, source) -> None:
         """Raises ValueError unless a source's stored labels are those of this rule."""
         stored, rule = source.label_rule or {}, self.description()
-        remedy = "Prepare them again with --labels, or mine labels in training: config.views.stored=False."
+        remedy = "Prepare them again with --labels, or mine them: config.views.stored=False."
         if stored.get("fingerprint") != rule["fingerprint"]:
             raise ValueError(
                 "the data were prepared with the labels of vocabulary "
