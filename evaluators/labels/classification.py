@@ -7,8 +7,9 @@ import numpy as np
 
 from evaluators.shared import base
 from evaluators.shared.ranking import accuracies, rank_of_label
-from evaluators.shared.records import image_of, label_of
+from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap, num_outputs
+from input_pipeline.checks.fields import label_of
 
 
 class Evaluator(base.Evaluator):

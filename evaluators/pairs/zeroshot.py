@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluators.shared.ranking import accuracies, rank_of_label
-from evaluators.shared.records import label_of
 from evaluators.shared.rows import RowMap, replicate
 from evaluators.shared.towers import TowersEvaluator
+from input_pipeline.checks.fields import label_of
 
 # What data sets call classes where they do not name them.
 _ID = re.compile(

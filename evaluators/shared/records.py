@@ -30,23 +30,6 @@ def image_of(record: Mapping[str, Any], preprocess) -> np.ndarray:
         return eval_image(record["image"], preprocess)
 
 
-def label_of(record: Mapping[str, Any], num_classes: int | None = None) -> int:
-    """The record's label, below `num_classes` if that is known.
-
-    Raises:
-      ValueError: it has none, or one that is no class.
-    """
-    if "label" not in record:
-        raise ValueError(f"Record {record['id']!r} has no label; use labelled data.")
-    label = int(record["label"])
-    if num_classes is not None and not 0 <= label < num_classes:
-        raise ValueError(
-            f"Record {record['id']!r} has label {label}, which is none of {num_classes} classes; "
-            "check the data and its class names."
-        )
-    return label
-
-
 def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
     """The record's captions in one field.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.views.shared.labels import LabelViews, stored_labels
+from input_pipeline.checks.fields import labels_of
+from input_pipeline.views.shared.labels import LabelViews
 from input_pipeline.words.labelling import LabelRule
 from input_pipeline.words.vocabulary import Vocabulary
 
@@ -57,7 +58,7 @@ class Views(LabelViews):
         """
         image = self.crop(record, rng)
         if self.stored:
-            labels = stored_labels(record, self.num_classes)
+            labels = labels_of(record, self.num_classes)
         else:
             labels = self._rule.labels(record)
         return {"image": image, "labels": self.padded(labels)}

@@ -5,9 +5,10 @@ import random
 
 import numpy as np
 
+from input_pipeline.checks.fields import label_of, labels_of
 from input_pipeline.views.shared.base import Spec
 from input_pipeline.views.shared.crops import CropViews
-from input_pipeline.views.shared.labels import LabelViews, checked, stored_labels
+from input_pipeline.views.shared.labels import LabelViews
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -43,12 +44,9 @@ class Views(LabelViews):
         """
         image = self.crop(record, rng)
         if self.multi_label:
-            labels = stored_labels(record, self.num_classes)
+            labels = labels_of(record, self.num_classes)
             return {"image": image, "labels": self.padded(labels)}
-        if "label" not in record:
-            raise ValueError(f"Record {record['id']!r} has no label; use a labelled data set.")
-        (label,) = checked([record["label"]], record, self.num_classes)
-        return {"image": image, "label": np.int32(label)}
+        return {"image": image, "label": np.int32(label_of(record, self.num_classes))}
 
     def texts(self, batch: dict) -> list[list[str]]:
         """The numbers of each example's classes, in one line."""

@@ -6,6 +6,7 @@ import random
 import cv2
 import numpy as np
 
+from input_pipeline.checks.fields import mask_of
 from input_pipeline.images import crops
 from input_pipeline.records import naming
 from input_pipeline.views.shared import base
@@ -68,7 +69,13 @@ class Views(base.Views):
         """
         with naming(record, ": leave it out of the data."):
             image = crops.decode(record["image"])
-        mask = self._mask_of(record, image)
+        mask = mask_of(record, self.num_classes)
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"Record {record['id']!r}: the mask of an image of {image.shape[:2]} pixels is of "
+                f"that shape, not of {mask.shape}."
+            )
+        mask = mask.astype(np.int16)
         height, width = image.shape[:2]
         short_side = rng.randint(*self.short_side_px)
         scale = min(short_side / min(height, width), self.max_long_side_px / max(height, width))
@@ -96,22 +103,6 @@ class Views(base.Views):
         padded = np.zeros((self.image_size, self.image_size, *x.shape[2:]), x.dtype)
         padded[: x.shape[0], : x.shape[1]] = x
         return padded
-
-    def _mask_of(self, record: dict, image: np.ndarray) -> np.ndarray:
-        if record.get("mask") is None:
-            raise ValueError(f"Record {record['id']!r} has no mask; use data with masks.")
-        mask = np.asarray(record["mask"])
-        if not np.issubdtype(mask.dtype, np.integer) or mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"Record {record['id']!r}: the mask of an image of {image.shape[:2]} pixels is an "
-                f"array of integers of that shape, not of {mask.dtype} {mask.shape}."
-            )
-        if not 0 <= mask.min() <= mask.max() <= self.num_classes:
-            raise ValueError(
-                f"The mask of record {record['id']!r} has values {mask.min()} to {mask.max()}, but "
-                f"views.num_classes allows 1 to {self.num_classes} (0 is without a label)."
-            )
-        return mask.astype(np.int16)
 
     def texts(self, batch: dict) -> list[list[str]]:
         """The numbers and shares of each example's classes, the largest first, in one line."""

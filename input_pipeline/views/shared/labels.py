@@ -33,22 +33,3 @@ class LabelViews(CropViews):
         padded = np.full(self.max_labels, PADDING, np.int32)
         padded[: len(labels)] = labels[: self.max_labels]
         return padded
-
-
-def stored_labels(record: dict, num_classes: int) -> list[int]:
-    if "labels" not in record:
-        raise ValueError(
-            f"Record {record['id']!r} has no stored labels; prepare the data with --labels, use a "
-            "labelled data set, or mine them from captions (views.stored=False)."
-        )
-    return checked(record["labels"], record, num_classes)
-
-
-def checked(labels: list[int], record: dict, num_classes: int) -> list[int]:
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    if wrong:
-        raise ValueError(
-            f"Record {record['id']!r} has label {wrong[0]}, but there are {num_classes} classes; "
-            "the data were prepared with another vocabulary or class list."
-        )
-    return labels

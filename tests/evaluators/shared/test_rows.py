@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluators.shared.records import label_of
 from evaluators.shared.rows import RowMap, map_images
+from input_pipeline.checks.fields import label_of
 from input_pipeline.records import BrokenRecordError
 from tests.evaluators.shared import toy
 
