@@ -48,7 +48,7 @@ def test_an_error_while_loading_reaches_the_caller():
     "label, text",
     [
         ("cat", "^Record number 0: invalid literal"),
-        (None, "^Record number 0: TypeError: .*records"),
+        (None, "^Record number 0: TypeError: .*fields"),
     ],
 )
 def test_malformed_records_are_named_in_one_line(label, text):
