@@ -209,8 +209,7 @@ class Experiment:
         source = _call("config.data", make_source, self.data)
         views = {size: self.make_views(size) for size, _ in plan.shapes}
         of_any_size = next(iter(views.values()))
-        if hasattr(of_any_size, "check_source"):
-            _call("config.views.stored", of_any_size.check_source, {}, source)
+        _call("config.views", of_any_size.check_source, {}, source)
         if mesh is not None:
             with _in_section(self._batch_key):
                 rows = {size: meshes.local_rows(mesh, size) for _, size in plan.shapes}
@@ -229,10 +228,9 @@ class Experiment:
     def labels(self, loader) -> Labels | None:
         """The classes that a classifier learns: of a vocabulary, or the data source's."""
         views = next(iter(loader.views.values()))
-        vocabulary = getattr(views, "vocabulary", None)
-        if vocabulary is not None:
+        if (vocabulary := views.vocabulary) is not None:
             return Labels(tuple(vocabulary.names), tuple(vocabulary.keys))
-        names = getattr(loader.source, "class_names", None)
+        names = loader.source.class_names
         return None if views.num_classes is None or names is None else Labels(tuple(names))
 
     def make_checkpoints(self, workdir, *, read_only: bool = False) -> Checkpoints:

@@ -6,11 +6,8 @@ an uninterrupted run would have got, with any number of workers, threads and pro
 
 import dataclasses
 import gc
-import multiprocessing
-import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +15,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from input_pipeline import workers
 from input_pipeline.order import MixedOrder, shuffled
 from input_pipeline.records import BrokenRecordError, what_is_wrong
+from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
@@ -65,7 +64,7 @@ class Loader:
       max_broken_share: of the examples, above which a run with "replace" ends.
     """
 
-    source: Any
+    source: Source
     views: Mapping[int, Any]
     plan: Callable[[int], tuple[int, int, int]]
     total_steps: int
@@ -150,7 +149,7 @@ class Loader:
             return {}, [str(error)]
 
     def _order(self):
-        if getattr(self.source, "weights", None) is not None:
+        if self.source.weights is not None:
             return MixedOrder(self.source.lengths, self.source.weights, self.seed)
         return shuffled(len(self.source), self.seed)
 
@@ -234,16 +233,6 @@ def _stand_ins(seed: int, position: int, length: int) -> Iterator[int]:
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker process when its parent is killed; it would wait for it forever.
-
-    Signals to the whole group, such as Ctrl-C, are the parent's to act on.
-    """
     del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to the whole group: the parent's to act on
+    workers.end_with_parent()

@@ -6,11 +6,13 @@ of every bytes value (type "bytes", shape [length]) and array (type as numpy wri
 Reading a record executes nothing that is stored in it.
 """
 
+import contextlib
 import json
 import math
 import os
 import struct
 import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,15 @@ FORMAT_VERSION = 1
 
 class BrokenRecordError(BigVlpError, ValueError):
     """A record cannot be used; the message names it and says why."""
+
+
+@contextlib.contextmanager
+def naming(record: Mapping[str, Any], advice: str = "") -> Iterator[None]:
+    """Within it a ValueError names the record; `advice` goes behind what it says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Record {record['id']!r}: {error}{advice}") from error
 
 
 def what_is_wrong(name: str, error: Exception) -> str:

@@ -7,7 +7,7 @@ patches, end of image (eoi). Padding may stand before or behind the rest of a ro
 import jax
 import jax.numpy as jnp
 
-LANGUAGE, VISION, PADDING = 0, 1, -1
+from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
 
 
 def token_types(token_type_ids, attention_mask=None):

@@ -12,6 +12,7 @@ import numpy as np
 from big_vlp.parallel.processes import raise_together
 from evaluators.shared.rows import NUM_THREADS, gather_rows, load_row
 from evaluators.shared.written import WritingEvaluator
+from input_pipeline.records import naming
 from input_pipeline.text.boxes import iou, parse_boxes
 from input_pipeline.text.conversations import boxes_of, where_query
 from input_pipeline.text.templates import make_prompt
@@ -90,10 +91,8 @@ class Evaluator(WritingEvaluator):
 
     def _expressions(self, row: int) -> list["Expression"]:
         record = self.source[row]
-        try:
+        with naming(record):
             boxes = boxes_of(record)
-        except ValueError as error:
-            raise ValueError(f"Record {record['id']!r}: {error}") from error
         if not boxes:
             raise ValueError(f"Record {record['id']!r} has no phrase with a box; use such data.")
         all_boxes = np.concatenate(list(boxes.values())).tolist()

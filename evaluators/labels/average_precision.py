@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluators.shared import base
 from evaluators.shared.rows import RowMap, map_images, num_outputs
+from input_pipeline.checks.fields import labels_of
 
 # Scores looked up at once: 64 MiB of temporary memory.
 BLOCK = 2**22
@@ -41,7 +42,7 @@ class Evaluator(base.Evaluator):
     def __post_init__(self):
         super().__post_init__()
         self._logits = RowMap(self.predict_fns["classify"], self.mesh)
-        _labels_of(self.source[0])  # fail now, not after training
+        labels_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where a label is no class of the head, or no image has any."""
@@ -52,7 +53,7 @@ class Evaluator(base.Evaluator):
             self.source,
             self.preprocess,
             self.batch_size,
-            lambda record: _labels_of(record, num_classes),
+            lambda record: sorted(set(labels_of(record, num_classes))),
         )
         if not any(labels):
             raise ValueError("No image of this data has a label: there is nothing to find.")
@@ -120,16 +121,3 @@ def _micro_baseline(counts: np.ndarray, num_images: int) -> float:
     found = levels * classes
     precision = np.cumsum(found) / np.cumsum(num_images * classes)
     return float(np.sum(found / found.sum() * precision))
-
-
-def _labels_of(record, num_classes: int | None = None) -> list[int]:
-    """The record's classes, ascending, each once; below `num_classes` if that is known."""
-    if "labels" not in record:
-        raise ValueError(f"Record {record['id']!r} has no labels; use multi-label data.")
-    labels = sorted({int(label) for label in record["labels"]})
-    if num_classes is not None and labels and not 0 <= labels[0] <= labels[-1] < num_classes:
-        raise ValueError(
-            f"Record {record['id']!r} has labels {labels}, but the model tells {num_classes} "
-            "classes apart."
-        )
-    return labels

@@ -7,8 +7,9 @@ import numpy as np
 
 from evaluators.shared import base
 from evaluators.shared.ranking import accuracies, rank_of_label
-from evaluators.shared.records import image_of, label_of
+from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap, num_outputs
+from input_pipeline.checks.fields import label_of
 
 
 class Evaluator(base.Evaluator):
@@ -33,7 +34,7 @@ class Evaluator(base.Evaluator):
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where the head has other classes than the data."""
         num_classes = num_outputs(self.predict_fns["classify"], model, self.preprocess, self.mesh)
-        names = getattr(self.source, "class_names", None)
+        names = self.source.class_names
         if names is not None and len(names) != num_classes:
             raise ValueError(
                 f"The model tells {num_classes} classes apart, but the data names {len(names)}."

@@ -16,6 +16,7 @@ import numpy as np
 from evaluators.shared import base
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap, gather_rows, num_outputs, own_device
+from input_pipeline.checks.fields import mask_of
 
 NO_CLASS = -1
 # Masks are padded to multiples of this, so that few sizes have to be compiled.
@@ -52,7 +53,7 @@ class Evaluator(base.Evaluator):
                 f"not {self.preprocess.resize!r}."
             )
         self._logits = RowMap(self.predict_fns["segment"], self.mesh)
-        _mask_of(self.source[0])  # fail now, not after training
+        mask_of(self.source[0])  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where a mask has a class that the head lacks, or no pixel counts."""
@@ -61,7 +62,7 @@ class Evaluator(base.Evaluator):
 
         def load(row):
             record = self.source[row]
-            masks[row] = _mask_of(record, num_classes)
+            masks[row] = mask_of(record, num_classes)
             return {"image": image_of(record, self.preprocess)}
 
         count = len(self.source)
@@ -166,22 +167,3 @@ def _sparse(counts: np.ndarray) -> list[list[int]]:
     """i64[3, C] as JSON data: the classes that have pixels, and their counts."""
     classes = np.flatnonzero(counts.any(axis=0))
     return [classes.tolist(), *counts[:, classes].tolist()]
-
-
-def _mask_of(record, num_classes: int | None = None) -> np.ndarray:
-    """The record's mask; its classes are below `num_classes` if that is known."""
-    mask = record.get("mask")
-    if mask is None:
-        raise ValueError(f"Record {record['id']!r} has no mask; use data with masks.")
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer) or not mask.size:
-        raise ValueError(
-            f"Record {record['id']!r}: a mask is an array of integers [H, W], not of {mask.dtype} "
-            f"{mask.shape}."
-        )
-    if num_classes is not None and not 0 <= mask.min() <= mask.max() <= num_classes:
-        raise ValueError(
-            f"The mask of record {record['id']!r} has values {mask.min()} to {mask.max()}, but the "
-            f"model has classes 1 to {num_classes} (0 does not count)."
-        )
-    return mask

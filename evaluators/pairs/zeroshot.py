@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluators.shared.ranking import accuracies, rank_of_label
-from evaluators.shared.records import label_of
 from evaluators.shared.rows import RowMap, replicate
 from evaluators.shared.towers import TowersEvaluator
+from input_pipeline.checks.fields import label_of
 
 # What data sets call classes where they do not name them.
 _ID = re.compile(
@@ -52,7 +52,7 @@ class Evaluator(TowersEvaluator):
         super().__post_init__()
         names = self.class_names
         if names is None:
-            names = getattr(self.source, "class_names", None)
+            names = self.source.class_names
         if not names:
             raise ValueError(f"The source {self.data['name']!r} names no classes; set class_names.")
         _check_names(names, given=self.class_names is not None)

@@ -7,7 +7,9 @@ import numpy as np
 
 from input_pipeline.checks import arguments
 from input_pipeline.images.crops import eval_image
+from input_pipeline.records import naming
 from input_pipeline.sources import make_source
+from input_pipeline.text.captions import texts_of
 
 
 def open_source(data: Mapping[str, Any]):
@@ -24,27 +26,8 @@ def image_of(record: Mapping[str, Any], preprocess) -> np.ndarray:
     Raises:
       ValueError: it cannot be decoded.
     """
-    try:
+    with naming(record):
         return eval_image(record["image"], preprocess)
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
-
-
-def label_of(record: Mapping[str, Any], num_classes: int | None = None) -> int:
-    """The record's label, below `num_classes` if that is known.
-
-    Raises:
-      ValueError: it has none, or one that is no class.
-    """
-    if "label" not in record:
-        raise ValueError(f"Record {record['id']!r} has no label; use labelled data.")
-    label = int(record["label"])
-    if num_classes is not None and not 0 <= label < num_classes:
-        raise ValueError(
-            f"Record {record['id']!r} has label {label}, which is none of {num_classes} classes; "
-            "check the data and its class names."
-        )
-    return label
 
 
 def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
@@ -59,10 +42,11 @@ def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
             f"Record {record['id']!r} has no caption field {field!r}; set caption_field to one of "
             f"{list(captions)}."
         )
-    texts = captions[field]
-    if isinstance(texts, str) or not texts:
+    with naming(record):
+        texts = texts_of(captions, field)
+    if not texts:
         raise ValueError(
-            f"Caption field {field!r} of record {record['id']!r} must be a non-empty list of "
-            f"strings, not {texts!r}; prepare the data again."
+            f"Caption field {field!r} of record {record['id']!r} is empty; it must be a list of "
+            "strings: prepare the data again."
         )
-    return list(texts)
+    return texts

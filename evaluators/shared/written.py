@@ -12,6 +12,7 @@ import numpy as np
 from evaluators.shared.base import Evaluator
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap
+from input_pipeline.records import naming
 from input_pipeline.text.templates import check_template
 from input_pipeline.views.cogvlm import Rows
 
@@ -62,10 +63,8 @@ class WritingEvaluator(Evaluator):
 
         def load(number):
             row, record, prompt = ask(number)
-            try:
+            with naming(record):
                 arrays = self._rows.prompt(prompt)
-            except ValueError as error:
-                raise ValueError(f"Record {record['id']!r}: {error}") from error
             image = image_for(row, record, self.source, self.preprocess, control)
             return {"images": image, **arrays}
 

@@ -1,5 +1,6 @@
 """Sections of a config as the arguments of a function: what does not fit is told in one line."""
 
+import dataclasses
 import difflib
 import inspect
 import numbers
@@ -49,6 +50,15 @@ def call(where: str, fn, section: Mapping[str, Any], /, *args, **given):
         if parameter.default is inspect.Parameter.empty and key not in section:
             raise ArgumentError(f"{prefix}the key {key!r} is missing.")
     return fn(*args, **given, **section)
+
+
+def require_fields(cls: type, base: type) -> None:
+    """For `__init_subclass__` of a base of dataclasses: a field that a subclass names without a
+    default must be given, also where it has the name of one of the base's attributes, which
+    dataclasses would take for its default."""
+    for name in inspect.get_annotations(cls):
+        if hasattr(base, name) and name not in vars(cls):
+            setattr(cls, name, dataclasses.field())
 
 
 def unknown(what: str, name: Any, choices: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ members need not be text: in ids they are written with escapes, see `escaped`.
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -49,6 +50,18 @@ def decode(data: bytes) -> str:
       ValueError: it is something else.
     """
     return data.decode("utf-8-sig")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    try:
+        return decode(path.read_bytes()).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
 
 
 def parse_json(data: bytes) -> Any:

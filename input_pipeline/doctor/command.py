@@ -6,7 +6,6 @@ Prints a table and what is wrong, writes histograms. The exit code is 0 for a so
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from input_pipeline.files import listing
 from input_pipeline.sources import make_source
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.tars.reader import INDEX_FILE, TarReader
+from input_pipeline.workers import say
 
 DEFAULT_SAMPLE = 100_000
 _SHOWN = 5  # examples of a problem
@@ -99,12 +99,12 @@ def main(argv: list[str] | None = None) -> int:
         names = tuple(args.captions.split(",")) if args.captions else None
         problems = diagnose(args.path, args.sample, names, args.output, console)
     except (OSError, ValueError) as error:
-        _say(console, f"WRONG {error}")
+        say(console, f"WRONG {error}")
         problems = [str(error)]
     if problems:
-        _say(console, f"Not sound: {len(problems)} problem{'s' * (len(problems) > 1)}, see above.")
+        say(console, f"Not sound: {len(problems)} problem{'s' * (len(problems) > 1)}, see above.")
         return 1
-    _say(console, "Sound.")
+    say(console, "Sound.")
     return 0
 
 
@@ -145,11 +145,11 @@ def diagnose(
     problems = data.problems + problems
     console.print(_table(data, survey, checked))
     for text in notes:
-        _say(console, f"note  {text}")
+        say(console, f"note  {text}")
     for text in problems:
-        _say(console, f"WRONG {text}")
+        say(console, f"WRONG {text}")
     write_histograms(survey, output)
-    _say(console, f"Wrote {output}")
+    say(console, f"Wrote {output}")
     return problems
 
 
@@ -238,12 +238,13 @@ def _open_prepared(directory: Path) -> DataSet:
     def check_files() -> tuple[int, list[str]]:
         shards = json.loads((directory / records.DATASET_FILE).read_bytes())["shards"]
         with ThreadPoolExecutor() as threads:
-            sums = threads.map(_sha256, [directory / shard["file"] for shard in shards])
+            files = (directory / shard["file"] for shard in shards)
+            sums = threads.map(listing.contents_digest, files)
             broken = [
                 f"Shard {directory / shard['file']} was changed since it was written. Delete it, "
                 "and run the same prepare command."
                 for shard, checksum in zip(shards, sums)
-                if checksum != shard["sha256"]
+                if checksum.hex() != shard["sha256"]
             ]
         return len(shards), broken
 
@@ -251,15 +252,8 @@ def _open_prepared(directory: Path) -> DataSet:
     return DataSet("prepared shards", size, size, read, mends=False, check_files=check_files)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _open_index(directory: Path, names: tuple[str, ...] | None, limit: int) -> DataSet:
-    TarReader(directory)  # Raises where a tar is missing or was changed.
-    index = json.loads((directory / INDEX_FILE).read_bytes())
-    tars = [directory / tar["path"] for tar in index["tars"]]
+    tars = TarReader(directory).paths()
     return _open_tars(tars, names, limit, f"index of {len(tars):,} tars")
 
 
@@ -350,7 +344,3 @@ def _some(items: Any) -> str:
     items = list(items)
     more = f", and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

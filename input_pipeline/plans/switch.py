@@ -2,23 +2,18 @@
 
 import dataclasses
 
+from input_pipeline.plans.shared import base
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(base.Plan):
     """A run that begins with other images than it ends with, such as CogVLM's second stage.
 
     Attributes:
-      image_size: in pixels, from step `at_step` on.
-      global_batch: examples of a step over all processes.
-      total_steps, seed: of the run; the seed is not needed here.
       first_size: the image size before `at_step`, in pixels.
       at_step: the first step with `image_size`.
     """
 
-    image_size: int
-    global_batch: int
-    total_steps: int
-    seed: int
     first_size: int
     at_step: int
 
@@ -35,10 +30,8 @@ class Plan:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """The (image size, global batch) that occur; each is compiled once."""
         return [(self.first_size, self.global_batch), (self.image_size, self.global_batch)]
 
     def __call__(self, step: int) -> tuple[int, int, int]:
-        """(image size, global batch, position of the first example) of a step."""
         size = self.first_size if step < self.at_step else self.image_size
         return size, self.global_batch, step * self.global_batch

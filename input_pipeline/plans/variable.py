@@ -6,27 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline.plans.shared import base
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(base.Plan):
     """Each step draws an image size; its batch has about as many pixels as every other.
 
     The variable batch sampler of CatLIP (arXiv 2404.15653, appendix): the batch is `global_batch`
     at `image_size` and falls with the area of the image. Draws depend on (seed, step) alone.
 
     Attributes:
-      image_size, global_batch: the size at which the batch is `global_batch`.
-      total_steps: of the run.
-      seed: of the draws.
       sizes: the image sizes, in pixels.
       batch_multiple: batches are rounded down to a multiple of it. It belongs to the run, not to
         the machine: give the largest number of devices that the run shall ever use.
     """
 
-    image_size: int
-    global_batch: int
-    total_steps: int
-    seed: int
     sizes: Sequence[int]
     batch_multiple: int
 
@@ -42,11 +37,9 @@ class Plan:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """The (image size, global batch) that occur; each is compiled once."""
         return [(size, self._batch(size)) for size in self.sizes]
 
     def __call__(self, step: int) -> tuple[int, int, int]:
-        """(image size, global batch, position of the first example) of a step."""
         drawn, first = self._schedule
         size = self.sizes[drawn[step]]
         return size, self._batch(size), int(first[step])

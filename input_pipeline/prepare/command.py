@@ -23,13 +23,13 @@ from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.prepare import description, filters, shards
 from input_pipeline.prepare.filters import Rules, Tally
-from input_pipeline.prepare.workers import say
-from input_pipeline.sources import make_source
+from input_pipeline.sources import kept_source, make_source
 from input_pipeline.tars import index as tar_index
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.words.labelling import Labeller, LabelRule
 from input_pipeline.words.mining import MODES
 from input_pipeline.words.vocabulary import Vocabulary
+from input_pipeline.workers import say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -223,7 +223,7 @@ def _run_source(args: argparse.Namespace) -> int:
         source = make_source(args.name, **given)
     except TypeError as error:
         raise ValueError(f"source {args.name}: {error}") from None
-    if getattr(source, "weights", None) is not None:
+    if source.weights is not None:
         raise ValueError(
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
             "prepared ones in the config."
@@ -231,7 +231,7 @@ def _run_source(args: argparse.Namespace) -> int:
     fingerprint, length = source.fingerprint(), len(source)
     if not length:
         raise ValueError(f"source {args.name} has no records.")
-    modified = _modified(source)
+    modified = listing.fingerprint(listing.status(source.files()).tobytes())
     jobs = []
     for number, first in enumerate(range(0, length, args.records_per_shard)):
         count = min(args.records_per_shard, length - first)
@@ -258,17 +258,11 @@ def _run_source(args: argparse.Namespace) -> int:
     words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
     arguments = [args.command, args.name, *words]
     arguments += ["--records-per-shard", str(args.records_per_shard)]
-    names = getattr(source, "class_names", None)
+    names = source.class_names
     extra = {} if names is None else {"class_names": list(names)}
-    if (rule := getattr(source, "label_rule", None)) is not None:
-        extra["label_vocabulary"] = rule
+    if source.label_rule is not None:
+        extra["label_vocabulary"] = source.label_rule
     return _prepare(args, jobs, options, arguments, "records", extra)
-
-
-def _modified(source: Any) -> str:
-    """Hash of the sizes and modification times of the files that a source reads, if it tells."""
-    paths = getattr(source, "files", tuple)()
-    return listing.fingerprint(listing.status(paths).tobytes())
 
 
 def _run_index(args: argparse.Namespace) -> int:
@@ -334,17 +328,11 @@ def _read_source(
     name: str, arguments: str, indices: range, tally: Tally
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (id, record) for some records of a source; `arguments` as JSON."""
-    source = _source(name, arguments)
+    source = kept_source(name, arguments)
     for index in indices:
         record = source[index]
         tally.samples += 1
         yield record["id"], record
-
-
-# Once per worker process, not once per shard: some sources read a large table.
-@functools.cache
-def _source(name: str, arguments: str):
-    return make_source(name, **json.loads(arguments))
 
 
 def _without_folder(value: Any) -> Any:

@@ -6,6 +6,7 @@ the jobs and the options alone, not on the number of workers or of attempts. One
 directory at a time.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -21,11 +22,11 @@ from rich.console import Console
 
 from input_pipeline import records
 from input_pipeline.files import listing
-from input_pipeline.files.whole import TEMPORARY_SUFFIX, write_json, write_whole
+from input_pipeline.files.whole import TEMPORARY_SUFFIX, finished, write_json, write_whole
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
-from input_pipeline.prepare.workers import run_all, say
 from input_pipeline.words.labelling import Labeller
+from input_pipeline.workers import run_all, say
 
 # One record per chunk makes random access cheap; encoded images do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -83,6 +84,7 @@ def write(
         else, or a worker was killed.
       KeyboardInterrupt: after the workers were ended.
     """
+    run = functools.partial(run_all, workers=workers, unit=unit, console=console)
     shards, changed = _finished_shards(output, jobs, options)
     description = output / records.DATASET_FILE
     later_copies: dict[str, list[int]] = {}
@@ -92,7 +94,7 @@ def write(
         # It would describe shards that are about to change.
         description.unlink(missing_ok=True)
         if rules.drop_duplicates:
-            later_copies = _find_duplicates(jobs, output, options, rules, workers, unit, console)
+            later_copies = _find_duplicates(jobs, output, options, rules, run, console)
             # What is a duplicate depends on all jobs, and some may have changed.
             shards = {f: s for f, s in shards.items() if s["duplicates"] == later_copies[f]}
     if changed:
@@ -109,7 +111,7 @@ def write(
         if job.file not in shards
     ]
     failures = 0
-    for count, (_, result) in enumerate(run_all(_write_shard, tasks, workers, unit, console), 1):
+    for count, (_, result) in enumerate(run(_write_shard, tasks), 1):
         if isinstance(result, str):
             failures += 1
             text = f"FAILED {result}"
@@ -139,25 +141,16 @@ def _finished_shards(
     Raises:
       ValueError: `output` holds other files, or shards made with other options or from other input.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    for path in output.glob(f".*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
     inputs = {job.file: (job.origin, job.modified) for job in jobs}
-    finished, strangers, changed = {}, [], 0
-    for path in sorted(output.iterdir()):
-        file = path.name.removesuffix(".json")
-        # A vocabulary made of the data set may lie beside it.
-        if path.name == records.DATASET_FILE or path.name.startswith((".", "vocabulary.")):
+    kept, strangers, changed = {}, [], 0
+    for path, file, shard in finished(output, records.DATASET_FILE):
+        if path.name.startswith("vocabulary."):  # made of the data set
             continue
         if not file.endswith(SHARD_SUFFIX):
             raise ValueError(f"{path} does not belong to a data set: use an empty --output.")
         if file not in inputs:
             strangers.append(path)
-        if path.name == file:
-            continue  # Judged by its JSON, which is written after it.
-        try:
-            shard = json.loads(path.read_bytes())
-        except ValueError:
+        if shard is None:
             continue
         if shard["version"] != records.FORMAT_VERSION or shard["options"] != options:
             raise ValueError(
@@ -168,7 +161,7 @@ def _finished_shards(
         if not _is_whole(output / file, shard):
             continue
         if file in inputs and (shard["source"], shard.get("modified")) == inputs[file]:
-            finished[file] = shard
+            kept[file] = shard
         else:
             changed += file in inputs
     if strangers:
@@ -176,7 +169,7 @@ def _finished_shards(
             f"{strangers[0]} was made from input that is not there now (--input does not match its "
             "tar, or the source has fewer records): use another --output, or remove the file."
         )
-    return finished, changed
+    return kept, changed
 
 
 def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
@@ -273,8 +266,7 @@ def _find_duplicates(
     output: Path,
     options: dict[str, Any],
     rules: Rules,
-    workers: int,
-    unit: str,
+    run: Callable[..., Iterable[tuple[Any, str]]],
     console: Console,
 ) -> dict[str, list[int]]:
     """Reads the whole input once: shard file -> numbers of its samples (as `filters.passing` counts
@@ -292,7 +284,7 @@ def _find_duplicates(
     if tasks:
         say(console, f"Looking for duplicates: reading the images of {len(tasks)} shards.")
     failures = 0
-    for _, reason in run_all(_write_digests, tasks, workers, unit, console):
+    for _, reason in run(_write_digests, tasks):
         if reason:
             failures += 1
             say(console, f"FAILED {reason}")

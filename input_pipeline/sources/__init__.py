@@ -1,21 +1,21 @@
 """Data sources: random-access collections of records, chosen by module name.
 
 A record is a dict with `id` (str), `image` (encoded bytes), `captions` (dict of field -> list of
-str) and, where the data has them, boxes, masks, labels and questions. A source is picklable,
-cheap to construct, and opens its files lazily, because every loader worker gets a copy.
+str) and, where the data has them, boxes, masks, labels and questions. `Source` is their base.
 """
 
-import operator
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.checks import arguments, parts
-from input_pipeline.files.listing import fingerprint
+from input_pipeline.sources.shared.base import Source, Wrapper
 
 
-def make_source(name: str, fraction: float | None = None, **kwargs):
+def make_source(name: str, fraction: float | None = None, **kwargs) -> Source:
     """Builds the `Source` of a module in this package, or of another: see `checks.parts`.
 
     Args:
@@ -23,11 +23,27 @@ def make_source(name: str, fraction: float | None = None, **kwargs):
       fraction: keeps about this share of the records, see `Fraction`; by default all.
 
     Raises:
-      ValueError: no such source, or `fraction` is out of range or leaves nothing.
+      ValueError: no such source, one without the base, or `fraction` is out of range or leaves
+        nothing.
       ArgumentError: the source does not take one of the arguments, or lacks one.
     """
     source = arguments.call("", parts.find("data source", __name__, name, "Source"), kwargs)
+    if not isinstance(source, Source):
+        raise ValueError(
+            f"The Source of {name} must derive from {__name__}.Source, see docs/extending.md."
+        )
     return source if fraction is None else Fraction(source, fraction)
+
+
+@functools.cache
+def kept_source(name: str, arguments: str) -> Source:
+    """`make_source` once in a process, for its workers: some sources read a large table.
+
+    Args:
+      name: of the source.
+      arguments: of it, as JSON.
+    """
+    return make_source(name, **json.loads(arguments))
 
 
 def check_fields(captions: Sequence[str]) -> tuple[str, ...]:
@@ -44,25 +60,24 @@ def check_fields(captions: Sequence[str]) -> tuple[str, ...]:
     return fields
 
 
-class Fraction:
+class Fraction(Wrapper):
     """A fixed random part of a source, in its order.
 
     A record is kept if a hash of its index is below `fraction`: the same records on every machine,
-    and a smaller fraction is a part of a larger one. Attributes such as `class_names` are those of
-    the whole source.
+    and a smaller fraction is a part of a larger one.
 
     Raises:
       ValueError: `fraction` is not in (0, 1], no record is left, or the source mixes by weight.
     """
 
-    def __init__(self, source: Any, fraction: float):
+    def __init__(self, source: Source, fraction: float):
         if isinstance(fraction, bool) or not 0 < fraction <= 1:
             raise ValueError(f"fraction={fraction!r}: give a share of the records in (0, 1].")
-        if getattr(source, "weights", None) is not None:
+        if source.weights is not None:
             raise ValueError(
                 "A weighted mixture takes no fraction: give `fraction` to each of its sources."
             )
-        self._source = source
+        super().__init__(source)
         self._kept = _kept(len(source), fraction)
         if not len(self._kept):
             raise ValueError(
@@ -73,20 +88,11 @@ class Fraction:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: {len(self)} records are left.")
+    def record(self, index: int) -> dict[str, Any]:
         return self._source[int(self._kept[index])]
 
-    def __getattr__(self, name: str):
-        # Unpickling asks for private names before `_source` is there.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
-    def fingerprint(self) -> str:
-        return fingerprint(f"fraction {self._fraction!r} of {self._source.fingerprint()}")
+    def identity(self) -> Iterable[str]:
+        yield f"fraction {self._fraction!r} of {self._source.fingerprint()}"
 
 
 def _kept(size: int, fraction: float) -> np.ndarray:

@@ -2,31 +2,23 @@
 
 import bisect
 import itertools
-import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks.arguments import ArgumentError
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import make_source
-
-# Attributes of sources that belong together: of the `label`, and of stored `labels`.
-_SHARED = (("class_names",), ("label_vocabulary", "num_label_classes", "label_rule"))
+from input_pipeline.sources.shared import base
 
 
-class Source:
+class Source(base.Source):
     """The records of all components, one after the other.
 
     Ids are "<component>:<id>", because data sets downloaded in the same way number their records
-    in the same way. `class_names` and what tells about stored labels (see `prepared`) are there if
-    all components have the same.
+    in the same way. `class_names` and `label_rule` are there if all components have the same.
 
-    Attributes:
-      lengths: records of each component.
-      weights: None, or what the training loader mixes by: each component's part of the examples, in
-        any unit. It then runs through each component in an order of its own, again and again.
-        Without weights all records are shuffled together, so shares follow the sizes.
+    With weights the training loader runs through each component in an order of its own, again and
+    again. Without them all records are shuffled together, so shares follow the sizes.
 
     Args:
       sources: one dict each: `name`, the arguments of that source, and optionally `fraction` and
@@ -46,30 +38,25 @@ class Source:
         self.lengths = [len(component) for component in components]
         self._components = components
         self._ends = list(itertools.accumulate(self.lengths))
-        for names in _SHARED:
-            values = [[getattr(c, name, None) for name in names] for c in components]
-            if all(values[0]) and all(other == values[0] for other in values):
-                vars(self).update(zip(names, values[0]))
+        self.class_names = _common([component.class_names for component in components])
+        self.label_rule = _common([component.label_rule for component in components])
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: the mixture has {len(self)} records.")
+    def record(self, index: int) -> dict[str, Any]:
         number = bisect.bisect_right(self._ends, index)
         first = self._ends[number] - self.lengths[number]
         record = self._components[number][index - first]
         return {**record, "id": f"{number}:{record['id']}"}
 
-    def fingerprint(self) -> str:
+    def identity(self) -> Iterable[str]:
         parts = [component.fingerprint() for component in self._components]
-        return fingerprint(f"mixture {parts} {self.weights}")
+        yield f"mixture {parts} {self.weights}"
 
     def files(self) -> list[str | os.PathLike]:
         """Those of the components."""
-        return [file for part in self._components for file in getattr(part, "files", list)()]
+        return [file for part in self._components for file in part.files()]
 
 
 def _make(number: int, arguments: dict[str, Any]):
@@ -81,7 +68,7 @@ def _make(number: int, arguments: dict[str, Any]):
         kinds = (FileNotFoundError, OSError, ArgumentError, ValueError)
         kind = next(kind for kind in kinds if isinstance(error, kind))
         raise kind(f"Source {number} of the mixture: {error}") from error
-    if getattr(source, "weights", None) is not None:
+    if source.weights is not None:
         raise ValueError(
             f"Source {number} of the mixture is a weighted mixture itself, whose weights would be "
             "lost: list its sources in this one."
@@ -89,6 +76,11 @@ def _make(number: int, arguments: dict[str, Any]):
     if not len(source):
         raise ValueError(f"Source {number} of the mixture ({arguments}) is empty.")
     return source
+
+
+def _common(values: list[Any]) -> Any:
+    """What all are, or None."""
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def _check_weights(weights: list[float | None]) -> list[float] | None:

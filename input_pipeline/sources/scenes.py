@@ -7,14 +7,16 @@ alone: no process, order or size of the source changes it. `describe` gives ever
 import dataclasses
 import operator
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.scenes.layout import SHAPES, Layout, sample_layout
 from input_pipeline.scenes.render import render
 from input_pipeline.scenes.text import write_caption, write_question, write_sentences
+from input_pipeline.sources.shared import base
 
 # Raise with any change of what a record holds: resumed runs must notice.
 VERSION = 2
@@ -74,7 +76,7 @@ def _first_seed(split: str) -> int:
     return (1 + list(_SPLIT_SIZE).index(split)) * _SPLIT_SPAN
 
 
-class Source:
+class Source(base.Source):
     """Scenes `0..size-1` of a split, as records.
 
     A record has `id`, and
@@ -112,10 +114,7 @@ class Source:
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> dict:
-        index = operator.index(index)
-        if not 0 <= index < self._size:
-            raise IndexError(f"Scene {index} of a source of {self._size}.")
+    def record(self, index: int) -> dict[str, Any]:
         scene = describe(self._split, index)
         objects = scene.layout.objects
         image, mask = render(scene.layout, self._image_size)
@@ -137,6 +136,5 @@ class Source:
             "hard_negatives": scene.hard_negatives,
         }
 
-    def fingerprint(self) -> str:
-        text = f"scenes {VERSION} {self._split} {self._size} {self._image_size} {_JPEG_QUALITY}"
-        return fingerprint(text)
+    def identity(self) -> Iterable[str]:
+        yield f"scenes {VERSION} {self._split} {self._size} {self._image_size} {_JPEG_QUALITY}"

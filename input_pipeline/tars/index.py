@@ -7,7 +7,6 @@ complete or absent, so a killed run continues where it stopped. `tars.reader` re
 
 import hashlib
 import io
-import json
 import os
 import time
 from collections import Counter
@@ -19,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from input_pipeline.files.whole import write_json, write_whole
-from input_pipeline.prepare.workers import run_all, say
+from input_pipeline.files.whole import finished, write_json, write_whole
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
 from input_pipeline.text.captions import split_sentences
+from input_pipeline.workers import run_all, say
 
 _SUFFIX = ".npy"
 
@@ -51,7 +50,7 @@ def build(pattern: str, output: Path, workers: int) -> None:
     """
     console, started = Console(), time.monotonic()
     tars = samples.find_tars(pattern)
-    entries = _finished(output, tars)
+    entries = _finished_tars(output, tars)
     if entries:
         say(
             console,
@@ -84,31 +83,21 @@ def build(pattern: str, output: Path, workers: int) -> None:
     say(console, f"Wrote {output / INDEX_FILE}")
 
 
-def _finished(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
+def _finished_tars(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
     """What earlier runs finished: tar -> its JSON. Removes what they left half-written.
 
     Raises:
       ValueError: `output` holds other files, or belongs to tars that --input does not match.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    for path in output.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
     by_file = {tar.stem + _SUFFIX: tar for tar in tars}
-    finished = {}
-    for path in sorted(output.iterdir()):
-        file = path.name.removesuffix(".json")
-        if path.name == INDEX_FILE or path.name.startswith("."):
-            continue
+    kept = {}
+    for path, file, entry in finished(output, INDEX_FILE):
         if file not in by_file:
             raise ValueError(
                 f"{path} does not belong to an index of the tars that --input matches: use another "
                 "--output, or remove the file."
             )
-        if path.name == file:
-            continue  # Judged by its JSON, which is written after it.
-        try:
-            entry = json.loads(path.read_bytes())
-        except ValueError:
+        if entry is None:
             continue
         tar, whole = by_file[file], (output / file).is_file()
         status = tar.stat()
@@ -118,8 +107,8 @@ def _finished(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
             and (entry["version"], entry["bytes"], entry.get("modified")) == identity
             and hashlib.sha256((output / file).read_bytes()).hexdigest() == entry["sha256"]
         ):
-            finished[tar] = entry
-    return finished
+            kept[tar] = entry
+    return kept
 
 
 def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:

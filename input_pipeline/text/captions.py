@@ -7,6 +7,8 @@ same captions there and here.
 
 import random
 import re
+from collections.abc import Mapping
+from typing import Any
 
 # Field order of the DreamLIP re-captioned sets (InstructBLIP, ShareGPT4V, LLaVA-1.5).
 DREAMLIP_FIELDS = (
@@ -66,8 +68,8 @@ def caption_pool(captions: dict[str, list[str]], mode: str) -> list[str]:
     - random_pixelprose, textcrop_pixelprose: `original_caption`, then the sentences of `caption`.
 
     Raises:
-      TypeError: a field holds a plain string instead of a list of strings.
-      ValueError: the mode is unknown, needs a field that is missing, or finds no caption at all.
+      ValueError: the mode is unknown, needs a field that is missing, or finds no caption at all; or
+        a field is not a list of strings.
     """
     if mode == "raw":
         pool = _field(captions, "raw_caption", mode)
@@ -137,15 +139,24 @@ def _field(captions: dict[str, list[str]], name: str, mode: str) -> list[str]:
             f"Caption mode {mode!r} needs the caption field {name!r}; "
             f"the record has {_names(captions)}."
         )
+    return texts_of(captions, name)
+
+
+def texts_of(captions: Mapping[str, Any], name: str) -> list[str]:
+    """The captions in one field of a record.
+
+    Raises:
+      ValueError: they are not a list of strings.
+    """
     texts = captions[name]
     # A string is a sequence of characters, so sampling it would train on single letters, silently.
     if isinstance(texts, str):
-        raise TypeError(
+        raise ValueError(
             f"Caption field {name!r} is a plain string; sampling from it would give single "
             "characters. Store a list of strings, e.g. [text] or split_sentences(text)."
         )
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"Caption field {name!r} must hold strings only.")
+        raise ValueError(f"Caption field {name!r} must hold strings only.")
     return list(texts)
 
 

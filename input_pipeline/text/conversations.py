@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.records import naming
 from input_pipeline.text.boxes import BOX_FORM, format_boxes
+from input_pipeline.text.captions import texts_of
 
 HISTORIES = ("all", "previous")
 
@@ -60,10 +62,8 @@ def make_turn(
     """
     check_task(task)
     check_history(history)
-    try:
+    with naming(record):
         return TASKS[task](_Drawn(record, rng, caption_fields, history))
-    except ValueError as error:
-        raise ValueError(f"Record {record['id']!r}: {error}") from error
 
 
 def check_task(task: str) -> None:
@@ -84,14 +84,9 @@ def captions_of(record: Mapping[str, Any], fields: Sequence[str] | None = None) 
     Raises:
       ValueError: a field is not a list of strings.
     """
-    found = []
-    for name, texts in record.get("captions", {}).items():
-        if fields is not None and name not in fields:
-            continue
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"caption field {name!r} is not a list of strings.")
-        found += [text for text in texts if text.strip()]
-    return found
+    captions = record.get("captions", {})
+    names = [name for name in captions if fields is None or name in fields]
+    return [text for name in names for text in texts_of(captions, name) if text.strip()]
 
 
 def boxes_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:

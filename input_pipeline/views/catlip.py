@@ -1,5 +1,6 @@
 """Views of CatLIP: one random crop, and the synsets that captions name as ids of classes."""
 
+import dataclasses
 import functools
 import random
 from collections.abc import Sequence
@@ -7,67 +8,46 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.views.shared.crops import Spec, checked_probability, checked_scale, crops_of
-from input_pipeline.views.shared.labels import (
-    checked_max_labels,
-    padded,
-    spec_of,
-    stored_labels,
-)
+from input_pipeline.checks.fields import labels_of
+from input_pipeline.views.shared.labels import LabelViews
 from input_pipeline.words.labelling import LabelRule
 from input_pipeline.words.vocabulary import Vocabulary
 
 
-class Views:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Views(LabelViews):
     """One crop and the label ids of the captions (arXiv 2404.15653, section 3).
 
     The labels are the union over the captions of the record in some fields, see
     `labelling.LabelRule`: those that preparing has stored, if `stored`, else mined here.
 
-    Args:
-      image_size: side of the crop, in pixels.
+    Attributes:
       vocabulary: file of classes, see `words.vocabulary`.
       vocabulary_size: keep only so many of the most frequent classes; by default all.
       stored: take the labels that were stored by preparing with this very vocabulary and the same
         fields.
       caption_fields: fields whose captions give labels; by default those of the vocabulary.
       label_mode: one of `words.mining.MODES`; by default that of the vocabulary.
-      max_labels: length of the padded list; of more labels the most frequent are kept.
-      crop_scale: range of the crop's share of the image's area.
-      flip_prob: probability of a horizontal flip.
 
     Raises:
       ValueError: a value is out of range, or the vocabulary cannot be read, or was counted from
         other fields or in another mode.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        vocabulary: str,
-        vocabulary_size: int | None = None,
-        stored: bool = False,
-        caption_fields: Sequence[str] | None = None,
-        label_mode: str | None = None,
-        max_labels: int = 64,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        flip_prob: float = 0.5,
-    ):
-        self.image_size = image_size
-        self.vocabulary = _vocabulary(vocabulary, vocabulary_size)
-        self.stored = stored
-        self.max_labels = checked_max_labels(max_labels)
-        self.crop_scale = checked_scale(crop_scale)
-        self.flip_prob = checked_probability(flip_prob)
-        self._rule = LabelRule(self.vocabulary, caption_fields, label_mode)
+    vocabulary: str
+    vocabulary_size: int | None = None
+    stored: bool = False
+    caption_fields: Sequence[str] | None = None
+    label_mode: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.vocabulary = _vocabulary(self.vocabulary, self.vocabulary_size)
+        self._rule = LabelRule(self.vocabulary, self.caption_fields, self.label_mode)
 
     @property
     def num_classes(self) -> int:
         return len(self.vocabulary)
-
-    def spec(self) -> Spec:
-        """name -> (shape, dtype) of one example."""
-        return spec_of(self.image_size, "labels", (self.max_labels,))
 
     def __call__(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
         """Returns {"image": u8[S, S, 3], "labels": i32[K]}, padded with -1; all -1 without labels.
@@ -76,12 +56,12 @@ class Views:
           ValueError: the image cannot be decoded, stored labels are missing or not of this
             vocabulary, or the record has no captions to mine.
         """
-        (image,) = crops_of(record, [(self.image_size, self.crop_scale)], self.flip_prob, rng)
+        image = self.crop(record, rng)
         if self.stored:
-            labels = stored_labels(record, self.num_classes)
+            labels = labels_of(record, self.num_classes)
         else:
             labels = self._rule.labels(record)
-        return {"image": image, "labels": padded(labels, self.max_labels)}
+        return {"image": image, "labels": self.padded(labels)}
 
     def check_source(self, source) -> None:
         """Raises ValueError where stored labels are wanted and the source's are of another rule."""

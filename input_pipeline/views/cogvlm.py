@@ -14,12 +14,13 @@ import numpy as np
 
 from input_pipeline.images import crops
 from input_pipeline.preprocess import Preprocess
+from input_pipeline.records import naming
 from input_pipeline.text import conversations, templates
 from input_pipeline.text.conversations import Turn
+from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
 from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
-from input_pipeline.views.shared.crops import Spec
+from input_pipeline.views.shared import base
 
-LANGUAGE, VISION, PADDING = 0, 1, -1
 # Captions have an empty prompt, as in pretraining.
 TEMPLATES = {
     "vqa": "vqa",
@@ -172,13 +173,14 @@ class Rows:
         return {"tokens": tokens, "token_types": types, "loss_mask": loss_mask}
 
 
-class Views:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Views(base.Views):
     """The whole image, squashed, and one task about it, drawn by weight among those that the record
     has the data for; see `input_pipeline.text.conversations` for tasks.
 
     Without `image_token_size` there is no image, and prompts are learnt like answers.
 
-    Args:
+    Attributes:
       image_size, tokenizer, context_length, image_token_size: see `Rows`.
       tasks: task -> weight.
       templates: task -> template, see `input_pipeline.text.templates`, where it is not that of
@@ -190,30 +192,29 @@ class Views:
       ValueError: a value is out of range or unknown.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        tokenizer: str,
-        context_length: int,
-        image_token_size: int | None = None,
-        tasks: Mapping[str, float] = {"caption": 1.0},
-        templates: Mapping[str, str] = {},
-        caption_fields: Sequence[str] | None = None,
-        history: str = "all",
-    ):
-        self.rows = Rows(tokenizer, image_size, context_length, image_token_size)
-        self.tasks = _checked_tasks(tasks)
-        self.templates = {"caption": "base", **_checked_templates(templates)}
-        if isinstance(caption_fields, str):
-            raise ValueError(f"caption_fields={caption_fields!r}: give a list of fields, or None.")
-        self.caption_fields = None if caption_fields is None else tuple(caption_fields)
-        conversations.check_history(history)
-        self.history = history
+    tokenizer: str
+    context_length: int
+    image_token_size: int | None = None
+    tasks: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"caption": 1.0})
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    caption_fields: Sequence[str] | None = None
+    history: str = "all"
 
-    num_classes = None  # text is free
+    def __post_init__(self):
+        self.rows = Rows(
+            self.tokenizer, self.image_size, self.context_length, self.image_token_size
+        )
+        self.tasks = _checked_tasks(self.tasks)
+        self.templates = {"caption": "base", **_checked_templates(self.templates)}
+        if isinstance(self.caption_fields, str):
+            raise ValueError(
+                f"caption_fields={self.caption_fields!r}: give a list of fields, or None."
+            )
+        if self.caption_fields is not None:
+            self.caption_fields = tuple(self.caption_fields)
+        conversations.check_history(self.history)
 
-    def spec(self) -> Spec:
-        """name -> (shape, dtype) of one example."""
+    def spec(self) -> base.Spec:
         s, t = self.rows.image_size, self.rows.length
         images = {"images": ((1, s, s, 3), np.dtype(np.uint8))}
         return {
@@ -236,14 +237,10 @@ class Views:
             it has is malformed, or a prompt alone is too long. All name the record.
         """
         task, turn = self._draw(record, rng)
-        try:
+        with naming(record, " Training does not skip records."):
             row = self.rows.example(self.templates[task], turn)
             if self._with_image:
                 return {"images": self.rows.image(record["image"]), **row}
-        except ValueError as error:
-            raise ValueError(
-                f"Record {record['id']!r}: {error} Training does not skip records."
-            ) from error
         row["loss_mask"] = row["token_types"] == LANGUAGE
         row["loss_mask"][0] = False  # nothing comes before it
         return row

@@ -1,25 +1,27 @@
 """Views of COSMOS: global and local crops, and captions of sampled sentences."""
 
+import dataclasses
 import random
 
 import numpy as np
 
 from input_pipeline.text import captions
 from input_pipeline.text.tokenizers import make_tokenizer
+from input_pipeline.views.shared import base
 from input_pipeline.views.shared.crops import (
-    Spec,
-    checked_probability,
+    check_probability,
     checked_scale,
     crops_of,
     sample_captions,
 )
 
 
-class Views:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Views(base.Views):
     """The global and local views of COSMOS (arXiv 2412.01814, section 3.2): multi-crop images, and
     captions made of sampled sentences, drawn independently of the crops.
 
-    Args:
+    Attributes:
       image_size, local_size: sides of the global and the local crops, in pixels.
       tokenizer: name for `make_tokenizer`.
       context_length: tokens per caption, the same for global and local ones.
@@ -35,47 +37,39 @@ class Views:
       ValueError: a value is out of range, or the caption mode cannot give `num_captions` captions.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        tokenizer: str,
-        context_length: int,
-        local_size: int = 96,
-        num_global: int = 2,
-        num_local: int = 6,
-        crop_scale: float = 0.4,
-        min_local_scale: float = 0.05,
-        caption_mode: str = "textcrop",
-        num_captions: int = 8,
-        flip_prob: float = 0.5,
-    ):
-        captions.check_mode(caption_mode, num_captions)
-        if num_captions < 2:
-            raise ValueError(f"COSMOS needs two global captions; num_captions is {num_captions}.")
-        if num_global < 1 or num_local < 0:
+    tokenizer: str
+    context_length: int
+    local_size: int = 96
+    num_global: int = 2
+    num_local: int = 6
+    crop_scale: float = 0.4
+    min_local_scale: float = 0.05
+    caption_mode: str = "textcrop"
+    num_captions: int = 8
+    flip_prob: float = 0.5
+
+    def __post_init__(self):
+        captions.check_mode(self.caption_mode, self.num_captions)
+        if self.num_captions < 2:
+            raise ValueError(
+                f"COSMOS needs two global captions; num_captions is {self.num_captions}."
+            )
+        if self.num_global < 1 or self.num_local < 0:
             raise ValueError(
                 f"COSMOS needs at least one global crop and no negative number of local ones, got "
-                f"num_global={num_global}, num_local={num_local}."
+                f"num_global={self.num_global}, num_local={self.num_local}."
             )
-        if caption_mode.startswith("textcrop") and num_global != 2:
+        if self.caption_mode.startswith("textcrop") and self.num_global != 2:
             raise ValueError(
-                f"Caption mode {caption_mode!r} makes two global captions, to pair with two global "
-                f"crops; num_global is {num_global}."
+                f"Caption mode {self.caption_mode!r} makes two global captions, to pair with two "
+                f"global crops; num_global is {self.num_global}."
             )
-        self.tokenizer = make_tokenizer(tokenizer)
-        self.context_length = context_length
-        self.image_size, self.local_size = image_size, local_size
-        self.num_global, self.num_local = num_global, num_local
-        self.global_scale = checked_scale((crop_scale, 1.0))
-        self.local_scale = checked_scale((min_local_scale, crop_scale))
-        self.caption_mode = caption_mode
-        self.num_captions = num_captions
-        self.flip_prob = checked_probability(flip_prob)
+        self.tokenizer = make_tokenizer(self.tokenizer)
+        self.global_scale = checked_scale((self.crop_scale, 1.0))
+        self.local_scale = checked_scale((self.min_local_scale, self.crop_scale))
+        check_probability(self.flip_prob)
 
-    num_classes = None  # text is free
-
-    def spec(self) -> Spec:
-        """name -> (shape, dtype) of one example."""
+    def spec(self) -> base.Spec:
         g, s = self.image_size, self.local_size
         return {
             "global_images": ((self.num_global, g, g, 3), np.dtype(np.uint8)),

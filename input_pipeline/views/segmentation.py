@@ -1,26 +1,30 @@
 """Views with masks: one random crop of an image and of the classes of its pixels."""
 
+import dataclasses
 import random
 
 import cv2
 import numpy as np
 
+from input_pipeline.checks.fields import mask_of
 from input_pipeline.images import crops
-from input_pipeline.views.shared.crops import Spec, checked_probability
+from input_pipeline.records import naming
+from input_pipeline.views.shared import base
+from input_pipeline.views.shared.crops import check_probability
 
 # A crop that one class fills is drawn again so often; then it is taken as it is.
 MAX_CROPS = 10
 
 
-class Views:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Views(base.Views):
     """A random scale, a random flip and a random crop (arXiv 2404.15653, appendix).
 
     The image keeps its aspect ratio. Where it is smaller than the crop, black pixels without a
     label are added at the right and below. Sizes are relative to that of the crop, so that a tiny
     run does what a large one does; the published ones are 256..768 and 1024 pixels for 512.
 
-    Args:
-      image_size: side of the crop, in pixels.
+    Attributes:
       num_classes: of the data set.
       short_side: range of the scaled image's short side, in crops.
       max_long_side: the most that the long side may become, in crops; it goes before `short_side`.
@@ -32,34 +36,28 @@ class Views:
       ValueError: a value is out of range.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        num_classes: int,
-        short_side: tuple[float, float] = (0.5, 1.5),
-        max_long_side: float = 2.0,
-        max_class_share: float = 0.75,
-        flip_prob: float = 0.5,
-    ):
-        if not 1 <= num_classes <= np.iinfo(np.int16).max:
-            raise ValueError(f"num_classes={num_classes} is out of range.")
-        low, high = short_side
-        if not 0 < low <= high or max_long_side <= 0:
-            raise ValueError(
-                f"short_side={short_side} and max_long_side={max_long_side}: give a range above 0 "
-                "and a number above 0, in crops."
-            )
-        if not 0 < max_class_share <= 1:
-            raise ValueError(f"max_class_share={max_class_share}: give a share in (0, 1].")
-        self.image_size = image_size
-        self.num_classes = num_classes
-        self.short_side = round(low * image_size), round(high * image_size)
-        self.max_long_side = max_long_side * image_size
-        self.max_class_share = max_class_share
-        self.flip_prob = checked_probability(flip_prob)
+    num_classes: int
+    short_side: tuple[float, float] = (0.5, 1.5)
+    max_long_side: float = 2.0
+    max_class_share: float = 0.75
+    flip_prob: float = 0.5
 
-    def spec(self) -> Spec:
-        """name -> (shape, dtype) of one example."""
+    def __post_init__(self):
+        if not 1 <= self.num_classes <= np.iinfo(np.int16).max:
+            raise ValueError(f"num_classes={self.num_classes} is out of range.")
+        low, high = self.short_side
+        if not 0 < low <= high or self.max_long_side <= 0:
+            raise ValueError(
+                f"short_side={self.short_side} and max_long_side={self.max_long_side}: give a "
+                "range above 0 and a number above 0, in crops."
+            )
+        if not 0 < self.max_class_share <= 1:
+            raise ValueError(f"max_class_share={self.max_class_share}: give a share in (0, 1].")
+        check_probability(self.flip_prob)
+        self.short_side_px = round(low * self.image_size), round(high * self.image_size)
+        self.max_long_side_px = self.max_long_side * self.image_size
+
+    def spec(self) -> base.Spec:
         s = self.image_size
         return {"image": ((s, s, 3), np.dtype(np.uint8)), "mask": ((s, s), np.dtype(np.int16))}
 
@@ -69,11 +67,18 @@ class Views:
         Raises:
           ValueError: the image cannot be decoded, or the mask is missing or does not fit.
         """
-        image = self._image_of(record)
-        mask = self._mask_of(record, image)
+        with naming(record, ": leave it out of the data."):
+            image = crops.decode(record["image"])
+        mask = mask_of(record, self.num_classes)
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"Record {record['id']!r}: the mask of an image of {image.shape[:2]} pixels is of "
+                f"that shape, not of {mask.shape}."
+            )
+        mask = mask.astype(np.int16)
         height, width = image.shape[:2]
-        short_side = rng.randint(*self.short_side)
-        scale = min(short_side / min(height, width), self.max_long_side / max(height, width))
+        short_side = rng.randint(*self.short_side_px)
+        scale = min(short_side / min(height, width), self.max_long_side_px / max(height, width))
         height, width = max(1, int(height * scale)), max(1, int(width * scale))
         mask = resize_mask(mask, height, width)
         image = resize_image(image, height, width)
@@ -98,30 +103,6 @@ class Views:
         padded = np.zeros((self.image_size, self.image_size, *x.shape[2:]), x.dtype)
         padded[: x.shape[0], : x.shape[1]] = x
         return padded
-
-    def _image_of(self, record: dict) -> np.ndarray:
-        try:
-            return crops.decode(record["image"])
-        except ValueError as error:
-            raise ValueError(
-                f"Record {record['id']!r}: {error}: leave it out of the data."
-            ) from error
-
-    def _mask_of(self, record: dict, image: np.ndarray) -> np.ndarray:
-        if record.get("mask") is None:
-            raise ValueError(f"Record {record['id']!r} has no mask; use data with masks.")
-        mask = np.asarray(record["mask"])
-        if not np.issubdtype(mask.dtype, np.integer) or mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"Record {record['id']!r}: the mask of an image of {image.shape[:2]} pixels is an "
-                f"array of integers of that shape, not of {mask.dtype} {mask.shape}."
-            )
-        if not 0 <= mask.min() <= mask.max() <= self.num_classes:
-            raise ValueError(
-                f"The mask of record {record['id']!r} has values {mask.min()} to {mask.max()}, but "
-                f"views.num_classes allows 1 to {self.num_classes} (0 is without a label)."
-            )
-        return mask.astype(np.int16)
 
     def texts(self, batch: dict) -> list[list[str]]:
         """The numbers and shares of each example's classes, the largest first, in one line."""

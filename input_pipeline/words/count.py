@@ -5,7 +5,6 @@ and of processes changes nothing.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -16,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from input_pipeline.prepare.workers import run_all
-from input_pipeline.sources import check_fields, make_source
-from input_pipeline.words.mining import LabelMiner
+from input_pipeline.sources import check_fields, kept_source, make_source
+from input_pipeline.words.mining import kept_miner
+from input_pipeline.workers import run_all
 
 _RECORDS_PER_PART = 5000
 # What the vocabulary covers is measured on about so many records, evenly spread: it is known only
@@ -122,7 +121,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
       ValueError: a source cannot be made, or an argument makes no sense.
       FileNotFoundError: files of a source are missing.
     """
-    LabelMiner(mode)  # raises if it cannot be had
+    kept_miner(mode)  # raises if it cannot be had
     captions = None if captions is None else check_fields(captions)
     sources = []
     for text in inputs:
@@ -131,7 +130,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
             source = make_source(name, **arguments)
         except TypeError as error:
             raise ValueError(f"source {name}: {error}") from None
-        if getattr(source, "weights", None) is not None:
+        if source.weights is not None:
             raise ValueError("A weighted mixture has no counts: give its sources one by one.")
         sources.append((name, arguments, len(source), source.fingerprint()))
     total = sum(length for *_, length, _ in sources)
@@ -178,7 +177,7 @@ def count(part: Part) -> Totals:
     Raises:
       ValueError: a record cannot be read.
     """
-    source, miner = _source(part.name, part.arguments), _miner(part.mode)
+    source, miner = kept_source(part.name, part.arguments), kept_miner(part.mode)
     totals = Totals()
     labels: list[str] = []  # counted at the end: all at once is faster
     for index in range(part.first, part.first + part.size):
@@ -218,14 +217,3 @@ def run(job: Job, workers: int) -> Totals:
     for _, found in run_all(count, tasks, workers, "records", Console()):
         totals.add(found)
     return totals
-
-
-# Once per process, not once per part.
-@functools.cache
-def _source(name: str, arguments: str):
-    return make_source(name, **json.loads(arguments))
-
-
-@functools.cache
-def _miner(mode: str) -> LabelMiner:
-    return LabelMiner(mode)

@@ -1,12 +1,11 @@
 """Which labels a record has: the one rule by which views, prepared shards and sources mine them."""
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from input_pipeline.sources import check_fields
-from input_pipeline.words.mining import MODES, LabelMiner
+from input_pipeline.words.mining import MODES, kept_miner
 from input_pipeline.words.vocabulary import Vocabulary
 
 
@@ -50,7 +49,7 @@ class LabelRule:
             )
         self.vocabulary = vocabulary
         self.caption_fields = counted if caption_fields is None else caption_fields
-        self.miner = _miner(mode or vocabulary.mode or MODES[0])
+        self.miner = kept_miner(mode or vocabulary.mode or MODES[0])
 
     def labels(self, record: dict[str, Any]) -> list[int]:
         """Classes of all captions in the rule's fields, ascending, each once; often none.
@@ -84,8 +83,8 @@ class LabelRule:
 
     def check_stored(self, source) -> None:
         """Raises ValueError unless a source's stored labels are those of this rule."""
-        stored, rule = getattr(source, "label_rule", None) or {}, self.description()
-        remedy = "Prepare them again with --labels, or set stored=False to mine labels in training."
+        stored, rule = source.label_rule or {}, self.description()
+        remedy = "Prepare them again with --labels, or mine them: config.views.stored=False."
         if stored.get("fingerprint") != rule["fingerprint"]:
             raise ValueError(
                 "the data were prepared with the labels of vocabulary "
@@ -103,11 +102,6 @@ class LabelRule:
                 f"the data were prepared with the labels of {field_names(stored_fields)}, and "
                 f"config.views asks for those of {field_names(fields)}. {remedy}"
             )
-
-
-@functools.cache  # one memory of words, however many rules there are
-def _miner(mode: str) -> LabelMiner:
-    return LabelMiner(mode)
 
 
 def field_names(fields: Iterable[str] | None) -> str:

@@ -67,6 +67,12 @@ class LabelMiner:
         return [key for key in [known[token] for token in tokens] if key]
 
 
+@functools.cache
+def kept_miner(mode: str) -> LabelMiner:
+    """One for the whole process: one memory of words."""
+    return LabelMiner(mode)
+
+
 def clean(caption: Any) -> str:
     """The caption as it is split into words: decoded, without tags, mended, in lower case."""
     text = str(caption)

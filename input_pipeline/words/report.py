@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare.workers import say
 from input_pipeline.words import synsets
 from input_pipeline.words.count import Job, Totals
 from input_pipeline.words.vocabulary import Vocabulary
+from input_pipeline.workers import say
 
 _THRESHOLDS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000)  # the paper's are among them
 _SHOWN = 20

@@ -10,6 +10,7 @@ from input_pipeline.loader import MAX_STAND_INS, Loader
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import make_source
+from input_pipeline.sources.shared import base
 from input_pipeline.views import make_views
 
 BATCH, STEPS, SIDE = 4, 8, 8
@@ -43,7 +44,7 @@ def of_folder(folder, **changes):
     return make(make_source("folders", path=folder), views, **changes)
 
 
-class Source:
+class Source(base.Source):
     """Records that are only an id; what `faults` has for one is raised instead, or is it."""
 
     def __init__(self, size, faults):
@@ -52,7 +53,7 @@ class Source:
     def __len__(self):
         return self.size
 
-    def __getitem__(self, i):
+    def record(self, i):
         fault = self.faults.get(i, {"id": f"r{i}"})
         if isinstance(fault, Exception):
             raise fault

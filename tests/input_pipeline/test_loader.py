@@ -15,13 +15,14 @@ import pytest
 from input_pipeline.loader import Loader
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
+from input_pipeline.sources.shared import base
 from input_pipeline.views import make_views
 
 ROOT = Path(__file__).parents[2]
 SIZE, BATCH, STEPS = 10, 4, 6
 
 
-class Source:
+class Source(base.Source):
     """Records that are only an id."""
 
     def __init__(self, size=SIZE):
@@ -30,7 +31,7 @@ class Source:
     def __len__(self):
         return self.size
 
-    def __getitem__(self, i):
+    def record(self, i):
         return {"id": f"r{i}"}
 
 

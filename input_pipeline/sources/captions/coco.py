@@ -1,16 +1,17 @@
 """Source: a folder of images and one JSON of their captions (COCO, Flickr30k)."""
 
 import json
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import annotations as annotation_files
-from input_pipeline.files.listing import check_images, fingerprint, status
+from input_pipeline.files.listing import check_images
+from input_pipeline.sources.shared import base
 
 
-class Source:
+class Source(base.Source):
     """One record per image, with all its captions, in the order in which the JSON names the images.
 
     Two formats are told apart by their contents: COCO's `captions_*.json` (`images`, and
@@ -56,11 +57,7 @@ class Source:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record at `index`. Raises IndexError unless it is in [0, len)."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
+    def record(self, index: int) -> dict[str, Any]:
         id_, name, captions = self._examples[index]
         return {
             "id": id_,
@@ -68,10 +65,9 @@ class Source:
             "captions": {self._field: list(captions)},
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits of names and captions, and of the images' sizes; they are not read."""
-        sizes = status(self.files())[:, 0].tobytes()
-        return fingerprint(f"coco {self._field}", json.dumps(self._examples), sizes)
+    def identity(self) -> Iterable[str | bytes]:
+        """Names and captions, and the images' sizes."""
+        return f"coco {self._field}", json.dumps(self._examples), self.sizes()
 
     def files(self) -> list[str]:
         """The images."""

@@ -2,9 +2,8 @@
 
 import bisect
 import itertools
-import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from input_pipeline.files import tables
-from input_pipeline.files.listing import check_images, contents_digest, fingerprint, status
+from input_pipeline.files.listing import check_images, contents_digest
 from input_pipeline.sources import check_fields
+from input_pipeline.sources.shared import base
 from input_pipeline.tars.reader import TarReader, url_hash
 from input_pipeline.text import captions as texts
 
 
-class Source:
+class Source(base.Source):
     """Rows of CSV, TSV, parquet or Arrow IPC files that have a caption and an image.
 
     With `image_column` a row names its image's file. With `url_column` rows are joined to tars that
@@ -98,16 +98,12 @@ class Source:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: `index` is not in [0, len).
           OSError: the image cannot be read any more.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: {len(self)} rows have an image.")
         id_, values = self._row(int(self._rows[index]))
         if self._tars is None:
             image = (self._image_root / values[self._image_column]).read_bytes()
@@ -119,18 +115,18 @@ class Source:
     def __getstate__(self):
         return {**self.__dict__, "_loaded": None}  # every process loads, or maps, the files itself
 
-    def fingerprint(self) -> str:
-        """16 hex digits of the tables' contents, which are read as a whole, and the options; of the
-        images' sizes, or of what `TarReader.digest` tells of the tars."""
+    def identity(self) -> Iterable[str | bytes]:
+        """The tables' contents, which are read as a whole, and the options; the images' sizes, or
+        what `TarReader.digest` tells of the tars."""
         columns = f"{self._captions} {self._image_column} {self._url_column}"
         parts: list[str | bytes] = [f"table {columns} {self._split}"]
         for file in self._files:
             parts += [f" {file.stem} ", contents_digest(file)]
         if self._tars is None:
-            parts.append(status(self.files())[:, 0].tobytes())
+            parts.append(self.sizes())
         else:
             parts += [self._tars.digest(), self._tar_rows.astype("<i8").tobytes()]
-        return fingerprint(*parts)
+        return parts
 
     def files(self) -> list[str | Path]:
         """What the images are read from."""

@@ -1,8 +1,8 @@
 """Source: images with a mask of classes (ADE20K's scene parsing benchmark)."""
 
 import io
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import check_images, fingerprint, status
+from input_pipeline.files.listing import check_images
+from input_pipeline.sources.shared import base
 
 NUM_CLASSES = 150
 
 
-class Source:
+class Source(base.Source):
     """The images `PATH/images/SPLIT/*.jpg` with their masks `PATH/annotations/SPLIT/*.png`.
 
     A record's `mask` u8[H, W] is the file's: 0 where nothing is labelled, 1 + class elsewhere. Its
@@ -52,16 +53,12 @@ class Source:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: `index` is not in [0, len).
           ValueError: its mask is no image of one channel with values up to 150.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
         name = self._names[index]
         return {
             "id": unicode.escaped(name),
@@ -70,10 +67,9 @@ class Source:
             "mask": _read_mask(self._masks / f"{name}.png"),
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits of all names, and the sizes of images and masks, which are not read."""
-        text = "\n".join(["ade20k", self._split, *self.class_names, *self._names])
-        return fingerprint(text, status(self.files())[:, 0].tobytes())
+    def identity(self) -> Iterable[str | bytes]:
+        """All names, and the sizes of images and masks."""
+        return "\n".join(["ade20k", self._split, *self.class_names, *self._names]), self.sizes()
 
     def files(self) -> list[Path]:
         """Images and masks."""
@@ -99,11 +95,7 @@ def _read_names(path: Path) -> list[str]:
     """Names from a table with the columns Idx, Ratio, Train, Val, Stuff and Name."""
     if not path.is_file():
         return [str(1 + label) for label in range(NUM_CLASSES)]
-    try:
-        lines = unicode.decode(path.read_bytes()).splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-    rows = [line.split("\t") for line in lines]
+    rows = [line.split("\t") for line in unicode.read_lines(path)]
     names = {row[0].strip(): row[-1] for row in rows if len(row) > 1}
     try:
         texts = [names[str(1 + label)] for label in range(NUM_CLASSES)]

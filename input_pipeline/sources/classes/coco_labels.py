@@ -1,16 +1,17 @@
 """Source: COCO's object annotations as labels, several per image."""
 
 import json
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import annotations as annotation_files
-from input_pipeline.files.listing import check_images, fingerprint, status
+from input_pipeline.files.listing import check_images
+from input_pipeline.sources.shared import base
 
 
-class Source:
+class Source(base.Source):
     """One record per image, in the order of the JSON; ids are COCO's image numbers.
 
     A record's `labels` are the categories of its annotations, crowds included: ascending, each
@@ -47,11 +48,7 @@ class Source:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record at `index`. Raises IndexError unless it is in [0, len)."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
+    def record(self, index: int) -> dict[str, Any]:
         id_, name, labels = self._examples[index]
         return {
             "id": id_,
@@ -60,10 +57,9 @@ class Source:
             "labels": list(labels),
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits of names and labels, and of the images' sizes; they are not read."""
-        content = json.dumps(["coco_labels", self.class_names, self._examples])
-        return fingerprint(content, status(self.files())[:, 0].tobytes())
+    def identity(self) -> Iterable[str | bytes]:
+        """Names and labels, and the images' sizes."""
+        return json.dumps(["coco_labels", self.class_names, self._examples]), self.sizes()
 
     def files(self) -> list[str]:
         """The images."""

@@ -4,16 +4,15 @@ A category, such as "animals/birds", becomes the class of its first folder: `lab
 `class_names` for probes and fine-tuning on data that came as captions.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from input_pipeline.checks import arguments
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import make_source
+from input_pipeline.sources.shared import base
 
 
-class Source:
+class Source(base.Wrapper):
     """The records of a source, in its order, each with `label` from its caption field.
 
     The class is the text up to the first separator; classes are sorted by name. Constructing reads
@@ -38,7 +37,7 @@ class Source:
         classes_of: Mapping[str, Any] | None = None,
     ):
         self._field, self._separator = field, separator
-        self._source = arguments.call("data", make_source, data)
+        super().__init__(arguments.call("data", make_source, data))
         names = [self._class_of(record) for record in _records(self._source)]
         known = names
         if classes_of is not None:
@@ -54,20 +53,11 @@ class Source:
             )
         self._labels = [number[name] for name in names]
 
-    def __len__(self) -> int:
-        return len(self._source)
+    def record(self, index: int) -> dict[str, Any]:
+        return {**self._source[index], "label": self._labels[index]}
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._source[index]
-        return {**record, "label": self._labels[index]}
-
-    def fingerprint(self) -> str:
-        text = f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
-        return fingerprint(text)
-
-    def files(self) -> list[str | os.PathLike]:
-        """Those of the source."""
-        return getattr(self._source, "files", list)()
+    def identity(self) -> Iterable[str]:
+        yield f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
 
     def _class_of(self, record: dict[str, Any]) -> str:
         texts = record["captions"].get(self._field)

@@ -1,17 +1,18 @@
 """Source: a folder per class (ImageNet, Places365)."""
 
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import IMAGE_EXTENSIONS, fingerprint, status
+from input_pipeline.files.listing import IMAGE_EXTENSIONS
+from input_pipeline.sources.shared import base
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
-class Source:
+class Source(base.Source):
     """The images `PATH/CLASS/*`, class by class; both in the order of their names.
 
     A record's `label` is the number of its class among the sorted folders, its id the path below
@@ -61,11 +62,7 @@ class Source:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record at `index`. Raises IndexError unless it is in [0, len)."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} images.")
+    def record(self, index: int) -> dict[str, Any]:
         return {
             "id": unicode.escaped(self._files[index]),
             "image": (self._path / self._files[index]).read_bytes(),
@@ -73,10 +70,9 @@ class Source:
             "label": self._labels[index],
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits of all names, and of the images' sizes; they are not read."""
-        text = "\n".join(["folders", *self.class_names, *self._files])
-        return fingerprint(text, status(self.files())[:, 0].tobytes())
+    def identity(self) -> Iterable[str | bytes]:
+        """All names, and the images' sizes."""
+        return "\n".join(["folders", *self.class_names, *self._files]), self.sizes()
 
     def files(self) -> list[str]:
         """The images."""
@@ -92,11 +88,7 @@ def _read_names(path: Path, folders: list[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"File of class names {path} does not exist.")
     known = {}
-    try:
-        lines = unicode.decode(path.read_bytes()).splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-    for line in lines:
+    for line in unicode.read_lines(path):
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         known[folder.strip()] = name.strip()
     missing = [folder for folder in folders if not known.get(folder)]

@@ -3,18 +3,17 @@
 What `prepare --labels` stores, made on the fly: for evaluating CatLIP on captions as they are.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks import arguments
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import make_source
+from input_pipeline.sources.shared import base
 from input_pipeline.words.labelling import LabelRule
 from input_pipeline.words.vocabulary import Vocabulary
 
 
-class Source:
+class Source(base.Wrapper):
     """The records of a source, in its order, each with `labels`, see `labelling.LabelRule`.
 
     Args:
@@ -36,24 +35,15 @@ class Source:
         caption_fields: Sequence[str] | None = None,
         label_mode: str | None = None,
     ):
-        self._source = arguments.call("data", make_source, data)
+        super().__init__(arguments.call("data", make_source, data))
         words = Vocabulary.load(vocabulary, vocabulary_size)
         self._rule = LabelRule(words, caption_fields, label_mode)
         self.label_rule = self._rule.description()
-        self.label_vocabulary = self.label_rule["fingerprint"]
-        self.num_label_classes = self.label_rule["size"]
         self.class_names = list(words.names)
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         record = self._source[index]
         return {**record, "labels": self._rule.labels(record)}
 
-    def fingerprint(self) -> str:
-        return fingerprint(f"{self._source.fingerprint()} {self.label_rule}")
-
-    def files(self) -> list[str | os.PathLike]:
-        """Those of the source."""
-        return getattr(self._source, "files", list)()
+    def identity(self) -> Iterable[str]:
+        yield f"{self._source.fingerprint()} {self.label_rule}"

@@ -1,16 +1,17 @@
 """Source: a folder of images and a JSON of conversation or captions for each (CogVLM-SFT-311K)."""
 
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import check_images, fingerprint, status
+from input_pipeline.files.listing import check_images
+from input_pipeline.sources.shared import base
 from input_pipeline.text.conversations import rounds_of
 
 
-class Source:
+class Source(base.Source):
     """The examples `PATH/LABELS/NAME.json` with `PATH/images/NAME.jpg`, in the order of the names.
 
     A JSON is `{"conversations": [{"role": "user", "content": ...}, {"role": "assistant", ...},
@@ -46,16 +47,12 @@ class Source:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: it is not in [0, len).
           ValueError: its JSON is of another form.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} examples.")
         name = self._names[index]
         record = {
             "id": unicode.escaped(name),
@@ -81,10 +78,10 @@ class Source:
             ) from None
         return record
 
-    def fingerprint(self) -> str:
-        """16 hex digits of all names, and the sizes of the files, which are not read."""
-        text = "\n".join(["conversations", self._labels.name, self._field, *self._names])
-        return fingerprint(text, status(self.files())[:, 0].tobytes())
+    def identity(self) -> Iterable[str | bytes]:
+        """All names, and the sizes of the files."""
+        names = "\n".join(["conversations", self._labels.name, self._field, *self._names])
+        return names, self.sizes()
 
     def files(self) -> list[Path]:
         """Images and JSON files."""

@@ -3,8 +3,8 @@
 import bisect
 import itertools
 import json
-import operator
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from input_pipeline import records
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import fingerprint
+from input_pipeline.sources.shared import base
 
 _REPAIR = "Re-run prepare with the same options; finished shards are kept."
 
@@ -26,17 +26,13 @@ class _Part(NamedTuple):
     examples_in_shard: int
 
 
-class Source:
+class Source(base.Source):
     """Random access to the records of one prepared data set.
 
     Construction checks that every shard is there with its full size, but opens none: shards are
     opened on first use, once per process. Reading is thread-safe; pickling ships file names only.
 
-    Attributes, where the data set has them:
-      class_names: of the records' `label`.
-      label_vocabulary: fingerprint of the vocabulary that their `labels` were stored with.
-      num_label_classes: size of that vocabulary.
-      label_rule: the vocabulary and the rest of what decided them, see `labelling.LabelRule`.
+    It has `class_names` and `label_rule` where they were known when it was prepared.
 
     Args:
       path: directory that holds the shards and their dataset.json.
@@ -50,12 +46,8 @@ class Source:
         self._path = Path(path)
         description = _read_description(self._path)
         shards = description["shards"]
-        if "class_names" in description:
-            self.class_names = description["class_names"]
-        if "label_vocabulary" in description:
-            self.label_rule = description["label_vocabulary"]
-            self.label_vocabulary = self.label_rule["fingerprint"]
-            self.num_label_classes = self.label_rule["size"]
+        self.class_names = description.get("class_names")
+        self.label_rule = description.get("label_vocabulary")
         for shard in shards:
             file = self._path / shard["file"]
             if not file.is_file():
@@ -75,24 +67,17 @@ class Source:
                 for shard in shards
             ]
         )
-        sums = [bytes.fromhex(shard["sha256"]) for shard in shards]
-        self._fingerprint = fingerprint(f"prepared {records.FORMAT_VERSION}", *sums)
+        self._sums = [bytes.fromhex(shard["sha256"]) for shard in shards]
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: `index` is not in [0, len).
           ValueError: the shard's contents are damaged.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"Index {index} is out of range: {self._path} has {len(self)} records."
-            )
         try:
             return records.decode(self._data[index])
         except (RuntimeError, ValueError) as error:
@@ -102,10 +87,9 @@ class Source:
                 f"{_REPAIR}"
             ) from None
 
-    def fingerprint(self) -> str:
-        """16 hex digits of the shards' checksums: equal contents, equal fingerprint, wherever they
-        are stored."""
-        return self._fingerprint
+    def identity(self) -> Iterable[str | bytes]:
+        """The shards' checksums."""
+        return f"prepared {records.FORMAT_VERSION}", *self._sums
 
     def files(self) -> list[Path]:
         """The shards."""

@@ -1,19 +1,18 @@
 """Source: a TensorFlow Datasets data set, read without TensorFlow."""
 
-import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import check_fields
+from input_pipeline.sources.shared import base
 
 
-class Source:
+class Source(base.Source):
     """Random access to one split of a prepared TFDS data set; images stay encoded.
 
     Ids are "<dataset>/<split>/<index>". Captions are stored under the name given in `captions`.
@@ -65,22 +64,17 @@ class Source:
                 f"access. Prepare it again: `tfds build {dataset} --file_format=array_record`."
             ) from None
         sizes = {name: (part.shard_lengths, part.num_bytes) for name, part in splits.items()}
-        text = f"tfds {self._name} {split} {image} {self._captions} {label} {sizes}"
-        self._fingerprint = fingerprint(text)
+        self._identity = f"tfds {self._name} {split} {image} {self._captions} {label} {sizes}"
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: `index` is not in [0, len).
           ValueError: a caption is no UTF-8.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: there are {len(self)} records.")
         example = self._data[index]
         record = {
             "id": f"{self._name}/{self._split}/{index}",
@@ -91,9 +85,9 @@ class Source:
             record["label"] = int(_value(example, self._label))
         return record
 
-    def fingerprint(self) -> str:
-        """16 hex digits of name, version, sizes and options."""
-        return self._fingerprint
+    def identity(self) -> Iterable[str]:
+        """Name, version, sizes and options."""
+        yield self._identity
 
 
 def _find(dataset: str, data_dir: str | os.PathLike | None):

@@ -1,17 +1,16 @@
 """Source: WebDataset tars, read where they are through an index (`prepare index`)."""
 
-import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.files.listing import fingerprint
 from input_pipeline.sources import check_fields
+from input_pipeline.sources.shared import base
 from input_pipeline.tars.reader import TarReader
 
 
-class Source:
+class Source(base.Source):
     """Random access to the samples of indexed tars, in the order of the tars.
 
     Samples without text in any of the caption fields are left out. Images were not looked at when
@@ -44,16 +43,12 @@ class Source:
     def __len__(self) -> int:
         return len(self._tars) if self._rows is None else len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> dict[str, Any]:
         """The record at `index`.
 
         Raises:
-          IndexError: `index` is not in [0, len).
           ValueError: a field holds something that is no caption, or the tar has changed.
         """
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} is out of range: {len(self)} records are indexed.")
         row = index if self._rows is None else int(self._rows[index])
         return {
             "id": self._tars.id(row),
@@ -61,10 +56,9 @@ class Source:
             "captions": self._tars.captions(row, self._fields, self._split),
         }
 
-    def fingerprint(self) -> str:
-        """16 hex digits of what `TarReader.digest` tells, and the options: the same wherever the
-        tars are stored."""
-        return fingerprint(f"webdataset {self._tars.digest().hex()} {self._fields} {self._split}")
+    def identity(self) -> Iterable[str]:
+        """What `TarReader.digest` tells, and the options."""
+        yield f"webdataset {self._tars.digest().hex()} {self._fields} {self._split}"
 
     def files(self) -> list[Path]:
         """The tars."""

@@ -124,7 +124,7 @@ def test_a_model_that_knows_and_one_that_says_nothing():
 
 def test_bad_input_is_explained():
     maps = np.zeros((3, 4, 4, 4))
-    with pytest.raises(ValueError, match=r"'toy-0' has values 0 to 5, but the model has classes 1"):
+    with pytest.raises(ValueError, match=r"'toy-0' has values 0 to 5, but there are classes 1"):
         evaluate([np.arange(6).reshape(2, 3)], maps)
     with pytest.raises(ValueError, match=r"integers \[H, W\], not of float64 \(2, 3\)"):
         evaluate([np.ones((2, 3))], maps)

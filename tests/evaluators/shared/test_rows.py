@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluators.shared.records import label_of
 from evaluators.shared.rows import RowMap, map_images
+from input_pipeline.checks.fields import label_of
 from input_pipeline.records import BrokenRecordError
 from tests.evaluators.shared import toy
 
@@ -48,7 +48,7 @@ def test_an_error_while_loading_reaches_the_caller():
     "label, text",
     [
         ("cat", "^Record number 0: invalid literal"),
-        (None, "^Record number 0: TypeError: .*records"),
+        (None, "^Record number 0: TypeError: .*fields"),
     ],
 )
 def test_malformed_records_are_named_in_one_line(label, text):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from evaluators.shared import base, records
 from input_pipeline.preprocess import Preprocess
+from input_pipeline.sources import Source
 from input_pipeline.text.tokenizers import make_tokenizer
 
 PREPROCESS = Preprocess(image_size=8, tokenizer="clip", context_length=12)
@@ -26,20 +27,18 @@ WORDS = ["red", "green", "blue", "cat", "dog", "tree", "car", "house",
          "sky", "boat", "lamp", "fish", "horse", "bread", "chair", "stone"]  # fmt: skip
 
 
-class ToySource:
+class ToySource(Source):
     """Records whose caption fields, labels and hard negatives are given as lists; so is the value
     of any other field."""
 
     def __init__(self, captions, label=None, hard_negatives=None, class_names=None, **more):
         self.fields, self.label, self.hard_negatives = captions, label, hard_negatives
-        self.more = more
-        if class_names:
-            self.class_names = class_names
+        self.more, self.class_names = more, class_names
 
     def __len__(self):
         return len(next(iter(self.fields.values())))
 
-    def __getitem__(self, i):
+    def record(self, i):
         file = io.BytesIO()
         Image.new("RGB", (8, 8), (2 * i,) * 3).save(file, "PNG")
         record = {

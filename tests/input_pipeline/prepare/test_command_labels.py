@@ -77,8 +77,8 @@ def test_the_description_names_the_vocabulary(prepared, files):
     ]
     assert str(files) not in text
     source = make_source("prepared", path=prepared, fraction=1.0)
-    assert source.label_vocabulary == words.fingerprint()
-    assert source.num_label_classes == 3
+    assert source.label_rule["fingerprint"] == words.fingerprint()
+    assert source.label_rule["size"] == 3
 
 
 def test_without_labels_nothing_is_said_of_them(files):
@@ -86,7 +86,7 @@ def test_without_labels_nothing_is_said_of_them(files):
     description = json.loads((files / "plain" / "dataset.json").read_text())
     assert not {"labels", "label_vocabulary"} & description.keys()
     source = make_source("prepared", path=files / "plain")
-    assert not hasattr(source, "label_vocabulary") and "labels" not in source[0]
+    assert source.label_rule is None and "labels" not in source[0]
 
 
 def test_captions_that_filters_remove_give_no_labels(files, tmp_path, capsys):
@@ -143,8 +143,6 @@ def test_labels_of_any_source(files, tmp_path):
 def test_preparing_again_keeps_labels_and_their_vocabulary(prepared, tmp_path):
     assert run_source(tmp_path / "out", "prepared", f"path={prepared}") == 0
     again, source = (make_source("prepared", path=path) for path in (tmp_path / "out", prepared))
-    assert again.label_vocabulary == source.label_vocabulary
-    assert again.num_label_classes == source.num_label_classes
     assert again.label_rule == source.label_rule
     assert labels(tmp_path / "out") == labels(prepared)
 
@@ -155,7 +153,7 @@ def test_labels_are_replaced_by_those_of_another_vocabulary(prepared, files, tmp
     assert run_source(tmp_path / "out", *arguments) == 0
     assert labels(tmp_path / "out") == [[0, 1], [2], [2]]
     source = make_source("prepared", path=tmp_path / "out")
-    assert source.label_vocabulary == Vocabulary.load(words).fingerprint()
+    assert source.label_rule["fingerprint"] == Vocabulary.load(words).fingerprint()
 
 
 def test_records_without_captions_fail_the_run(files, tmp_path, capsys):

@@ -45,7 +45,7 @@ def test_masks_are_those_of_the_files(tmp_path):
         np.testing.assert_array_equal(record["mask"], mask)
         file = tmp_path / "images" / "validation" / f"{record['id']}.jpg"
         assert record["image"] == file.read_bytes() and record["captions"] == {}
-    with pytest.raises(IndexError, match="Index 2 is out of range: there are 2 images"):
+    with pytest.raises(IndexError, match="Index 2 is out of range: there are 2 records"):
         source[2]
 
 

@@ -84,7 +84,7 @@ def test_pickling_and_fingerprint(tmp_path):
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_an_index_out_of_range(tmp_path, index):
-    with pytest.raises(IndexError, match=f"Index {index} is out of range: there are 2 images"):
+    with pytest.raises(IndexError, match=f"Index {index} is out of range: there are 2 records"):
         open_source(coco(tmp_path))[index]
 
 

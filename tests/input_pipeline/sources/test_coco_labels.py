@@ -56,7 +56,7 @@ def test_pickling_and_fingerprint(tmp_path):
     assert other.fingerprint() == source.fingerprint()  # the same sign, once more
     other = make_source("coco_labels", **instances(tmp_path / "two", OBJECTS[:-1]))
     assert other.fingerprint() != source.fingerprint()
-    with pytest.raises(IndexError, match="Index 3 is out of range: there are 3 images"):
+    with pytest.raises(IndexError, match="Index 3 is out of range: there are 3 records"):
         source[3]
 
 

@@ -94,7 +94,7 @@ def test_pickling_and_fingerprint(tmp_path):
         make_source("folders", path=folders(tmp_path / "three", [("n01", "z.png", "a.png")])),
     ]
     assert len({s.fingerprint() for s in (source, *others)}) == 3
-    with pytest.raises(IndexError, match="Index 4 is out of range: there are 4 images"):
+    with pytest.raises(IndexError, match="Index 4 is out of range: there are 4 records"):
         source[4]
 
 

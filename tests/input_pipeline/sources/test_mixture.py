@@ -40,9 +40,9 @@ def test_what_tells_about_stored_labels_is_passed_on():
     words = {"name": "mined_labels", "vocabulary": SCENES_VOCABULARY}
     labelled = [{**words, "data": scenes(n)} for n in (3, 4)]
     source = mixture(*labelled)
-    assert source.label_vocabulary == make_source(**labelled[0]).label_vocabulary
-    assert source.num_label_classes == len(source.class_names) == 37
-    assert not hasattr(mixture(labelled[0], scenes(2)), "label_vocabulary")
+    assert source.label_rule == make_source(**labelled[0]).label_rule
+    assert source.label_rule["size"] == len(source.class_names) == 37
+    assert mixture(labelled[0], scenes(2)).label_rule is None
 
 
 def test_equal_components_have_different_ids():
@@ -63,8 +63,8 @@ def test_class_names_are_there_if_all_agree(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.json").write_text(json.dumps([{"image": "a.jpg", "caption": "a"}]))
     nameless = {"name": "coco", "annotations": tmp_path / "a.json", "images": tmp_path}
-    assert not hasattr(mixture(scenes(1), nameless), "class_names")
-    assert not hasattr(mixture(nameless, scenes(1)), "class_names")
+    assert mixture(scenes(1), nameless).class_names is None
+    assert mixture(nameless, scenes(1)).class_names is None
 
 
 def test_the_fingerprint_covers_components_order_and_weights():

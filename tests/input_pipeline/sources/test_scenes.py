@@ -371,7 +371,7 @@ def test_errors():
     with pytest.raises(ValueError, match="32 pixels"):
         Source(image_size=16)
     for index in (-1, 5):
-        with pytest.raises(IndexError, match="source of 5"):
+        with pytest.raises(IndexError, match="there are 5"):
             Source(size=5)[index]
     for index in (-1, 2**40):
         with pytest.raises(IndexError, match="outside"):

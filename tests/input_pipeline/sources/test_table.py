@@ -506,5 +506,5 @@ def test_tables_of_one_name(tmp_path, images):
 
 @pytest.mark.parametrize("index", [-1, 4])
 def test_an_index_out_of_range(tmp_path, images, index):
-    with pytest.raises(IndexError, match=f"Index {index} is out of range: 4 rows"):
+    with pytest.raises(IndexError, match=f"Index {index} is out of range: there are 4"):
         open_table(write(tmp_path), images)[index]

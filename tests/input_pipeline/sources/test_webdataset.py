@@ -144,7 +144,7 @@ def test_one_string_is_no_list_of_fields(tars):
 
 @pytest.mark.parametrize("index", [-1, 24])
 def test_an_index_out_of_range(tars, index):
-    with pytest.raises(IndexError, match=f"Index {index} is out of range: 24 records"):
+    with pytest.raises(IndexError, match=f"Index {index} is out of range: there are 24 records"):
         open_tars(tars)[index]
 
 

@@ -106,11 +106,11 @@ def test_pool_is_not_shared_with_the_record():
 
 
 def test_plain_string_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"'title' is a plain string.*characters.*list of strings"):
+    with pytest.raises(ValueError, match=r"'title' is a plain string.*characters.*list of strings"):
         captions.caption_pool({"title": "a cat"}, "random")
-    with pytest.raises(TypeError, match="'caption' is a plain string"):
+    with pytest.raises(ValueError, match="'caption' is a plain string"):
         captions.caption_pool({"original_caption": ["o"], "caption": "a. b"}, "textcrop_pixelprose")
-    with pytest.raises(TypeError, match="'title' must hold strings"):
+    with pytest.raises(ValueError, match="'title' must hold strings"):
         captions.caption_pool({"title": ["a cat", None]}, "random")
     with pytest.raises(TypeError, match="one string"):
         captions.split_sentences(["a. b"])

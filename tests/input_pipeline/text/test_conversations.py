@@ -135,7 +135,7 @@ def test_nothing_is_made_of_nothing(task):
 @pytest.mark.parametrize(
     "task, change, message",
     [
-        ("caption", {"captions": {"caption": "a cat"}}, "'caption' is not a list of strings"),
+        ("caption", {"captions": {"caption": "a cat"}}, "'caption' is a plain string"),
         ("rec", {"phrases": ["a cat"]}, "there are 1 phrases, but 3 boxes"),
         ("reg", {"boxes": 96 * RECORD["boxes"]}, "of 'a cat' is not .* in shares"),
         ("rec", {"boxes": RECORD["boxes"][:, ::-1]}, "is not .* in shares"),

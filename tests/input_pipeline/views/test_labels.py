@@ -59,11 +59,9 @@ def test_stored_labels_are_taken_as_they_are(vocabulary, image):
     views = make_views("catlip", image_size=16, vocabulary=vocabulary, stored=True, max_labels=3)
     assert labels_of(views, record(image, "a bird", labels=[0, 3])) == [0, 3, -1]
     assert labels_of(views, record(image, "a dog", labels=[])) == [-1, -1, -1]
-    with pytest.raises(
-        ValueError, match="'r1' has no stored labels; prepare the data with --labels"
-    ):
+    with pytest.raises(ValueError, match="'r1' has no labels; prepare the data with --labels"):
         labels_of(views, record(image, "a dog"))
-    with pytest.raises(ValueError, match="'r1' has label 4, but there are 4 classes"):
+    with pytest.raises(ValueError, match="'r1' has label 4, which is none of 4 classes"):
         labels_of(views, record(image, "a dog", labels=[0, 4]))
 
 
@@ -78,7 +76,7 @@ def test_labelled_data(image):
     assert [x for x in labels_of(many, scenes[1]) if x >= 0] == scenes[1]["labels"]
     with pytest.raises(ValueError, match="'r1' has no label; use a labelled data set"):
         single(record(image, "a dog"), random.Random(0))
-    with pytest.raises(ValueError, match="'r1' has label -1, but there are 8 classes"):
+    with pytest.raises(ValueError, match="'r1' has label -1, which is none of 8 classes"):
         single(record(image, "a dog", label=-1), random.Random(0))
 
 
@@ -108,7 +106,7 @@ def test_mined_labels_as_a_source(vocabulary):
         found = labels_of(views, scenes[i])
         assert source[i]["labels"] == [x for x in found if x >= 0]
     assert source.class_names == list(views.vocabulary.names)
-    assert source.label_vocabulary == views.vocabulary.fingerprint()
+    assert source.label_rule["fingerprint"] == views.vocabulary.fingerprint()
     assert source.fingerprint() != scenes.fingerprint()
 
 

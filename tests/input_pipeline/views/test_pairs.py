@@ -158,7 +158,7 @@ def test_broken_records_are_named():
             ValueError, match=r"Record 'r7': cannot decode .*input_pipeline.prepare"
         ):
             make_example(broken, random.Random(0))
-        with pytest.raises(TypeError, match=r"Record 'r7': .*plain string"):
+        with pytest.raises(ValueError, match=r"Record 'r7': .*plain string"):
             make_example(make_record(captions={"title": "a cat"}), random.Random(0))
         with pytest.raises(ValueError, match=r"Record 'r7': .*no caption"):
             make_example(make_record(captions={"title": []}), random.Random(0))

@@ -51,7 +51,7 @@ def test_examples_match_their_spec_and_depend_on_rng_alone(kwargs):
 def test_defaults_are_the_published_sizes():
     views = make(512, 150)
     assert views.spec() == {"image": ((512, 512, 3), np.uint8), "mask": ((512, 512), np.int16)}
-    assert (views.short_side, views.max_long_side) == ((256, 768), 1024)
+    assert (views.short_side_px, views.max_long_side_px) == ((256, 768), 1024)
     assert (views.max_class_share, views.flip_prob, views.num_classes) == (0.75, 0.5, 150)
 
 
@@ -185,9 +185,9 @@ def test_texts_name_the_largest_classes_first():
     "changes, message",
     [
         ({"mask": None}, "'r7' has no mask; use data with masks"),
-        ({"mask": np.ones((60, 81), int)}, r"of \(60, 80\) pixels .* not of int64 \(60, 81\)"),
-        ({"mask": np.ones((60, 80))}, "integers of that shape, not of float64"),
-        ({"mask": np.full((60, 80), 9)}, r"'r7' has values 9 to 9, .* allows 1 to 8"),
+        ({"mask": np.ones((60, 81), int)}, r"of \(60, 80\) pixels .* not of \(60, 81\)"),
+        ({"mask": np.ones((60, 80))}, r"integers \[H, W\], not of float64"),
+        ({"mask": np.full((60, 80), 9)}, r"'r7' has values 9 to 9, .* classes 1 to 8"),
         ({"mask": np.full((60, 80), -1)}, "'r7' has values -1 to -1"),
         ({"image": b"no image"}, "'r7': cannot decode 8 bytes.*leave it out"),
     ],

@@ -1,4 +1,5 @@
-"""Worker processes of the commands that look at a whole data set, and what these say."""
+"""Worker processes: of the commands that look at a whole data set, and what these say; all end with
+their parent."""
 
 import multiprocessing
 import os
@@ -38,7 +39,7 @@ def run_all(
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=end_with_parent,
     )
     progress = Progress(
         TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
@@ -72,8 +73,11 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _start_worker() -> None:
+def end_with_parent() -> None:
+    """Ends this worker process when its parent is killed: it would wait for it, or write on.
+
+    Ctrl-C, which goes to the whole group, is the parent's to act on.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A pool's workers outlive a parent that was killed, and would go on writing.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
