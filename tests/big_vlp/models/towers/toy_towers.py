@@ -11,6 +11,7 @@ from big_vlp.models.towers.vit import ViT
 from big_vlp.models.two_towers import CosmosTowers
 
 VOCABULARY, LENGTH = 40, 7
+SHAPES = {}  # of what `arbitrary` was asked for
 
 
 def randn(*shape, seed=0):
@@ -58,15 +59,11 @@ def init(model, *args, keep=None):
 def arbitrary(model, *args):
     """Parameters of the model's structure, none zero; drawing the real ones takes longer."""
     rng = np.random.default_rng(0)
-    leaves, structure = jax.tree.flatten(args)
-    shapes = shapes_of(model, structure, *[(np.shape(x), jnp.result_type(x)) for x in leaves])
-    return jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), shapes)
-
-
-@functools.cache
-def shapes_of(model, structure, *leaves):
-    args = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return jax.eval_shape(model.init, jax.random.key(0), *args)
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), args)
+    key = repr((model, args))  # the options of some are dicts, which cannot be hashed
+    if key not in SHAPES:
+        SHAPES[key] = jax.eval_shape(model.init, jax.random.key(0), *args)
+    return jax.tree.map(lambda x: rng.normal(0.1, 0.3, x.shape).astype(x.dtype), SHAPES[key])
 
 
 @functools.partial(jax.jit, static_argnums=0)
