@@ -35,7 +35,7 @@ def file(tmp_path):
 @pytest.fixture
 def program(file):
     """Parses the flags of a program as it starts: arguments -> the config."""
-    command.define_config("")
+    command.define_config()
     command.define_run("")
     flags.DEFINE_integer("step", None, "", lower_bound=0)
 
