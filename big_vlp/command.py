@@ -52,7 +52,7 @@ _METAVARS = {
 
 
 def define_config() -> None:
-    """Defines the flag --config; parsed it is an `ml_collections.ConfigDict`, or None."""
+    """Defines --config, parsed an `ml_collections.ConfigDict`, and --print_config, which ends."""
     text = (
         "the recipe: a Python file whose get_config returns the config, such as those in configs/; "
         "OPTIONS (key=value,...) are those that its get_config names"
@@ -60,18 +60,18 @@ def define_config() -> None:
     flag = flags.Flag(_ConfigParser(), None, "config", None, text)
     flags.DEFINE_flag(flag)
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "print_config", False, "print the config with all its defaults, as JSON, and end"
+    )
 
 
 def define_run(workdir: str) -> None:
-    """Defines --workdir, which must be given, and --print_config, which prints and ends.
+    """Defines --workdir, which must be given unless the config is only printed.
 
     Args:
       workdir: help of that flag.
     """
     flags.DEFINE_string("workdir", None, workdir)
-    flags.DEFINE_bool(
-        "print_config", False, "print the config with all its defaults, as JSON, and end"
-    )
     flags.register_multi_flags_validator(
         ["workdir", "print_config"],
         lambda given: given["workdir"] is not None or given["print_config"],
@@ -107,7 +107,7 @@ def run(main: Callable, argv: list[str] | None = None) -> NoReturn:
         sys.exit()
 
     def print_or_run(rest):
-        if "print_config" not in flags.FLAGS or not flags.FLAGS.print_config:
+        if not flags.FLAGS.print_config:
             return main(rest)
         try:
             print(json.dumps(Experiment.from_config(flags.FLAGS.config).as_json(), indent=1))

@@ -72,9 +72,11 @@ def draw_batch(config, step: int, output: str | Path) -> Path:
 
 
 def _batch(_) -> None:
-    """Draws a training batch as the model sees it: every view, with its texts or labels below.
+    """Draws a training batch as the model sees it.
 
-    python -m big_vlp.show batch --config configs/demo.py --step 3 --output batch.png
+        python -m big_vlp.show batch --config configs/demo.py --step 3 --output batch.png
+
+    It has every view of some examples, with their texts or labels below.
     """
     given = flags.FLAGS
     try:
