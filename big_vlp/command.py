@@ -33,7 +33,7 @@ from input_pipeline.checks.errors import BigVlpError, stop
 from input_pipeline.command_line import Parser
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
-_DASHES = re.compile(r"--?[a-z]+(-[a-z]+)+(?==|$)")
+_DASHES = re.compile(r"\A--?[a-z]+(-[a-z]+)+(?==|\Z)")
 SECTIONS = [f.name for f in dataclasses.fields(Experiment) if f.type is dict or f.name == "init"]
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 

@@ -109,6 +109,13 @@ def test_values_may_stand_apart_and_later_ones_count(program):
     assert config.is_locked
 
 
+def test_names_of_flags_have_either_dash_and_values_are_as_given(program):
+    program("--print-config", "--workdir", "my-own-run")
+    assert flags.FLAGS.print_config and flags.FLAGS.workdir == "my-own-run"
+    program("--noprint-config", "--workdir=a/x--my-run")
+    assert not flags.FLAGS.print_config and flags.FLAGS.workdir == "a/x--my-run"
+
+
 @pytest.mark.parametrize(
     "argument, parts",
     [

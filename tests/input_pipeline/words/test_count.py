@@ -243,8 +243,8 @@ def test_an_empty_corpus_is_an_error(captions, message, tmp_path, capsys):
 
 
 def test_unknown_options_are_refused_without_a_runner(data, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(tmp_path / "words.tsv", "--input", data, "--treshold", 3)
+    code, files = run(tmp_path / "words.tsv", "--input", data, "--treshold", 3)
+    assert code == 1 and not files
     assert "unrecognized arguments: --treshold 3" in capsys.readouterr().err
 
 
