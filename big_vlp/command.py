@@ -33,7 +33,7 @@ from input_pipeline.checks.errors import BigVlpError, stop
 from input_pipeline.command_line import Parser
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
-_DASHES = re.compile(r"\A--?[a-z]+(-[a-z]+)+(?==|\Z)")
+_DASHES = re.compile(r"\A--?([a-z]+(-[a-z]+)+)(?==|\Z)")
 SECTIONS = [f.name for f in dataclasses.fields(Experiment) if f.type is dict or f.name == "init"]
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -291,7 +291,7 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         argument = left.pop(0)
         found = _CHANGE.fullmatch(argument)
         if found is None:
-            others.append(_DASHES.sub(lambda flag: "--" + _underscores(flag[0]), argument))
+            others.append(_DASHES.sub(lambda name: "--" + name[1].replace("-", "_"), argument))
         elif found["no"]:
             changes.append((found["path"], "false"))
         elif found["text"] is not None:
@@ -300,10 +300,6 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             alone = not left or re.match(r"--?[a-zA-Z]", left[0])
             changes.append((found["path"], "true" if alone else left.pop(0)))
     return changes, others
-
-
-def _underscores(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _no_file(path: Path) -> str:
