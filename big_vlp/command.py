@@ -1,10 +1,13 @@
-"""The start of every program that takes --config FILE[:OPTIONS]: flags, config, one-line errors.
+"""The start of every program that takes --config FILE[:OPTIONS]: flags, help, config, errors.
+
+The other programs have `input_pipeline.command_line`; both have one dialect.
 
 `--config.SECTION.KEY=VALUE` changes a value of the config, or adds a key, or a section; whether
 there is such a key is for what the section describes to say. Values are Python literals, as in the
 file; where the file has a string, the text as it is.
 """
 
+import argparse
 import ast
 import dataclasses
 import difflib
@@ -24,10 +27,13 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from big_vlp.experiment import Experiment
+from big_vlp.storage.model_dir import WEIGHTS
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.checks.errors import BigVlpError, stop
+from input_pipeline.command_line import Parser
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
+_DASHES = re.compile(r"\A--?([a-z]+(-[a-z]+)+)(?==|\Z)")
 SECTIONS = [f.name for f in dataclasses.fields(Experiment) if f.type is dict or f.name == "init"]
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -36,21 +42,36 @@ class CommandError(BigVlpError):
     """The command line or the config file is wrong; the message says where."""
 
 
-def define_config(help_string: str) -> None:
-    """Defines the flag --config; parsed it is an `ml_collections.ConfigDict`, or None."""
-    flag = flags.Flag(_ConfigParser(), None, "config", None, help_string)
+_METAVARS = {
+    "config": "FILE[:OPTIONS]",
+    "workdir": "DIR",
+    "step": "N",
+    "topology": "NAME",
+    "output": "PNG",
+}
+
+
+def define_config() -> None:
+    """Defines --config, parsed an `ml_collections.ConfigDict`, and --print_config, which ends."""
+    text = (
+        "the recipe: a Python file whose get_config returns the config, such as those in configs/; "
+        "OPTIONS (key=value,...) are those that its get_config names"
+    )
+    flag = flags.Flag(_ConfigParser(), None, "config", None, text)
     flags.DEFINE_flag(flag)
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "print_config", False, "print the config with all its defaults, as JSON, and end"
+    )
 
 
 def define_run(workdir: str) -> None:
-    """Defines --workdir, which must be given, and --print_config, which prints and ends.
+    """Defines --workdir, which must be given unless the config is only printed.
 
     Args:
       workdir: help of that flag.
     """
     flags.DEFINE_string("workdir", None, workdir)
-    flags.DEFINE_bool("print_config", False, "Print the config as JSON, and end.")
     flags.register_multi_flags_validator(
         ["workdir", "print_config"],
         lambda given: given["workdir"] is not None or given["print_config"],
@@ -58,11 +79,35 @@ def define_run(workdir: str) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags --model and --weights, of commands that ask a trained model."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="the workdir of a run, or a directory of big_vlp.convert",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="the weights as trained, or their average; by default the average where there is one",
+    )
+
+
 def run(main: Callable, argv: list[str] | None = None) -> NoReturn:
-    """Parses the command line and calls `main`; exits with status 1 after an error of the user's"""
+    """Parses the command line and calls `main`; exits with status 1 after an error of the user's.
+
+    Args:
+      main: its docstring, or else its module's, is the help's text.
+      argv: name of the program and its arguments; default: those of the process.
+    """
+    program, *given = argv or (f"python -m {main.__globals__['__spec__'].name}", *sys.argv[1:])
+    if {"-h", "--help"} & set(given):
+        _help(program, inspect.getdoc(main) or main.__globals__["__doc__"]).print_help()
+        sys.exit()
 
     def print_or_run(rest):
-        if "print_config" not in flags.FLAGS or not flags.FLAGS.print_config:
+        if not flags.FLAGS.print_config:
             return main(rest)
         try:
             print(json.dumps(Experiment.from_config(flags.FLAGS.config).as_json(), indent=1))
@@ -70,6 +115,24 @@ def run(main: Callable, argv: list[str] | None = None) -> NoReturn:
             stop(error)
 
     app.run(print_or_run, argv, flags_parser=parse)
+
+
+def _help(program: str, description: str) -> Parser:
+    """What looks like the help of the other commands."""
+    parser = Parser(prog=program, description=description)
+    modules = flags.FLAGS.flags_by_module_dict()
+    for flag in (f for module in (__name__, sys.argv[0]) for f in modules.get(module, [])):
+        form = {"action": "store_true"} if flag.boolean else {"metavar": _METAVARS[flag.name]}
+        if flag.name in ("config", "workdir"):
+            form["required"] = True
+        parser.add_argument(f"--{flag.name}", default=flag.default, help=flag.help, **form)
+    parser.add_argument(
+        "--config.SECTION.KEY",
+        metavar="VALUE",
+        help="changes a value of the config, or adds a key, such as --config.total_steps=1000; "
+        "may be repeated. A VALUE is a Python literal, as in the file",
+    )
+    return parser
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
@@ -228,7 +291,7 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         argument = left.pop(0)
         found = _CHANGE.fullmatch(argument)
         if found is None:
-            others.append(argument)
+            others.append(_DASHES.sub(lambda name: "--" + name[1].replace("-", "_"), argument))
         elif found["no"]:
             changes.append((found["path"], "false"))
         elif found["text"] is not None:

@@ -1,4 +1,6 @@
-"""Compiles a training step without running it: python -m big_vlp.compile --config FILE[:ARGS]
+"""Compiles a training step without running it, to see what it needs.
+
+    python -m big_vlp.compile --config configs/cosmos.py --topology v5e:4x4
 
 Says what each device would hold, how many FLOPs a sample costs, and what the devices send each
 other. With `--topology v5e:4x4` for that TPU slice, on any machine with libtpu installed
@@ -192,6 +194,8 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    command.define_config("FILE[:ARGS], see configs/.")
-    flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:4x4; default: local devices.")
+    command.define_config()
+    flags.DEFINE_string(
+        "topology", None, "a TPU slice, such as v5e:4x4; by default the local devices"
+    )
     command.run(main)

@@ -1,4 +1,6 @@
-"""Evaluates checkpoints of a run: python -m big_vlp.evaluate --config FILE --workdir DIR
+"""Evaluates checkpoints of a run by the evaluators of its config.
+
+    python -m big_vlp.evaluate --config configs/demo.py --workdir runs/demo --step 200
 
 By default the latest checkpoint; `--step N` takes that one; `--follow` takes every checkpoint
 that appears until the last step of the run, and passes over those that the run deletes first.
@@ -17,8 +19,9 @@ from absl import flags, logging
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import cluster
-from big_vlp.parallel.agreement import NO_STEP, of_first_process, together
+from big_vlp.parallel.processes import from_first
 from big_vlp.run import log, tables
+from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from input_pipeline.checks import errors, unicode
 from input_pipeline.checks.paths import local_path
@@ -26,7 +29,7 @@ from input_pipeline.files.whole import write_json
 
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
-FINISHED = NO_STEP - 1
+FINISHED = "finished"
 
 
 def evaluate(
@@ -103,11 +106,11 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
         done = {int(path.stem) for path in results.glob("*.json") if path.stem.isdecimal()}
         pending = {step for step in steps if step <= total_steps} - done - passed_over
         if not pending:
-            return FINISHED if total_steps in done else NO_STEP
+            return FINISHED if total_steps in done else None
         return max(pending) if behind else min(pending)
 
-    while (i := of_first_process(next_step)) != FINISHED:
-        if i == NO_STEP:
+    while (i := from_first(next_step, CheckpointError)) != FINISHED:
+        if i is None:
             if polls % POLLS_PER_NOTE == 0:
                 _say(f"Waiting for checkpoints in {checkpoints.directory}, up to {total_steps}.")
             polls += 1
@@ -118,7 +121,7 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
             run(i)
             behind = False
         except UnreadableError as error:
-            is_there = of_first_process(lambda i=i: i in checkpoints.all_steps())
+            is_there = from_first(lambda i=i: i in checkpoints.all_steps(), CheckpointError)
             if is_there and i == total_steps:
                 raise
             _say(f"Passed over step {i}: {error.what}.")
@@ -166,8 +169,10 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    command.define_config("FILE[:ARGS], the config of the run.")
-    command.define_run("The directory of the run.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.", lower_bound=0)
-    flags.DEFINE_bool("follow", False, "Evaluate every checkpoint as it appears.")
+    command.define_config()
+    command.define_run("the directory of the run")
+    flags.DEFINE_integer(
+        "step", None, "which checkpoint to evaluate; by default the latest", lower_bound=0
+    )
+    flags.DEFINE_bool("follow", False, "evaluate every checkpoint as it appears")
     command.run(main)

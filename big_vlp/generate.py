@@ -1,4 +1,6 @@
-"""Writes captions, answers and boxes with a CogVLM: `python -m big_vlp.generate --model DIR ...`.
+"""Writes captions, answers and boxes with a CogVLM.
+
+    python -m big_vlp.generate --model runs/sft --image photo.jpg --prompt "What is on the table?"
 
 With --prompt it answers once; without, it converses: `clear` forgets what was said, `stop` ends.
 Images stand in front of the prompt, or where it says <image>. Answers go to standard output as they
@@ -12,41 +14,39 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from big_vlp import command
 from big_vlp.api.conversation import GROUNDING, Conversation
 from big_vlp.api.draw_boxes import draw_boxes, labelled_boxes
 from big_vlp.api.writer import Writer
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Sampling, Strategy, check_strategy
+from input_pipeline import command_line
 from input_pipeline.checks import unicode
-from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.images.crops import decode
 from input_pipeline.text import templates
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    unicode.escape_output()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-    try:
-        _check(args)
-        options = {"max_new_tokens": args.max_new_tokens, "strategy": _strategy(args)}
-        images = [path.read_bytes() for path in args.image]
-        for path, data in zip(args.image, images):
-            try:
-                decode(data)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        writer = Writer(args.model, args.weights, args.devices)
-        conversation = Conversation(writer, images, args.template)
-        if args.prompt is None:
-            _converse(conversation, args, images, options)
-        else:
-            _round(conversation, args.prompt, args, images, options)
-    except (BigVlpError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line.run(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check(args)
+    options = {"max_new_tokens": args.max_new_tokens, "strategy": _strategy(args)}
+    images = [path.read_bytes() for path in args.image]
+    for path, data in zip(args.image, images):
+        try:
+            decode(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    writer = Writer(args.model, args.weights, args.devices)
+    conversation = Conversation(writer, images, args.template)
+    if args.prompt is None:
+        _converse(conversation, args, images, options)
+    else:
+        _round(conversation, args.prompt, args, images, options)
 
 
 def _converse(conversation: Conversation, args, images: list[bytes], options: dict) -> None:
@@ -126,27 +126,42 @@ def _check(args) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m big_vlp.generate", description=__doc__)
+    parser = command_line.Parser(prog="python -m big_vlp.generate", description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="of a run or converted")
-    add("--image", action="append", type=Path, default=[], metavar="FILE", help="can be repeated")
-    add("--prompt", metavar="TEXT", help="default: a conversation")
+    command.add_model(parser)
+    add(
+        "--image",
+        action="extend",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="images in the order of the prompt; may be repeated; by default none",
+    )
+    add("--prompt", metavar="TEXT", help="what to answer; by default a conversation begins")
     add(
         "--template",
         choices=(*templates.TEMPLATES, GROUNDING),
         help="of the prompt; base: as it is, and with an empty prompt a caption; vqa: a short "
         "answer; chat_old, chat: a conversation; grounding: the prompt is a phrase to find, a box "
-        "to describe, or empty for a description with boxes; default: chat_old, and Vicuna's "
+        "to describe, or empty for a description with boxes; by default chat_old, and Vicuna's "
         "without an image",
     )
-    add("--draw", type=Path, metavar="PNG", help="the image with the boxes of the answer")
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, no sampling")
+    add("--draw", type=Path, metavar="PNG", help="write the image with the boxes of the answer")
+    add(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer, where it is cut"
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="of sampling; at 0 the most probable token is taken",
+    )
     add("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="sample from the most probable tokens of share P")
-    add("--seed", type=SEED, default=0, help="of sampling")
-    add("--beams", type=int, metavar="N", help="beam search")
-    add("--weights", choices=("model", "averaged"), help="default: the average")
+    add("--seed", type=SEED, default=0, metavar="N", help="of sampling")
+    add("--beams", type=int, metavar="N", help="search with so many beams instead")
     add("--devices", type=int, default=1, metavar="N", help="split the model over N devices")
     return parser
 

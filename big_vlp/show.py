@@ -1,11 +1,12 @@
-"""Shows what a model reads, and what it makes of it: python -m big_vlp.show batch|words ...
+"""Shows what a model reads, and what it makes of it.
 
-    python -m big_vlp.show batch --config FILE[:ARGS] [--step N] [--output PNG]
-    python -m big_vlp.show words --model DIR --image FILE... [--output PNG]
+    python -m big_vlp.show batch --config configs/demo.py --step 3 --output batch.png
+    python -m big_vlp.show words --model runs/catlip --image some.jpg --output words.png
 
 `batch` draws a training batch as the model sees it: every view after augmentation, with the texts
 or labels below. `words` prints the most probable classes of a classifier, for CatLIP the synsets it
-would expect in a caption, as a table, and draws them beside the image.
+would expect in a caption, as a table, and draws them beside the image. `python -m big_vlp.show
+batch --help` and `words --help` tell the arguments of each.
 """
 
 import argparse
@@ -23,9 +24,11 @@ import big_vlp
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.run import contact_sheet
-from input_pipeline.checks import errors, unicode
+from input_pipeline import command_line
+from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.checks.paths import local_path, path_argument
+from input_pipeline.command_line import Parser
 from input_pipeline.images.crops import decode
 
 
@@ -69,6 +72,12 @@ def draw_batch(config, step: int, output: str | Path) -> Path:
 
 
 def _batch(_) -> None:
+    """Draws a training batch as the model sees it.
+
+        python -m big_vlp.show batch --config configs/demo.py --step 3 --output batch.png
+
+    It has every view of some examples, with their texts or labels below.
+    """
     given = flags.FLAGS
     try:
         output = draw_batch(given.config, given.step, given.output)
@@ -81,36 +90,48 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     logging.set_verbosity(logging.ERROR)  # of the libraries
     if argv[:1] == ["batch"]:
-        command.define_config("FILE[:ARGS], see configs/.")
-        flags.DEFINE_string("output", "contact_sheet.png", "The picture to write.")
-        flags.DEFINE_integer("step", 0, "Whose batch to show.", lower_bound=0)
+        command.define_config()
+        flags.DEFINE_string("output", "contact_sheet.png", "the picture to write")
+        flags.DEFINE_integer("step", 0, "the step whose batch to draw", lower_bound=0)
         command.run(_batch, ["python -m big_vlp.show batch", *argv[1:]])
-    parser = argparse.ArgumentParser(
-        prog="python -m big_vlp.show",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(prog="python -m big_vlp.show", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("batch", help="a training batch")
+    words = commands.add_parser(
+        "words",
+        help="the most probable classes of images",
+        description="Prints the most probable classes of images, and draws them.\n\n"
+        "    python -m big_vlp.show words --model runs/catlip --image some.jpg",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("batch", help="a training batch; see `batch --helpfull`")
-    words_ = commands.add_parser("words", help="the most probable classes of images")
-    words_.add_argument("--model", required=True, metavar="DIR", help="of a run or converted")
-    words_.add_argument("--image", required=True, nargs="+", type=Path, metavar="FILE")
-    words_.add_argument("--top", type=int, default=10, metavar="K")
-    words_.add_argument("--weights", choices=("model", "averaged"), help="default: the average")
-    words_.add_argument("--output", type=path_argument, default=Path("words.png"), metavar="PNG")
-    args = parser.parse_args(argv)
-    unicode.escape_output()
-    try:
-        if args.top < 1:
-            raise ValueError(f"--top {args.top}: give 1 or more.")
-        if not args.output.parent.is_dir():
-            raise ValueError(f"--output {args.output}: there is no such directory.")
-        model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
-        found = model.classify(args.image, args.top)
-        draw(args.output, args.image, found)
-    except (BigVlpError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    command.add_model(words)
+    words.add_argument(
+        "--image",
+        required=True,
+        action="extend",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="images to look at; may be repeated",
+    )
+    words.add_argument("--top", type=int, default=10, metavar="K", help="so many classes of each")
+    words.add_argument(
+        "--output",
+        type=path_argument,
+        default=Path("words.png"),
+        metavar="PNG",
+        help="the picture to write",
+    )
+    return command_line.run(_words, parser.parse_args(argv))
+
+
+def _words(args: argparse.Namespace) -> None:
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: give 1 or more.")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: there is no such directory.")
+    model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
+    found = model.classify(args.image, args.top)
+    draw(args.output, args.image, found)
     console = Console()
     for image, classes in zip(args.image, found):
         table = Table(title=str(image), title_justify="left")
@@ -120,7 +141,6 @@ def main(argv: list[str] | None = None) -> int:
             table.add_row(name, f"{probability:.3f}")
         console.print(table)
     console.print(f"Wrote {args.output}.")
-    return 0
 
 
 if __name__ == "__main__":

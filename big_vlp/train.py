@@ -1,4 +1,7 @@
-"""Trains what a config describes: python -m big_vlp.train --config FILE[:ARGS] --workdir DIR
+"""Trains what a config describes, or goes on with a run that ended early.
+
+    python -m big_vlp.train --config configs/demo.py --workdir runs/demo
+    python -m big_vlp.train --config configs/demo.py --workdir runs/long --config.total_steps=4000
 
 The loop's order is: save if due -> evaluate if due -> batch of this step -> train step -> log.
 Everything a step does is a function of (config, step, state), so a run that was killed goes on
@@ -307,6 +310,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    command.define_config("FILE[:ARGS], see configs/.")
-    command.define_run("Where checkpoints, metrics and pictures go.")
+    command.define_config()
+    command.define_run("where checkpoints, metrics and pictures go; a run that is there goes on")
     command.run(main)

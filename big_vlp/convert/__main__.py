@@ -1,4 +1,7 @@
-"""Released weights <-> model directories: python -m big_vlp.convert import|export SYSTEM FROM TO
+"""Turns released weights into model directories, and back.
+
+    python -m big_vlp.convert import catlip WEIGHTS.pt models/catlip --vocabulary VOCABULARY.pkl
+    python -m big_vlp.convert export cogvlm runs/sft exported --dtype bfloat16
 
 `import` reads a .safetensors file, or a .pt file where torch is installed (weights only: nothing
 stored in it is executed), and writes a model directory that training starts from (config.init) and
@@ -22,11 +25,11 @@ from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
 from big_vlp.convert.files import read_parts, read_state, write_file
-from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
-from input_pipeline.checks import unicode
+from input_pipeline import command_line
 from input_pipeline.checks.paths import path_argument
 from input_pipeline.checks.ranges import whole
+from input_pipeline.command_line import Parser
 from input_pipeline.words.vocabulary import Vocabulary
 
 
@@ -125,11 +128,22 @@ DIRECTIONS = {"import": IMPORTS, "export": EXPORTS, "merge": MERGES}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m big_vlp.convert", description=__doc__)
-    parser.add_argument("direction", choices=tuple(DIRECTIONS))
-    parser.add_argument("system", choices=tuple(IMPORTS))
-    parser.add_argument("source", type=path_argument, metavar="FROM")
-    parser.add_argument("target", type=path_argument, metavar="TO")
+    parser = Parser(prog="python -m big_vlp.convert", description=__doc__)
+    add = parser.add_argument
+    add("direction", choices=tuple(DIRECTIONS), help="to a model directory, from one, or within")
+    add("system", choices=tuple(IMPORTS), help="whose weights they are")
+    add(
+        "source",
+        type=path_argument,
+        metavar="FROM",
+        help="file or directory of the reference; of an export or merge a model directory",
+    )
+    add(
+        "target",
+        type=path_argument,
+        metavar="TO",
+        help="model directory to write; of an export a .safetensors file, or CogVLM's directory",
+    )
     group = parser.add_argument_group("import catlip")
     group.add_argument(
         "--task",
@@ -137,35 +151,42 @@ def main(argv: list[str] | None = None) -> int:
         default="words",
         help="what the classifier was trained for: words, one label per image, or several",
     )
-    group.add_argument("--vocabulary", type=Path, metavar="FILE", help="names words")
-    group.add_argument("--names", type=Path, metavar="FILE", help="names classes, one per line")
+    group.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="names the classes, which are words"
+    )
+    group.add_argument(
+        "--names", type=Path, metavar="FILE", help="names the classes, one in each line"
+    )
     group = parser.add_argument_group("import catlip, cogvlm_parts")
     group.add_argument(
         "--image-size",
         type=whole(1),
         metavar="PIXELS",
-        help="default: 224; that of EVA2-CLIP-E's positions",
+        help="side of the images that the model will see (default: 224; that of EVA2-CLIP-E's "
+        "positions)",
     )
     command.add_options(parser)
     group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
-    group.add_argument("--weights", choices=WEIGHTS, help="default: the average where there is one")
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="the weights as trained, or their average; by default the average where there is one",
+    )
     args = parser.parse_args(argv)
-    unicode.escape_output()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-    try:
-        if not args.source.exists():
-            raise ConversionError(f"{args.source} does not exist.")
-        systems = DIRECTIONS[args.direction]
-        if args.system not in systems:
-            raise ConversionError(f"{args.direction} is for {', '.join(systems)}.")
-        if args.direction == "export" and args.target.exists():
-            raise ConversionError(f"{args.target} exists; give a new file or directory.")
-        systems[args.system](args.source, args.target, args)
-    except (CheckpointError, ConversionError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command_line.run(_run, args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if not args.source.exists():
+        raise ConversionError(f"{args.source} does not exist.")
+    systems = DIRECTIONS[args.direction]
+    if args.system not in systems:
+        raise ConversionError(f"{args.direction} is for {', '.join(systems)}.")
+    if args.direction == "export" and args.target.exists():
+        raise ConversionError(f"{args.target} exists; give a new file or directory.")
+    systems[args.system](args.source, args.target, args)
     print(f"Wrote {args.target}.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Devices that wait for a process which has failed wait for long, and say nothing of its reason. So
 what can fail in one process alone, such as reading records, is asked of all at the same point
-(`raise_together`); and what fails anywhere else is told beside the devices, through jax's
-coordination service, on which every process looks (`telling`).
+(`raise_together`). Beside the devices, through jax's coordination service, they tell each other
+what they found before an answer is known (`exchange`, `from_first`), and what fails anywhere else
+(`telling`).
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ _FAILED, _LEFT, _ANSWERS = "big_vlp/failed/", "big_vlp/left/", "big_vlp/answers/
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 5.0  # for a process to end by itself, once another has failed
 _CLOSE_SECONDS = 60.0
-_ANSWER_MINUTES = 30
+_ANSWER_HOURS = 24  # a process that is gone is noticed sooner, by the service
 _asked = itertools.count()
 
 
@@ -36,14 +38,43 @@ class ProcessError(BigVlpError):
     """Another process of the run has failed; the message says which."""
 
 
-def from_first(answer: Callable[[], str]) -> str:
-    """What `answer()` gives in process 0, on all processes; they wait for it."""
+def exchange(value) -> list:
+    """What each process gives, in their order, on all of them, which wait for each other.
+
+    Args:
+      value: JSON data, of some kilobytes at most.
+    """
     if jax.process_count() == 1:
-        return answer()
-    client, key = ocp.multihost.get_jax_distributed_client(), f"{_ANSWERS}{next(_asked)}"
+        return [value]
+    client, number = ocp.multihost.get_jax_distributed_client(), next(_asked)
+    own, milliseconds = f"/{jax.process_index()}", _ANSWER_HOURS * 3_600_000
+    client.key_value_set(f"{_ANSWERS}{number}{own}", json.dumps(value))
+    keys = [f"{_ANSWERS}{number}/{i}" for i in range(jax.process_count())]
+    found = [json.loads(client.blocking_key_value_get(key, milliseconds)) for key in keys]
+    if number:  # who has answered this has read the answers before
+        client.key_value_delete(f"{_ANSWERS}{number - 1}{own}")
+    return found
+
+
+def from_first(answer: Callable[[], Any], refusal: type[BigVlpError]) -> Any:
+    """What `answer()` gives in process 0, as JSON data, on all processes: each might see a
+    directory at another moment.
+
+    Raises:
+      refusal: `answer` raises it in process 0; all processes do, at this same point.
+    """
+    found = refused = None
     if jax.process_index() == 0:
-        client.key_value_set(key, json.dumps(answer()))
-    return json.loads(client.blocking_key_value_get(key, _ANSWER_MINUTES * 60_000))
+        try:
+            found = answer()
+        except refusal as error:
+            refused = error
+    found, reason = exchange([found, None if refused is None else str(refused)])[0]
+    if reason is not None:
+        error = refused or refusal(reason)
+        error.agreed = True
+        raise error
+    return found
 
 
 def raise_together(mesh, error: Exception | None = None) -> None:

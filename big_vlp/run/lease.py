@@ -129,20 +129,16 @@ def held_lease(workdir: str | os.PathLike, say=lambda text: None):
     """
     lease = None
 
-    def acquire() -> str:
+    def acquire() -> None:
         nonlocal lease
         try:
             lease = Lease.acquire(workdir, say)
-        except LeaseError as error:
-            return str(error)
         except OSError as error:
-            return f"{workdir} is no directory that can be written ({error}); correct --workdir."
-        return ""
+            raise LeaseError(
+                f"{workdir} is no directory that can be written ({error}); correct --workdir."
+            ) from error
 
-    if refused := from_first(acquire):
-        error = LeaseError(refused)
-        error.agreed = True
-        raise error
+    from_first(acquire, LeaseError)
     try:
         yield (lambda: None) if lease is None else lease.check
     finally:

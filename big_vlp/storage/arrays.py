@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 
 from big_vlp import trees
-from big_vlp.parallel.agreement import CheckpointError
+from big_vlp.storage.agreement import CheckpointError
 
 CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.

@@ -23,9 +23,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from big_vlp import renamed, trees
-from big_vlp.parallel import agreement
-from big_vlp.parallel.agreement import NO_STEP, CheckpointError, UnreadableError
-from big_vlp.storage import arrays
+from big_vlp.parallel.processes import from_first
+from big_vlp.storage import agreement, arrays
+from big_vlp.storage.agreement import CheckpointError, UnreadableError
 from input_pipeline.checks.paths import local_path
 
 # Beside each checkpoint, by Orbax; lists its items.
@@ -104,8 +104,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, as process 0 sees it; every process asks."""
-        step = agreement.of_first_process(lambda: max(self.all_steps(), default=NO_STEP))
-        return None if step == NO_STEP else step
+        return from_first(lambda: max(self.all_steps(), default=None), CheckpointError)
 
     def save(self, step: int, trees_of_items: dict[str, Any], meta: dict) -> None:
         """Starts writing a checkpoint; arrays are copied before this returns.
@@ -204,12 +203,12 @@ class Checkpoints:
         refused: dict[int, str] = {}
 
         def newest_left():
-            return max((s for s in self.all_steps() if s not in refused), default=NO_STEP)
+            return max((s for s in self.all_steps() if s not in refused), default=None)
 
         state = None
         while state is None:
-            step = agreement.of_first_process(newest_left)
-            if step == NO_STEP:
+            step = from_first(newest_left, CheckpointError)
+            if step is None:
                 raise CheckpointError(
                     f"{'; '.join(refused.values())}: no other checkpoint is left. Bring one back "
                     "from a copy, or begin again in another --workdir."

@@ -1,11 +1,12 @@
-"""Is this data set sound? `python -m input_pipeline.doctor PATH [--output report.png]`
+"""Is this data set sound?
+
+    python -m input_pipeline.doctor data/mine --output report.png
 
 PATH is a directory of prepared shards, a directory of a tar index, or a pattern of tars in quotes.
 Prints a table and what is wrong, writes histograms. The exit code is 0 for a sound data set, else
 1; the last line says which.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from input_pipeline import records
+from input_pipeline import command_line, records
 from input_pipeline.checks import unicode
 from input_pipeline.checks.paths import path_argument
+from input_pipeline.checks.ranges import whole
 from input_pipeline.doctor.survey import (
     CONTEXT_LENGTH,
     Sample,
@@ -35,7 +37,7 @@ from input_pipeline.tars import samples as tar_samples
 from input_pipeline.tars.reader import INDEX_FILE, TarReader
 from input_pipeline.workers import say
 
-DEFAULT_SAMPLE = 100_000
+DEFAULT_RECORDS = 100_000
 _SHOWN = 5  # examples of a problem
 
 # What img2dataset writes beside the captions.
@@ -67,9 +69,7 @@ class DataSet:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.doctor", description="Checks whether a data set is sound."
-    )
+    parser = command_line.Parser(prog="python -m input_pipeline.doctor", description=__doc__)
     parser.add_argument(
         "path",
         metavar="PATH",
@@ -79,25 +79,24 @@ def main(argv: list[str] | None = None) -> int:
         "--output", type=path_argument, default="report.png", metavar="PNG", help="the histograms"
     )
     parser.add_argument(
-        "--sample",
-        type=int,
+        "--records",
+        type=whole(1),
         metavar="N",
-        help="look at N records, spread evenly, and at no checksum (default: all checksums, and "
-        f"all records up to {DEFAULT_SAMPLE:,})",
+        help="look at N records, evenly spread, and at no checksum; by default at all checksums, "
+        f"and at all records up to {DEFAULT_RECORDS:,}",
     )
+    parser.add_renamed("--sample", "--records")
     parser.add_argument(
         "--captions",
+        type=command_line.fields,
         metavar="FIELD,...",
-        help="caption fields of tars (default: all that hold text, but for img2dataset's own)",
+        help="caption fields of tars; by default all that hold text, but for img2dataset's own",
     )
     args = parser.parse_args(argv)
     unicode.escape_output()
     console = Console(highlight=False)
     try:
-        if args.sample is not None and args.sample < 1:
-            raise ValueError(f"--sample must be at least 1, got {args.sample}.")
-        names = tuple(args.captions.split(",")) if args.captions else None
-        problems = diagnose(args.path, args.sample, names, args.output, console)
+        problems = diagnose(args.path, args.records, args.captions, args.output, console)
     except (OSError, ValueError) as error:
         say(console, f"WRONG {error}")
         problems = [str(error)]
@@ -109,17 +108,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def diagnose(
-    path: str, sample: int | None, names: tuple[str, ...] | None, output: str, console: Console
+    path: str, wanted: int | None, names: tuple[str, ...] | None, output: str, console: Console
 ) -> list[str]:
     """Prints the report, writes the histograms, returns the problems.
 
     Args:
-      path, sample, names, output: see the command line.
+      path, wanted, names, output: see the command line.
 
     Raises:
       FileNotFoundError, ValueError: there is no data set to look at.
     """
-    limit = sample or DEFAULT_SAMPLE
+    limit = wanted or DEFAULT_RECORDS
     data = open_data_set(path, names, limit)
     chosen = range(data.readable)
     if data.readable > limit:
@@ -132,8 +131,8 @@ def diagnose(
             survey.add(finding)
     problems, notes = judge(survey, data.mends)
     checked = ""
-    if data.check_files and sample:
-        checked = "not compared: --sample is given"
+    if data.check_files and wanted:
+        checked = "not compared: --records is given"
     elif data.check_files:
         count, broken = data.check_files()
         checked = f"{count - len(broken):,} of {count:,} shards are as they were written"

@@ -1,14 +1,19 @@
-"""Turns data into checked shards for training: `python -m input_pipeline.prepare --help`.
+"""Turns data into checked shards for training.
 
-`webdataset` reads downloaded tars, `source` any data source, `index` makes tars readable in place.
-A killed command continues where it stopped when it is given again, see `shards`.
+    python -m input_pipeline.prepare webdataset --input 'tars/*.tar' --captions txt --output data/a
+    python -m input_pipeline.prepare source --input coco:annotations=FILE,images=DIR --output data/b
+    python -m input_pipeline.prepare index --input 'tars/*.tar' --output index/c
+
+`webdataset` reads downloaded tars, `source` any data source; both write ArrayRecord shards.
+`index` makes tars readable where they are. A killed command continues where it stopped when it is
+given again. `python -m input_pipeline.prepare COMMAND --help` tells the arguments of each.
 """
 
 import argparse
 import functools
 import json
 import os
-import sys
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +21,24 @@ from typing import Any
 
 from rich.console import Console
 
-from input_pipeline import records
+from input_pipeline import command_line, records
 from input_pipeline.checks import unicode
 from input_pipeline.checks.paths import path_argument
+from input_pipeline.checks.ranges import whole
+from input_pipeline.command_line import (
+    SOURCE,
+    SOURCE_HELP,
+    Parser,
+    add_workers,
+    fields,
+    open_source,
+    written_source,
+)
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.prepare import description, filters, shards
 from input_pipeline.prepare.filters import Rules, Tally
-from input_pipeline.sources import kept_source, make_source
+from input_pipeline.sources import kept_source
 from input_pipeline.tars import index as tar_index
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.words.labelling import Labeller, LabelRule
@@ -34,22 +49,20 @@ from input_pipeline.workers import say
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.prepare",
-        description="Turns data into ArrayRecord shards for training. An interrupted run continues "
-        "where it stopped.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="python -m input_pipeline.prepare", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "webdataset",
-        help="WebDataset tars: image + .json and/or .txt",
-        description="One shard per tar. Images are checked and stored as they are.",
+        help="tars of image + .json and/or .txt -> shards",
+        description="One shard per tar. Images are checked and stored as they are.\n\n"
+        "    python -m input_pipeline.prepare webdataset --input 'tars/*.tar' --captions txt "
+        "--output data/mine",
     )
     _add_tars(command)
     command.add_argument(
         "--captions",
         required=True,
-        type=_field_list,
+        type=fields,
         metavar="FIELD,...",
         help="JSON fields that hold a caption or a list of captions; txt is the .txt file",
     )
@@ -63,41 +76,35 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=_run_webdataset)
     command = commands.add_parser(
         "source",
-        help="any data source: tables with images, COCO captions, TFDS, mixtures, ...",
+        help="any data source (images beside tables, COCO, TFDS, mixtures, ...) -> shards",
         description="Stores all fields of the source's records. Images are checked and stored as "
-        "they are.",
+        "they are.\n\n"
+        "    python -m input_pipeline.prepare source --input coco:annotations=FILE,images=DIR "
+        "--output data/coco",
     )
-    command.add_argument("name", metavar="NAME", help="a data source; my_lab.mine: your own")
+    command.add_argument("--input", metavar=SOURCE, help=f"{SOURCE_HELP} (required)")
+    command.add_argument("former", nargs="*", help=argparse.SUPPRESS)
     command.add_argument(
-        "arguments",
-        nargs="*",
-        type=_key_value,
-        metavar="KEY=VALUE",
-        help='its arguments: JSON (true, 3, \'["a", "b"]\') or else text',
+        "--records-per-shard", type=whole(1), default=5000, metavar="N", help="of a full shard"
     )
-    command.add_argument("--records-per-shard", type=_positive, default=5000, metavar="N")
     _add_output(command)
     _add_rules(command)
     command.set_defaults(run=_run_source)
     command = commands.add_parser(
         "index",
-        help="WebDataset tars, to be read where they are",
+        help="tars, to be read where they are",
         description="Finds the samples of every tar, for the sources webdataset and table. Images "
-        "are not looked at. An interrupted run continues where it stopped.",
+        "are not looked at.\n\n"
+        "    python -m input_pipeline.prepare index --input 'tars/*.tar' --output index/mine",
     )
     _add_tars(command)
     _add_output(command)
     command.set_defaults(run=_run_index)
     args = parser.parse_args(argv)
-    unicode.escape_output()
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
+    status = command_line.run(args.run, args)
+    if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
-        return 130
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return status
 
 
 def _add_tars(command: argparse.ArgumentParser) -> None:
@@ -107,82 +114,64 @@ def _add_tars(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", required=True, type=path_argument, metavar="DIR")
     command.add_argument(
-        "--workers",
-        type=_positive,
-        default=os.cpu_count(),
-        metavar="N",
-        help="processes (default: one per CPU); the output does not depend on it",
+        "--output",
+        required=True,
+        type=path_argument,
+        metavar="DIR",
+        help="directory to write, made if missing",
     )
+    add_workers(command)
 
 
 def _add_rules(command: argparse.ArgumentParser) -> None:
-    rules = command.add_argument_group("filters", "all off by default")
+    rules = command.add_argument_group("filters and labels", "all off by default")
     rules.add_argument(
-        "--max-aspect-ratio", type=float, metavar="X", help="of the longer to the shorter side"
+        "--max-aspect-ratio",
+        type=float,
+        metavar="X",
+        help="drop images whose longer side is more than X times the shorter one",
     )
-    rules.add_argument("--min-side", type=int, metavar="PIXELS", help="of the shorter side")
+    rules.add_argument(
+        "--min-side", type=int, metavar="PIXELS", help="drop images with a shorter side than this"
+    )
     for bound, outside in (("min", "shorter"), ("max", "longer")):
         rules.add_argument(
             f"--{bound}-caption-words",
             type=int,
             metavar="N",
-            help=f"{outside} captions are removed, records without any left dropped",
+            help=f"remove captions of {outside} length, and drop records without any left",
         )
     rules.add_argument(
         "--drop-duplicates",
         action="store_true",
         help="drop images of the same bytes as an earlier one; reads the input twice",
     )
-    command.add_argument(
+    rules.add_argument(
         "--resize",
         type=int,
         metavar="PIXELS",
         help="make larger images this small on their shorter side (JPEG, quality 95)",
     )
-    command.add_argument(
+    rules.add_argument(
         "--labels",
         type=Path,
-        metavar="VOCABULARY",
-        help="store the classes that the captions of each record name (CatLIP), see "
-        "input_pipeline.vocabulary",
+        metavar="VOCABULARY.tsv",
+        help="store the classes that the captions of each record name (CatLIP); the file is one "
+        "of input_pipeline.vocabulary",
     )
-    command.add_argument(
+    rules.add_argument(
         "--label-captions",
-        type=_field_list,
+        type=fields,
         metavar="FIELD,...",
-        help="caption fields that labels come from (default: those the vocabulary was counted "
-        "from)",
+        help="caption fields that labels come from; by default those the vocabulary was counted "
+        "from",
     )
-    command.add_argument(
+    rules.add_argument(
         "--label-mode",
         choices=MODES,
-        help="how captions become synsets (default: as the vocabulary was counted)",
+        help="how captions become synsets; by default as the vocabulary was counted",
     )
-
-
-def _field_list(given: str) -> tuple[str, ...]:
-    fields = tuple(field.strip() for field in given.split(","))
-    if not all(fields) or len(set(fields)) < len(fields) or not unicode.is_valid(given):
-        raise argparse.ArgumentTypeError(f"{given!r} is not a comma list of different fields")
-    return fields
-
-
-def _key_value(given: str) -> tuple[str, Any]:
-    key, equals, value = given.partition("=")
-    if not (key.isidentifier() and equals):
-        raise argparse.ArgumentTypeError(f"{given!r} is not KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def _positive(given: str) -> int:
-    if not given.isdecimal() or int(given) < 1:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a number from 1 on")
-    return int(given)
 
 
 def _run_webdataset(args: argparse.Namespace) -> int:
@@ -216,13 +205,13 @@ def _run_webdataset(args: argparse.Namespace) -> int:
 
 
 def _run_source(args: argparse.Namespace) -> int:
-    given = dict(args.arguments)
-    if len(given) < len(args.arguments):
-        raise ValueError("A KEY=VALUE argument is given twice.")
-    try:
-        source = make_source(args.name, **given)
-    except TypeError as error:
-        raise ValueError(f"source {args.name}: {error}") from None
+    if args.former:
+        name, *pairs = args.former
+        new = f"{name}:{','.join(pairs)}" if pairs else name
+        raise ValueError(f"A source is one word now: give --input {shlex.quote(new)}.")
+    if args.input is None:
+        raise ValueError(f"Give --input {SOURCE}; see --help.")
+    name, given, source = open_source(args.input)
     if source.weights is not None:
         raise ValueError(
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
@@ -230,20 +219,20 @@ def _run_source(args: argparse.Namespace) -> int:
         )
     fingerprint, length = source.fingerprint(), len(source)
     if not length:
-        raise ValueError(f"source {args.name} has no records.")
+        raise ValueError(f"source {name} has no records.")
     modified = listing.fingerprint(listing.status(source.files()).tobytes())
     jobs = []
     for number, first in enumerate(range(0, length, args.records_per_shard)):
         count = min(args.records_per_shard, length - first)
         jobs.append(
             shards.Job(
-                name=f"{args.name}, records {first} to {first + count - 1}",
-                file=f"{args.name}-{number:05d}{shards.SHARD_SUFFIX}",
+                name=f"{name}, records {first} to {first + count - 1}",
+                file=f"{name}-{number:05d}{shards.SHARD_SUFFIX}",
                 origin={"fingerprint": fingerprint, "first": first, "records": count},
                 modified=modified,
                 size=count,
                 read=functools.partial(
-                    _read_source, args.name, json.dumps(given), range(first, first + count)
+                    _read_source, name, json.dumps(given), range(first, first + count)
                 ),
             )
         )
@@ -251,12 +240,11 @@ def _run_source(args: argparse.Namespace) -> int:
     given = {key: _without_folder(value) for key, value in given.items()}
     options = {
         "command": args.command,
-        "name": args.name,
+        "name": name,
         "arguments": given,
         "records_per_shard": args.records_per_shard,
     }
-    words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
-    arguments = [args.command, args.name, *words]
+    arguments = [args.command, "--input", written_source(name, given)]
     arguments += ["--records-per-shard", str(args.records_per_shard)]
     names = source.class_names
     extra = {} if names is None else {"class_names": list(names)}

@@ -1,9 +1,8 @@
 """Trains a small tokenizer of LLaMA's kind, for runs without LLaMA's weights:
 
-    python -m input_pipeline.train_tokenizer --input SOURCE --vocab-size 640 --output FILE.model
+    python -m input_pipeline.train_tokenizer --input data/mine --vocab-size 640 --output FILE.model
 
-SOURCE is a directory of prepared shards, or any data source with its arguments (such as
-`scenes:size=4000`). The model learns from captions, questions, answers, phrases, boxes and
+The model learns from captions, questions, answers, phrases, boxes and
 conversations, in the form in which CogVLM's views tokenize them. The same input gives the same
 file.
 """
@@ -12,17 +11,16 @@ import argparse
 import io
 import os
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sentencepiece
 
+from input_pipeline import command_line
 from input_pipeline.checks.paths import path_argument
-from input_pipeline.sources import make_source
+from input_pipeline.checks.ranges import whole
 from input_pipeline.text import conversations, templates
 from input_pipeline.views import cogvlm
-from input_pipeline.words.count import parse_input
 
 # Printable ASCII, so that digits, brackets and capitals are single tokens whatever the data.
 _CHARACTERS = "".join(chr(c) for c in range(33, 127))
@@ -89,45 +87,36 @@ def _texts(source, count: int) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.train_tokenizer",
-        description="Trains a small SentencePiece model with LLaMA's settings.",
+    parser = command_line.Parser(
+        prog="python -m input_pipeline.train_tokenizer", description=__doc__
     )
-    parser.add_argument(
-        "--input",
+    add = parser.add_argument
+    add("--input", required=True, metavar=command_line.SOURCE, help=command_line.SOURCE_HELP)
+    add("--vocab-size", required=True, type=int, metavar="N", help="pieces of the model")
+    add(
+        "--output",
         required=True,
-        metavar="DIR|NAME:KEY=VALUE,...",
-        help="prepared shards, or any data source with its arguments",
+        type=path_argument,
+        metavar="FILE.model",
+        help="the SentencePiece model to write",
     )
-    parser.add_argument("--vocab-size", required=True, type=int, metavar="N")
-    parser.add_argument("--output", required=True, type=path_argument, metavar="FILE.model")
-    parser.add_argument(
+    add(
         "--records",
-        type=int,
+        type=whole(1),
         default=100_000,
         metavar="N",
         help="how many to read, evenly spread (default: 100,000)",
     )
-    args = parser.parse_args(argv)
-    try:
-        if args.output.suffix != ".model":
-            raise ValueError(f"--output must end in .model, got {str(args.output)!r}.")
-        if args.records < 1:
-            raise ValueError(f"--records {args.records}: give 1 or more.")
-        name, arguments = parse_input(args.input)
-        try:
-            source = make_source(name, **arguments)
-        except TypeError as error:
-            raise ValueError(f"source {name}: {error}") from None
-        data = train(_texts(source, args.records), args.vocab_size)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        part = args.output.with_name(args.output.name + ".part")
-        part.write_bytes(data)
-        os.replace(part, args.output)
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command_line.run(_run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".model":
+        raise ValueError(f"--output must end in .model, got {str(args.output)!r}.")
+    _, _, source = command_line.open_source(args.input)
+    data = train(_texts(source, args.records), args.vocab_size)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    part = args.output.with_name(args.output.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, args.output)
     print(f"Wrote {args.output}: {args.vocab_size} pieces, {len(data):,} bytes.")
-    return 0

@@ -6,8 +6,6 @@ and of processes changes nothing.
 
 import dataclasses
 import json
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from input_pipeline.sources import check_fields, kept_source, make_source
+from input_pipeline.command_line import open_source
+from input_pipeline.sources import check_fields, kept_source
 from input_pipeline.words.mining import kept_miner
 from input_pipeline.workers import run_all
 
@@ -113,7 +112,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     """Opens the sources and divides the work.
 
     Args:
-      inputs: directories of prepared shards, or "NAME:KEY=VALUE,..." for other sources.
+      inputs: sources, see `command_line.SOURCE`.
       captions: fields that count; None for all.
       mode: of the label miner.
 
@@ -125,11 +124,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     captions = None if captions is None else check_fields(captions)
     sources = []
     for text in inputs:
-        name, arguments = parse_input(text)
-        try:
-            source = make_source(name, **arguments)
-        except TypeError as error:
-            raise ValueError(f"source {name}: {error}") from None
+        name, arguments, source = open_source(text)
         if source.weights is not None:
             raise ValueError("A weighted mixture has no counts: give its sources one by one.")
         sources.append((name, arguments, len(source), source.fingerprint()))
@@ -147,28 +142,6 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
         for name, _, length, fingerprint in sources
     ]
     return Job(parts, described, captions, mode)
-
-
-def parse_input(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the source that an --input means."""
-    if os.path.isdir(text):
-        return "prepared", {"path": os.path.abspath(text)}
-    name, colon, rest = text.partition(":")
-    if not (name.isidentifier() and (rest or not colon)):
-        raise ValueError(
-            f"--input {text!r} is neither a directory of prepared shards nor NAME:KEY=VALUE,..."
-        )
-    arguments = {}
-    # A comma separates where another KEY= follows: values may be JSON lists.
-    for pair in re.split(r",(?=[A-Za-z_]\w*=)", rest) if rest else ():
-        key, equals, value = pair.partition("=")
-        if not (key.isidentifier() and equals) or key in arguments:
-            raise ValueError(f"--input {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
-        try:
-            arguments[key] = json.loads(value)
-        except ValueError:
-            arguments[key] = value
-    return name, arguments
 
 
 def count(part: Part) -> Totals:

@@ -21,6 +21,7 @@ from big_vlp.models import lora
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.checks.ranges import SEED
+from input_pipeline.command_line import Parser
 from input_pipeline.text.tokenizers import make_tokenizer
 
 CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
@@ -34,12 +35,12 @@ def import_released(source: Path, target: Path, options: argparse.Namespace) -> 
 
 def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A checkpoint of SwissArmyTransformer, with a config.json in the released form."""
-    if options.config is None:
+    if options.config_json is None:
         raise ConversionError(
-            "Weights do not tell all sizes: give --config, the config.json of the released model "
-            "that the checkpoint is a version of."
+            "Weights do not tell all sizes: give --config-json, the config.json of the released "
+            "model that the checkpoint is a version of."
         )
-    config = _read_config(options.config)
+    config = _read_config(options.config_json)
     text = names.from_config(config)["text"]
     base = config.get("rope_theta", 10000.0)
     state = from_sat(read_parts(source, "module")["module"], text["width"] // text["heads"], base)
@@ -69,7 +70,7 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
         state = {key: _cast(tensor, np.dtype(options.dtype)) for key, tensor in state.items()}
     # A run keeps what it trains in fp32, what it froze in the compute dtype.
     dtypes = {str(tensor.dtype) for tensor in state.values()}
-    others = {} if options.config is None else _read_config(options.config)
+    others = {} if options.config_json is None else _read_config(options.config_json)
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     own = {"architectures": ["CogVLMForCausalLM"], "torch_dtype": dtype}
     config = others | names.to_config(arguments, **own)
@@ -127,32 +128,34 @@ def _without_lora(stored: StoredModel) -> dict:
     return trees.unflatten(flat)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
+    """The flags of these functions' `options`."""
     add = parser.add_argument_group("import cogvlm, cogvlm_sat, cogvlm_parts").add_argument
     add(
         "--tokenizer",
         metavar="llama:PATH",
-        help=f"or llama3:PATH; default: {TOKENIZER} or {LLAMA3} beside the weights",
+        help=f"or llama3:PATH; by default {TOKENIZER} or {LLAMA3} beside the weights",
     )
     add(
         "--context-length",
         type=int,
         default=2048,
         metavar="TOKENS",
-        help="of text; default: 2048",
+        help="of text, the longest input",
     )
     add("--eva", type=Path, metavar="FILE", help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other")
-    add("--seed", type=SEED, default=0, help="cogvlm_parts: of the adapter")
+    add("--seed", type=SEED, default=0, metavar="N", help="cogvlm_parts: of the adapter's weights")
     add = parser.add_argument_group("import cogvlm_sat, export cogvlm").add_argument
     add(
-        "--config",
+        "--config-json",
         type=Path,
         metavar="FILE",
         help="config.json as released; of an export, where other fields come from, such as tokens "
         "and templates",
     )
+    parser.add_renamed("--config", "--config-json")
     add = parser.add_argument_group("export cogvlm").add_argument
-    add("--dtype", choices=("bfloat16", "float32"), help="of all tensors; default: as they are")
+    add("--dtype", choices=("bfloat16", "float32"), help="of all tensors; by default as they are")
 
 
 def _save(

@@ -35,7 +35,7 @@ def file(tmp_path):
 @pytest.fixture
 def program(file):
     """Parses the flags of a program as it starts: arguments -> the config."""
-    command.define_config("")
+    command.define_config()
     command.define_run("")
     flags.DEFINE_integer("step", None, "", lower_bound=0)
 
@@ -107,6 +107,13 @@ def test_values_may_stand_apart_and_later_ones_count(program):
     config = program("--config.steps", "7", "--config.optim.rate", "-2", "--config.steps=9")
     assert (config.steps, config.optim.rate) == (9, -2.0)
     assert config.is_locked
+
+
+def test_names_of_flags_have_either_dash_and_values_are_as_given(program):
+    program("--print-config", "--workdir", "my-own-run")
+    assert flags.FLAGS.print_config and flags.FLAGS.workdir == "my-own-run"
+    program("--noprint-config", "--workdir=a/x--my-run")
+    assert not flags.FLAGS.print_config and flags.FLAGS.workdir == "a/x--my-run"
 
 
 @pytest.mark.parametrize(

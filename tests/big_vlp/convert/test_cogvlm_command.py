@@ -98,7 +98,7 @@ def test_a_round_trip_changes_no_byte(tmp_path, run, arguments):
     assert stored.preprocess.tokenizer == f"llama:{released / 'tokenizer.model'}"
     assert stored.preprocess.context_length == 64
     config = released / "config.json"
-    assert run("export", "cogvlm", model, back, "--config", config) == (0, "")
+    assert run("export", "cogvlm", model, back, "--config-json", config) == (0, "")
     same_bytes(read_state(back), read_state(released))
     made = json.loads((back / "config.json").read_text())
     assert made.pop("architectures") == ["CogVLMForCausalLM"]
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_sat(released, tmp_path, run):
     weights = {sat_name(k): torch.tensor(np.float32(np.asarray(v))) for k, v in state.items()}
     file = tmp_path / "mp_rank_00_model_states.pt"
     torch.save({"module": {k: v.bfloat16() for k, v in weights.items()}, "iteration": 7}, file)
-    options = ["--config", released / "config.json", "--tokenizer", "llama:scenes"]
+    options = ["--config-json", released / "config.json", "--tokenizer", "llama:scenes"]
     assert run("import", "cogvlm_sat", file, tmp_path / "model", *options) == (0, "")
     stored = open_model(tmp_path / "model")
     same_tree(stored.load(), arbitrary())
@@ -266,7 +266,7 @@ def test_what_else_is_refused(released, parts, tmp_path, run, monkeypatch):
     refused(run("export", "cogvlm", model, tmp_path / "x", "--weights", "averaged"), "no 'average")
     refused(run("export", "cogvlm", tmp_path, tmp_path / "x"), "is no model directory")
     monkeypatch.setitem(sys.modules, "torch", None)
-    more = ["--config", config, "--tokenizer", "llama:scenes"]
+    more = ["--config-json", config, "--tokenizer", "llama:scenes"]
     refused(run("import", "cogvlm_sat", tmp_path / "file", tmp_path / "y", *more), "needs torch")
     assert not (tmp_path / "x").exists()
 

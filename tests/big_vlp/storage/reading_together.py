@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import evaluate
-from big_vlp.parallel import cluster, meshes
+from big_vlp.parallel import cluster, meshes, processes
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
 
 cluster.connect_processes()
@@ -56,6 +56,19 @@ def run(i):
     print("read", i)
     (workdir / "evaluate" / f"{i}.json").write_text("{}")
 
+
+def refuse():
+    raise CheckpointError("not now")
+
+
+for number in range(3):
+    own = {"number": number, "process": jax.process_index()}
+    assert processes.exchange(own) == [{"number": number, "process": i} for i in range(2)]
+assert processes.from_first(lambda: [jax.process_index(), None], CheckpointError) == [0, None]
+try:
+    processes.from_first(refuse, CheckpointError)
+except CheckpointError as error:
+    print(f"refused: {error}, {processes.is_agreed(error)}")
 
 attempt("stop")
 reader = Checkpoints(view, read_only=True)

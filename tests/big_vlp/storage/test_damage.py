@@ -394,6 +394,7 @@ def test_what_one_process_cannot_read_none_takes(tmp_path):
         assert "Traceback" not in errors
         lines = said.splitlines()
         assert [x for x in lines if x.startswith("read")] == ["read 2"]
+        assert "refused: not now, True" in lines
         assert "previous: 2, 44.0" in lines
         assert eval(lines[-1]) == ["1", "2", "3.damaged"]
         why = "meta/metadata: not the JSON" if index else "process 1 cannot read it"

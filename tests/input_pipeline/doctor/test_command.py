@@ -151,11 +151,11 @@ def test_a_record_that_cannot_be_read_is_reported_and_the_others_still_looked_at
 def test_a_sample_is_spread_evenly_and_leaves_the_checksums(tmp_path, run):
     examples = [record(f"r{i}", (" ".join("w" * (i + 1)),)) for i in range(9)]
     folder = write_prepared(tmp_path / "data", examples)
-    code, lines = run(folder, "--sample", "3")
+    code, lines = run(folder, "--records", "3")
     assert code == 0
     assert value(lines, "records") == "9, 3 of them looked at"
     assert value(lines, "caption length") == "1 to 9, median 5 words"
-    assert value(lines, "checksums") == "not compared: --sample is given"
+    assert value(lines, "checksums") == "not compared: --records is given"
 
 
 def test_copies_and_long_captions_are_worth_a_note(tmp_path, run):
@@ -192,7 +192,7 @@ def test_tars_by_pattern_and_by_index(tars, tmp_path, run):
     assert value(lines, "captions") == "18"
     assert value(lines, "one string, no list") == "title (6)"
     assert any(line.startswith("note  Captions are one string in title (6)") for line in lines)
-    code, lines = run(f"{tars}/*.tar", "--sample", "2")
+    code, lines = run(f"{tars}/*.tar", "--records", "2")
     assert code == 0 and value(lines, "records") == "6, 2 of them looked at"
     index = ["index", "--input", f"{tars}/*.tar", "--output", str(tmp_path / "index")]
     assert prepare.main([*index, "--workers", "1"]) == 0
@@ -253,8 +253,16 @@ def test_what_is_no_data_set_is_one_clear_error(tmp_path, run):
     (folder / "01.array_record").unlink()
     code, lines = run(folder)
     assert code == 1 and re.search(r"WRONG Shard .*01.array_record is missing", lines[0])
-    code, lines = run(folder, "--sample", "0")
-    assert code == 1 and "--sample must be at least 1" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--records", "'0': give 1 or more"), ("--sample", "it is called --records now")],
+)
+def test_a_wrong_flag_is_one_clear_error(flag, message, capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["data", flag, "0"])
+    assert message in capsys.readouterr().err
 
 
 def test_data_without_captions_is_sound(tmp_path, run):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -71,8 +72,12 @@ def ids(folder):
     return [source[i]["id"] for i in range(len(source))]
 
 
-def run_source(output, *arguments, workers=1):
-    return prepare.main(["source", *arguments, "--output", str(output), "--workers", str(workers)])
+def run_source(output, name, *arguments, workers=1):
+    """Exit code of `prepare source`; arguments of the source are before the flags."""
+    pairs = list(itertools.takewhile(lambda text: not text.startswith("--"), arguments))
+    source = f"{name}:{','.join(pairs)}" if pairs else name
+    command = ["source", "--input", source, *arguments[len(pairs) :], "--output", str(output)]
+    return prepare.main([*command, "--workers", str(workers)])
 
 
 def write_prepared(folder, examples):

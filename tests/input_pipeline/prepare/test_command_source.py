@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import make_source
 from tests.input_pipeline.prepare.prepare_data import (
     contents,
@@ -40,7 +41,8 @@ def test_all_fields_of_a_source_are_kept_in_its_order(scenes):
     assert description["fields"]["captions"] == ["caption", "sentences"]
     assert description["fields"]["boxes"] == "array of float32, 2 axes"
     assert description["class_names"] == source.class_names == stored.class_names
-    assert description["made_by"]["arguments"] == ["source", *SCENES]
+    source = "scenes:split=val,size=7,image_size=40"
+    assert description["made_by"]["arguments"] == ["source", "--input", source, *SCENES[-2:]]
 
 
 def test_a_prepared_source_does_not_depend_on_workers_or_attempts(scenes, tmp_path, capsys):
@@ -145,7 +147,8 @@ def test_captions_that_are_one_string_fail_the_run(tmp_path, capsys):
         (["nowhere"], "Unknown data source 'nowhere'"),
         (["scenes", "zise=3"], "source scenes: got an unexpected keyword argument 'zise'"),
         (["scenes", "size=-1"], "scenes: size is -1"),
-        (["scenes", "size=3", "size=4"], "given twice"),
+        (["scenes", "size=3", "size=4"], "or there twice"),
+        (["scenes", "3"], "'3' is not KEY=VALUE"),
         (["prepared", "path=/nowhere"], "is not a prepared data set"),
         (["scenes", "--min-side", "0"], "--min-side must be at least 1"),
         (["mixture", 'sources=[{"name": "scenes", "weight": 2}]'], "Shards keep no weights"),
@@ -158,8 +161,25 @@ def test_unusable_arguments_of_a_source_are_one_clear_error(arguments, message, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["scenes", "3"], ["scenes", "--records-per-shard", "0"]])
-def test_words_that_are_no_arguments_are_refused(arguments, tmp_path, capsys):
+def test_a_number_out_of_range_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run_source(tmp_path / "out", *arguments)
-    assert re.search("'3' is not KEY=VALUE|'0' is not a number from 1", capsys.readouterr().err)
+        run_source(tmp_path / "out", "scenes", "--records-per-shard", "0")
+    assert "--records-per-shard: '0': give 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (["scenes"], "--input scenes."),
+        (
+            ["table", "path=a.csv", "url_column=Image Path"],
+            "--input 'table:path=a.csv,url_column=Image Path'.",
+        ),
+        ([], "Give --input DIR|NAME:KEY=VALUE,..."),
+    ],
+)
+def test_the_former_words_for_a_source_are_an_error_that_has_the_new_ones(
+    words, new, tmp_path, capsys
+):
+    assert prepare.main(["source", *words, "--output", str(tmp_path / "out")]) == 1
+    assert new in capsys.readouterr().err

@@ -289,7 +289,7 @@ def test_no_tar_at_all(tars, capsys):
 def test_no_worker(tars, capsys):
     with pytest.raises(SystemExit):
         run(tars, "--workers", "0")
-    assert "--workers: '0' is not a number from 1 on" in capsys.readouterr().err
+    assert "--workers: '0': give 1 or more" in capsys.readouterr().err
 
 
 def test_tars_of_one_name(tars, capsys):

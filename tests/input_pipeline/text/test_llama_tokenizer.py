@@ -154,7 +154,6 @@ def test_training_reads_everything_that_views_tokenize(tmp_path):
     [
         (["--vocab-size", "100"], "A vocabulary of 100 cannot be trained"),
         (["--vocab-size", "9999"], "A vocabulary of 9999 cannot be trained: .*<= "),
-        (["--vocab-size", "400", "--records", "0"], "--records 0: give 1 or more"),
         (["--vocab-size", "400", "--input", "nowhere/at all"], "neither a directory"),
         (["--vocab-size", "400", "--input", "scenes:colour=red"], "source scenes: .*colour"),
         (["--vocab-size", "400", "--output", "words.txt"], "must end in .model"),

@@ -4,14 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
-from big_vlp.parallel import cluster, meshes
+from big_vlp.parallel import processes
 from input_pipeline.checks.errors import BigVlpError
-
-NO_STEP = -1
-SMALLEST = np.iinfo(np.int32).min
 
 
 class CheckpointError(BigVlpError):
@@ -28,17 +24,6 @@ class UnreadableError(CheckpointError):
     def __init__(self, what: str, remedy: str):
         super().__init__(f"{what}{remedy}")
         self.what = what
-
-
-def of_first_process(choose: Callable[[], int]) -> int:
-    """The i32 that process 0 chooses, on all: each may see a directory at another moment.
-
-    Raises:
-      CheckpointError: `choose` does.
-    """
-    first = jax.process_index() == 0
-    mine = together(lambda: choose() if first else SMALLEST)
-    return int(_largest([mine])[0])
 
 
 def together(
@@ -61,7 +46,8 @@ def together(
             logging.warning("process %s: %s", jax.process_index(), error)
     # What is wrong with a model counts for more than what is wrong with a checkpoint.
     severity = 0 if mine is None else 1 if isinstance(mine, UnreadableError) else 2
-    worst, process = _largest([severity, jax.process_index() if severity else 0])
+    found = processes.exchange(severity)
+    worst, process = max(found), found.index(max(found))
     if mine is not None and severity == worst:
         raise mine
     if worst == 2:
@@ -69,8 +55,3 @@ def together(
     if worst == 1:
         raise refuse(f"process {process} cannot read it; its own message says why")
     return result
-
-
-def _largest(values: list[int]):
-    mesh = meshes.make_mesh() if jax.process_count() > 1 else None
-    return np.asarray(cluster.largest_of_processes(values, mesh))

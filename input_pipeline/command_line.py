@@ -1,0 +1,167 @@
+"""What commands without a config have in common: a parser, the words for a source, how they end.
+
+Those with a config are started by `big_vlp.command`; their flags have the same names, and their
+help looks the same.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from input_pipeline.checks import errors, unicode
+from input_pipeline.checks.ranges import whole
+from input_pipeline.sources import make_source
+
+SOURCE = "DIR|NAME:KEY=VALUE,..."
+SOURCE_HELP = (
+    "a directory of prepared shards, or any data source with its arguments, such as "
+    "coco:annotations=FILE,images=DIR. NAME is a module of input_pipeline.sources, or your own "
+    '(my_lab.mine); a VALUE is JSON (true, 3, ["a", "b"]) or else text'
+)
+
+_KEY = r"[A-Za-z_]\w*="
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help keeps lines as they are written and tells every default.
+
+    What is wrong is one line and status 1. In the names of flags "_" is "-".
+
+    Args:
+      description: may hold examples.
+    """
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_dashes(text) for text in args], namespace)
+
+    def error(self, message):
+        self.exit(1, f"error: {message}; see {self.prog} --help\n")
+
+    def add_renamed(self, old: str, new: str) -> None:
+        """Refuses a flag of a former version, and says what it is called now."""
+
+        def refuse(_):
+            raise argparse.ArgumentTypeError(f"it is called {new} now")
+
+        self.add_argument(old, type=refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def _with_dashes(self, text: str) -> str:
+        name, equals, value = text.partition("=")
+        name = name.replace("_", "-")
+        return f"{name}{equals}{value}" if name in self._option_string_actions else text
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        text = action.help
+        if action.option_strings and action.required:
+            return f"{text} (required)"
+        has_default = action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS)
+        is_told = "(default" in text or not action.option_strings
+        return f"{text} (default: %(default)s)" if has_default and not is_told else text
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=whole(1),
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes; by default one per CPU. The output does not depend on it",
+    )
+
+
+def fields(text: str) -> tuple[str, ...]:
+    """Reads a list of caption fields, FIELD,..., as argparse wants it."""
+    found = tuple(field.strip() for field in text.split(","))
+    if not all(found) or len(set(found)) < len(found) or not unicode.is_valid(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no comma list of fields: give at least one field, and each once"
+        )
+    return found
+
+
+def run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+    """Calls a command; returns the exit status: its own, 1 after an error, 130 after Ctrl-C."""
+    unicode.escape_output()
+    try:
+        return command(args) or 0
+    except KeyboardInterrupt:
+        return 130
+    except (errors.BigVlpError, OSError, ValueError) as error:
+        if errors.wants_tracebacks():
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def open_source(text: str) -> tuple[str, dict[str, Any], Any]:
+    """(name, arguments, the source itself) of a source as `SOURCE` says.
+
+    Raises:
+      ValueError: it is written in another way, or a source cannot be made of it.
+      FileNotFoundError: files of the source are missing.
+    """
+    name, arguments = parse_source(text)
+    try:
+        return name, arguments, make_source(name, **arguments)
+    except TypeError as error:
+        raise ValueError(f"source {name}: {error}") from None
+
+
+def parse_source(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a source as `SOURCE` says.
+
+    Raises:
+      ValueError: it is written in another way.
+    """
+    if os.path.isdir(text):
+        return "prepared", {"path": os.path.abspath(text)}
+    name, colon, rest = text.partition(":")
+    if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
+        raise ValueError(
+            f"--input {text!r} is neither a directory of prepared shards nor NAME:KEY=VALUE,..."
+        )
+    arguments = {}
+    while rest:
+        pair, value, rest = _first(rest)
+        key = pair.partition("=")[0]
+        if not (key.isidentifier() and "=" in pair) or key in arguments:
+            raise ValueError(f"--input {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
+        arguments[key] = value
+    return name, arguments
+
+
+def _first(text: str) -> tuple[str, Any, str]:
+    """The first KEY=VALUE of several, its value, and the others."""
+    key, _, written = text.partition("=")
+    try:
+        value, end = json.JSONDecoder().raw_decode(written)
+        if re.match(rf"$|,{_KEY}", written[end:]):
+            return f"{key}={written[:end]}", value, written[end + 1 :]
+    except ValueError:
+        pass
+    # Text ends where another KEY= follows: it may have commas.
+    pair, *others = re.split(f",(?={_KEY})", text, maxsplit=1)
+    return pair, pair.partition("=")[2], "".join(others)
+
+
+def written_source(name: str, arguments: dict[str, Any]) -> str:
+    """What `parse_source` reads back."""
+
+    def written(value):
+        if isinstance(value, str) and _first(f"key={value}")[1:] == (value, ""):
+            return value
+        return json.dumps(value)
+
+    pairs = [f"{key}={written(value)}" for key, value in arguments.items()]
+    return f"{name}:{','.join(pairs)}" if pairs else name
