@@ -10,9 +10,9 @@ from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.heads.cross_attention import CrossPool
 from big_vlp.models.heads.dense import DeepLabV3
 from big_vlp.models.layers.head import Head
-from big_vlp.models.towers.catlip_vit import Classifier
-from big_vlp.models.towers.text import TextTransformer
-from big_vlp.models.towers.vit import ViT
+from big_vlp.models.heads.classifier import Classifier
+from big_vlp.models.text import TextTransformer
+from big_vlp.models.towers.vit import Tower as ViT
 from evaluators.labels.average_precision import average_precision
 from evaluators.shared.ranking import rank_of_label
 
