@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vlp.models.layers.axes import outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.transformer import normal
@@ -14,9 +15,12 @@ class Classifier(Network):
 
     Attributes:
       tower: the image tower, which pools.
-      num_classes: of the classifier, whose kernel may be split over the mesh axis "tensor".
+      num_classes: of the classifier.
       bias_init: initial bias of every class.
     """
+
+    # By classes; their number is the data's, so what does not divide stays whole.
+    tensor_axes = outputs("classifier", must=False)
 
     tower: Tower
     num_classes: int

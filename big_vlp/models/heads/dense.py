@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.models.layers.axes import outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import BatchNorm
@@ -75,6 +76,8 @@ class DeepLabV3(nn.Module):
       dropout: share of the joined map's channels that training drops, drawn for each image.
     """
 
+    tensor_axes = outputs("classifier", must=False)
+
     num_classes: int
     channels: int = 512
     rates: tuple[int, ...] = (12, 24, 36)
@@ -125,7 +128,7 @@ class Segmenter(Network):
         return self.tower.prepare(images, train)
 
     def decode(self, x, size: tuple[int, int], train: bool = False):
-        """What `prepare` gives for images of `size` (height, width) -> logits f32[B, h, w, classes]."""
+        """What `prepare` gives, of images of `size` (height, width) -> logits f32[B, h, w, C]."""
         tokens, _ = self.tower.encode(x)
         return self.head(as_map(tokens, size, self.tower.token_size), train)
 

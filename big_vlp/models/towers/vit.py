@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.positions import resize_grid
@@ -26,6 +27,9 @@ DINO_EXCESS = 0.1  # of `resize_grid`: the rule that COSMOS was trained with
 
 class MapHead(nn.Module):
     """SigLIP's pooling (arXiv 2303.15343): one learned query attends to all tokens."""
+
+    tensor_axes = outputs("query", -2) | outputs("key", -2) | outputs("value", -2)  # by heads
+    tensor_axes |= inputs("out", -3)
 
     heads: int
     activation: str
