@@ -56,8 +56,6 @@ class Method(images.ImageMethod):
     def network(self) -> Classifier:
         given = {"image_size": self.preprocess.image_size, "dtype": compute_dtype(self.dtype)}
         given |= {"unroll": self.unroll, "remat": self.remat}
-        if self.tower == "vit":
-            given["activation"] = self.preprocess.activation
         tower = make_tower("model", self.tower, self.model, **given)
         return Classifier(tower, self.num_classes)
 
