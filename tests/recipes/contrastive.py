@@ -176,8 +176,8 @@ def siglip() -> list[Recipe]:
 
 def activation(config):
     """Of both towers."""
-    towers = _towers(config)
-    (of_both,) = {tower.get("activation", "gelu") for tower in (towers.image, towers.text)}
+    towers = (config["method"]["model"][name] for name in ("image", "text"))
+    (of_both,) = {tower.get("activation", "gelu") for tower in towers}
     return of_both
 
 
