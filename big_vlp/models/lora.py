@@ -65,21 +65,21 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def add(self, rng, params, kernels: Mapping[str, Axes]) -> dict:
+    def add(self, rng, params, dense: Mapping[str, Axes]) -> dict:
         """`params` with fresh factors beside every kernel that a regex matches.
 
         Args:
           params: nested dict; only its shapes matter.
-          kernels: of the dense layers, see `layers.axes.Declared`.
+          dense: the axes of the dense layers' kernels, see `layers.axes.Declared`.
 
         Raises:
           ValueError: there are factors already, or a regex matches no dense kernel, or matches
             that of a convolution; names each.
         """
         flat = trees.flatten(params)
-        chosen = self._choose(flat, kernels)
+        chosen = self._choose(flat, dense)
         for path, key in zip(chosen, jax.random.split(rng, len(chosen))):
-            axes, (layers, shape) = kernels[path], _layers(path, flat[path])
+            axes, (layers, shape) = dense[path], _layers(path, flat[path])
             inputs, rest = shape[: axes.inputs], shape[axes.inputs :]
             parts, outputs = rest[: axes.parts], rest[axes.parts :]
             bound = 1 / math.sqrt(math.prod(inputs))

@@ -39,7 +39,7 @@ def kernels():
 
 
 def adder(lora):
-    return functools.partial(lora.add, kernels=kernels())
+    return functools.partial(lora.add, dense=kernels())
 
 
 def trained(lora, params):
