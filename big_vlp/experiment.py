@@ -157,8 +157,8 @@ class Experiment:
         # Parameters by themselves first: an error names each once, not its average and moments too.
         parameters = {name: shapes[name] for name in ("model", "frozen")}
         with _in_section("config.mesh"):
-            placing.place(parameters, mesh)
-        return step.abstract(shapes, placing.place(shapes, mesh))
+            placing.place(parameters, mesh, method.splits)
+        return step.abstract(shapes, placing.place(shapes, mesh, method.splits))
 
     def make_warm_starts(self) -> list[WarmStart]:
         sections = self.init

@@ -22,7 +22,6 @@ def get_config(arg=None):
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
     config.data = shared.prepared(options.data)
-    # The exact GELU, as open_clip's; OpenAI's is activation="quick_gelu".
     config.preprocess = dict(image_size=224, tokenizer="clip", context_length=77)
     config.views = dict(
         name="clip",
@@ -33,6 +32,7 @@ def get_config(arg=None):
 
     config.method = dict(
         name="clip",
+        # The exact GELU, as open_clip's; OpenAI's towers have activation="quick_gelu".
         model=dict(image=image_tower, text=shared.TEXT_TOWER, embed_dim=512),
         loss_type="softmax",
         dtype="bfloat16",  # published: fp16 with a loss scale

@@ -16,9 +16,7 @@ def get_config(arg=None):
     config.total_steps = 200
 
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
-    config.preprocess = dict(
-        image_size=40, tokenizer="clip", context_length=40, activation="quick_gelu"
-    )
+    config.preprocess = dict(image_size=40, tokenizer="clip", context_length=40)
     # No flips and no colour changes: captions speak of sides and colours.
     config.views = dict(
         name="cosmos",
@@ -36,8 +34,8 @@ def get_config(arg=None):
     config.method = dict(
         name="cosmos",
         model=dict(
-            image=dict(patch_size=8, width=128, layers=2, heads=4),
-            text=dict(vocab_size=49_408, width=128, layers=2, heads=4),
+            image=dict(patch_size=8, width=128, layers=2, heads=4, activation="quick_gelu"),
+            text=dict(vocab_size=49_408, width=128, layers=2, heads=4, activation="quick_gelu"),
             embed_dim=128,
         ),
         ema_decay=0.99,

@@ -19,14 +19,12 @@ def get_config(arg=None):
 
     config.data = dict(name="prepared", path="data/openclipart/train")
     # Titles and keywords are a few words long.
-    config.preprocess = dict(
-        image_size=64, tokenizer="clip", context_length=20, activation="quick_gelu"
-    )
+    config.preprocess = dict(image_size=64, tokenizer="clip", context_length=20)
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
 
     towers = dict(
-        image=dict(patch_size=8, width=128, layers=3, heads=4),
-        text=dict(vocab_size=49_408, width=128, layers=2, heads=4),
+        image=dict(patch_size=8, width=128, layers=3, heads=4, activation="quick_gelu"),
+        text=dict(vocab_size=49_408, width=128, layers=2, heads=4, activation="quick_gelu"),
         embed_dim=128,
     )
     if options.method == "cosmos":

@@ -32,8 +32,9 @@ def get_config(arg=None):
     config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
 
     if options.tower == "clip":
-        config.preprocess = dict(image_size=64, activation="quick_gelu")
+        config.preprocess = dict(image_size=64)
         model = dict(patch_size=8, width=128, layers=3, heads=4, embed_dim=128)
+        model["activation"] = "quick_gelu"
         config.method = dict(name="transfer", tower="vit", model=model)
     else:
         model = dict(width=128, layers=3, heads=4, num_positions=64, output_stride=8)

@@ -43,7 +43,6 @@ def get_config(arg=None):
         resize="squash",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        activation="gelu_tanh",
     )
     config.views = dict(
         name="clip",
@@ -55,7 +54,7 @@ def get_config(arg=None):
     config.method = dict(
         name="clip",
         model=dict(
-            image=dict(**image_tower, pool="map", norm_epsilon=1e-6),
+            image=dict(**image_tower, pool="map", norm_epsilon=1e-6, activation="gelu_tanh"),
             text=dict(
                 vocab_size=options.vocab_size,
                 width=768,
@@ -64,6 +63,7 @@ def get_config(arg=None):
                 causal=False,
                 pool="last",
                 norm_epsilon=1e-6,
+                activation="gelu_tanh",
             ),
             embed_dim=768,
         ),

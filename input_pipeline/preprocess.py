@@ -23,7 +23,6 @@ class Preprocess:
       mean, std: per-channel, for pixels in 0..1.
       image_token_size: side of the square behind one image token of CogVLM, in pixels; None where
         no text is written about images.
-      activation: the MLP non-linearity the weights were trained with.
 
     Raises:
       ValueError: an unknown rule, or values that contradict each other.
@@ -36,7 +35,6 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-    activation: str = "gelu"
     resize_size: int | None = None
     crop_rounding: str = "even"
     image_token_size: int | None = None

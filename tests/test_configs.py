@@ -19,6 +19,7 @@ from big_vlp import trees
 from big_vlp.augment.learned import RangeAugment
 from big_vlp.augment.photometric import Photometric
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.models.towers.vit import Tower
 from big_vlp.recipes import SCENES_VOCABULARY
 from big_vlp.run import step
 from input_pipeline.checks import parts
@@ -436,4 +437,4 @@ def test_published_cosmos_recipes(data, model):
         towers.text.items()
     )
     assert (towers.embed_dim, towers.pooler_heads) == (512, 8)
-    assert towers.image["activation"] == towers.text["activation"] == "gelu"
+    assert (towers.image | towers.text).get("activation", Tower.activation) == "gelu"

@@ -43,18 +43,70 @@ def test_a_run_resumes(name, tmp_path, monkeypatch):
             np.testing.assert_allclose(logged[step][metric], value, rtol=1e-4)
 
 
-def test_a_model_directory_loads(tmp_path):
-    stored = open_model(unpacked("model", tmp_path))
+def features_of(stored):
     weights, predict = stored.load(), stored.make_method().predict_fns()
     pixels = (np.arange(2 * 16 * 16 * 3).reshape(2, 16, 16, 3) * 7 % 256).astype(np.uint8)
     tokens = np.zeros((2, 16), np.int32)
     tokens[0, :4], tokens[1, :3] = (49406, 320, 1125, 49407), (49406, 2368, 49407)
-    features = {
+    return {
         "image": predict["encode_image"](weights, {"image": pixels}),
         "text": predict["encode_text"](weights, {"tokens": tokens}),
     }
+
+
+def test_a_model_directory_loads(tmp_path):
+    features = features_of(open_model(unpacked("model", tmp_path)))
     for name, value in EXPECTED["model"].items():
         np.testing.assert_allclose(features[name], value, atol=1e-5)
+
+
+def test_a_record_that_has_the_activation_gives_the_same_features(tmp_path):
+    """It stood in the preprocess record, for both towers."""
+    directory = unpacked("model", tmp_path)
+    (file,) = directory.glob("checkpoints/*/meta/metadata")
+    meta = json.loads(file.read_text())
+    before = features_of(open_model(directory))
+    for record in (meta["preprocess"], meta["config"]["preprocess"]):
+        assert record["activation"] == "gelu"
+        record["activation"] = "quick_gelu"
+    file.write_text(json.dumps(meta))
+    stored = open_model(directory)
+    model = stored.meta["config"]["method"]["model"]
+    assert model["image"]["activation"] == model["text"]["activation"] == "quick_gelu"
+    assert "activation" not in stored.meta["preprocess"] | stored.meta["config"]["preprocess"]
+    after = features_of(stored)
+    assert all(np.abs(after[name] - value).max() > 0 for name, value in before.items())
+
+
+def old(method, activation="quick_gelu"):
+    return {"preprocess": {"image_size": 8, "activation": activation}, "method": method}
+
+
+@pytest.mark.parametrize(
+    "method, keys",
+    [
+        ({"name": "clip"}, ["model.image", "model.text"]),
+        ({"name": "cosmos", "model": {"text": {}}}, ["model.image", "model.text"]),
+        ({"name": "transfer", "tower": "vit"}, ["model"]),
+        ({"name": "transfer", "tower": "catlip_vit"}, []),
+        ({"name": "catlip"}, []),
+        ({"name": "my_lab.mine"}, []),
+    ],
+)
+def test_the_activation_is_a_key_of_the_towers(method, keys):
+    with pytest.raises(ValueError, match=r"preprocess.activation is a key of the tower") as error:
+        renamed.refuse(old(method))
+    written = [f"config.method.{key}.activation='quick_gelu'" for key in keys]
+    assert (" and ".join(written) or "leave it out") in str(error.value)
+    new = renamed.upgrade(old(method))
+    assert new["preprocess"] == {"image_size": 8}
+    for key in keys:
+        section = new["method"]
+        for name in key.split("."):
+            section = section[name]
+        assert section == {"activation": "quick_gelu"}
+    renamed.refuse(new)
+    assert keys or new["method"] == method
 
 
 def test_the_old_name_of_a_key_is_one_error():

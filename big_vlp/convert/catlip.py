@@ -89,7 +89,7 @@ def batch_norm(path: str, key: str) -> tuple:
 
 
 def tower_arguments(state: Mapping, head_dim: int, prefix: str = "") -> dict:
-    """Arguments of `CatlipViT`, and the number of layers and heads, read from shapes.
+    """Arguments of `catlip_vit.Tower`, and the number of layers and heads, read from shapes.
 
     Raises:
       ConversionError: a tensor that tells the sizes is missing.

@@ -35,7 +35,7 @@ from big_vlp.convert.common import (
 )
 from big_vlp.methods.segmentation import Method
 from big_vlp.models.heads.dense import Pyramid
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers import catlip_vit
 from input_pipeline.preprocess import Preprocess
 
 ENCODER = "encoder."
@@ -110,8 +110,8 @@ def fpn_from_reference(state: State, *, head_dim: int = 64, prefix: str = "") ->
       prefix: of the backbone's keys, such as "model.backbone.encoder."; no other key is read.
 
     Returns:
-      (model, arguments of `CatlipViT`). The model has the parameters and statistics of `Pyramid`
-      and, where the weights have them, "classifier" and "augment".
+      (model, arguments of `catlip_vit.Tower`). The model has the parameters and statistics of
+      `Pyramid` and, where the weights have them, "classifier" and "augment".
 
     Raises:
       ConversionError: keys or shapes do not fit; each is named.
@@ -130,7 +130,9 @@ def fpn_to_reference(model: dict, out: str = FUSED_OUT, prefix: str = "") -> dic
 
 
 def _fresh_backbone(tower: dict, state: Mapping, prefix: str) -> dict:
-    variables = Pyramid(CatlipViT(**tower)).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = Pyramid(catlip_vit.Tower(**tower)).init(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
     model = {**variables["params"], trees.STATISTICS: variables[trees.STATISTICS]}
     classes = state.get(f"{prefix}classifier.weight")
     if classes is not None:

@@ -184,8 +184,10 @@ def _arguments(state: Mapping, head_dim: int, text_heads: int, pooler_heads: int
             f"The text tower's width {text_width} must be a multiple of the {text_heads} heads."
         )
     image = {"patch_size": patch_size, "width": width, "heads": width // head_dim}
+    image["activation"] = "gelu"
     image["layers"] = count_layers(state, "visual.transformer.resblocks")
     text = {"vocab_size": vocab_size, "width": text_width, "heads": text_heads}
+    text["activation"] = "gelu"
     text["layers"] = count_layers(state, "transformer.resblocks")
     embed_dim = state["text_projection"].shape[1]
     return {"embed_dim": embed_dim, "image": image, "text": text, "pooler_heads": pooler_heads}

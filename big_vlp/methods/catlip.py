@@ -9,7 +9,8 @@ from big_vlp import losses, trees
 from big_vlp.methods.shared import images
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
-from big_vlp.models.towers.catlip_vit import CatlipViT, Classifier
+from big_vlp.models.heads.classifier import Classifier
+from big_vlp.models.towers import catlip_vit
 from input_pipeline.checks import arguments
 from input_pipeline.preprocess import Preprocess
 
@@ -20,7 +21,7 @@ class Method(images.ImageMethod):
 
     Attributes:
       num_classes: size of the vocabulary.
-      model: arguments of `CatlipViT`.
+      model: arguments of `catlip_vit.Tower`.
       ema_decay: share of the old average that stays after each step; the average covers parameters
         and running statistics, and is what the paper evaluates.
       augment: arguments of `RangeAugment`, or None for none.
@@ -55,7 +56,7 @@ class Method(images.ImageMethod):
     def network(self) -> Classifier:
         execution = {"unroll": self.unroll, "remat": self.remat}
         dtype = compute_dtype(self.dtype)
-        tower = arguments.call("model", CatlipViT, self.model, dtype=dtype, **execution)
+        tower = arguments.call("model", catlip_vit.Tower, self.model, dtype=dtype, **execution)
         return Classifier(tower, self.num_classes, math.log(self.prior / (1 - self.prior)))
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):

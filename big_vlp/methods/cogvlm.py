@@ -14,6 +14,7 @@ from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
+from big_vlp.models.layers import axes
 from big_vlp.models.lora import Lora
 from input_pipeline.checks import arguments
 from input_pipeline.preprocess import Preprocess
@@ -101,11 +102,12 @@ class Method(base.Method):
         # A row of one language token creates everything.
         tokens = jnp.zeros((1, 1), jnp.int32)
         images = None if self.network.image is None else jnp.zeros((1, 1, size, size, 3))
-        variables = dict(self.network.init(rng, images, tokens, tokens))
+        with axes.recording() as declared:
+            variables = dict(self.network.init(rng, images, tokens, tokens))
         params = variables.pop("params")
         if self.lora is not None:
             lora = arguments.call("lora", Lora, self.lora)
-            params = lora.add(jax.random.fold_in(rng, 1), params)
+            params = lora.add(jax.random.fold_in(rng, 1), params, declared.kernels)
         return params | variables
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):

@@ -10,7 +10,7 @@ from big_vlp.augment.photometric import normalise
 from big_vlp.methods.shared import images
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.heads.dense import DeepLabV3, Segmenter, bilinear_weights, resize_bilinear
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers import catlip_vit
 from input_pipeline.checks import arguments
 from input_pipeline.preprocess import Preprocess
 
@@ -25,7 +25,7 @@ class Method(images.ImageMethod):
 
     Attributes:
       num_classes: of the data set.
-      model: arguments of `CatlipViT`; the published models have no class token and an output
+      model: arguments of `catlip_vit.Tower`; the published models have no class token and an output
         stride of 8.
       head: arguments of `DeepLabV3` but for `num_classes`.
       ema_decay: share of the old average that stays after each step; None keeps none.
@@ -48,7 +48,7 @@ class Method(images.ImageMethod):
     def network(self) -> Segmenter:
         execution = {"unroll": self.unroll, "remat": self.remat}
         dtype = compute_dtype(self.dtype)
-        tower = arguments.call("model", CatlipViT, self.model, dtype=dtype, **execution)
+        tower = arguments.call("model", catlip_vit.Tower, self.model, dtype=dtype, **execution)
         head = arguments.call("head", DeepLabV3, self.head, self.num_classes, dtype=dtype)
         return Segmenter(tower, head)
 

@@ -9,12 +9,9 @@ from big_vlp import losses, trees
 from big_vlp.methods.shared import images
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
-from big_vlp.models.towers.catlip_vit import CatlipViT, Classifier
-from big_vlp.models.towers.vit import ViT
-from input_pipeline.checks import arguments
+from big_vlp.models.heads.classifier import Classifier
+from big_vlp.models.towers import make_tower
 from input_pipeline.preprocess import Preprocess
-
-TOWERS = {"catlip_vit": CatlipViT, "vit": ViT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Method(images.ImageMethod):
 
     Attributes:
       num_classes: of the data set.
-      tower: "catlip_vit" or "vit" (the towers of CLIP, SigLIP and COSMOS).
+      tower: which one, see `models.towers`: "catlip_vit", or "vit" (of CLIP, SigLIP and COSMOS).
       model: arguments of the tower.
       multi_label: False: softmax over `label`; True: sigmoids over `labels`.
       label_smoothing: of the softmax loss, in training.
@@ -49,8 +46,7 @@ class Method(images.ImageMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.tower not in TOWERS:
-            raise ValueError(f"Unknown tower {self.tower!r}; choose one of {list(TOWERS)}.")
+        _ = self.network  # raises for a tower that cannot be
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
         if self.multi_label and self.label_smoothing:
@@ -58,14 +54,9 @@ class Method(images.ImageMethod):
 
     @property
     def network(self) -> Classifier:
-        given = {"unroll": self.unroll, "remat": self.remat}
-        if self.tower == "vit":
-            given |= {
-                "image_size": self.preprocess.image_size,
-                "activation": self.preprocess.activation,
-            }
-        dtype = compute_dtype(self.dtype)
-        tower = arguments.call("model", TOWERS[self.tower], self.model, dtype=dtype, **given)
+        given = {"image_size": self.preprocess.image_size, "dtype": compute_dtype(self.dtype)}
+        given |= {"unroll": self.unroll, "remat": self.remat}
+        tower = make_tower("model", self.tower, self.model, **given)
         return Classifier(tower, self.num_classes)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):

@@ -11,15 +11,11 @@ from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
 from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
 from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
-from big_vlp.models.towers.catlip_vit import CatlipViT
-from big_vlp.models.towers.eva import EvaTower
-from big_vlp.models.towers.vit import ViT
+from big_vlp.models.towers import make_tower
 from input_pipeline.checks import arguments
 
 LAYOUTS = ("static", "general")
 IMAGE_MASKS = ("causal", "full")
-# CogVLM's own; CatLIP's; that of CLIP, SigLIP and COSMOS.
-TOWERS = {"eva": EvaTower, "catlip_vit": CatlipViT, "vit": ViT}
 
 
 class Adapter(nn.Module):
@@ -73,7 +69,8 @@ class CogVLM(Network):
       text: keyword arguments of `Llama`.
       image: those of the image tower; None: there is none, nor an adapter, and the model is a
         language model.
-      tower: which one, out of TOWERS.
+      tower: which one, see `models.towers`: "eva" is CogVLM's own, "vit" that of CLIP, SigLIP and
+        COSMOS, "catlip_vit" CatLIP's.
       adapter_mlp_dim: hidden width of the adapter.
       expert_parts, expert_every, expert_qkv_bias: see `Llama`.
       image_mask: "causal", or "full", where boi and patches of an image see each other.
@@ -116,13 +113,9 @@ class CogVLM(Network):
             )
 
     def _make_tower(self, **execution):
-        if self.tower not in TOWERS:
-            raise ValueError(f"tower={self.tower!r}; choose one of {list(TOWERS)}.")
         if not self.adapter_mlp_dim:
             raise ValueError("An image tower needs an adapter: give adapter_mlp_dim.")
-        pooled = {"embed_dim": None} if self.tower == "vit" else {}
-        kind = TOWERS[self.tower]
-        return arguments.call("model.image", kind, self.image, **pooled, **execution)
+        return make_tower("model.image", self.tower, self.image, **execution)
 
     @property
     def image_token_size(self) -> int:
@@ -131,9 +124,7 @@ class CogVLM(Network):
 
     def image_tokens(self, images):
         """Normalised images [B, I, S, S, 3] -> the image tower's tokens [B, I, N, W]."""
-        tokens = self.vision(images.reshape(-1, *images.shape[2:]))
-        # Others than CogVLM's own give a pooled feature, too.
-        tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+        tokens, _ = self.vision(images.reshape(-1, *images.shape[2:]))
         return tokens.reshape(*images.shape[:2], *tokens.shape[1:])
 
     def adapt(self, tokens):

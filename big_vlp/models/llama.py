@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
+from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.rope import rope_angles, rotate
 from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks, unstack
@@ -45,6 +46,10 @@ class Attention(nn.Module):
     there are `query/kernel` and `key_value/kernel` [width, 2, kv_heads, head_dim].
     """
 
+    tensor_axes = outputs("qkv", -2) | inputs("out", -3)  # by heads
+    tensor_axes |= outputs("query", -2) | outputs("key_value", -2)
+    fused_layers = ("qkv", "key_value")
+
     heads: int
     kv_heads: int
     width: int
@@ -80,6 +85,8 @@ class Attention(nn.Module):
 
 class GatedMlp(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), without biases."""
+
+    tensor_axes = outputs("gate") | outputs("up") | inputs("down")  # by hidden units
 
     mlp_dim: int
     dtype: jnp.dtype
@@ -208,6 +215,8 @@ class Llama(nn.Module):
         of what the attention adds.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
+
+    tensor_axes = outputs("head", must=False)  # by tokens, as a classifier by classes
 
     vocab_size: int
     width: int

@@ -6,42 +6,23 @@ model knows of it.
 
 import contextlib
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_vlp import trees
+from big_vlp.models.layers.axes import Axes, declare, inputs_of
+from big_vlp.parallel.placing import MAY_STAY_WHOLE
 
 FACTORS = ("lora_a", "lora_b")
 
 # The scale of the factors in use, None where none are. It is a part of the key of every program
 # that jax keeps: what was compiled for one scale never runs for another.
 _SCALE = jax.make_user_context(None)
-
-
-class Axes(NamedTuple):
-    """How many axes of a layer's kernel are what, in this order."""
-
-    inputs: int = 1
-    parts: int = 0  # query, key and value of a fused kernel; each has factors of its own
-    outputs: int = 1
-
-
-# By the layer's name; all others have matrices.
-AXES = {
-    "qkv": Axes(parts=1, outputs=2),  # [in, 3, heads, head_dim]
-    "key_value": Axes(parts=1, outputs=2),
-    "query": Axes(outputs=2),  # [in, heads, head_dim]
-    "key": Axes(outputs=2),
-    "value": Axes(outputs=2),
-    "out": Axes(inputs=2),  # [heads, head_dim, out]
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +65,21 @@ class Lora:
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def add(self, rng, params) -> dict:
+    def add(self, rng, params, dense: Mapping[str, Axes]) -> dict:
         """`params` with fresh factors beside every kernel that a regex matches.
 
         Args:
           params: nested dict; only its shapes matter.
+          dense: the axes of the dense layers' kernels, see `layers.axes.Declared`.
 
         Raises:
           ValueError: there are factors already, or a regex matches no dense kernel, or matches
             that of a convolution; names each.
         """
         flat = trees.flatten(params)
-        chosen = self._choose(flat)
+        chosen = self._choose(flat, dense)
         for path, key in zip(chosen, jax.random.split(rng, len(chosen))):
-            axes, (layers, shape) = _axes(path), _layers(path, flat[path])
+            axes, (layers, shape) = dense[path], _layers(path, flat[path])
             inputs, rest = shape[: axes.inputs], shape[axes.inputs :]
             parts, outputs = rest[: axes.parts], rest[axes.parts :]
             bound = 1 / math.sqrt(math.prod(inputs))
@@ -107,9 +89,10 @@ class Lora:
             flat[_beside(path, "lora_b")] = jnp.zeros(
                 (*layers, *parts, self.rank, *outputs), jnp.float32
             )
+            declare({_beside(path, name): MAY_STAY_WHOLE for name in FACTORS})
         return trees.unflatten(flat)
 
-    def _choose(self, flat) -> list[str]:
+    def _choose(self, flat, dense: Mapping[str, Axes]) -> list[str]:
         """Paths of the kernels that get factors."""
         kernels = [path for path in flat if path.endswith("/kernel")]
         matched = {r: [p for p in kernels if re.fullmatch(r, p)] for r in self.kernels}
@@ -119,7 +102,7 @@ class Lora:
             f"{path} {tuple(flat[path].shape)} is the kernel of a convolution, matched by "
             f"{[r for r, paths in matched.items() if path in paths]}"
             for path in chosen
-            if len(_layers(path, flat[path])[1]) != sum(_axes(path))
+            if len(_layers(path, flat[path])[1]) != sum(dense.get(path, ()))
         ]
         problems += [f"{p} has factors already" for p in chosen if _beside(p, "lora_a") in flat]
         if problems:
@@ -136,14 +119,16 @@ class Lora:
         flat = trees.flatten(params)
         for path in [_beside(p, "kernel") for p in flat if p.endswith("/lora_a")]:
             leaves = (flat[path], *(flat.pop(_beside(path, name)) for name in FACTORS))
-            merge = functools.partial(self._merge_layer, _axes(path))
             stacked = _layers(path, leaves[0])[0]
+            merge = self._merge_layer
             flat[path] = jax.lax.map(merge, leaves) if stacked else merge(leaves)
         return trees.unflatten(flat)
 
-    def _merge_layer(self, axes, leaves):
+    def _merge_layer(self, leaves):
         kernel, a, b = leaves
-        return (kernel + _expand(self.scale * a, b, axes, precision="highest")).astype(kernel.dtype)
+        parts = a.ndim + b.ndim - kernel.ndim - 2  # both have the rank, and the parts
+        change = _expand(self.scale * a, b, parts, precision="highest")
+        return (kernel + change).astype(kernel.dtype)
 
     @contextlib.contextmanager
     def active(self):
@@ -185,17 +170,12 @@ class Lora:
         if not module.has_variable("params", "lora_a"):
             return y
         a, b = (module.get_variable("params", name) for name in FACTORS)
-        axes, dtype = AXES.get(module.name, Axes()), module.dtype or y.dtype
+        summed, dtype = inputs_of(module), module.dtype or y.dtype
         x, a, b = (array.astype(dtype) for array in (inputs, self.scale * a, b))
-        low = jnp.tensordot(x, a, axes.inputs, precision=module.precision)
+        low = jnp.tensordot(x, a, summed, precision=module.precision)
         # Logits are summed up in more than the layer's dtype.
         options = {"precision": module.precision, "preferred_element_type": y.dtype}
-        return y + _expand(low, b, axes, **options)
-
-
-def _axes(path: str) -> Axes:
-    """Of the kernel with that path."""
-    return AXES.get(path.split("/")[-2], Axes())
+        return y + _expand(low, b, a.ndim - summed - 1, **options)
 
 
 def _beside(path: str, name: str) -> str:
@@ -208,8 +188,8 @@ def _layers(path: str, leaf) -> tuple[tuple, tuple]:
     return leaf.shape[:count], leaf.shape[count:]
 
 
-def _expand(low, b, axes: Axes, **options):
-    """[..., r] times [r, ...]; for each part, [..., n, r] times [n, r, ...]."""
-    if axes.parts:
+def _expand(low, b, parts: int, **options):
+    """[..., r] times [r, ...]; with an axis of parts, [..., n, r] times [n, r, ...]."""
+    if parts:
         return jnp.einsum("...nr,nrhd->...nhd", low, b, **options)
     return jnp.tensordot(low, b, 1, **options)

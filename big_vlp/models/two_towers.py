@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from big_vlp.models.heads.cross_attention import CrossPool
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.transformer import torch_bias_init, torch_kernel_init
-from big_vlp.models.towers.text import TextTransformer
-from big_vlp.models.towers.vit import ViT
+from big_vlp.models.text import TextTransformer
+from big_vlp.models.towers import vit
 from input_pipeline.checks import arguments
 
 
@@ -28,7 +28,7 @@ class TwoTowers(Network):
     """An image and a text tower that meet in a joint space, with a learned temperature.
 
     Attributes:
-      image, text: keyword arguments of `ViT` and `TextTransformer`.
+      image, text: keyword arguments of `vit.Tower` and `TextTransformer`.
       embed_dim: width of the joint space.
       init_scale: initial exp(logit_scale).
       init_bias: initial logit_bias; None for losses without one.
@@ -50,7 +50,7 @@ class TwoTowers(Network):
             "unroll": self.unroll,
             "remat": self.remat,
         }
-        self.image_tower = arguments.call("model.image", ViT, self.image, **shared)
+        self.image_tower = arguments.call("model.image", vit.Tower, self.image, **shared)
         self.text_tower = arguments.call("model.text", TextTransformer, self.text, **shared)
         self.logit_scale = self.param("logit_scale", scalar(math.log(self.init_scale)))
         if self.init_bias is not None:

@@ -282,6 +282,9 @@ class Checkpoints:
         meta = self._read_json(step, "meta/metadata")
         if isinstance(meta.get("config"), dict):
             meta["config"] = renamed.upgrade(meta["config"])
+        if isinstance(meta.get("preprocess"), dict):  # the record, which is a section of a config
+            section = {"preprocess": meta["preprocess"]}
+            meta["preprocess"] = renamed.upgrade(section)["preprocess"]
         return meta
 
     def _path(self, step: int) -> Path:

@@ -130,12 +130,14 @@ class StoredModel:
         """
         mesh = meshes.make_mesh() if mesh is None else mesh
         checkpoints = Checkpoints(self.directory, read_only=True)
+        is_split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+        splits = self.make_method().splits if is_split else {}
 
         def read(shapes, restore):
             shapes = trees.unflatten(
                 {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in shapes.items()}
             )
-            return restore(step.abstract(shapes, placing.place(shapes, mesh)))
+            return restore(step.abstract(shapes, placing.place(shapes, mesh, splits)))
 
         weights = read(
             checkpoints.shapes(self.step, self.weights),

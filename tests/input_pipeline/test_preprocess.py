@@ -8,7 +8,7 @@ from input_pipeline.preprocess import Preprocess
 
 
 def test_json_round_trip():
-    record = Preprocess(32, "clip", 16, resize="squash", mean=(0.1, 0.2, 0.3), activation="gelu")
+    record = Preprocess(32, "clip", 16, resize="squash", mean=(0.1, 0.2, 0.3))
     assert Preprocess.from_json(record.to_json()) == record
     catlip = Preprocess(
         224, interpolation="bilinear", resize_size=232, mean=(0.0,) * 3, std=(1.0,) * 3

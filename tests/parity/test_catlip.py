@@ -24,7 +24,7 @@ from big_vlp.methods.segmentation import Method as Segmentation
 from big_vlp.methods.segmentation import mean_pixel_loss, upsample
 from big_vlp.models.heads.dense import Pyramid, as_map
 from big_vlp.models.layers.positions import resize_sequence
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 from big_vlp.recipes import CATLIP_RULES
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
@@ -143,7 +143,7 @@ def test_what_happens_inside(case):
     for size in sizes(case.arrays, "stem/"):
         expected = {k.rpartition("/")[0]: v for k, v in case.arrays.items() if k.endswith(size)}
         images = images_of(case.arrays, size).astype(np.float32) / 255
-        embedded = tower.apply(variables, images, method="embed")
+        embedded = tower.apply(variables, images, method="prepare")
         positions = resize_sequence(params["tower"]["position_embedding"], embedded.shape[1])
         close(channels_first(embedded - positions, expected["stem"]), expected["stem"], size)
         cls = jnp.broadcast_to(params["tower"]["class_token"], (len(images), 1, tower.width))

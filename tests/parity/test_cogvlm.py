@@ -196,8 +196,8 @@ def test_image_tower_and_adapter(case):
 
         def run(module, images):
             embedded = module.vision.embed(images)
-            encoded = module.vision.encode(embedded)
-            pooled = module.vision(images)
+            encoded = module.vision.transformer(embedded)
+            pooled, _ = module.vision(images)
             adapted = module.adapter.project(pooled)
             return embedded, encoded, pooled, adapted, module.encode_images(images[None])[0]
 

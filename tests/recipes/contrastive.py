@@ -61,7 +61,7 @@ def cosmos() -> list[Recipe]:
         *tower("method.model.text", **CLIP_TEXT),
         Row("joint width", 512, "method.model.embed_dim"),
         Row("heads of the poolers", 8, fixed(CosmosTowers.pooler_heads)),
-        Row("activation", "gelu", "preprocess.activation"),
+        Row("activation", "gelu", activation),
         Row("temperatures at the start", 0.07, fixed(1 / CosmosTowers.init_scale)),
         Row("captions of retrieval", "own image only", rule_of_retrieval),
         Row("ImageNet, zero-shot", "1,000 names, 80 templates", fixed(None), TEXT),
@@ -127,7 +127,7 @@ def clip() -> list[Recipe]:
         Row(
             "activation",
             "quick_gelu",
-            "preprocess.activation",
+            activation,
             "the exact function, as in open_clip's models and COSMOS, whose baseline this is",
         ),
         Row("scale of the logits at the start", 1 / 0.07, scale_at_start),
@@ -166,12 +166,19 @@ def siglip() -> list[Recipe]:
         *tower("method.model.text", width=768, layers=12, heads=12, causal=False, pool="last",
                norm_epsilon=1e-6),
         Row("joint width", 768, "method.model.embed_dim"),
-        Row("activation", "gelu_tanh", "preprocess.activation"),
+        Row("activation", "gelu_tanh", activation),
         Row("scale of the logits at the start", 10.0, scale_at_start),
         Row("bias of the logits at the start", -10.0, bias_at_start),
     ]  # fmt: skip
     source = "arXiv 2303.15343; google-research/big_vision (optax.py, vit.py, siglip_lit_coco.py)"
     return [Recipe("SigLIP, ViT-B/16", source, "siglip", "data=cc3m", rows)]
+
+
+def activation(config):
+    """Of both towers."""
+    towers = (config["method"]["model"][name] for name in ("image", "text"))
+    (of_both,) = {tower.get("activation", "gelu") for tower in towers}
+    return of_both
 
 
 def scale_at_start(config):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.methods.shared.ema import check_decay, ema
+from big_vlp.models.layers import axes
+from big_vlp.parallel import placing
 from input_pipeline.checks.arguments import unknown
 
 Tree = Any  # nested dicts of arrays
@@ -62,9 +64,18 @@ class Method:
         return model, {} if self.ema_decay is None else jax.tree.map(jnp.copy, model)
 
     @functools.cached_property
+    def _traced(self) -> tuple[tuple[Tree, Tree], axes.Declared]:
+        return axes.traced(self.init, jax.random.key(0))
+
+    @property
     def shapes(self) -> tuple[Tree, Tree]:
         """(model, averaged) of jax.ShapeDtypeStruct; traced once."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return self._traced[0]
+
+    @property
+    def splits(self) -> dict[str, placing.Split]:
+        """What the model's modules declare for `placing.place`, see `models.layers.axes`."""
+        return self._traced[1].splits
 
     def loss(
         self, trainable: Tree, frozen: Tree, averaged: Tree, statistics: Tree, batch, *, rng, step

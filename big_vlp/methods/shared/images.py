@@ -41,13 +41,13 @@ class ImageMethod(base.Method):
 
 
 def train_tokens(method, params, statistics, images, rng, step, train_statistics=True):
-    """Augments images u8[B, S, S, 3] and embeds them.
+    """Augments images u8[B, S, S, 3] and runs what depends on the whole batch.
 
     Args:
-      method: its `network` has `embed(images, train)`.
+      method: its `network` has `prepare(images, train)`.
 
     Returns:
-      tokens of `embed`, the new running statistics, and the loss of the augmentation.
+      what `prepare` gives, the new running statistics, and the loss of the augmentation.
     """
     keys = jax.random.split(rng, images.shape[0])
     pre = method.preprocess
@@ -64,7 +64,7 @@ def train_tokens(method, params, statistics, images, rng, step, train_statistics
             variables,
             images,
             train_statistics,
-            method="embed",
+            method="prepare",
             mutable=[trees.STATISTICS] if train_statistics else False,
         )
         tokens, statistics = tokens if train_statistics else (tokens, statistics)
@@ -96,7 +96,7 @@ def predict_fns(method, activation):
             variables = {"params": network_params(params), **statistics}
             return method.network.apply(
                 {"params": network_params(params)},
-                method.network.apply(variables, images, False, method="embed"),
+                method.network.apply(variables, images, False, method="prepare"),
                 method=output,
             )
 

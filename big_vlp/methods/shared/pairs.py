@@ -50,9 +50,8 @@ def make_towers(kind, method, **given) -> TwoTowers:
     pre = method.preprocess
     given |= {"dtype": compute_dtype(method.dtype), "unroll": method.unroll, "remat": method.remat}
     towers = arguments.call("model", kind, method.model, **given)
-    image = {"image_size": pre.image_size, "activation": pre.activation}
-    text = {"context_length": pre.context_length, "activation": pre.activation}
-    return towers.clone(image={**towers.image, **image}, text={**towers.text, **text})
+    image = {**towers.image, "image_size": pre.image_size}
+    return towers.clone(image=image, text={**towers.text, "context_length": pre.context_length})
 
 
 def check_text_lengths(method) -> None:

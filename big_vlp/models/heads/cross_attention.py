@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention, attention_weights
+from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
 
@@ -20,6 +21,9 @@ class CrossPool(nn.Module):
     No MLP, no residual, no key mask: padding tokens are attended to, as in the published models.
     The queries of a sample share its keys and values, which are therefore projected once.
     """
+
+    tensor_axes = outputs("query", -2) | outputs("key_value", -2) | inputs("out", -3)  # by heads
+    fused_layers = ("key_value",)
 
     heads: int
     dtype: jnp.dtype

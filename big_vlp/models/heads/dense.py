@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.models.layers.axes import outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import BatchNorm
 from big_vlp.models.layers.positions import linear, resize_weights
+from big_vlp.models.towers import Tower
 from big_vlp.models.towers.catlip_vit import NORM_EPSILON, kaiming_fan_out
 
 # PyTorch's kaiming_uniform by "fan_out" counts what its kernel of a transposed convolution has
@@ -74,6 +76,8 @@ class DeepLabV3(nn.Module):
       dropout: share of the joined map's channels that training drops, drawn for each image.
     """
 
+    tensor_axes = outputs("classifier", must=False)
+
     num_classes: int
     channels: int = 512
     rates: tuple[int, ...] = (12, 24, 36)
@@ -109,28 +113,28 @@ class Segmenter(Network):
     """An image tower and a head on its map.
 
     Attributes:
-      tower: a `CatlipViT`; `embed` and `decode` are the two halves of a call.
+      tower: the image tower; `prepare` and `decode` are the two halves of a call.
       head: a `DeepLabV3`.
     """
 
-    tower: nn.Module
+    tower: Tower
     head: nn.Module
 
     @property
     def dtype(self):
         return self.tower.dtype
 
-    def embed(self, images, train: bool = False):
-        return self.tower.embed(images, train)
+    def prepare(self, images, train: bool = False):
+        return self.tower.prepare(images, train)
 
-    def decode(self, tokens, size: tuple[int, int], train: bool = False):
-        """Tokens of `embed` of images of `size` (height, width) -> logits f32[B, h, w, classes]."""
-        tokens, _ = self.tower.encode(tokens)
-        return self.head(as_map(tokens, size, self.tower.output_stride), train)
+    def decode(self, x, size: tuple[int, int], train: bool = False):
+        """What `prepare` gives, of images of `size` (height, width) -> logits f32[B, h, w, C]."""
+        tokens, _ = self.tower.encode(x)
+        return self.head(as_map(tokens, size, self.tower.token_size), train)
 
     def __call__(self, images, train: bool = False):
         """Images [B, H, W', 3] in 0..1 -> logits f32[B, H / stride, W' / stride, classes]."""
-        return self.decode(self.embed(images, train), images.shape[1:3], train)
+        return self.decode(self.prepare(images, train), images.shape[1:3], train)
 
 
 class SimpleFPN(nn.Module):
@@ -185,10 +189,10 @@ class Pyramid(Network):
     """An image tower and `SimpleFPN`: the backbone of a detector.
 
     Attributes:
-      tower: a `CatlipViT` of output stride 16.
+      tower: an image tower with tokens of 16 pixels.
     """
 
-    tower: nn.Module
+    tower: Tower
 
     @property
     def dtype(self):
@@ -199,8 +203,8 @@ class Pyramid(Network):
 
     def __call__(self, images, train: bool = False):
         """Images [B, H, W', 3] in 0..1 -> (maps of `SimpleFPN`, mean of the tokens [B, W])."""
-        if self.tower.output_stride != 16:
-            raise ValueError(f"SimpleFPN needs output_stride=16, not {self.tower.output_stride}.")
+        if self.tower.token_size != 16:
+            raise ValueError(f"SimpleFPN needs tokens of 16 pixels, not {self.tower.token_size}.")
         tokens, pooled = self.tower(images, train)
         return self.fpn(as_map(tokens, images.shape[1:3], 16)), pooled
 

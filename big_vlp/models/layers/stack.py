@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from big_vlp.models.layers import axes
+
 REMAT_POLICIES = {
     # Recompute everything inside a block: least memory.
     "full": None,
@@ -22,7 +24,8 @@ def blocks_of(module: nn.Module, init: Callable, *args) -> dict:
     """
     if module.has_variable("params", "blocks"):
         return module.get_variable("params", "blocks")
-    return module.param("blocks", init, *args)
+    with axes.below((*module.path, "blocks")):
+        return module.param("blocks", init, *args)
 
 
 def init_blocks(rng, block, layers: int, *args) -> dict:

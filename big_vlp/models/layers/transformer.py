@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
 from big_vlp.parallel import meshes
@@ -70,6 +71,9 @@ class SelfAttention(nn.Module):
     `qkv/kernel` is [width, 3, heads, head_dim], so a tensor-parallel split falls on whole heads.
     """
 
+    tensor_axes = outputs("qkv", -2) | inputs("out", -3)  # by heads
+    fused_layers = ("qkv",)
+
     heads: int
     causal: bool
     dtype: jnp.dtype
@@ -96,6 +100,8 @@ class SelfAttention(nn.Module):
 
 class Mlp(nn.Module):
     """Two linear layers around an activation; the hidden width is `mlp_dim`, by default 4x."""
+
+    tensor_axes = outputs("fc1") | inputs("fc2")  # by hidden units
 
     activation: str
     dtype: jnp.dtype

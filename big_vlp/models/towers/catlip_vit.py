@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vlp.models.layers.head import Head
-from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
 from big_vlp.models.layers.positions import resize_sequence
 from big_vlp.models.layers.transformer import BlockInit, Transformer, normal
+from big_vlp.models.towers.shared import base
 
 NORM_EPSILON = 1e-6
 
@@ -54,7 +53,7 @@ class ConvStem(nn.Module):
         return conv(self.width, **halve, name="conv2")(x)
 
 
-class CatlipViT(nn.Module):
+class Tower(base.Tower):
     """The image tower; images are in 0..1, without mean or standard deviation.
 
     Attributes:
@@ -73,9 +72,6 @@ class CatlipViT(nn.Module):
     class_token: bool = True
     output_stride: int = 16
     channel_first_norm: bool = False
-    dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
-    remat: str | None = None
 
     def setup(self):
         kind = ChannelFirstLayerNorm if self.channel_first_norm else None
@@ -110,14 +106,10 @@ class CatlipViT(nn.Module):
 
     @property
     def token_size(self) -> int:
-        """Pixels per side of a token."""
         return self.output_stride
 
-    def embed(self, images, train: bool = False):
-        """Images [B, H, W', 3] in 0..1 -> tokens [B, N, W], row after row, with positions.
-
-        What depends on the whole batch (BatchNorm) is in here, so that `encode` can run in parts.
-        """
+    def prepare(self, images, train: bool = False):
+        """Images [B, H, W', 3] in 0..1 -> tokens [B, N, W], row after row, with positions."""
         x = self.stem(images, train)
         x = x.reshape(x.shape[0], -1, self.width)
         # The reference stretches the flattened sequence, not the grid: rows get mixed, and the
@@ -125,7 +117,7 @@ class CatlipViT(nn.Module):
         return x + resize_sequence(self.position_embedding, x.shape[1]).astype(self.dtype)
 
     def encode(self, tokens):
-        """Tokens of `embed` -> (tokens [B, N, W], pooled [B, W]), both after the final norm."""
+        """Tokens of `prepare` -> (tokens [B, N, W], pooled [B, W]), both after the final norm."""
         x = tokens
         if self.class_token:
             # The class token has no position.
@@ -133,48 +125,3 @@ class CatlipViT(nn.Module):
             x = jnp.concatenate([cls, x], axis=1)
         x = self.norm_post(self.transformer(x))
         return (x[:, 1:], x[:, 0]) if self.class_token else (x, x.mean(axis=1))
-
-    def __call__(self, images, train: bool = False):
-        """Images [B, H, W', 3] in 0..1 -> (tokens [B, N, W], pooled [B, W])."""
-        return self.encode(self.embed(images, train))
-
-
-class Classifier(Network):
-    """An image tower and a linear classifier.
-
-    Attributes:
-      tower: the image tower; `embed` and `encode` are its two halves.
-      num_classes: of the classifier, whose kernel may be split over the mesh axis "tensor".
-      bias_init: initial bias of every class.
-    """
-
-    tower: nn.Module
-    num_classes: int
-    bias_init: float = 0.0
-
-    def setup(self):
-        self.classifier = Head(
-            self.num_classes,
-            dtype=self.tower.dtype,
-            kernel_init=normal(0.02),
-            bias_init=nn.initializers.constant(self.bias_init),
-        )
-
-    @property
-    def dtype(self):
-        return self.tower.dtype
-
-    def embed(self, images, train: bool = False):
-        return self.tower.embed(images, train)
-
-    def features(self, tokens):
-        """Tokens of `embed` -> pooled features f32[B, W]."""
-        return self.tower.encode(tokens)[1].astype(jnp.float32)
-
-    def classify(self, tokens):
-        """Tokens of `embed` -> logits f32[B, num_classes]."""
-        return self.classifier(self.features(tokens))
-
-    def __call__(self, images, train: bool = False):
-        """Images [B, H, W', 3] -> logits f32[B, num_classes]."""
-        return self.classify(self.embed(images, train))

@@ -9,6 +9,7 @@ from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
 from big_vlp.models.layers.transformer import BlockInit, Mlp, SelfAttention, normal
+from big_vlp.models.towers.shared import base
 from big_vlp.parallel import meshes
 
 INITS = BlockInit(*[normal(0.02)] * 4, mlp_bias=lambda _: nn.initializers.zeros)
@@ -32,7 +33,7 @@ class EvaBlock(nn.Module):
 
 
 class EvaTransformer(nn.Module):
-    """`layers` blocks, stacked under "blocks"; attributes as those of `EvaTower`."""
+    """`layers` blocks, stacked under "blocks"; attributes as those of `Tower`."""
 
     layers: int
     heads: int
@@ -55,7 +56,7 @@ class EvaTransformer(nn.Module):
         return run_blocks(body, x, params, self.layers, self.unroll)[0]
 
 
-class EvaTower(nn.Module):
+class Tower(base.Tower):
     """Patches and a class token through the blocks; no norm before or behind them.
 
     Attributes:
@@ -63,7 +64,6 @@ class EvaTower(nn.Module):
         `patch_size`) interpolate the table.
       downsample: CogVLM2's convolution, which makes one token of 2 x 2 patches.
       epsilon: of the LayerNorms.
-      unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
     image_size: int
@@ -74,9 +74,6 @@ class EvaTower(nn.Module):
     mlp_dim: int
     downsample: bool = False
     epsilon: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
-    remat: str | None = None
 
     def setup(self):
         p, w = self.patch_size, self.width
@@ -107,7 +104,6 @@ class EvaTower(nn.Module):
 
     @property
     def token_size(self) -> int:
-        """Pixels per side of an output token."""
         return self.patch_size * (2 if self.downsample else 1)
 
     def embed(self, images):
@@ -123,23 +119,19 @@ class EvaTower(nn.Module):
         cls = jnp.broadcast_to(self.class_token.astype(self.dtype), (batch, 1, width))
         return jnp.concatenate([cls, x.reshape(batch, -1, width)], axis=1) + positions
 
-    def encode(self, tokens):
-        """Tokens of `embed` -> [B, 1 + N, W] after the last block."""
-        return self.transformer(tokens)
-
-    def pool(self, tokens, grid: tuple[int, int]):
-        """Tokens of `encode` -> [B, N, W] without class token; N / 4 with `downsample`.
+    def pool(self, patches, grid: tuple[int, int]):
+        """Patches [B, N, W] -> tokens: themselves, or [B, N / 4, W] with `downsample`.
 
         Args:
           grid: rows and columns of patches.
         """
-        x = tokens[:, 1:]
         if not self.downsample:
-            return x
-        batch, _, width = x.shape
-        return self.conv(x.reshape(batch, *grid, width)).reshape(batch, -1, width)
+            return patches
+        batch, _, width = patches.shape
+        return self.conv(patches.reshape(batch, *grid, width)).reshape(batch, -1, width)
 
-    def __call__(self, images):
-        """Normalised images [B, S, S', 3] -> tokens [B, N, W], row after row."""
+    def encode(self, images):
+        """Normalised images [B, S, S', 3] -> (tokens [B, N, W], class token [B, W])."""
         grid = tuple(size // self.patch_size for size in images.shape[1:3])
-        return self.pool(self.encode(self.embed(images)), grid)
+        x = self.transformer(self.embed(images))
+        return self.pool(x[:, 1:], grid), x[:, 0]

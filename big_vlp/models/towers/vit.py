@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.positions import resize_grid
@@ -19,12 +20,16 @@ from big_vlp.models.layers.transformer import (
     torch_kernel_init,
     xavier_init,
 )
+from big_vlp.models.towers.shared import base
 
 DINO_EXCESS = 0.1  # of `resize_grid`: the rule that COSMOS was trained with
 
 
 class MapHead(nn.Module):
     """SigLIP's pooling (arXiv 2303.15343): one learned query attends to all tokens."""
+
+    tensor_axes = outputs("query", -2) | outputs("key", -2) | outputs("value", -2)  # by heads
+    tensor_axes |= inputs("out", -3)
 
     heads: int
     activation: str
@@ -53,7 +58,7 @@ class MapHead(nn.Module):
         return (y.astype(jnp.float32) + z)[:, 0]
 
 
-class ViT(nn.Module):
+class Tower(base.Tower):
     """ViT tower (arXiv 2010.11929) in the two forms the field uses.
 
     pool="cls" is CLIP's: class token, norm before the blocks, patch projection without bias,
@@ -74,17 +79,14 @@ class ViT(nn.Module):
     width: int
     layers: int
     heads: int
-    embed_dim: int | None
+    embed_dim: int | None = None
     pool: str = "cls"
     activation: str = "gelu"
     position_scale: float | None = None
     norm_epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
-    remat: str | None = None
 
     @nn.compact
-    def __call__(self, images):
+    def encode(self, images):
         """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
 
         Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
@@ -159,14 +161,4 @@ class ViT(nn.Module):
 
     @property
     def token_size(self) -> int:
-        """Pixels per side of a token."""
         return self.patch_size
-
-    def embed(self, images, train: bool = False):
-        """The images themselves: no part of this tower depends on the whole batch."""
-        del train
-        return images
-
-    def encode(self, images):
-        """As `__call__`; with `embed` what `catlip_vit.Classifier` asks of a tower."""
-        return self(images)

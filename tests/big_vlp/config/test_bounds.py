@@ -13,11 +13,9 @@ from big_vlp import bounds
 from big_vlp.augment.learned import RangeAugment
 from big_vlp.augment.photometric import Photometric
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator
-from big_vlp.methods import transfer
-from big_vlp.models import cogvlm, llama, two_towers
+from big_vlp.models import cogvlm, llama, text, two_towers
 from big_vlp.models.heads import dense
 from big_vlp.models.lora import Lora
-from big_vlp.models.towers import text
 from big_vlp.parallel import meshes
 from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
@@ -49,7 +47,7 @@ BUILT = {  # section: what it describes
     "method.head": [dense.DeepLabV3],
     "method.lora": [Lora],
     "method.model": [
-        *transfer.TOWERS.values(), *cogvlm.TOWERS.values(), cogvlm.CogVLM, llama.Llama,
+        *of_modules("big_vlp.models.towers", "Tower"), cogvlm.CogVLM, llama.Llama,
         two_towers.TwoTowers, two_towers.CosmosTowers, text.TextTransformer,
     ],
     "optim": [Optimizer],

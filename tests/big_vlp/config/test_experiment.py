@@ -98,7 +98,7 @@ def test_missing_key(tmp_path, key):
         ("method.remat", "some", ["config.method", "'some'", "dots"]),
         ("method.model.image.pool", "max", ["config.method", "'max'", "cls"]),
         ("method.model.image.heads", 3, ["config.method", "3 heads"]),
-        ("preprocess.activation", "relu", ["config", "'relu'", "quick_gelu"]),
+        ("method.model.text.activation", "relu", ["config.method", "'relu'", "quick_gelu"]),
         ("preprocess.resize", "squish", ["config.preprocess", "'squish'", "squash"]),
         ("preprocess.image_size", 20, ["config", "20", "patch size 8"]),
         ("optim.warmup_steps", 7, ["config.optim", "warmup_steps (7)"]),

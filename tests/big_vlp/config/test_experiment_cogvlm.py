@@ -76,7 +76,7 @@ def test_warm_starts_go_by_name():
             "config.method: preprocess.image_token_size=16 must be 8",
         ),
         ("preprocess.resize", "shortest", "resize='squash'"),
-        ("method.model.tower", "resnet", "config.method: tower='resnet'"),
+        ("method.model.tower", "resnet", "config.method: Unknown tower 'resnet'; choose one of"),
         ("method.image_loss", -1.0, "config.method: image_loss=-1.0"),
         ("views.image_token_size", 8, "config.views: ['image_token_size'] cannot be set here"),
         ("optim.dead", {}, "config.optim: ['dead'] cannot be set here"),

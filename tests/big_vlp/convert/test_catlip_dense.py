@@ -18,7 +18,7 @@ from big_vlp.convert.catlip_dense import (
 from big_vlp.convert.common import ConversionError
 from big_vlp.methods.segmentation import Method
 from big_vlp.models.heads.dense import Pyramid
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 from input_pipeline.preprocess import Preprocess
 
 TOWER = {"width": 8, "layers": 2, "heads": 2, "mlp_dim": 24, "num_positions": 9}

@@ -15,8 +15,8 @@ from input_pipeline.preprocess import Preprocess
 SIZES = {"head_dim": 4, "text_heads": 3, "pooler_heads": 5}
 PREPROCESS = Preprocess(image_size=12, tokenizer="clip", context_length=6)
 MODEL = {
-    "image": {"patch_size": 4, "width": 8, "layers": 3, "heads": 2},
-    "text": {"vocab_size": 20, "width": 12, "layers": 2, "heads": 3},
+    "image": {"patch_size": 4, "width": 8, "layers": 3, "heads": 2, "activation": "gelu"},
+    "text": {"vocab_size": 20, "width": 12, "layers": 2, "heads": 3, "activation": "gelu"},
     "embed_dim": 10,
     "pooler_heads": 5,
 }
@@ -149,8 +149,8 @@ def test_weights_of_another_rank_are_refused(checkpoint):
 
 # With the numbers of heads that released models have.
 WIDE = {
-    "image": {"patch_size": 4, "width": 64, "layers": 1, "heads": 1},
-    "text": {"vocab_size": 20, "width": 64, "layers": 1, "heads": 8},
+    "image": {"patch_size": 4, "width": 64, "layers": 1, "heads": 1, "activation": "gelu"},
+    "text": {"vocab_size": 20, "width": 64, "layers": 1, "heads": 8, "activation": "gelu"},
     "embed_dim": 64,
     "pooler_heads": 8,
 }

@@ -13,6 +13,7 @@ from big_vlp.generation.beams import Beams
 from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
 from big_vlp.generation.sampling import Sampling, generate
 from big_vlp.models.cogvlm import CogVLM
+from big_vlp.models.layers import axes
 from big_vlp.parallel import meshes, placing
 
 MESHES = {"2,2,2": 8, "1,1,2": 2}
@@ -28,6 +29,7 @@ def main():
     images = jax.random.normal(jax.random.key(1), (BATCH, 1, 28, 28, 3))
     params = jax.jit(model.init)(jax.random.key(0), images[:1], row, row)["params"]
     params = jax.tree.map(lambda a: 6 * np.asarray(a) if a.ndim > 2 else np.asarray(a), params)
+    splits = axes.traced(model.init, jax.random.key(0), images[:1], row, row)[1].splits
     tokens = np.random.default_rng(0).integers(3, 24, (BATCH, 11)).astype(np.int32)
     types = np.zeros((BATCH, 11), np.int32)
     types[:, 1:7] = 1
@@ -37,7 +39,7 @@ def main():
     def run(mesh):
         own = params
         if mesh is not None:
-            own = jax.device_put(params, placing.place(params, mesh))
+            own = jax.device_put(params, placing.place(params, mesh, splits))
         features = jax.jit(
             lambda params: model.apply({"params": params}, images, method="encode_images")
         )(own)

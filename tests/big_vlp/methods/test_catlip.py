@@ -11,7 +11,7 @@ import pytest
 from big_vlp import losses, trees
 from big_vlp.methods import make_method
 from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 from input_pipeline.preprocess import Preprocess
 
 PREPROCESS = Preprocess(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)

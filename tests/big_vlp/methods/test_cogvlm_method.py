@@ -239,7 +239,7 @@ def test_next_tokens_counts_what_the_mask_marks():
             {"model": {**MODEL, "image": {**MODEL["image"], "downsample": True}}},
             "image_token_size=8 must be 16",
         ),
-        ({"model": {**MODEL, "tower": "resnet"}}, "tower='resnet'; choose one of"),
+        ({"model": {**MODEL, "tower": "resnet"}}, "Unknown tower 'resnet'; choose one of"),
         ({"model": {**MODEL, "adapter_mlp_dim": None}}, "give adapter_mlp_dim"),
     ],
 )

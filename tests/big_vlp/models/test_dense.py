@@ -14,7 +14,7 @@ from big_vlp.models.heads.dense import (
     bilinear_weights,
     resize_bilinear,
 )
-from big_vlp.models.towers.catlip_vit import CatlipViT
+from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 
 TOWER = {"width": 32, "layers": 1, "heads": 2, "num_positions": 9, "class_token": False}
 
@@ -179,7 +179,7 @@ def test_logits_of_a_segmenter(dtype):
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     out = jax.jit(model.apply)(variables, images)
     assert out.shape == (2, 4, 6, 5) and out.dtype == jnp.float32
-    tokens = model.apply(variables, images, method="embed")
+    tokens = model.apply(variables, images, method="prepare")
     again = model.apply(variables, tokens, images.shape[1:3], method="decode")
     tolerance = 0.05 if dtype == jnp.bfloat16 else 1e-5
     np.testing.assert_allclose(again, out, atol=tolerance * np.abs(out).max())
@@ -245,5 +245,5 @@ def test_pyramid_of_a_tower():
         "l5": (1, 2, 32),
     }
     np.testing.assert_allclose(pooled, maps["l4"].mean(axis=(1, 2)), atol=1e-6)
-    with pytest.raises(ValueError, match="needs output_stride=16, not 8"):
+    with pytest.raises(ValueError, match="needs tokens of 16 pixels, not 8"):
         Pyramid(CatlipViT(**TOWER, output_stride=8)).init(jax.random.key(0), images)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_vlp.models.layers import axes
 from big_vlp.models.layers.attention import attention, drop
 from big_vlp.models.llama import EXPERT_PARTS, Llama
 from big_vlp.parallel import meshes, placing
@@ -261,12 +262,13 @@ def compare_meshes():
         out = model.apply(params, x, positions, IMAGE, dropout_keys=keys)[0]
         return (out * weights).sum(), out
 
+    splits = axes.traced(model.init, jax.random.key(0), x, positions)[1].splits
     step = jax.jit(jax.grad(loss, has_aux=True))
     expected, expected_out = step(params, x, jax.random.key(2))
     for sizes in ((8, 1, 1), (2, 2, 2)):
         mesh = meshes.make_mesh(*sizes)
         with jax.set_mesh(mesh):
-            placed = jax.device_put(params, placing.place(params, mesh))
+            placed = jax.device_put(params, placing.place(params, mesh, splits))
             split = jax.device_put(x, meshes.over_batch(mesh))
             found, out = step(placed, split, jax.random.key(2))
         np.testing.assert_allclose(out, expected_out, atol=1e-4)

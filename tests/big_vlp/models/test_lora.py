@@ -1,5 +1,7 @@
 """LoRA: the numbers of merged kernels in every execution, at the cost of frozen ones."""
 
+import functools
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_vlp import trees
+from big_vlp.models.layers import axes
 from big_vlp.models.llama import extend_cache
 from big_vlp.models.lora import Lora
 from big_vlp.run.optim import Optimizer
@@ -19,9 +22,29 @@ GROUPED = {"text": {"kv_heads": 2}, "expert_qkv_bias": True}
 BLOCK = "language/blocks/language"
 
 
+@functools.cache
+def kernels():
+    """The axes of all dense layers in the models below."""
+    images, tokens, types = inputs(STATIC)
+    small = randn(1, 16, 16, 3)
+    found = {}
+    for model, *args in (
+        (cogvlm(), images, tokens, types),
+        (cogvlm(**GROUPED), images, tokens, types),
+        (towers(), small, ids(1)),
+        (vit(pool="map", embed_dim=16), small),
+    ):
+        found |= axes.traced(model.init, jax.random.key(0), *args)[1].kernels
+    return found
+
+
+def adder(lora):
+    return functools.partial(lora.add, dense=kernels())
+
+
 def trained(lora, params):
     """Factors as in the middle of a training: B is not zero."""
-    flat = trees.flatten(jax.jit(lora.add)(jax.random.key(0, impl="unsafe_rbg"), params))
+    flat = trees.flatten(jax.jit(adder(lora))(jax.random.key(0, impl="unsafe_rbg"), params))
     for i, path in enumerate(flat):
         if path.endswith("/lora_b"):
             flat[path] = 0.2 * randn(*flat[path].shape, seed=i)
@@ -109,7 +132,7 @@ def test_values_and_gradients_are_those_of_merged_kernels(changes, layout):
 def test_new_factors_change_nothing():
     model = cogvlm()
     params = parameters(model)
-    added = jax.jit(EVERYWHERE.add)(jax.random.key(0), params)
+    added = jax.jit(adder(EVERYWHERE))(jax.random.key(0), params)
     logits = logits_fn(model, "static")
     found = jax.jit(activated(EVERYWHERE, logits))(added)
     np.testing.assert_array_equal(found, jax.jit(logits)(params))
@@ -159,7 +182,7 @@ def test_other_models_take_factors_too(model, args, kernels):
 
 def test_shapes_and_first_values():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(cogvlm()))
-    added = trees.flatten(EVERYWHERE.add(jax.random.key(0), params))
+    added = trees.flatten(adder(EVERYWHERE)(jax.random.key(0), params))
     factors = {path: value for path, value in added.items() if is_factor(path)}
     assert all(value.dtype == np.float32 for value in factors.values())
     for start, fan_in, a, b in [
@@ -176,7 +199,7 @@ def test_shapes_and_first_values():
         assert len(np.unique(value)) > 0.99 * value.size  # nothing is drawn twice
     rest = trees.unflatten({path: value for path, value in added.items() if not is_factor(path)})
     jax.tree.map(np.testing.assert_array_equal, rest, params)
-    grouped = jax.eval_shape(EVERYWHERE.add, jax.random.key(0), parameters(cogvlm(**GROUPED)))
+    grouped = jax.eval_shape(adder(EVERYWHERE), jax.random.key(0), parameters(cogvlm(**GROUPED)))
     attn = grouped["language"]["blocks"]["vision"]["attn"]
     assert attn["query"]["lora_b"].shape == (2, 3, 4, 4)
     assert attn["key_value"]["lora_a"].shape == (2, 16, 2, 3)
@@ -223,7 +246,7 @@ def test_frozen_kernels_have_no_gradient():
     sizes = {"width": 64, "layers": 4, "mlp_dim": 128}
     model = cogvlm(image=sizes, text=sizes, unroll=True)
     lora = Lora((r".*/blocks/.*attn/(qkv|out)/kernel",), rank=1, alpha=1)
-    params = lora.add(jax.random.key(0), parameters(model))
+    params = adder(lora)(jax.random.key(0), parameters(model))
 
     def flops(function, argument):
         return jax.jit(function).lower(argument).cost_analysis()["flops"]
@@ -241,7 +264,7 @@ def test_an_optimizer_trains_the_factors_only():
     rules = ((r".*/lora_[ab]", 1.0, 0.0), (r".*(?<!/lora_[ab])", 0.0, 0.0))
     optimizer = Optimizer(0.01, total_steps=20, warmup_steps=0, weight_decay=0.0, rules=rules)
     model = cogvlm()
-    params = lora.add(jax.random.key(0), parameters(model))
+    params = adder(lora)(jax.random.key(0), parameters(model))
     trainable, frozen = trees.split(params, optimizer.is_trainable(params))
     assert all(map(is_factor, trees.flatten(trainable)))
     moments = optimizer.init(trainable)
@@ -263,7 +286,7 @@ def test_an_optimizer_trains_the_factors_only():
 
 
 def test_parameters_of_another_model_are_still_refused():
-    params = EVERYWHERE.add(jax.random.key(0), parameters(cogvlm()))
+    params = adder(EVERYWHERE)(jax.random.key(0), parameters(cogvlm()))
     other = cogvlm(text={"mlp_dim": 28})
     with pytest.raises(flax.errors.ScopeParamShapeError):
         jax.eval_shape(activated(EVERYWHERE, logits_fn(other)), params)
@@ -282,14 +305,14 @@ def test_parameters_of_another_model_are_still_refused():
 def test_bad_regexes(kernels, message):
     params = parameters(cogvlm(image={"downsample": True, "image_size": 16}))
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(Lora(kernels, rank=2, alpha=1).add, jax.random.key(0), params)
+        jax.eval_shape(adder(Lora(kernels, rank=2, alpha=1)), jax.random.key(0), params)
 
 
 def test_factors_are_not_drawn_twice():
     lora = Lora([".*/qkv/kernel"], rank=2, alpha=1)
-    params = lora.add(jax.random.key(0), parameters(cogvlm()))
+    params = adder(lora)(jax.random.key(0), parameters(cogvlm()))
     with pytest.raises(ValueError, match=f"{BLOCK}/attn/qkv/kernel has factors already"):
-        lora.add(jax.random.key(1), params)
+        adder(lora)(jax.random.key(1), params)
 
 
 @pytest.mark.parametrize("kernels, rank", [((".*",), 0), ((".*",), -1), ((), 4)])

@@ -69,7 +69,7 @@ def evaluate(method, params, batch, mesh=None):
     """Loss, gradients, and how many parameters were really split."""
     split = 0
     if mesh is not None:
-        params = jax.device_put(params, placing.place(params, mesh))
+        params = jax.device_put(params, placing.place(params, mesh, method.splits))
         batch = meshes.global_batch(batch, mesh, BATCH)
         split = sum(placing.bytes_per_device(x) < x.nbytes for x in jax.tree.leaves(params[0]))
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from big_vlp.parallel import cluster, meshes, placing
 from big_vlp.parallel.meshes import AXES, global_batch, local_rows, make_mesh
-from big_vlp.parallel.placing import place
+from big_vlp.parallel.placing import MAY_STAY_WHOLE, Split, place
 
 ROOT = Path(__file__).parents[3]
 METHODS = ("clip", "siglip", "cosmos", "catlip")
@@ -88,10 +88,21 @@ def abstract_mesh(data, fsdp, tensor):
     )
 
 
+SPLITS = {
+    "attn/qkv/kernel": Split(-2),
+    "attn/out/kernel": Split(-3),
+    "mlp/fc1/kernel": Split(-1),
+    "mlp/fc1/bias": Split(-1),
+    "mlp/fc2/kernel": Split(-2),
+    "classifier/kernel": Split(-1, must=False),
+    "lora_a": MAY_STAY_WHOLE,
+}
+
+
 def specs(mesh, **shapes):
     """Placement of fp32 parameters given as path__with__underscores=shape."""
     tree = {k.replace("__", "/"): jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
-    return {k: tuple(v.spec) for k, v in place(tree, mesh).items()}
+    return {k: tuple(v.spec) for k, v in place(tree, mesh, SPLITS).items()}
 
 
 def test_placement_of_large_and_small_parameters():
@@ -120,6 +131,14 @@ def test_placement_of_large_and_small_parameters():
     }
 
 
+def test_what_a_mesh_need_not_divide_stays_whole():
+    found = specs(abstract_mesh(1, 7, 5), classifier__kernel=(7000, 37), qkv__lora_a=(1024, 4096))
+    assert found == {"classifier/kernel": ("fsdp", None), "qkv/lora_a": (None, None)}
+    assert specs(abstract_mesh(1, 1, 5), classifier__kernel=(8, 35)) == {
+        "classifier/kernel": (None, "tensor")
+    }
+
+
 def test_layers_are_never_split():
     """Also where their number is the largest axis that the mesh divides."""
     found = specs(abstract_mesh(1, 4, 1), blocks__odd__kernel=(1024, 60, 60))
@@ -130,7 +149,7 @@ def test_averages_and_moments_live_where_their_parameters_do():
     leaf = jax.ShapeDtypeStruct((12, 768, 3072), jnp.float32)
     tree = {"blocks": {"mlp": {"fc1": {"kernel": leaf}}}}
     state = {"model": tree, "averaged": tree, "opt": {"moments": {"1": {"mu": tree}}}}
-    found = {leaf.spec for leaf in jax.tree.leaves(place(state, abstract_mesh(2, 2, 2)))}
+    found = {leaf.spec for leaf in jax.tree.leaves(place(state, abstract_mesh(2, 2, 2), SPLITS))}
     assert found == {PartitionSpec(None, "fsdp", "tensor")}
 
 
@@ -161,7 +180,7 @@ def test_a_batch_that_does_not_divide():
 def test_the_table_shows_where_parameters_live():
     mesh = abstract_mesh(2, 4, 1)
     leaf = jax.ShapeDtypeStruct((8, 1024, 4096), jnp.float32)
-    placed = place({"blocks": leaf}, mesh)["blocks"]
+    placed = place({"blocks": leaf}, mesh, {})["blocks"]
     leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
     assert placing.split_of(leaf) == "fsdp on axis 2"
     assert placing.bytes_per_device(leaf) == 8 * 1024 * 1024 * 4

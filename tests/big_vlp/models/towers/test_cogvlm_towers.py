@@ -6,8 +6,8 @@ import pytest
 
 from big_vlp import trees
 from big_vlp.models.cogvlm import Adapter
-from big_vlp.models.towers.catlip_vit import CatlipViT
-from big_vlp.models.towers.vit import ViT
+from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
+from big_vlp.models.towers.vit import Tower as ViT
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
 from tests.big_vlp.methods.toy_cogvlm_method import (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from big_vlp import trees
-from big_vlp.models.towers.eva import EvaTower
+from big_vlp.models.towers.eva import Tower as EvaTower
 from tests.big_vlp.models.towers.toy_towers import apply, arbitrary, randn
 from tests.big_vlp.models.toy_cogvlm import IMAGE
 
@@ -17,7 +17,7 @@ def test_the_image_tower_takes_other_sizes():
     images = randn(2, 12, 12, 3)
     params = arbitrary(tower(), images[:, :8, :8])
     assert params["params"]["position_embedding"].shape == (5, 12)
-    assert apply(tower(), params, images).shape == (2, 9, 12)
+    assert apply(tower(), params, images)[0].shape == (2, 9, 12)
     with pytest.raises(ValueError, match="multiple of 4 pixels"):
         apply(tower(), params, images[:, :11])
 
@@ -32,5 +32,6 @@ def test_the_image_tower_norms_what_its_branches_return():
     shift = sum(flat[f"transformer/blocks/{name}/bias"][0] for name in ("norm1", "norm2"))
     params = {"params": trees.unflatten(flat)}
     embedded = tower(layers=1).apply(params, images, method="embed")
-    found = tower(layers=1).apply(params, embedded, method="encode")
-    np.testing.assert_allclose(found, embedded + shift, rtol=1e-5, atol=1e-5)
+    tokens, pooled = tower(layers=1).apply(params, images)
+    np.testing.assert_allclose(tokens, embedded[:, 1:] + shift, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pooled, embedded[:, 0] + shift, rtol=1e-5, atol=1e-5)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp.models.towers.text import TextTransformer
-from big_vlp.models.towers.vit import ViT
+from big_vlp.models.text import TextTransformer
+from big_vlp.models.towers.vit import Tower as ViT
 from big_vlp.models.two_towers import CosmosTowers
 
 VOCABULARY, LENGTH = 40, 7
