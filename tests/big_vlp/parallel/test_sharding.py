@@ -132,7 +132,7 @@ def test_placement_of_large_and_small_parameters():
 
 
 def test_what_a_mesh_need_not_divide_stays_whole():
-    found = specs(abstract_mesh(1, 7, 5), classifier__kernel=(7000, 37), qkv__lora_a=(1024, 4096))
+    found = specs(abstract_mesh(1, 7, 5), classifier__kernel=(70_000, 37), qkv__lora_a=(1024, 4096))
     assert found == {"classifier/kernel": ("fsdp", None), "qkv/lora_a": (None, None)}
     assert specs(abstract_mesh(1, 1, 5), classifier__kernel=(8, 35)) == {
         "classifier/kernel": (None, "tensor")
