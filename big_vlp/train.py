@@ -37,7 +37,7 @@ from big_vlp.run.lease import held_lease
 from big_vlp.run.log import LOG_FILE, TRAIN, MetricLog, read_log
 from big_vlp.storage.checkpoint import CheckpointError, save_frozen
 from big_vlp.storage.model_dir import Labels
-from input_pipeline.checks.paths import local_path
+from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
 
@@ -64,7 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       ProcessError: another process of the run failed.
       Stop: a SystemExit of status 143 after SIGTERM, 130 after Ctrl-C, with the state saved.
     """
-    workdir = local_path(workdir)
+    workdir = storage_path(workdir)
     experiment = Experiment.from_config(config)
     total_steps = experiment.total_steps
     live = progress.LiveLine(total_steps)

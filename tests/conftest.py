@@ -58,3 +58,6 @@ class CpuMinutes:
 
 def pytest_configure(config):
     config.pluginmanager.register(CpuMinutes())
+
+
+pytest_plugins = ["tests.bucket_server"]

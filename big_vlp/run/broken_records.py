@@ -2,11 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 
 import jax
 
 from big_vlp.parallel import cluster
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.lines import Lines
 from input_pipeline.loader import Batches, Loader
 from input_pipeline.records import BrokenRecordError
 
@@ -29,16 +30,17 @@ class BrokenRecords:
     """
 
     def __init__(self, workdir: str | os.PathLike, loader: Loader, first_step: int, say):
-        self._path = Path(workdir) / FILE
+        self._path = storage_path(workdir) / FILE
+        self._lines = Lines(self._path)
         self._loader, self._say = loader, say
         self._next_step = first_step
         self._examples = self._broken = 0
         self._known = set()
-        if self._path.exists() and jax.process_index() == 0:
-            text = self._path.read_text()
+        if jax.process_index() == 0 and self._lines.exists():
+            text = self._lines.text()
             whole = text[: text.rfind("\n") + 1]
             if whole != text:  # A kill has cut the last line short.
-                self._path.write_text(whole)
+                self._lines.replace(whole)
             self._known = {json.loads(line)["reason"] for line in whole.splitlines()}
 
     def report(self, step: int, batches: Batches) -> dict[str, int]:
@@ -90,6 +92,5 @@ class BrokenRecords:
             if one["reason"] not in self._known and jax.process_index() == 0:
                 self._known.add(one["reason"])
                 new.append(one["reason"])
-                with self._path.open("a") as file:
-                    file.write(json.dumps(one) + "\n")
+                self._lines.append(json.dumps(one) + "\n")
         return new

@@ -1,12 +1,16 @@
 """A batch as the model sees it, drawn: a row per example, all of its views after augmentation on
 the device, the texts or labels that it is trained with below."""
 
+import io
 import textwrap
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import write_whole
 
 MAX_EXAMPLES = 6
 _MARGIN, _FONT_SIZE = 8, 13  # pixels
@@ -41,7 +45,9 @@ def write_contact_sheet(
         np.clip((np.asarray(x) * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
         for x in images.values()
     ]
-    _draw(pixels, views.texts(rows)).save(path)
+    picture = io.BytesIO()
+    _draw(pixels, views.texts(rows)).save(picture, "PNG")
+    write_whole(storage_path(path), picture.getvalue())
 
 
 def _draw(pixels: list[np.ndarray], captions: list[list[str]]) -> Image.Image:

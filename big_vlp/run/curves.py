@@ -1,7 +1,7 @@
 """`curves.png`: the log of a run as a drawing."""
 
+import io
 import os
-import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -12,11 +12,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from big_vlp.run.log import TRAIN, read_log
 from big_vlp.run.tables import metric_of
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import write_whole
 
 CURVES_FILE = "curves.png"
 
 
-def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
+def plot_curves(workdir: str | os.PathLike) -> os.PathLike:
     """Draws the log: the training losses, and a panel per family of each evaluator's metrics.
 
     Chance and baselines (`REFERENCES`) are dotted, in their metric's colour. Steps whose loss was
@@ -29,7 +31,7 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
       FileNotFoundError: there is no log in `workdir`.
       ValueError: the log has nothing to draw.
     """
-    path = pathlib.Path(workdir) / CURVES_FILE
+    path = storage_path(workdir) / CURVES_FILE
     if jax.process_index() != 0:
         return path
     panels = _panels(read_log(workdir))
@@ -41,9 +43,9 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
     FigureCanvasAgg(figure)
     for i, (title, curves) in enumerate(panels.items()):
         _draw(figure.add_subplot(grid_rows, columns, i + 1), title, curves)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=120)
-    os.replace(part, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_whole(path, picture.getvalue())
     return path
 
 

@@ -14,10 +14,13 @@ import os
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 
 from big_vlp.parallel.processes import from_first
 from input_pipeline.checks.errors import BigVlpError
+from input_pipeline.files.buckets import create, is_in_bucket, make_directory, storage_path
+from input_pipeline.files.whole import write_whole
 
 DIRECTORY = "lease"
 RENEW_SECONDS = 5.0
@@ -53,9 +56,10 @@ class Lease:
           LeaseError: another run holds it.
           OSError: the directory cannot be written.
         """
-        directory, holder = Path(workdir) / DIRECTORY, _this_process()
+        directory = storage_path(workdir) / DIRECTORY
+        holder = {**_this_process(), "id": uuid.uuid4().hex}
         while True:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             gone = {number: _read(_file(directory, number)) for number in _numbers(directory)}
             if gone:
                 newest = max(gone)
@@ -94,8 +98,9 @@ class Lease:
         self._thread.join()
         if not lost:
             self._file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the next holder may be there already
-                self._file.parent.rmdir()
+            if not is_in_bucket(self._file):
+                with contextlib.suppress(OSError):  # the next holder may be there already
+                    self._file.parent.rmdir()
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
@@ -106,12 +111,7 @@ class Lease:
             if self._ended.is_set():
                 return
             try:
-                # Not created anew: who takes over removes it.
-                file = os.open(self._file, os.O_WRONLY)
-                try:
-                    os.pwrite(file, _content(self._holder, self._beats + 1), 0)
-                finally:
-                    os.close(file)
+                _overwrite(self._file, _content(self._holder, self._beats + 1))
             except FileNotFoundError:
                 self._ended.set()
             except OSError:
@@ -149,14 +149,35 @@ def held_lease(workdir: str | os.PathLike, say=lambda text: None):
 def _create(file: Path, content: bytes) -> bool:
     """Whether the file is new, and this process' own."""
     try:
-        with open(file, "xb") as new:
-            new.write(content)
-    except (FileExistsError, FileNotFoundError):
-        return False  # another was faster, or the last holder removes the directory
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
+        create(file, content)
+    except FileExistsError:
+        # Another was faster; or the answer was lost, and a second request met what the first wrote.
+        return is_in_bucket(file) and _read(file) == content
+    except FileNotFoundError:
+        if is_in_bucket(file):
+            raise  # of the bucket
+        return False  # the last holder removes the directory
     return True
+
+
+def _overwrite(file: Path, content: bytes) -> None:
+    """Puts other bytes of the same length into a lease. Does not make it anew: who takes over
+    removes it.
+
+    Raises:
+      FileNotFoundError: it is gone, or another has taken over.
+    """
+    if is_in_bucket(file):
+        # It may be taken over between these two: then it is the lesser number, and counts no more.
+        if max(_numbers(file.parent), default=None) != int(file.name):
+            raise FileNotFoundError(file)
+        write_whole(file, content)
+        return
+    opened = os.open(file, os.O_WRONLY)
+    try:
+        os.pwrite(opened, content, 0)
+    finally:
+        os.close(opened)
 
 
 def _wait_until_lapsed(file: Path, workdir, say) -> bytes | None:
@@ -266,7 +287,7 @@ def _file(directory: Path, number: int) -> Path:
 
 def _numbers(directory: Path) -> list[int]:
     try:
-        names = os.listdir(directory)
+        names = [path.name for path in directory.iterdir()]
     except FileNotFoundError:  # the last holder has just removed it
         return []
     return [int(name) for name in names if name.isdecimal()]

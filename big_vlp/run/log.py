@@ -7,17 +7,16 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
+from big_vlp.run.boards import Board
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.checks.paths import local_path
-from input_pipeline.files.whole import write_whole
+from input_pipeline.files.buckets import make_directory, storage_path
+from input_pipeline.files.lines import Lines
 
 LOG_FILE = "metrics.jsonl"
 
@@ -52,65 +51,59 @@ class MetricLog:
           PathError: `workdir` is no path of this machine.
           LogError: the log holds a broken line before its end, or cannot be written.
         """
-        self._file = None
+        self._lines = None
         if jax.process_index() != 0:
             return
-        workdir = local_path(workdir)
+        workdir = storage_path(workdir)
         self._path = workdir / LOG_FILE
         with self._explained():
-            workdir.mkdir(parents=True, exist_ok=True)
-            kept = self._drop_from(start_step, keep) if self._path.exists() else []
-            self._file = self._path.open("a")
-            self._tensorboard = SummaryWriter(
-                str(workdir / "tensorboard"),
-                purge_step=start_step,
-                filename_suffix=f".from_step_{start_step}",  # two files of one second must differ
-            )
+            make_directory(workdir)
+            lines = Lines(self._path)
+            kept = self._drop_from(lines, start_step, keep) if lines.exists() else []
+            lines.append("")
+            self._board = Board(workdir, start_step)
+            self._lines = lines
             for line in kept:
                 if line["step"] == start_step:  # TensorBoard drops them
                     values = {name: float(value) for name, value in line["values"].items()}
                     self._to_tensorboard(start_step, line["split"], values, line["time"])
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Logs numbers (or arrays of one) under the split; on disk when this returns.
+        """Logs numbers (or arrays of one) under the split; stored when this returns.
 
         Raises:
           LogError: it cannot be written.
         """
-        if self._file is None:
+        if self._lines is None:
             return
         values = {name: float(value) for name, value in values.items()}
         now = time.time()
         encoded = {name: to_json(value) for name, value in values.items()}
         line = {"step": int(step), "time": round(now, 3), "split": split, "values": encoded}
         with self._explained():
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+            self._lines.append(json.dumps(line, allow_nan=False) + "\n")
             self._to_tensorboard(step, split, values, now)
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._lines is not None:
             with self._explained():
-                self._file.close()
-                self._tensorboard.close()
+                self._board.close()
 
-    def _drop_from(self, start_step: int, keep: Collection[str]) -> list[dict]:
+    def _drop_from(self, lines: Lines, start_step: int, keep: Collection[str]) -> list[dict]:
         """Rewrites the log where a line has to go; gives those that stay."""
-        text, kept = self._path.read_text("utf-8", "replace"), []
-        for line, fields in _complete_lines(self._path):
+        text, kept = lines.text(), []
+        for line, fields in _complete_lines(self._path, text):
             step, split = fields["step"], fields["split"]
             if step < start_step or (step == start_step and split in keep):
                 kept.append((line, fields))
         if (whole := "".join(line for line, _ in kept)) != text:
-            write_whole(self._path, whole.encode())  # a kill leaves the old log or the new one
+            lines.replace(whole)
         return [fields for _, fields in kept]
 
     def _to_tensorboard(self, step: int, split: str, values: Mapping[str, float], now: float):
         for name, value in values.items():
-            if math.isfinite(value):
-                # TensorBoard allows no "@" in a name.
-                tag = f"{split}/{name}".replace("@", "_at_")
-                self._tensorboard.add_scalar(tag, value, step, walltime=now)
+            self._board.add(step, split, name, value, now)
+        self._board.flush()
 
     @contextlib.contextmanager
     def _explained(self):
@@ -130,18 +123,18 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, Any]]:
       FileNotFoundError: there is no log in `workdir`.
       LogError: a broken line before the last one.
     """
-    path = pathlib.Path(workdir) / LOG_FILE
-    if not path.exists():
+    stored = Lines(storage_path(workdir) / LOG_FILE)
+    if not stored.exists():
         raise FileNotFoundError(f"No {LOG_FILE} in {workdir}; give the workdir of a run.")
-    lines = [fields for _, fields in _complete_lines(path)]
+    lines = [fields for _, fields in _complete_lines(stored.path, stored.text())]
     for line in lines:
         line["values"] = {name: float(value) for name, value in line["values"].items()}
     return lines
 
 
-def _complete_lines(path: pathlib.Path) -> list[tuple[str, dict]]:
+def _complete_lines(path, text: str) -> list[tuple[str, dict]]:
     """The log's lines and what they say, without a last one that was cut short."""
-    lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+    lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     parsed = []

@@ -28,6 +28,7 @@ from jax import lax
 
 from big_vlp import trees
 from big_vlp.storage.agreement import CheckpointError
+from input_pipeline.files.buckets import is_in_bucket
 
 CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.
@@ -47,6 +48,8 @@ def orbax_path(directory: Path) -> Path:
     written without its arrays.
     """
     name = str(directory)
+    if is_in_bucket(directory):
+        return directory
     if name.isprintable() and not SPECIAL_CHARACTERS & set(name):
         return directory
     return _link(directory)

@@ -26,11 +26,13 @@ from big_vlp import renamed, trees
 from big_vlp.parallel.processes import from_first
 from big_vlp.storage import agreement, arrays
 from big_vlp.storage.agreement import CheckpointError, UnreadableError
-from input_pipeline.checks.paths import local_path
+from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 
 # Beside each checkpoint, by Orbax; lists its items.
 STEP_METADATA = "_CHECKPOINT_METADATA"
 DAMAGED_SUFFIX = ".damaged"
+# In a bucket, where directories cannot be renamed: the object that Orbax writes last.
+COMMITTED = "commit_success.txt"
 
 
 class Checkpoints:
@@ -62,14 +64,14 @@ class Checkpoints:
     ):
         if on_damage not in ("stop", "previous"):
             raise ValueError(f"on_damage={on_damage!r}; choose stop or previous.")
-        self.workdir = local_path(workdir)
+        self.workdir = storage_path(workdir)
         self.directory = self.workdir / "checkpoints"
         self.every_steps, self.on_damage = every_steps, on_damage
         self._manager = None
         if read_only:
             return
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot be made: {error}.") from error
         self._manager = ocp.CheckpointManager(
@@ -96,7 +98,7 @@ class Checkpoints:
         """
         try:
             found = [p for p in self.directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", p.name)]
-            return sorted(int(path.name) for path in found if path.is_dir())
+            return sorted(int(path.name) for path in found if _is_complete(path))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -240,6 +242,8 @@ class Checkpoints:
             while target.exists():
                 target, number = free.with_name(f"{free.name}.{number}"), number + 1
             try:
+                if is_in_bucket(path):
+                    (path / COMMITTED).unlink()  # what is moved file by file does not count
                 path.rename(target)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be set aside: {error}.") from error
@@ -353,7 +357,7 @@ def save_frozen(workdir: str | Path, frozen: dict) -> None:
       CheckpointError: they cannot be written.
     """
     if frozen:
-        workdir = local_path(workdir)
+        workdir = storage_path(workdir)
         path = arrays.orbax_path(workdir) / "frozen"
         with (
             arrays.writing(workdir / "frozen", lambda: "The run has not begun"),
@@ -372,7 +376,7 @@ def restore_frozen(
     """
     if not frozen:
         return {}
-    workdir = local_path(workdir)
+    workdir = storage_path(workdir)
 
     def read():
         with _reading_frozen(workdir) as path:
@@ -399,6 +403,11 @@ def _reading_frozen(workdir: Path):
             "parameters, which no checkpoint repeats. Bring it back from a copy, or begin again in "
             "another --workdir."
         ) from error
+
+
+def _is_complete(path) -> bool:
+    """Whether a directory with the name of a checkpoint is one."""
+    return (path / COMMITTED).exists() if is_in_bucket(path) else path.is_dir()
 
 
 def _read(path: Path, tree: dict, where: str, say: Callable[[str], None]):

@@ -21,7 +21,8 @@ from big_vlp.run import step
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints, restore_frozen
 from input_pipeline.checks import arguments
-from input_pipeline.checks.paths import PathError, local_path
+from input_pipeline.checks.paths import PathError
+from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.preprocess import Preprocess
 
@@ -43,7 +44,7 @@ class Labels:
 
     def save(self, directory: Path) -> None:
         """Others may read at the same time: they find the old file or the new one."""
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         write_whole(directory / LABELS_FILE, json.dumps(dataclasses.asdict(self)).encode())
 
     @classmethod
@@ -220,7 +221,7 @@ def save_model(
         use_compression=False,
     )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         with ocp.CheckpointManager(
             arrays.orbax_path(directory) / "checkpoints",
             options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
@@ -230,7 +231,10 @@ def save_model(
         if labels is not None:
             labels.save(directory)
     except BaseException as error:
-        shutil.rmtree(target, ignore_errors=True)
+        if not is_in_bucket(target):
+            shutil.rmtree(target, ignore_errors=True)
+        elif target.exists():
+            target.rmtree()
         if not isinstance(error, Exception):
             raise
         raise CheckpointError(f"Writing {directory} failed: {arrays.reason(error)}.") from error
@@ -238,7 +242,7 @@ def save_model(
 
 def _local(directory: str | Path) -> Path:
     try:
-        return local_path(directory)
+        return storage_path(directory)
     except PathError as error:
         raise CheckpointError(str(error)) from error
 

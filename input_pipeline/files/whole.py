@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.files import buckets
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -43,7 +45,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Writes a file that is there as a whole or not at all, on a disk or in a bucket."""
+    if buckets.is_in_bucket(path):
+        buckets.write(path, data)
+        return
     # Not the process' id: those of two machines may be the same.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     with open(temporary, "wb") as file:

