@@ -3,6 +3,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
 # The job that submit.sh submits: job.sh CODE RESTARTS GRACE DEVICES train|evaluate ARGUMENTS
+# shellcheck source=launch/common.sh
 source "$1/launch/common.sh"
 restarts=$2 grace=$3 devices=$4
 read_program "${@:5}"
@@ -18,8 +19,8 @@ known=$(progress)
 while true; do
   # Once one task has ended the others have `grace`, then SIGKILL. The status is the largest.
   status=0
-  srun --kill-on-bad-exit=0 --wait="$grace" --label --unbuffered --cpu-bind=none \
-    env -u SLURM_CPU_BIND "$python" -m "big_vlp.$program" "${arguments[@]}" || status=$?
+  srun --kill-on-bad-exit=0 --wait="$grace" --label --cpu-bind=none \
+    "$python" -m "big_vlp.$program" "${arguments[@]}" || status=$?
   say "ended with $status."
   case $(verdict "$status") in
     whole) exit 0 ;;
@@ -28,8 +29,9 @@ while true; do
       # By the time limit or a preemption. After scancel the job runs no more, and ends here.
       if is_running; then
         say "requeued; it goes on from its checkpoint."
+        trap - TERM
         scontrol requeue "$SLURM_JOB_ID"
-        sleep 60 # until SLURM ends this script
+        exec sleep 60 # until SLURM ends this script
       fi
       exit "$status"
       ;;
