@@ -46,15 +46,16 @@ run() {
   fi
 }
 
-# The value of a launcher's option: value OPTION "$@" is the word after it.
-value() {
-  [[ $# -ge 3 ]] || fail "$1 needs a value."
-  printf '%s\n' "$3"
+# Reads the value of a launcher's option: take VARIABLE OPTION VALUE …
+take() {
+  [[ $# -ge 3 && $3 != -- ]] || fail "$2 needs a value."
+  printf -v "$1" %s "$3"
 }
 
-number() {
-  [[ $2 =~ ^[0-9]+$ ]] || fail "$1 needs a whole number, not '$2'."
-  printf '%s\n' "$((10#$2))"
+take_number() {
+  take "$@"
+  [[ $3 =~ ^[0-9]{1,9}$ ]] || fail "$2 needs a whole number, not '$3'."
+  printf -v "$1" %d "$((10#$3))"
 }
 
 # What comes after --: sets program, arguments, workdir and config.

@@ -18,9 +18,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 processes=1 per_gpu=
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
-    --processes) processes=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --restarts) restarts=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --grace) grace=$(number "$1" "$(value "$1" "$@")") && shift ;;
+    --processes) take_number processes "$@" && shift ;;
+    --restarts) take_number restarts "$@" && shift ;;
+    --grace) take_number grace "$@" && shift ;;
     --per-gpu) per_gpu=1 ;;
     --dry-run) dry_run=1 ;;
     -h | --help) usage ;;

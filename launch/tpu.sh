@@ -26,15 +26,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 name='' zone='' type='' version='' slices=1 spot='' existing='' keep='' setup='' poll=20 create_flags=()
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
-    --name) name=$(value "$1" "$@") && shift ;;
-    --zone) zone=$(value "$1" "$@") && shift ;;
-    --type) type=$(value "$1" "$@") && shift ;;
-    --version) version=$(value "$1" "$@") && shift ;;
-    --slices) slices=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --setup) setup=$(value "$1" "$@") && shift ;;
-    --restarts) restarts=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --grace) grace=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --poll) poll=$(number "$1" "$(value "$1" "$@")") && shift ;;
+    --name) take name "$@" && shift ;;
+    --zone) take zone "$@" && shift ;;
+    --type) take type "$@" && shift ;;
+    --version) take version "$@" && shift ;;
+    --slices) take_number slices "$@" && shift ;;
+    --setup) take setup "$@" && shift ;;
+    --restarts) take_number restarts "$@" && shift ;;
+    --grace) take_number grace "$@" && shift ;;
+    --poll) take_number poll "$@" && shift ;;
     --create=*) create_flags+=("${1#*=}") ;;
     --spot) spot=1 ;;
     --existing) existing=1 ;;

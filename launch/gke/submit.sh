@@ -28,19 +28,19 @@ name='' image='' tpu='' topology='' slices=1 gpu='' nodes=1 chips='' spot='' buc
 restarts=50 grace=300 poll=10
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
-    --name) name=$(value "$1" "$@") && shift ;;
-    --image) image=$(value "$1" "$@") && shift ;;
-    --tpu) tpu=$(value "$1" "$@") && shift ;;
-    --topology) topology=$(value "$1" "$@") && shift ;;
-    --slices) slices=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --gpu) gpu=$(value "$1" "$@") && shift ;;
-    --nodes) nodes=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --chips) chips=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --bucket) bucket=$(value "$1" "$@") && shift ;;
-    --service-account) account=$(value "$1" "$@") && shift ;;
-    --restarts) restarts=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --grace) grace=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --poll) poll=$(number "$1" "$(value "$1" "$@")") && shift ;;
+    --name) take name "$@" && shift ;;
+    --image) take image "$@" && shift ;;
+    --tpu) take tpu "$@" && shift ;;
+    --topology) take topology "$@" && shift ;;
+    --slices) take_number slices "$@" && shift ;;
+    --gpu) take gpu "$@" && shift ;;
+    --nodes) take_number nodes "$@" && shift ;;
+    --chips) take_number chips "$@" && shift ;;
+    --bucket) take bucket "$@" && shift ;;
+    --service-account) take account "$@" && shift ;;
+    --restarts) take_number restarts "$@" && shift ;;
+    --grace) take_number grace "$@" && shift ;;
+    --poll) take_number poll "$@" && shift ;;
     --spot) spot=1 ;;
     --detach) detach=1 ;;
     --dry-run) dry_run=1 ;;

@@ -3,7 +3,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
 # The job that submit.sh submits: job.sh CODE RESTARTS GRACE DEVICES train|evaluate ARGUMENTS
-# shellcheck source=launch/common.sh
+# shellcheck source=../common.sh
 source "$1/launch/common.sh"
 restarts=$2 grace=$3 devices=$4
 read_program "${@:5}"

@@ -20,11 +20,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 nodes=1 gpus=0 tasks=1 per_gpu='' flags=()
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
-    --nodes) nodes=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --gpus-per-node) gpus=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --tasks-per-node) tasks=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --restarts) restarts=$(number "$1" "$(value "$1" "$@")") && shift ;;
-    --grace) grace=$(number "$1" "$(value "$1" "$@")") && shift ;;
+    --nodes) take_number nodes "$@" && shift ;;
+    --gpus-per-node) take_number gpus "$@" && shift ;;
+    --tasks-per-node) take_number tasks "$@" && shift ;;
+    --restarts) take_number restarts "$@" && shift ;;
+    --grace) take_number grace "$@" && shift ;;
     --sbatch=*) flags+=("${1#*=}") ;;
     --per-gpu) per_gpu=1 ;;
     --dry-run) dry_run=1 ;;
