@@ -80,7 +80,7 @@ manifest() {
   declare -A values=(
     [NAME]=$name [COMMIT]=$(commit | sed -n '1p; 2s/.*/and changes/p' | tr '\n' ' ' | sed 's/ $//')
     [SLICES]=$slices [HOSTS]=$hosts [CHIPS]=$chips [ACCELERATOR]=$tpu$gpu [TOPOLOGY]=$topology
-    [IMAGE]=$image [ARGUMENTS]=$(json_list "$program" "${arguments[@]}") [RESTARTS]=$restarts [GRACE]=$grace
+    [IMAGE]=$image [RESTARTS]=$restarts [GRACE]=$grace
     [ACCOUNT]=$account [BUCKET]=$bucket
     [MOUNT]="implicit-dirs,metadata-cache:ttl-secs:-1,file-cache:max-size-mb:-1,file-cache:enable-parallel-downloads:true"
   )
@@ -93,6 +93,8 @@ manifest() {
     text+=$line$'\n'
   done <"$root/launch/gke/${tpu:+tpu}${gpu:+gpu}.yaml"
   for key in "${!values[@]}"; do text=${text//"\${$key}"/"${values[$key]}"}; done
+  line=$(json_list "$program" "${arguments[@]}") # last: it may look like one of the above
+  text=${text//"\${ARGUMENTS}"/"$line"}
   printf '%s' "$text"
 }
 

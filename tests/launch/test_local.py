@@ -125,7 +125,11 @@ def test_a_process_that_stands_still_is_killed(fake):
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_go_to_all_processes_and_nothing_starts_again(fake, number, status):
     for process in range(2):
-        fake(process, 0, "trap 'exit 143' TERM; trap 'exit 130' INT; for i in {1..99}; do sleep 0.1; done")
+        fake(
+            process,
+            0,
+            "trap 'exit 143' TERM; trap 'exit 130' INT; for i in {1..99}; do sleep 0.1; done",
+        )
     command = ["bash", LAUNCH / "local.sh", "--processes", "2", "--", "train", *DEMO, fake.workdir]
     running = subprocess.Popen(command, env=fake.env, stdout=subprocess.DEVNULL)
     while not (fake.starts(0) and fake.starts(1)):

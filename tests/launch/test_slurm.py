@@ -79,7 +79,7 @@ def test_a_run_that_is_preempted_is_requeued_and_goes_on_to_the_end(slurm, tmp_p
         return (workdir / f"slurm-{number}.log").read_text(errors="replace")
 
     def goes_on(restarts):
-        """Once it waits, it need not wait the two minutes that SLURM gives the node."""
+        """Once it waits: SLURM gives the node two minutes, of which it needs some seconds."""
         until(
             lambda: (
                 (state := job(slurm, number))["Restarts"] == str(restarts)
@@ -87,6 +87,7 @@ def test_a_run_that_is_preempted_is_requeued_and_goes_on_to_the_end(slurm, tmp_p
             ),
             log,
         )
+        time.sleep(5)
         slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     until(lambda: steps(workdir), log)
@@ -124,8 +125,6 @@ def test_a_cancelled_job_is_not_requeued(slurm, tmp_path):
     log = tmp_path / "run" / f"slurm-{number}.log"
     until(log.exists, lambda: str(job(slurm, number)))
     slurm("scancel", number)
-    until(
-        lambda: not slurm("squeue", "-h", "-j", number).strip(), lambda: slurm("squeue", "-h")
-    )
+    until(lambda: not slurm("squeue", "-h", "-j", number).strip(), lambda: slurm("squeue", "-h"))
     assert job(slurm, number)["JobState"] == "CANCELLED"
     assert job(slurm, number)["Restarts"] == "0"

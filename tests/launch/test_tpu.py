@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def cloud(tmp_path):
     """A Cloud TPU that does what its files say; `env` for the launcher."""
     folder = tmp_path / "cloud"
     folder.mkdir()
-    shutil.copy(FAKE_GCLOUD, folder / "gcloud")
-    (folder / "gcloud").chmod(0o755)
+    text = FAKE_GCLOUD.read_text().split("\n", 1)[1]
+    program(folder, "gcloud", f"#!{sys.executable} -S\n{text}")
     program(folder, "fake_python", PYTHON)
     (folder / "remote").mkdir()
     program(folder / "remote", "python3", "#!/usr/bin/env bash\nexit 0\n")  # pip and uv
@@ -162,7 +163,10 @@ def test_a_worker_that_stands_still_is_killed(cloud):
 
 def test_ctrl_c_saves_and_deletes(cloud):
     for process in range(2):
-        cloud.says(f"{process}.0", "trap 'echo saved; exit 143' TERM; for i in {1..300}; do sleep 0.1; done")
+        cloud.says(
+            f"{process}.0",
+            "trap 'echo saved; exit 143' TERM; for i in {1..300}; do sleep 0.1; done",
+        )
     command = ["bash", LAUNCH / "tpu.sh", *SPOT, "--", "train", *DEMO, BUCKET]
     running = subprocess.Popen(
         command, env=cloud.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
