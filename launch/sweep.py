@@ -4,8 +4,8 @@ python launch/sweep.py --set optim.learning_rate 1e-3 3e-4 --set seed 0 1 -- \\
   launch/local.sh -- train --config configs/demo.py --workdir runs/sweep/{name}
 
 What comes after the first -- is the launcher's command. In it {index} becomes the number of the
-point, as names of slices and jobs need, and {name} its values, as in learning_rate=1e-3,seed=0. The
-point's `--config.KEY=VALUE` are added at the end. The jobs run one after the other, or --jobs at a time.
+point, which names of slices need, and {name} its values, such as learning_rate=1e-3,seed=0. The
+point's `--config.KEY=VALUE` are added at the end. Jobs run one by one, or --jobs at a time.
 """
 
 import argparse

@@ -69,7 +69,7 @@ resource=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 # shellcheck disable=SC2088  # the worker's own
 worker='~/big_vlp/code/launch/worker.sh'
-told='' created='' offset=0
+told='' created='' offset=0 errors=$(mktemp)
 
 on() { # NODE WORKER COMMAND
   run "${vm[@]}" ssh "$1" --zone "$zone" --worker "$2" --quiet --command "$3"
@@ -104,6 +104,7 @@ delete() {
 }
 
 at_exit() {
+  rm -f "$errors"
   if [[ $keep && $created ]]; then
     say "$name is kept, and you pay for it; --existing uses it again (of one slice)."
   else
@@ -181,7 +182,7 @@ start() {
 
 show_log() {
   local text
-  text=$(on "${nodes[0]}" 0 "bash $worker log $offset" && echo .) || return 0
+  text=$(on "${nodes[0]}" 0 "bash $worker log $offset" 2>>"$errors" && echo .) || return 0
   text=${text%.}
   if [[ $dry_run ]]; then printf '%s' "$text"; fi
   while [[ $text && $text != @log* ]]; do text=${text#*$'\n'}; done # ssh may greet
@@ -208,7 +209,8 @@ watch() {
       on_all "bash $worker end TERM" || true
       told=sent
     fi
-    if said=$(on_all "bash $worker status"); then
+    : >"$errors" # ssh says at each look whom it connects to
+    if said=$(on_all "bash $worker status" 2>>"$errors"); then
       lost=0
       show_log
       if [[ $dry_run ]]; then printf '%s\n' "$said"; fi
@@ -228,6 +230,7 @@ watch() {
       fi
     else
       lost=$((lost + 1))
+      if ((lost == 1)); then tail -n 3 "$errors" >&2; fi
     fi
     if [[ $dry_run ]]; then break; fi
     # What ended or does not answer may have been preempted; a machine that goes takes a moment.

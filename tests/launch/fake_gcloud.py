@@ -8,6 +8,7 @@ one. As with the real one, a slice that is not ACTIVE takes no connection, what 
 be described, a name can be taken, and --worker=all fails where one worker fails.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -105,10 +106,8 @@ def delete() -> None:
         for home in homes(node):
             pid = home / "big_vlp/run/pid"
             if pid.exists():
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(int(pid.read_text()), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             shutil.rmtree(home)
     (FAKE / "resource.json").unlink()
 

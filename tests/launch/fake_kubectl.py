@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Plays the states of a JobSet: `kubectl` as gke/submit.sh uses it.
 
-In the folder FAKE a test says what each look sees, a line for each, of which the last stays: `jobset`
-has TERMINAL_STATE|RESTARTS, `pods` the newest pod of process 0 and its phase, `events` the warnings.
-`refused` is why `apply` fails.
+In the folder FAKE a test says what each look sees, a line for each, of which the last stays:
+`jobset` has TERMINAL_STATE|RESTARTS, `pods` the newest pod of process 0 and its phase, `events` the
+warnings. `refused` is why `apply` fails.
 """
 
 import json

@@ -10,6 +10,7 @@ class Job:
 
 
 ACTIONS = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+REASONS = ("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "PodFailurePolicy")
 JOBSET = {
     "apiVersion": ("jobset.x-k8s.io/v1alpha2",),
     "kind": ("JobSet",),
@@ -31,10 +32,7 @@ JOBSET = {
                 {
                     "name": str,
                     "action": ACTIONS,
-                    "onJobFailureReasons": [
-                        ("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes")
-                        + ("MaxFailedIndexesExceeded", "PodFailurePolicy")
-                    ],
+                    "onJobFailureReasons": [REASONS],
                     "targetReplicatedJobs": [str],
                 }
             ],

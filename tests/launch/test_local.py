@@ -15,7 +15,7 @@ from tests.launch.fakes import DEMO, LAUNCH, PYTHON, ROOT, dry_run, environment,
 
 @pytest.fixture
 def fake(tmp_path):
-    """The folder of the stand-in, and what a start of a process does: fake(process, start, text)."""
+    """Tells the stand-in what a start of a process does: fake(process, start, text)."""
     folder = tmp_path / "fake"
     folder.mkdir()
     python = program(folder, "fake_python", PYTHON)
@@ -38,10 +38,12 @@ def fake(tmp_path):
 
 
 def test_dry_run_prints_the_commands():
-    printed = dry_run("local.sh", "--processes", 2, "--per-gpu", "--", "train", *DEMO, "runs/a b")
+    run = ("--", "train", *DEMO, "runs/a b")
+    env = {**os.environ, "PYTHONPATH": "", "PYTHON": "python"}
+    printed = dry_run("local.sh", "--processes", 2, "--per-gpu", *run, env=env)
     port = re.search(r"127.0.0.1:(\d+)", printed)[1]
     assert printed.splitlines() == [
-        f"PYTHONPATH={ROOT}{os.environ.get('PYTHONPATH') and ':' + os.environ['PYTHONPATH'] or ''} "
+        f"PYTHONPATH={ROOT} "
         f"JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i} JAX_COORDINATOR_ADDRESS=127.0.0.1:{port} "
         f"JAX_LOCAL_DEVICE_IDS={i} python -m big_vlp.train --config configs/demo.py:method=clip "
         "--workdir 'runs/a b'"
