@@ -120,14 +120,15 @@ pack() {
 }
 
 # One word for the statuses of all processes: whole, user (an error to be mended), told (to end) or
-# crash. A process that was lost takes others with it, which then end with 1: a crash outweighs that.
+# crash. A process that is lost, or told to end before training, takes others with it, which then end
+# with 1: so that is what weighs least.
 verdict() {
   local status found=whole
   for status; do
     case $status in
       0) ;;
-      1) [[ $found == crash ]] || found=user ;;
-      130 | 143) [[ $found != whole ]] || found=told ;;
+      1) [[ $found != whole ]] || found=user ;;
+      130 | 143) [[ $found == crash ]] || found=told ;;
       *) found=crash ;;
     esac
   done

@@ -19,7 +19,7 @@ case $1 in
   install)
     cd "$home/code"
     if [[ ! -x $home/venv/bin/python ]]; then
-      python3 -m pip install --quiet --user uv
+      PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
       python3 -m uv venv --quiet --clear --python 3.11 "$home/venv" # the images' own is older
     fi
     python3 -m uv pip install --quiet --python "$home/venv/bin/python" -e ".[tpu]"
