@@ -115,7 +115,8 @@ pack() {
   made=$(mktemp -d)
   commit >"$made/COMMIT"
   tree_files >"$made/files"
-  tar -C "$root" -c --exclude=./COMMIT --null --files-from="$made/files" --no-null -C "$made" COMMIT
+  tar -C "$root" -c --null --files-from="$made/files" --no-null -C "$made" COMMIT ||
+    fail "the working tree could not be packed."
   rm -r "$made"
 }
 

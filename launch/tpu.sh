@@ -88,6 +88,12 @@ state() {
   fi
 }
 
+# Whether the machines are known to be no more.
+is_gone() {
+  now=$(state) || now=unknown
+  [[ $now != ACTIVE && $now != READY && $now != unknown ]]
+}
+
 why() {
   run "${resource[@]}" describe "$name" --zone "$zone" --format 'value(state.failedData.error.message)'
 }
@@ -120,18 +126,21 @@ pause() {
 
 ask() {
   local said
+  created=1 # before it is: who is interrupted cannot know, and deletes
   until said=$(run "${resource[@]}" create "$name" --zone "$zone" --accelerator-type "$type" \
     --runtime-version "$version" "${which[@]}" ${spot:+--spot} \
     ${create_flags[@]+"${create_flags[@]}"} 2>&1); do
     printf '%s\n' "$said" >&2
+    if [[ $told ]]; then return; fi
+    created=
     # Of quota, permission or a wrong flag only the user can say what to do.
     [[ $said == *"no more capacity"* ]] || fail "$name cannot be created; gcloud's message is above."
     say "no capacity in $zone; asking again."
     pause "$((3 * poll))"
     if [[ $told ]]; then return; fi
+    created=1
   done
   printf '%s\n' "$said"
-  created=1
 }
 
 # Until the slices are there.
@@ -235,8 +244,7 @@ watch() {
     if [[ $dry_run ]]; then break; fi
     # What ended or does not answer may have been preempted; a machine that goes takes a moment.
     if ((lost)) || [[ $result == crash || $result == told ]]; then
-      now=$(state) || now=unknown
-      if [[ $now != ACTIVE && $now != READY && $now != unknown ]]; then
+      if is_gone; then
         say "$name: $now"
         result=lost
       elif ((lost >= 10)); then
@@ -267,29 +275,30 @@ while [[ ! $told ]]; do
     known=$([[ $dry_run ]] || progress)
     tries=0
   else
-    now=$(state) || now=unknown
     tries=$((tries + 1))
     ((tries < 3)) || fail "the working tree could not be installed; the workers' messages are above."
-    if [[ $existing || $now == ACTIVE ]]; then
-      pause "$poll"
-    else
+    if is_gone; then
       say "$name: $now"
       delete || exit 1
     fi
+    pause "$poll"
     continue
   fi
-  while start || [[ $told ]]; do
+  while
+    result=lost
+    start || [[ $told ]]
+  do
     watch
     if [[ $told || $result != crash && $result != told ]]; then break; fi
     pause "$((3 * poll))"
-    if [[ $(state) != ACTIVE && $(state) != READY ]]; then
+    if is_gone; then
       result=lost # it was told to end because its machine goes
       break
     fi
     may_restart || exit 1
   done
   if [[ $told ]]; then exit "$code"; fi
-  case ${result-lost} in
+  case $result in
     whole) exit 0 ;;
     user) exit 1 ;;
     lost)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from big_vlp.run.log import TRAIN, read_log
 from tests.launch.fakes import DEMO, LAUNCH, PYTHON, dry_run, environment, launch, program, words
 
 FAKE_GCLOUD = Path(__file__).with_name("fake_gcloud.py")
@@ -186,6 +188,37 @@ def test_a_config_that_would_not_be_sent_is_refused(cloud, tmp_path):
     done = cloud.run(program=("train", "--config", "/etc/hosts", "--workdir", BUCKET))
     assert done.returncode == 1 and "give --config as a path within it" in done.stderr
     assert not (cloud.folder / "gcloud.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_real_run_goes_on_after_a_preemption(cloud, tmp_path):
+    """Two workers train from the tree that was sent, lose their slice, and get another one."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        kept["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+    kept |= {"JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    exports = " ".join(f"{name}={value}" for name, value in kept.items())
+    python = f'#!/usr/bin/env bash\nexport {exports}\nexec {sys.executable} "$@"\n'
+    program(cloud.folder, "fake_python", python)
+    workdir = tmp_path / "run"
+    run = ("train", "--config", "tests/tiny_config.py:method=clip", "--workdir", workdir)
+    changes = ("--config.total_steps=200", "--config.evals={}")
+    command = ["bash", LAUNCH / "tpu.sh", *SPOT, "--poll", "1", "--", *run, *changes]
+    running = subprocess.Popen(
+        command, env=cloud.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not list(workdir.glob("checkpoints/[0-9]*")):
+        assert running.poll() is None, running.stdout.read()
+        time.sleep(0.1)
+    cloud.says("states.0", "SUSPENDED")
+    output, _ = running.communicate(timeout=1500)
+    assert running.returncode == 0, output
+    assert "run-1: SUSPENDED" in output and "asking anew" in output
+    assert "Going on from" in output and "Done: 200 steps." in output
+    steps = [line["step"] for line in read_log(workdir) if line["split"] == TRAIN]
+    assert steps == list(range(200))
+    assert cloud.is_empty()
 
 
 REAL = shutil.which("gcloud")
