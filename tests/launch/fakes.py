@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -14,11 +13,11 @@ DEMO = ("--config", "configs/demo.py:method=clip", "--workdir")
 # Process i's n-th start does what the file i.n says, and else ends well.
 PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exec python3 "$@"; fi
-i=${JAX_PROCESS_ID:-0}
+i=${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}
 echo >>"$FAKE/starts.$i"
 n=$(($(wc -l <"$FAKE/starts.$i") - 1))
 printf '%s\\n' "$*" >>"$FAKE/commands"
-echo "process $i, start $n, of $JAX_NUM_PROCESSES"
+echo "process $i, start $n, of ${JAX_NUM_PROCESSES-}"
 if [[ -e $FAKE/$i.$n ]]; then source "$FAKE/$i.$n"; fi
 """
 
@@ -52,6 +51,7 @@ def words(line: str) -> list[str]:
     return shlex.split(line)
 
 
-def needs(*names: str) -> str | None:
-    missing = [name for name in names if shutil.which(name) is None]
-    return f"needs {', '.join(missing)}" if missing else None
+def saved_steps(workdir: Path) -> list[int]:
+    """The complete checkpoints; others have further words in their names."""
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    return sorted(int(name) for name in names if name.isdecimal())

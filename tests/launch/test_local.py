@@ -10,7 +10,17 @@ import time
 import pytest
 
 from big_vlp.run.log import TRAIN, read_log
-from tests.launch.fakes import DEMO, LAUNCH, PYTHON, ROOT, dry_run, environment, launch, program
+from tests.launch.fakes import (
+    DEMO,
+    LAUNCH,
+    PYTHON,
+    ROOT,
+    dry_run,
+    environment,
+    launch,
+    program,
+    saved_steps,
+)
 
 
 @pytest.fixture
@@ -158,7 +168,7 @@ def test_a_killed_process_of_a_real_run(tmp_path):
     running = subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    while not list((tmp_path / "run").glob("checkpoints/[0-9]*")):
+    while not saved_steps(tmp_path / "run"):
         assert running.poll() is None, running.stdout.read()
         time.sleep(0.1)
     for pid in map(int, subprocess.check_output(["pgrep", "-P", str(running.pid)]).split()):
@@ -167,6 +177,10 @@ def test_a_killed_process_of_a_real_run(tmp_path):
                 os.kill(pid, signal.SIGKILL)
     output, _ = running.communicate(timeout=1200)
     assert running.returncode == 0, output
-    assert "starting again (1 of 3" in output and "Done: 200 steps." in output
+    assert (
+        "starting again (1 of 3" in output
+        and "Going on from" in output
+        and "Done: 200 steps." in output
+    )
     steps = [line["step"] for line in read_log(tmp_path / "run") if line["split"] == TRAIN]
     assert steps == list(range(200))

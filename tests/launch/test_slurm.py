@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from big_vlp.run.log import TRAIN, read_log
+from tests.launch.fakes import PYTHON, program, saved_steps
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
@@ -34,8 +35,9 @@ def slurm(tmp_path_factory):
     subprocess.run(["bash", CLUSTER, "start", folder], check=True, timeout=120)
     environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PYTHON": sys.executable}
 
-    def run(*command) -> str:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    def run(*command, **more) -> str:
+        env = {**environment, **more}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -67,10 +69,6 @@ def until(what, message):
     return found
 
 
-def steps(workdir) -> list[int]:
-    return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal())
-
-
 def test_a_run_that_is_preempted_is_requeued_and_goes_on_to_the_end(slurm, tmp_path):
     workdir = tmp_path / "run"
     number = submit(slurm, workdir)
@@ -90,12 +88,12 @@ def test_a_run_that_is_preempted_is_requeued_and_goes_on_to_the_end(slurm, tmp_p
         time.sleep(5)
         slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
 
-    until(lambda: steps(workdir), log)
+    until(lambda: saved_steps(workdir), log)
     slurm("scancel", "--signal=TERM", number)
     goes_on(restarts=1)
 
-    before = steps(workdir)[-1]
-    until(lambda: steps(workdir)[-1] > before, log)
+    before = saved_steps(workdir)[-1]
+    until(lambda: saved_steps(workdir)[-1] > before, log)
     slurm("sbatch", "--partition=high", "-n2", "--output=/dev/null", "--wrap=sleep 2")
     goes_on(restarts=2)
 
@@ -110,6 +108,28 @@ def test_a_run_that_is_preempted_is_requeued_and_goes_on_to_the_end(slurm, tmp_p
     assert [line["step"] for line in read_log(workdir) if line["split"] == TRAIN] == list(
         range(STEPS)
     )
+
+
+def test_after_a_crash_all_tasks_start_again_in_the_same_job(slurm, tmp_path):
+    """The watchdog ends one; the other stands still, and is killed."""
+    python = program(tmp_path, "fake_python", PYTHON)
+    (tmp_path / "0.0").write_text("exit 75")
+    (tmp_path / "1.0").write_text("kill -STOP $$")
+    said = slurm(
+        *("bash", SUBMIT, "--tasks-per-node", "2", "--grace", "3", "--", "train"),
+        *("--config", "tests/tiny_config.py", "--workdir", tmp_path / "run"),
+        PYTHON=str(python),
+        FAKE=str(tmp_path),
+    )
+    number = said.split()[-1]
+    until(
+        lambda: job(slurm, number)["JobState"] in ("COMPLETED", "FAILED"),
+        lambda: str(job(slurm, number)),
+    )
+    text = (tmp_path / "run" / f"slurm-{number}.log").read_text()
+    assert job(slurm, number)["JobState"] == "COMPLETED", text
+    assert job(slurm, number)["Restarts"] == "0"
+    assert "starting again (1 of 3" in text and "process 1, start 1" in text
 
 
 def test_what_a_user_must_mend_is_not_started_again(slurm, tmp_path):

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from big_vlp.run.log import TRAIN, read_log
-from tests.launch.fakes import DEMO, LAUNCH, PYTHON, dry_run, environment, launch, program, words
+from tests.launch.fakes import (
+    DEMO,
+    LAUNCH,
+    PYTHON,
+    dry_run,
+    environment,
+    launch,
+    program,
+    saved_steps,
+    words,
+)
 
 FAKE_GCLOUD = Path(__file__).with_name("fake_gcloud.py")
 WHERE = ("--name", "run-1", "--zone", "us-central2-b")
@@ -208,7 +218,7 @@ def test_a_real_run_goes_on_after_a_preemption(cloud, tmp_path):
     running = subprocess.Popen(
         command, env=cloud.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    while not list(workdir.glob("checkpoints/[0-9]*")):
+    while not saved_steps(workdir):
         assert running.poll() is None, running.stdout.read()
         time.sleep(0.1)
     cloud.says("states.0", "SUSPENDED")
