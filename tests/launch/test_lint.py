@@ -1,6 +1,7 @@
 """Linters over launch/, where they are installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.fakes import LAUNCH
+from tests.launch.fakes import LAUNCH, launch
 
 HERE = Path(__file__).parent
 YAML_RULES = (
@@ -42,3 +43,12 @@ def test_manifests():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_executable_unless_they_are_read_in(script):
     assert os.access(script, os.X_OK) == (script.name != "common.sh")
+
+
+@pytest.mark.parametrize("script", ["local.sh", "tpu.sh", "gke/submit.sh", "slurm/submit.sh"])
+def test_help_names_every_option(script):
+    done = launch(script, "--help")
+    assert done.returncode == 0 and "-- train" in done.stdout
+    options = set(re.findall(r"^    (--[a-z-]+)[)=]", (LAUNCH / script).read_text(), re.MULTILINE))
+    assert len(options) >= 5
+    assert not {option for option in options if option not in done.stdout}
