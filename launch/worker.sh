@@ -22,7 +22,7 @@ case $1 in
       PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
       python3 -m uv venv --quiet --clear --python 3.11 "$home/venv" # the images' own is older
     fi
-    python3 -m uv pip install --quiet --python "$home/venv/bin/python" -e ".[tpu]"
+    python3 -m uv pip install --quiet --python "$home/venv/bin/python" -e ".[tpu,gcs]"
     if [[ ${2-} ]]; then bash -c "$2"; fi
     ;;
   start)

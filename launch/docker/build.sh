@@ -11,8 +11,8 @@ case ${1-} in
   -h | --help) usage ;;
 esac
 case ${1-} in
-  tpu) extras=tpu ;;
-  cuda) extras=cuda13 ;;
+  tpu) extras=tpu,gcs ;;
+  cuda) extras=cuda13,gcs ;;
   *) fail "Give tpu or cuda, then the image's name." ;;
 esac
 image=${2-}

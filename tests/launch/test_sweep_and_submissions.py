@@ -90,7 +90,7 @@ def test_docker_builds_from_the_working_tree_and_pushes():
     lines = dry_run("docker/build.sh", "cuda", "eu/mine/big_vlp:1").splitlines()
     assert lines[0].startswith("# stdin: the working tree, commit ")
     assert lines[1].endswith(
-        " -f launch/docker/Dockerfile --build-arg EXTRAS=cuda13 -t eu/mine/big_vlp:1 -"
+        " -f launch/docker/Dockerfile --build-arg EXTRAS=cuda13,gcs -t eu/mine/big_vlp:1 -"
     )
     assert lines[2] == "docker push eu/mine/big_vlp:1"
 
