@@ -83,7 +83,7 @@ def vocabularies(folder: Path, num_records: int) -> list[dict]:
     data = folder / "data"
     size = f"size={num_records}"
     program(
-        *("input_pipeline.prepare", "source", "scenes", size, "image_size=32"),
+        *("input_pipeline.prepare", "source", "--input", f"scenes:{size},image_size=32"),
         *("--records-per-shard", "5000", "--output", str(data)),
     )
     counted = json.loads((data / "dataset.json").read_text())["captions"]

@@ -107,7 +107,7 @@ def test_pickling_and_fingerprint(tmp_path):
 def test_prepared_masks_are_arrays(tmp_path):
     masks = benchmark(tmp_path / "ade")
     output = tmp_path / "prepared"
-    arguments = ["source", "ade20k", f"path={tmp_path / 'ade'}", "split=validation"]
+    arguments = ["source", "--input", f"ade20k:path={tmp_path / 'ade'},split=validation"]
     assert command.main([*arguments, "--output", str(output), "--workers", "1"]) == 0
     prepared = make_source("prepared", path=output)
     assert len(prepared.class_names) == 150

@@ -54,7 +54,7 @@ def test_records(folder):
 
 
 def test_prepared_records_are_the_same(folder, tmp_path):
-    arguments = ["source", "conversations", f"path={folder}", "labels=labels_en"]
+    arguments = ["source", "--input", f"conversations:path={folder},labels=labels_en"]
     output = tmp_path / "prepared"
     assert command.main([*arguments, "--output", str(output), "--workers", "1"]) == 0
     source, prepared = make(folder), make_source("prepared", path=str(output))

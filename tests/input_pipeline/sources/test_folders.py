@@ -106,7 +106,7 @@ def test_a_fraction_keeps_the_names(tmp_path):
 def test_prepared(tmp_path):
     folders(tmp_path / "train")
     output = tmp_path / "prepared"
-    arguments = ["source", "folders", f"path={tmp_path / 'train'}", "--output", str(output)]
+    arguments = ["source", "--input", f"folders:path={tmp_path / 'train'}", "--output", str(output)]
     assert command.main([*arguments, "--workers", "1"]) == 0
     source, prepared = (
         make_source("folders", path=tmp_path / "train"),
@@ -133,7 +133,7 @@ def test_an_image_that_was_replaced_is_prepared_again(tmp_path, capsys):
     before = make_source("folders", path=path).fingerprint()
 
     def run():
-        arguments = ["source", "folders", f"path={path}", "--workers", "1"]
+        arguments = ["source", "--input", f"folders:path={path}", "--workers", "1"]
         assert command.main([*arguments, "--output", str(tmp_path / "out")]) == 0
         return make_source("prepared", path=tmp_path / "out")[0]["image"]
 
