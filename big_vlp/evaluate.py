@@ -9,6 +9,7 @@ Results go to WORKDIR/evaluate/STEP.json; following goes on after the steps that
 
 import functools
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from absl import flags, logging
 
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
-from big_vlp.parallel import cluster
+from big_vlp.parallel import cluster, processes, watchdog
 from big_vlp.parallel.processes import from_first
 from big_vlp.run import log, tables
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
-from input_pipeline.checks import errors, unicode
+from input_pipeline.checks import unicode
 from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.whole import write_json
 
@@ -81,15 +82,17 @@ def evaluate(
             _say(tables.metric_table(metrics))
         _write(results / f"{i}.json", i, values)
 
-    if follow:
-        _follow(checkpoints, experiment.total_steps, results, run)
-        return
-    i = checkpoints.latest_step() if at_step is None else at_step
-    if i is None:
-        raise CheckpointError(
-            f"No complete checkpoint in {checkpoints.directory}; train first, or correct --workdir."
-        )
-    run(i)
+    with watchdog.watching(experiment.watchdog_minutes, processes.tell_of_standstill):
+        if follow:
+            _follow(checkpoints, experiment.total_steps, results, run)
+            return
+        i = checkpoints.latest_step() if at_step is None else at_step
+        if i is None:
+            raise CheckpointError(
+                f"No complete checkpoint in {checkpoints.directory}; train first, or correct "
+                "--workdir."
+            )
+        run(i)
 
 
 def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
@@ -114,6 +117,7 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
             if polls % POLLS_PER_NOTE == 0:
                 _say(f"Waiting for checkpoints in {checkpoints.directory}, up to {total_steps}.")
             polls += 1
+            watchdog.progress("waiting for a checkpoint")
             time.sleep(POLL_SECONDS)
             continue
         polls = 0
@@ -164,8 +168,8 @@ def main(_) -> None:
         cluster.connect_processes()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         evaluate(options.config, options.workdir, options.step, options.follow)
-    except errors.BigVlpError as error:
-        errors.stop(error)
+    except Exception as error:
+        sys.exit(processes.end(error))
 
 
 if __name__ == "__main__":

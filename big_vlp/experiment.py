@@ -58,6 +58,8 @@ class Experiment:
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
+      watchdog_minutes: without progress end a process with status 75, see `parallel.watchdog`; in
+        compilation and while a checkpoint is written or read, several times as many. None waits.
       deterministic: whether a run repeats to the bit on GPUs, too, see `big_vlp.determinism`.
       init: {name: `big_vlp.storage.warm_start.WarmStart`}: which weights the run starts from, one
         after the other by name; what none gives is random.
@@ -79,6 +81,7 @@ class Experiment:
     log_every_steps: int = 50
     on_nonfinite: str = "stop"
     max_bad_steps: int = 20
+    watchdog_minutes: float | None = 30.0
     deterministic: bool = False
     init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it
 

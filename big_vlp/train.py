@@ -28,7 +28,7 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment, config_changes
-from big_vlp.parallel import cluster, meshes, placing, processes, signals
+from big_vlp.parallel import cluster, meshes, placing, processes, signals, watchdog
 from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
@@ -71,6 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     # What is opened is closed after the reason of an end was said.
     with (
         signals.heard(),
+        watchdog.watching(experiment.watchdog_minutes, processes.tell_of_standstill),
         contextlib.ExitStack() as opened,
         processes.telling(live.message, opened.close) as telling,
     ):
@@ -172,13 +173,15 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         if i != saved_step:
             check_lease()
             items = {name: state[name] for name in ("model", "averaged", "opt")}
-            checkpoints.save(i, items, {**meta, "step": i})
+            with watchdog.longer(f"writing the checkpoint of step {i}"):
+                checkpoints.save(i, items, {**meta, "step": i})
             saved_step = i
 
     def evaluate(i):
         for name, evaluator in evaluators.items():
             if evaluator.is_due(i, total_steps) and not (i == first_step and name in evaluated):
-                values = evaluator.run(state)
+                with watchdog.longer(f"evaluating step {i}, {name}"):
+                    values = evaluator.run(state)
                 check_lease()
                 log.write(i, name, values)
                 table = tables.metric_table(values)
@@ -200,6 +203,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 batch = meshes.global_batch(batch, mesh, global_batch)
                 state, metrics = train_step(state, batch, i, run_key)
                 steps_done = i + 1
+                watchdog.started(f"step {i}")
                 signals.only_note()  # before, there was nothing to lose: they end it at once
                 bad_steps.note(i, metrics["bad_steps"])
                 clock.examples += global_batch
@@ -214,7 +218,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     checkpoints.check()
             signals.only_note()
             save(total_steps)
-            checkpoints.wait()  # an end during the last evaluation loses nothing
+            with watchdog.longer("finishing the last checkpoint"):
+                checkpoints.wait()  # an end during the last evaluation loses nothing
             evaluate(total_steps)
     except BaseException as error:
         end = error
@@ -226,7 +231,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             telling.why(end)
             if steps_done:  # else the next run begins anew, also with another config
                 save(steps_done)
-            checkpoints.wait()
+            with watchdog.longer("finishing the last checkpoint"):
+                checkpoints.wait()
             if isinstance(end, signals.Stop):  # after an error the last line is that
                 kept = f"step {steps_done} is saved; the same command goes on from there."
                 live.message(f"{end.name}: {kept if steps_done else 'no step was done yet.'}")

@@ -31,7 +31,7 @@ done
 ((processes > 0)) || fail "--processes needs 1 or more."
 read_program "${@:2}"
 command=("$python" -m "big_vlp.$program" "${arguments[@]}")
-pids=() statuses=() told=''
+pids=() writers=() statuses=() told='' pipes=
 
 free_port() {
   "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
@@ -40,7 +40,7 @@ free_port() {
 start() {
   local i environment port
   if ((processes > 1)); then port=$(free_port); fi
-  pids=()
+  pids=() writers=()
   for ((i = 0; i < processes; i++)); do
     environment=("PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}" "JAX_NUM_PROCESSES=$processes")
     if ((processes > 1)); then
@@ -53,7 +53,11 @@ start() {
       env "${environment[@]}" "${command[@]}" </dev/null &
       pids+=($!)
     else
-      env "${environment[@]}" "${command[@]}" </dev/null > >(sed -u "s/^/[$i] /") 2>&1 &
+      rm -f "$pipes/$i"
+      mkfifo "$pipes/$i"
+      sed -u "s/^/[$i] /" <"$pipes/$i" &
+      writers+=($!)
+      env "${environment[@]}" "${command[@]}" </dev/null >"$pipes/$i" 2>&1 &
       pids+=($!)
     fi
   done
@@ -97,6 +101,7 @@ wait_for_all() {
     wait "$timer" 2>/dev/null || true
   fi
   kill_all # what a killed process left behind
+  for pid in ${writers[@]+"${writers[@]}"}; do wait "$pid" || true; done
 }
 
 if [[ $dry_run ]]; then
@@ -106,7 +111,8 @@ fi
 set -m # each process a group of its own
 trap 'tell TERM' TERM HUP
 trap 'tell INT' INT
-trap kill_all EXIT
+pipes=$(mktemp -d)
+trap 'kill_all; rm -rf "$pipes"' EXIT
 say "commit $(commit)"
 known=$(progress)
 while true; do

@@ -186,7 +186,7 @@ install() {
 
 start() {
   offset=0
-  on_all "bash $worker start $(date +%s) $(quoted "$program" "${arguments[@]}")"
+  on_all "bash $worker start $(date +%s.%N) $(quoted "$program" "${arguments[@]}")"
 }
 
 show_log() {

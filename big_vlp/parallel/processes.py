@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from big_vlp.parallel import cluster, signals
+from big_vlp.parallel import cluster, signals, watchdog
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 
@@ -31,6 +31,8 @@ _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 5.0  # for a process to end by itself, once another has failed
 _CLOSE_SECONDS = 60.0
 _ANSWER_HOURS = 24  # a process that is gone is noticed sooner, by the service
+# EX_SOFTWARE: of an error that is no user's, from which a new start may lead further.
+CRASH = 70
 _asked = itertools.count()
 
 
@@ -87,6 +89,7 @@ def raise_together(mesh, error: Exception | None = None) -> None:
       Exception: `error`, or ProcessError where it is another process' own.
       Stop: one has got a signal that `signals.heard` hears.
     """
+    watchdog.progress("waiting for the other processes")
     state = np.asarray(cluster.largest_of_processes(my_state(error), mesh))
     raise_if_told(state, error)
 
@@ -140,15 +143,17 @@ class telling:
         if error is None:
             return
         if not is_agreed(error) and (other := _failure()):
-            _end_within(_CLOSE_SECONDS)
-            self._print(other)
-            consequence = ProcessError(other)
-            consequence.said = True
+            reason, status = other
+            _end_within(_CLOSE_SECONDS, status)
+            self._print(reason)
+            consequence = ProcessError(reason)
+            consequence.said, consequence.status = True, status
             raise consequence from None
         self.why(error)
         _tell(error)
         if jax.process_count() > 1 and not is_agreed(error):
-            _end_within(_CLOSE_SECONDS)  # what is closed now may wait for the others in vain
+            # What is closed now may wait for the others in vain.
+            _end_within(_CLOSE_SECONDS, status_of(error))
 
     def why(self, error: BaseException) -> None:
         """Says it, once; a signal is no error."""
@@ -165,29 +170,38 @@ class telling:
     def _look(self) -> None:
         while not self._left.wait(_LOOK_SECONDS):
             if (other := _failure()) and not self._left.wait(_GRACE_SECONDS):
-                self._print(other)
-                _end_within(_CLOSE_SECONDS)
+                reason, status = other
+                self._print(reason)
+                _end_within(_CLOSE_SECONDS, status)
                 with contextlib.suppress(Exception):
                     self._close()
-                _leave(1)
+                _leave(status)
 
 
 def end(error: BaseException) -> int:
     """Says why the program ends: one line where a user can mend it, else a traceback.
 
     Returns:
-      Its exit status.
+      Its exit status, see `status_of`.
     """
     if not isinstance(error, signals.Stop):
         if not was_said(error):
             print(f"error: {_reason(error)}", file=sys.stderr)
         if not isinstance(error, BigVlpError) or errors.wants_tracebacks():
             traceback.print_exception(error)
-    status = error.code if isinstance(error, signals.Stop) else 1
+    status = status_of(error)
     if jax.process_count() > 1 and not is_agreed(error):
         _tell(error)
         _leave(status)
     return status
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a process that ends by an error: 130 or 143 after a signal, 1 where a user
+    has to mend something, another process' own where it ends for that one's sake, else CRASH."""
+    if isinstance(error, signals.Stop):
+        return error.code
+    return getattr(error, "status", 1 if isinstance(error, BigVlpError) else CRASH)
 
 
 def was_said(error: BaseException) -> bool:
@@ -206,12 +220,22 @@ def _reason(error: BaseException) -> str:
 
 def _tell(error: BaseException) -> None:
     if jax.process_count() > 1 and not is_agreed(error):
-        client, key = ocp.multihost.get_jax_distributed_client(), f"{_FAILED}{jax.process_index()}"
-        client.key_value_set(key, _reason(error), allow_overwrite=True)
+        _publish(_reason(error), status_of(error))
 
 
-def _failure() -> str | None:
-    """Why another process has failed, or None."""
+def tell_of_standstill(reason: str) -> None:
+    """What a watchdog does before it ends this process: the others end, too, and know why."""
+    if jax.process_count() > 1:
+        _publish(f"process {jax.process_index()} stopped: {reason}", watchdog.STATUS)
+
+
+def _publish(reason: str, status: int) -> None:
+    client, key = ocp.multihost.get_jax_distributed_client(), f"{_FAILED}{jax.process_index()}"
+    client.key_value_set(key, json.dumps([reason, status]), allow_overwrite=True)
+
+
+def _failure() -> tuple[str, int] | None:
+    """Why another process has failed, and its exit status; or None."""
     if jax.process_count() == 1:
         return None
     try:
@@ -219,11 +243,12 @@ def _failure() -> str | None:
     except Exception:
         return None  # the service is gone, which jax itself reports
     own = str(jax.process_index())
-    return next((text for key, text in sorted(found) if key.rpartition("/")[2] != own), None)
+    others = [json.loads(text) for key, text in sorted(found) if key.rpartition("/")[2] != own]
+    return tuple(others[0]) if others else None
 
 
-def _end_within(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, (1,))
+def _end_within(seconds: float, status: int) -> None:
+    timer = threading.Timer(seconds, os._exit, (status,))
     timer.daemon = True
     timer.start()
 

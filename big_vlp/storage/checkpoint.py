@@ -312,6 +312,8 @@ class Checkpoints:
 
     def _read_json(self, step: int, name: str) -> dict:
         try:
+            if not _is_complete(self._path(step)):
+                raise FileNotFoundError("it is not complete")
             value = json.loads((self._path(step) / name).read_bytes())
         except (OSError, ValueError) as error:
             raise self.damaged(step, f"{name}: {arrays.reason(error)}") from error

@@ -83,7 +83,7 @@ def test_dry_run_of_two_slices():
     assert verbs[4:8] == ["tpu-vm ssh run-1-0", "tpu-vm ssh run-1-1"] * 2
     start = words(lines[6])[-1]
     assert re.search(
-        r"worker.sh start \d+ train --config configs/demo.py:method=clip --workdir gs://", start
+        r"worker.sh start [\d.]+ train --config configs/demo.py:method=clip --workdir gs://", start
     )
     assert lines[-1].endswith("queued-resources delete run-1 --zone us-central2-b --force --quiet")
 
@@ -91,7 +91,7 @@ def test_dry_run_of_two_slices():
 def test_dry_run_of_an_existing_slice_creates_and_deletes_nothing():
     printed = dry_run("tpu.sh", *WHERE, "--existing", "--", "evaluate", "--follow", *DEMO, BUCKET)
     assert "queued-resources" not in printed
-    assert re.search(r"start \d+ evaluate --follow", printed)
+    assert re.search(r"start [\d.]+ evaluate --follow", printed)
 
 
 def test_a_run_on_all_workers_of_all_slices(cloud):

@@ -30,7 +30,7 @@ def on_disk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_bucket(command, bucket_server):  # noqa: F811
+def in_bucket(bucket_server, command):  # noqa: F811
     """A run that was killed after its checkpoint of step 10, and goes on."""
     from input_pipeline.files.buckets import storage_path
 
