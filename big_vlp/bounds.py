@@ -26,6 +26,7 @@ BOUNDS: dict[str, Range] = {
     "global_batch": _COUNT,
     "log_every_steps": _COUNT,
     "max_bad_steps": _COUNT,
+    "every_minutes": real(above=0, none="for steps alone"),
     "watchdog_minutes": real(above=0, none="to wait for ever"),
     "every_steps": _COUNT,
     "keep_latest": _COUNT,

@@ -23,7 +23,8 @@ from big_vlp.parallel import cluster, processes, watchdog
 from big_vlp.parallel.processes import from_first
 from big_vlp.run import log, tables
 from big_vlp.storage.agreement import together
-from big_vlp.storage.checkpoint import CheckpointError, UnreadableError, restore_frozen
+from big_vlp.storage.checkpoint import CheckpointError, UnreadableError
+from big_vlp.storage.frozen import restore_frozen
 from input_pipeline.checks import unicode
 from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.whole import write_json

@@ -35,7 +35,8 @@ from big_vlp.run.broken_records import BrokenRecords
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
 from big_vlp.run.lease import held_lease
 from big_vlp.run.log import LOG_FILE, TRAIN, MetricLog, read_log
-from big_vlp.storage.checkpoint import CheckpointError, save_frozen
+from big_vlp.storage.checkpoint import CheckpointError
+from big_vlp.storage.frozen import save_frozen
 from big_vlp.storage.model_dir import Labels
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
@@ -190,14 +191,18 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     steps_done, clock = first_step, progress.Clock()
     try:
         with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
-            batches = announced(loaded, total_steps - first_step, method, mesh)
+            steps = total_steps - first_step
+            batches = announced(loaded, steps, method, mesh, checkpoints.is_time)
             for i in range(first_step, total_steps):
                 if checkpoints.is_due(i):
                     bad_steps.look()
                     save(i)
                 evaluate(i)
                 with clock.waiting():
-                    batch, text_length = next(batches)
+                    batch, text_length, is_time = next(batches)
+                if is_time and i:
+                    bad_steps.look()
+                    save(i)
                 batch = method.cut_text(batch, text_length)
                 global_batch = loader.plan(i)[1]
                 batch = meshes.global_batch(batch, mesh, global_batch)
@@ -212,7 +217,9 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     rates = clock.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)
-                    log.write(i, TRAIN, metrics | rates | broken)
+                    took = checkpoints.seconds_of_last_save()
+                    saved = {} if took is None else {"save_seconds": took}
+                    log.write(i, TRAIN, metrics | rates | broken | saved)
                     live.update(i + 1, metrics["loss"], **rates)
                     bad_steps.look()
                     checkpoints.check()
@@ -265,8 +272,8 @@ def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set
     return found - changed - {TRAIN}
 
 
-def announced(batches, count: int, method, mesh):
-    """Each of `count` batches, and the longest text of all processes' rows.
+def announced(batches, count: int, method, mesh, is_time):
+    """Each of `count` batches, the longest text of all processes' rows, and process 0's `is_time`.
 
     All processes are asked one batch ahead, so that the answer is there when its step is
     dispatched.
@@ -276,9 +283,9 @@ def announced(batches, count: int, method, mesh):
     """
 
     def checked(batch, error, answer):
-        text_length, *state = np.asarray(answer)
+        text_length, time_is_up, *state = np.asarray(answer)
         processes.raise_if_told(state, error)
-        return batch, text_length
+        return batch, text_length, bool(time_is_up)
 
     waiting = error = None
     for _ in range(count):
@@ -294,7 +301,8 @@ def announced(batches, count: int, method, mesh):
                 # A signal to the whole group ends the loader's workers, too.
                 error = None if signals.received() else failed
         length = 0 if batch is None else method.text_length(batch)
-        said = [length, *processes.my_state(error)]
+        time_is_up = int(jax.process_index() == 0 and is_time())
+        said = [length, time_is_up, *processes.my_state(error)]
         following = batch, error, cluster.largest_of_processes(said, mesh)
         if waiting is not None:
             yield checked(*waiting)

@@ -14,9 +14,9 @@ from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.methods import Method
 from big_vlp.run.log import read_log
 from big_vlp.train import train
+from tests.big_vlp.parallel.clusters import TIMING
 
 ROOT = Path(__file__).parents[1]
-CLOCK = ("examples_per_s", "input_wait")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def config(tmp_path, monkeypatch):
 
 def logged(workdir):
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCK})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
         for x in read_log(workdir)
     ]
 

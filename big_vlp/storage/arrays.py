@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,33 @@ def read(path: Path, tree: dict) -> dict:
     """
     with reading():
         return ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(tree))
+
+
+def read_checked(path: Path, tree: dict, where: str, say: Callable[[str], None]):
+    """(arrays, metadata) of an item."""
+    stored = metadata(path)
+    lines = trees.differences(tree, stored.tree)
+    if lines:
+        raise CheckpointError(
+            f"{where} holds another model than the config describes ({len(lines)} differences):\n  "
+            + "\n  ".join(lines)
+            + "\nUse the config it was trained with (meta/metadata holds it), or another --workdir."
+        )
+    counts = Counter((old, new) for _, old, new in casts(tree, stored.tree))
+    for (old, new), count in counts.items():
+        say(f"{where}: what is stored in {old} is read as {new} (arrays: {count}).")
+    return read(path, tree), stored
+
+
+def not_as_written(paths: list[str]) -> str:
+    return f"not as it was written: {paths[0]}, arrays: {len(paths)}"
+
+
+def named(why: str, workdir: Path) -> str:
+    """With the name that a user knows the directory by."""
+    if os.strerror(errno.EACCES) in why:
+        why += "; this user needs the right to read it"
+    return why.replace(str(orbax_path(workdir)), str(workdir))
 
 
 def altered(tree: dict, stored: Any) -> list[str]:

@@ -9,12 +9,9 @@ read is compared with what was written (but for what `big_vlp.convert` exports, 
 time), and the processes of a run agree on what can be read.
 """
 
-import contextlib
-import errno
 import json
-import os
 import re
-from collections import Counter
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from big_vlp import renamed, trees
 from big_vlp.parallel.processes import from_first
-from big_vlp.storage import agreement, arrays
+from big_vlp.storage import agreement, arrays, frozen
 from big_vlp.storage.agreement import CheckpointError, UnreadableError
 from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 
@@ -41,6 +38,7 @@ class Checkpoints:
     Args:
       workdir: made if missing.
       every_steps: `is_due` says yes at multiples of it.
+      every_minutes: `is_time` says yes when so many have passed; None never.
       keep_latest: how many of the newest checkpoints are kept.
       keep_every_steps: multiples of it are kept for good; None keeps only the newest.
       on_damage: what `restore_latest` does where the newest checkpoint cannot be read: "stop"
@@ -57,6 +55,7 @@ class Checkpoints:
         workdir: str | Path,
         *,
         every_steps: int = 1,
+        every_minutes: float | None = None,
         keep_latest: int = 1,
         keep_every_steps: int | None = None,
         on_damage: str = "stop",
@@ -67,6 +66,8 @@ class Checkpoints:
         self.workdir = storage_path(workdir)
         self.directory = self.workdir / "checkpoints"
         self.every_steps, self.on_damage = every_steps, on_damage
+        self._seconds, self._since = every_minutes and 60 * every_minutes, time.monotonic()
+        self._began = self._took = None  # of the last save: when it began, how long it took
         self._manager = None
         if read_only:
             return
@@ -81,6 +82,7 @@ class Checkpoints:
                 keep_period=keep_every_steps,
                 # Leftovers of a killed save; they never count as checkpoints.
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._note_finished),
             ),
             item_handlers={
                 "model": ocp.StandardCheckpointHandler(),
@@ -121,12 +123,32 @@ class Checkpoints:
         """
         args = {name: arrays.to_save(tree) for name, tree in trees_of_items.items() if tree}
         args["meta"] = ocp.args.JsonSave(meta)
+        self._since = time.monotonic()
         with self._writing():
+            self._manager.wait_until_finished()
+            self._began, self._took = time.monotonic(), None
             # force: whether a save is due was decided by the caller.
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def is_due(self, step: int) -> bool:
         return step > 0 and step % self.every_steps == 0
+
+    def is_time(self) -> bool:
+        """Whether `every_minutes` have passed since the last save, or since this said so: once
+        each time. Clocks differ: one process asks, and tells the others."""
+        if not self._seconds or time.monotonic() - self._since < self._seconds:
+            return False
+        self._since = time.monotonic()
+        return True
+
+    def seconds_of_last_save(self) -> float | None:
+        """How long the last save took until it was complete, once after each; the time that a
+        machine must have between SIGTERM and SIGKILL, and a step."""
+        took, self._took = self._took, None
+        return took
+
+    def _note_finished(self) -> None:
+        self._took = time.monotonic() - self._began
 
     def wait(self) -> None:
         """Returns when the last save is complete.
@@ -173,7 +195,7 @@ class Checkpoints:
             self._check_items(step, trees_wanted)
             return {
                 name: self._reading(
-                    step, name, _read, tree, f"{self._path(step)}, item {name}", say
+                    step, name, arrays.read_checked, tree, f"{self._path(step)}, item {name}", say
                 )
                 for name, tree in trees_wanted.items()
             }
@@ -181,7 +203,7 @@ class Checkpoints:
         found = agreement.together(read_all, lambda why: self.damaged(step, why))
         for name, (tree, stored) in found.items():
             if altered := arrays.altered(tree, stored):
-                raise self.damaged(step, f"{name}: {_not_as_written(altered)}")
+                raise self.damaged(step, f"{name}: {arrays.not_as_written(altered)}")
         return {name: found[name][0] if name in found else {} for name in wanted}
 
     def restore_latest(
@@ -200,7 +222,7 @@ class Checkpoints:
           CheckpointError: the newest checkpoint cannot be read and `on_damage` is "stop"; or none
             can; or the frozen parameters cannot; or they belong to another model.
         """
-        frozen = restore_frozen(self.workdir, shapes["frozen"], say)
+        frozen_tree = frozen.restore_frozen(self.workdir, shapes["frozen"], say)
         wanted = {name: tree for name, tree in shapes.items() if name != "frozen"}
         refused: dict[int, str] = {}
 
@@ -228,7 +250,7 @@ class Checkpoints:
         for damaged, what in refused.items():
             self._set_aside(damaged)
             say(f"{what}: set aside as {damaged}{DAMAGED_SUFFIX}, the run goes on from {step}.")
-        return step, {**state, "frozen": frozen}
+        return step, {**state, "frozen": frozen_tree}
 
     def _set_aside(self, step: int) -> None:
         """Out of the way of the run that comes to this step again, and of what counts."""
@@ -274,7 +296,7 @@ class Checkpoints:
         Raises:
           CheckpointError
         """
-        with _reading_frozen(self.workdir) as path:
+        with frozen.reading(self.workdir) as path:
             return trees.flatten(arrays.metadata(path).tree)
 
     def meta(self, step: int) -> dict:
@@ -338,8 +360,9 @@ class Checkpoints:
             )
         earlier = [s for s in steps if s < step]
         then = f"the run goes on from {earlier[-1]}" if earlier else "the run begins again"
+        why = arrays.named(why, self.workdir)
         return UnreadableError(
-            f"checkpoint {step} ({self._path(step)}) is damaged ({_named(why, self.workdir)})",
+            f"checkpoint {step} ({self._path(step)}) is damaged ({why})",
             f": delete it, {then}.",
         )
 
@@ -352,88 +375,6 @@ class Checkpoints:
         return arrays.writing(self.directory, kept)
 
 
-def save_frozen(workdir: str | Path, frozen: dict) -> None:
-    """Writes the frozen parameters of a run that begins, over those of one that never saved.
-
-    Raises:
-      CheckpointError: they cannot be written.
-    """
-    if frozen:
-        workdir = storage_path(workdir)
-        path = arrays.orbax_path(workdir) / "frozen"
-        with (
-            arrays.writing(workdir / "frozen", lambda: "The run has not begun"),
-            ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
-        ):
-            checkpointer.save(path, args=arrays.to_save(frozen), force=True)
-
-
-def restore_frozen(
-    workdir: str | Path, frozen: dict, say: Callable[[str], None] = lambda _: None
-) -> dict:
-    """Reads them back; `frozen` is a nested dict of jax.ShapeDtypeStruct. Every process asks.
-
-    Raises:
-      CheckpointError: they are missing or damaged, or belong to another model.
-    """
-    if not frozen:
-        return {}
-    workdir = storage_path(workdir)
-
-    def read():
-        with _reading_frozen(workdir) as path:
-            return _read(path, frozen, str(workdir / "frozen"), say)
-
-    tree, stored = agreement.together(read)
-    with _reading_frozen(workdir):
-        if altered := arrays.altered(tree, stored):
-            raise arrays.UnreadableArraysError(_not_as_written(altered))
-    return tree
-
-
-@contextlib.contextmanager
-def _reading_frozen(workdir: Path):
-    """Gives the path for Orbax; says what to do where it cannot be read."""
-    path = workdir / "frozen"
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: it holds the run's frozen parameters.")
-    try:
-        yield arrays.orbax_path(workdir) / "frozen"
-    except arrays.UnreadableArraysError as error:
-        raise CheckpointError(
-            f"{path} is damaged ({_named(str(error), workdir)}): it holds the run's frozen "
-            "parameters, which no checkpoint repeats. Bring it back from a copy, or begin again in "
-            "another --workdir."
-        ) from error
-
-
 def _is_complete(path) -> bool:
     """Whether a directory with the name of a checkpoint is one."""
     return (path / COMMITTED).exists() if is_in_bucket(path) else path.is_dir()
-
-
-def _read(path: Path, tree: dict, where: str, say: Callable[[str], None]):
-    """(arrays, metadata) of an item."""
-    stored = arrays.metadata(path)
-    lines = trees.differences(tree, stored.tree)
-    if lines:
-        raise CheckpointError(
-            f"{where} holds another model than the config describes ({len(lines)} differences):\n  "
-            + "\n  ".join(lines)
-            + "\nUse the config it was trained with (meta/metadata holds it), or another --workdir."
-        )
-    counts = Counter((old, new) for _, old, new in arrays.casts(tree, stored.tree))
-    for (old, new), count in counts.items():
-        say(f"{where}: what is stored in {old} is read as {new} (arrays: {count}).")
-    return arrays.read(path, tree), stored
-
-
-def _not_as_written(paths: list[str]) -> str:
-    return f"not as it was written: {paths[0]}, arrays: {len(paths)}"
-
-
-def _named(why: str, workdir: Path) -> str:
-    """With the name that a user knows the directory by."""
-    if os.strerror(errno.EACCES) in why:
-        why += "; this user needs the right to read it"
-    return why.replace(str(arrays.orbax_path(workdir)), str(workdir))

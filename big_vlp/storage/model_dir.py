@@ -19,7 +19,8 @@ from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step
 from big_vlp.storage import arrays
-from big_vlp.storage.checkpoint import CheckpointError, Checkpoints, restore_frozen
+from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from big_vlp.storage.frozen import restore_frozen
 from input_pipeline.checks import arguments
 from input_pipeline.checks.paths import PathError
 from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path

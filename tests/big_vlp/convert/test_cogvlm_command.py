@@ -25,7 +25,8 @@ from big_vlp.convert.common import Tensor
 from big_vlp.convert.files import read_state, write_state
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers.positions import resize_grid
-from big_vlp.storage.checkpoint import CheckpointError, save_frozen
+from big_vlp.storage.checkpoint import CheckpointError
+from big_vlp.storage.frozen import save_frozen
 from big_vlp.storage.model_dir import open_model, save_model
 from input_pipeline.preprocess import Preprocess
 from tests.big_vlp.convert.toy_cogvlm_files import LLAMA_CONFIG, eva_state, llama_state, sat_name

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300  # seconds
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
-TIMING = ("examples_per_s", "input_wait")
+TIMING = ("examples_per_s", "input_wait", "save_seconds")
 
 
 class Cluster:

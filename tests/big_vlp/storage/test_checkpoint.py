@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from big_vlp.storage import arrays
-from big_vlp.storage.checkpoint import CheckpointError, Checkpoints, restore_frozen, save_frozen
+from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from big_vlp.storage.frozen import restore_frozen, save_frozen
 
 ROOT = Path(__file__).parents[3]
 
@@ -209,3 +211,21 @@ def test_strangers_do_not_hide_why_a_write_failed(tmp_path, monkeypatch):
     checkpoints.wait()
     with pytest.raises(CheckpointError, match=r"already exists.*last complete one is step 3"):
         save(checkpoints, 3)
+
+
+def test_time_is_up_once_in_every_minutes(tmp_path, monkeypatch):
+    now = [100.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("big_vlp.storage.checkpoint.time", clock)
+    checkpoints = Checkpoints(tmp_path, every_steps=100, every_minutes=2)
+    found = []
+    for now[0] in (219.0, 220.0, 221.0, 340.0):
+        found.append(checkpoints.is_time())
+    assert found == [False, True, False, True]
+    checkpoints.save(3, {"model": {"a": np.zeros(2, np.float32)}}, {})
+    checkpoints.wait()
+    assert checkpoints.seconds_of_last_save() is not None
+    assert checkpoints.seconds_of_last_save() is None
+    assert not checkpoints.is_time()
+    checkpoints.close()
+    assert not Checkpoints(tmp_path, read_only=True).is_time()

@@ -12,6 +12,7 @@ from big_vlp.run.log import read_log
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
+from tests.big_vlp.parallel.clusters import TIMING
 from tests.tiny_config import get_config
 
 # The others take longer to compile.
@@ -21,7 +22,6 @@ METHODS = (
     pytest.param("clip", marks=pytest.mark.slow),
     pytest.param("cosmos", marks=pytest.mark.slow),
 )
-CLOCK = ("examples_per_s", "input_wait")
 
 
 def config_of(method, dtype):
@@ -34,7 +34,7 @@ def config_of(method, dtype):
 def lines(workdir):
     """All numbers of a run that do not depend on the clock."""
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCK})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
         for x in read_log(workdir)
     ]
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from big_vlp.run.log import read_log
+from tests.big_vlp.parallel.clusters import TIMING
 
 ROOT = Path(__file__).parents[3]
-CLOCK = ("examples_per_s", "input_wait")
 TIMEOUT = 900
 
 
 def lines(workdir):
     """All numbers of a run that do not depend on the clock."""
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCK})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
         for x in read_log(workdir)
     ]
 

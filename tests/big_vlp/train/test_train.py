@@ -19,7 +19,7 @@ from big_vlp.run.log import read_log
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
 from big_vlp.train import NonFiniteError, train
 from input_pipeline.loader import Loader
-from tests.big_vlp.parallel.clusters import TERMINATED
+from tests.big_vlp.parallel.clusters import TERMINATED, TIMING
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -66,9 +66,8 @@ def uninterrupted(command, tmp_path_factory):
 
 def training_metrics(workdir):
     """All numbers of every step that do not depend on the clock."""
-    timing = ("examples_per_s", "input_wait")
     return [
-        (line["step"], {k: v for k, v in line["values"].items() if k not in timing})
+        (line["step"], {k: v for k, v in line["values"].items() if k not in TIMING})
         for line in read_log(workdir)
         if line["split"] == "train"
     ]

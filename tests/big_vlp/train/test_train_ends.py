@@ -388,3 +388,20 @@ def test_the_contact_sheet_needs_its_own_rows_only(tmp_path, monkeypatch):
     versions = Checkpoints(tmp_path, read_only=True).meta(4)["versions"]
     assert versions["jax"] == jax.__version__ and versions["numpy"] == np.__version__
     assert {"grain", "opencv-python-headless", "simplejpeg", "big_vlp"} < versions.keys()
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    """Beside those of `every_steps`; how long each took is in the log."""
+    changes = dict(checkpoint__every_steps=1000, checkpoint__keep_latest=50, evals={})
+    train(tiny_config("method=clip", total_steps=8, **changes), tmp_path / "a")
+    assert Checkpoints(tmp_path / "a", read_only=True).all_steps() == [8]
+    config = tiny_config("method=clip", total_steps=8, **changes)
+    config.checkpoint.every_minutes = 1e-4
+    train(config, tmp_path / "b")
+    steps = Checkpoints(tmp_path / "b", read_only=True).all_steps()
+    assert len(steps) > 3 and steps[-1] == 8
+    lines = [line["values"] for line in read_log(tmp_path / "b")]
+    assert sum("save_seconds" in line for line in lines) > 1
+    assert [line["loss"] for line in lines] == [
+        line["values"]["loss"] for line in read_log(tmp_path / "a")
+    ]
