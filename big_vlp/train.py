@@ -34,7 +34,7 @@ from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
 from big_vlp.run.lease import held_lease
-from big_vlp.run.log import LOG_FILE, TRAIN, MetricLog, read_log
+from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.frozen import save_frozen
 from big_vlp.storage.model_dir import Labels
@@ -133,7 +133,12 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         saved_meta = checkpoints.meta(saved_step)
         for change in config_changes(saved_meta, meta):
             live.message(f"Changed since that checkpoint: {change}")
-        evaluated = logged_evaluations(workdir, saved_step, saved_meta["config"], meta["config"])
+        before, now = saved_meta["config"], meta["config"]
+        evaluated = set(
+            processes.from_first(
+                lambda: sorted(logged_evaluations(workdir, saved_step, before, now)), LogError
+            )
+        )
 
     first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
@@ -213,7 +218,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 bad_steps.note(i, metrics["bad_steps"])
                 clock.examples += global_batch
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
-                    metrics = {name: float(value) for name, value in metrics.items()}
+                    with watchdog.longer(f"step {i}"):  # all that were dispatched
+                        metrics = {name: float(value) for name, value in metrics.items()}
                     rates = clock.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)

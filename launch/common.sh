@@ -141,7 +141,6 @@ progress() {
   local list=(ls)
   case $workdir in
     gs://*) list=(gcloud storage ls) ;;
-    s3://*) list=(aws s3 ls) ;;
   esac
   "${list[@]}" "$workdir/checkpoints/" "$workdir/evaluate/" 2>/dev/null |
     grep -oE '[0-9]+(\.json)?/?$' | sort | tr '\n' ' ' || true

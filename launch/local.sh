@@ -120,10 +120,14 @@ while true; do
   if [[ $told ]]; then tell "$told"; fi
   wait_for_all
   result=$(verdict "${statuses[@]}")
-  case $told in
-    TERM) exit 143 ;;
-    INT) exit 130 ;;
-  esac
+  if [[ $told ]]; then
+    case $result in
+      whole) exit 0 ;;
+      user | crash) exit 1 ;; # not all is saved
+    esac
+    if [[ $told == INT ]]; then exit 130; fi
+    exit 143
+  fi
   case $result in
     whole) exit 0 ;;
     user) exit 1 ;;

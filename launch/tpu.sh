@@ -185,8 +185,14 @@ install() {
 }
 
 start() {
+  local try id
+  id=$(date +%s.%N) # a worker that has started does not start again
   offset=0
-  on_all "bash $worker start $(date +%s.%N) $(quoted "$program" "${arguments[@]}")"
+  for try in 1 2 3; do
+    if on_all "bash $worker start $id $(quoted "$program" "${arguments[@]}")"; then return; fi
+    if [[ $told ]] || is_gone || ((try == 3)); then return 1; fi
+    pause "$poll"
+  done
 }
 
 show_log() {
@@ -215,8 +221,7 @@ watch() {
   while [[ ! $result ]]; do
     if [[ $told && $told != sent ]]; then
       say "telling the run to end; it saves first. Once more: at once."
-      on_all "bash $worker end TERM" || true
-      told=sent
+      if on_all "bash $worker end TERM"; then told=sent; fi
     fi
     : >"$errors" # ssh says at each look whom it connects to
     if said=$(on_all "bash $worker status" 2>>"$errors"); then
@@ -266,7 +271,13 @@ trap at_exit EXIT
 trap 'signalled INT 130' INT
 trap 'signalled TERM 143' TERM HUP
 
-if [[ ! $dry_run ]]; then say "commit $(commit)"; fi
+if [[ ! $dry_run ]]; then
+  say "commit $(commit)"
+  # Whoever interrupts the asking below deletes what has this name.
+  if [[ ! $existing ]] && state >/dev/null 2>&1; then
+    fail "there is a $name already; give another --name, delete it, or use it with --existing."
+  fi
+fi
 tries=0
 while [[ ! $told ]]; do
   if [[ ! $existing && ! $created ]]; then acquire; fi
@@ -297,7 +308,13 @@ while [[ ! $told ]]; do
     fi
     may_restart || exit 1
   done
-  if [[ $told ]]; then exit "$code"; fi
+  if [[ $told ]]; then
+    case $result in
+      whole) code=0 ;;
+      user | crash) code=1 ;; # not all is saved
+    esac
+    exit "$code"
+  fi
   case $result in
     whole) exit 0 ;;
     user) exit 1 ;;

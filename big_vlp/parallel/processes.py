@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from big_vlp.parallel import cluster, signals, watchdog
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
+from input_pipeline.files.buckets import Unreachable
 
 _FAILED, _LEFT, _ANSWERS = "big_vlp/failed/", "big_vlp/left/", "big_vlp/answers/"
 _LOOK_SECONDS = 1.0
@@ -95,17 +96,20 @@ def raise_together(mesh, error: Exception | None = None) -> None:
 
 
 def my_state(error: Exception | None) -> list[int]:
-    """Two numbers: who failed, what signal came. `raise_if_told` reads the largest of all."""
-    return [0 if error is None else jax.process_index() + 1, signals.received()]
+    """Three numbers: who failed, what signal came, with which status who failed ends.
+    `raise_if_told` reads the largest of all."""
+    failed, status = (0, 0) if error is None else (jax.process_index() + 1, status_of(error))
+    return [failed, signals.received(), status]
 
 
 def raise_if_told(state, error: Exception | None) -> None:
     """The second half of `raise_together`, for who does other things while it is answered."""
-    failed, signal = (int(x) for x in state)
+    failed, signal, status = (int(x) for x in state)
     if jax.process_count() == 1:
         signal = signals.received()  # there may be news
     if error is None and failed:
         error = ProcessError(f"process {failed - 1} stopped; its own output says why.")
+        error.status = status
     if error is not None:
         error.agreed = True
         raise error
@@ -198,9 +202,15 @@ def end(error: BaseException) -> int:
 
 def status_of(error: BaseException) -> int:
     """The exit status of a process that ends by an error: 130 or 143 after a signal, 1 where a user
-    has to mend something, another process' own where it ends for that one's sake, else CRASH."""
+    has to mend something, another process' own where it ends for that one's sake, 75 where storage
+    does not answer, else CRASH."""
     if isinstance(error, signals.Stop):
         return error.code
+    cause = error
+    while cause is not None:
+        if isinstance(cause, Unreachable):
+            return watchdog.STATUS  # storage may be back when the program is started again
+        cause = cause.__cause__
     return getattr(error, "status", 1 if isinstance(error, BigVlpError) else CRASH)
 
 

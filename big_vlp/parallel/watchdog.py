@@ -54,23 +54,34 @@ class Watchdog:
             self.note(*before)
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._seconds / _LOOKS):
-            waited, allowed = time.monotonic() - self._since, self._seconds * self._times
-            if waited > allowed:
+        between, since, waited = self._seconds / _LOOKS, None, 0.0
+        last = time.monotonic()
+        while not self._stopped.wait(between):
+            # A process that was suspended comes back after a long time in which it could not work.
+            passed, last = time.monotonic() - last, time.monotonic()
+            waited = waited + min(passed, 2 * between) if since == self._since else 0.0
+            since = self._since
+            if waited > self._seconds * self._times:
                 self._end(f"no progress for {waited:.0f} s, in: {self._doing}")
 
     def _end(self, reason: str) -> None:
-        sys.stderr.write(
-            f"error: {reason} (config.watchdog_minutes={self._seconds / 60:g}). Where each thread "
-            f"stands follows. This process ends with status {STATUS}: the same command goes on "
-            "from the last checkpoint.\n"
-        )
-        sys.stderr.flush()
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        # Telling may hang, too, or fail: the end does not wait for it.
+        timer = threading.Timer(30, os._exit, (STATUS,))
+        timer.daemon = True
+        timer.start()
         teller = threading.Thread(target=self._tell, args=(reason,), daemon=True)
-        teller.start()
-        teller.join(10)
-        os._exit(STATUS)
+        try:
+            teller.start()
+            sys.stderr.write(
+                f"error: {reason} (config.watchdog_minutes={self._seconds / 60:g}). Where each "
+                f"thread stands follows. This process ends with status {STATUS}: the same command "
+                "goes on from the last checkpoint.\n"
+            )
+            sys.stderr.flush()
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            teller.join(10)
+        finally:
+            os._exit(STATUS)
 
 
 _watchdog = Watchdog(None, lambda reason: None)

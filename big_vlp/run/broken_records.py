@@ -87,10 +87,12 @@ class BrokenRecords:
 
     def _write(self, found: list[dict]) -> list[str]:
         """Appends what the file does not have yet; returns the reasons."""
-        new = []
+        new, lines = [], ""
         for one in found:
             if one["reason"] not in self._known and jax.process_index() == 0:
                 self._known.add(one["reason"])
                 new.append(one["reason"])
-                self._lines.append(json.dumps(one) + "\n")
+                lines += json.dumps(one) + "\n"
+        if lines:
+            self._lines.append(lines)
         return new

@@ -39,7 +39,8 @@ def write_contact_sheet(
     size = batch_size or len(next(iter(batch.values())))
     keys = jax.random.split(jax.random.fold_in(key, step), size)
     rows = {name: x[:MAX_EXAMPLES] for name, x in batch.items()}
-    images = jax.jit(lambda *args: method.model_images(*args))(rows, keys[:MAX_EXAMPLES])
+    keys = keys[: len(next(iter(rows.values())))]  # of several processes each has some rows
+    images = jax.jit(lambda *args: method.model_images(*args))(rows, keys)
     mean, std = (np.asarray(x) for x in (method.preprocess.mean, method.preprocess.std))
     pixels = [
         np.clip((np.asarray(x) * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -29,7 +29,7 @@ from jax import lax
 
 from big_vlp import trees
 from big_vlp.storage.agreement import CheckpointError
-from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.buckets import Unreachable, is_in_bucket
 
 CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.
@@ -171,6 +171,10 @@ def reading():
     try:
         yield
     except Exception as error:
+        if cannot_be_reached(error):
+            raise CheckpointError(
+                f"A checkpoint cannot be reached now, nothing is wrong with it ({reason(error)})."
+            ) from error
         if _lacks_resources(error):
             raise CheckpointError(
                 f"Reading a checkpoint failed for want of memory or files on this machine, nothing "
@@ -238,6 +242,14 @@ def _is_full(error: BaseException) -> bool:
     """Whether writing failed because a disk, or a quota, is full."""
     texts = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
     return any(text in str(cause) for cause in _causes(error) for text in texts)
+
+
+def cannot_be_reached(error: BaseException) -> bool:
+    """Whether storage did not answer, which may pass by itself."""
+    return any(
+        isinstance(cause, Unreachable) or re.search("UNAVAILABLE|DEADLINE_EXCEEDED", str(cause))
+        for cause in _causes(error)
+    )
 
 
 def _lacks_resources(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from big_vlp import renamed, trees
 from big_vlp.parallel.processes import from_first
 from big_vlp.storage import agreement, arrays, frozen
 from big_vlp.storage.agreement import CheckpointError, UnreadableError
-from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
+from input_pipeline.files.buckets import create, is_in_bucket, make_directory, storage_path
 
 # Beside each checkpoint, by Orbax; lists its items.
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -75,7 +75,11 @@ class Checkpoints:
             make_directory(self.directory)
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot be made: {error}.") from error
-        self._manager = ocp.CheckpointManager(
+        with arrays.writing(self.directory, lambda: "Nothing was written"):
+            self._manager = self._made_manager(keep_latest, keep_every_steps)
+
+    def _made_manager(self, keep_latest: int, keep_every_steps: int | None):
+        return ocp.CheckpointManager(
             arrays.orbax_path(self.workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_latest,
@@ -267,6 +271,8 @@ class Checkpoints:
                 if is_in_bucket(path):
                     (path / COMMITTED).unlink()  # what is moved file by file does not count
                 path.rename(target)
+                if is_in_bucket(path):
+                    create(target / COMMITTED, b"")  # or Orbax takes it for a leftover
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be set aside: {error}.") from error
 
@@ -338,6 +344,10 @@ class Checkpoints:
                 raise FileNotFoundError("it is not complete")
             value = json.loads((self._path(step) / name).read_bytes())
         except (OSError, ValueError) as error:
+            if arrays.cannot_be_reached(error):
+                raise CheckpointError(
+                    f"{self._path(step)} cannot be reached now ({arrays.reason(error)})."
+                ) from error
             raise self.damaged(step, f"{name}: {arrays.reason(error)}") from error
         if not isinstance(value, dict):
             raise self.damaged(step, f"{name} is not the JSON that was written")

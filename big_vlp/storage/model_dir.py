@@ -171,7 +171,7 @@ def open_model(
     if weights not in (None, *WEIGHTS):
         raise CheckpointError(f"weights={weights!r}; choose model or averaged.")
     checkpoints, steps = None, []
-    if directory.is_dir():
+    if is_in_bucket(directory) or directory.is_dir():
         checkpoints = Checkpoints(directory, read_only=True)
         steps = checkpoints.all_steps()
     if not steps:

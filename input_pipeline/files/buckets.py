@@ -1,7 +1,7 @@
 """Paths that may lie in a bucket: gs://BUCKET/... for what reads and writes whole files.
 
 Such a path has the methods of pathlib's (etils.epath). What fails is an OSError, as it is for a
-disk: what may pass by itself was tried again before, for half a minute, and each time is told.
+disk; where it may pass by itself it was tried again before, which is told, and is `Unreachable`.
 """
 
 import functools
@@ -12,13 +12,21 @@ import re
 from pathlib import Path
 
 import absl.logging
+
+# Else epath would go through TensorFlow wherever that is installed, whose errors are no OSErrors.
+os.environ.setdefault("EPATH_USE_TF", "false")
 from etils import epath
 
 from input_pipeline.checks.paths import PathError, local_path
 
+# gcsfs takes them for a pattern, and Orbax the last for the end of the path.
+_REFUSED = set("*?[]#")
 # Scheme of a URL: (the package that reads and writes it, the extra of this one that brings it).
-_PATTERNS = set("*?[]")
 _SCHEMES = {"gs": ("gcsfs", "gcs")}
+
+
+class Unreachable(OSError):
+    """A bucket did not answer, or would not now: a fault that may pass by itself."""
 
 
 def storage_path(given: str | os.PathLike) -> Path | epath.Path:
@@ -34,10 +42,8 @@ def storage_path(given: str | os.PathLike) -> Path | epath.Path:
     package, extra = _SCHEMES[scheme]
     if not rest.strip("/"):
         raise PathError(f"{text!r} names no bucket; give {scheme}://BUCKET/DIRECTORY.")
-    if found := set(rest) & _PATTERNS:
-        raise PathError(
-            f"{text!r} has {' '.join(sorted(found))}, which would be taken for a pattern."
-        )
+    if found := set(rest) & _REFUSED:
+        raise PathError(f"{text!r}: give a name without {' '.join(sorted(found))}.")
     if importlib.util.find_spec(package) is None:
         raise PathError(f"{text!r} needs the package {package}: pip install 'big_vlp[{extra}]'.")
     _connect()
@@ -90,13 +96,11 @@ def _connect() -> None:
     import aiohttp
     import fsspec
     import gcsfs
-    import google.auth.exceptions
+    import requests
     from gcsfs.retry import ChecksumError, HttpError
+    from google.auth.exceptions import GoogleAuthError
 
-    failures = (
-        *(HttpError, ChecksumError, ValueError, TimeoutError),
-        *(aiohttp.ClientError, google.auth.exceptions.GoogleAuthError),
-    )
+    passing = (ChecksumError, TimeoutError, aiohttp.ClientError, requests.RequestException)
 
     class GoogleFiles(gcsfs.GCSFileSystem):
         async def _call(self, method, path, *args, **options):
@@ -108,10 +112,13 @@ def _connect() -> None:
                     name = bucket[1] if bucket else path
                     raise FileNotFoundError(f"there is no bucket {name!r}") from error
                 raise
-            except OSError:
-                raise
-            except failures as error:
-                raise OSError(f"{type(error).__name__}: {error}") from error
+            except passing as error:
+                raise Unreachable(_text(error)) from error
+            except HttpError as error:
+                passes = str(error.code) in ("408", "429") or str(error.code)[:1] == "5"
+                raise (Unreachable if passes else OSError)(_text(error)) from error
+            except (GoogleAuthError, ValueError) as error:
+                raise OSError(_text(error)) from error
 
     fsspec.register_implementation("gs", GoogleFiles, clobber=True)
     fsspec.register_implementation("gcs", GoogleFiles, clobber=True)
@@ -121,6 +128,10 @@ def _connect() -> None:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     log.handlers = [_Retries()]
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class _Retries(logging.Handler):

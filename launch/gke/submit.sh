@@ -104,6 +104,8 @@ if [[ $dry_run ]]; then
   exit
 fi
 say "commit $(commit)"
+before=$(kubectl get jobset "$name" --ignore-not-found -o 'jsonpath={.status.terminalState}') || before=
+if [[ $before ]]; then kubectl delete jobset "$name"; fi # the same name once more
 manifest | kubectl apply -f - || fail "the cluster refused it; its message is above."
 if [[ $detach ]]; then exit; fi
 

@@ -31,6 +31,10 @@ def main() -> None:
         if refused := look("refused"):
             sys.exit(f"Error from server (Forbidden): {refused}")
         print("jobset.jobset.x-k8s.io/run-1 created")
+    elif "--ignore-not-found" in arguments:  # before the start
+        print(look("before"), end="")
+    elif arguments[0] == "delete":
+        print('jobset.jobset.x-k8s.io "run-1" deleted')
     elif arguments[0] == "logs":
         pod = next(word for word in arguments[1:] if not word.startswith("-"))
         print(f"log of {pod}")

@@ -172,12 +172,19 @@ def test_a_quota_is_the_users_to_mend(cluster):
     cluster.says("refused", 'jobsets "run-1" is forbidden: exceeded quota: tpus')
     done = cluster.run()
     assert done.returncode == 1 and "exceeded quota" in done.stderr
-    assert not (cluster.folder / "kubectl.jsonl").read_text().count('"get"')
+    assert len(cluster.calls("get")) == 1  # whether there is one
 
 
 def test_detached_it_only_submits(cluster):
     assert cluster.run("--detach").returncode == 0
-    assert len(cluster.calls("apply")) == 1 and not cluster.calls("get")
+    assert len(cluster.calls("apply")) == 1 and len(cluster.calls("get")) == 1
+    assert not cluster.calls("delete")
+
+
+def test_one_that_has_ended_makes_room_for_the_next_of_its_name(cluster):
+    cluster.says("before", "Failed")
+    assert cluster.run("--detach").returncode == 0
+    assert cluster.calls("delete") == [["delete", "jobset", "run-1"]]
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,14 @@ def test_pictures_of_any_size_are_legible(size):
         contact_sheet._MIN_SIDE <= side <= max(contact_sheet._MAX_SIDE, 2 * contact_sheet._MIN_SIDE)
     )
     assert (sheet[~grey] < 50).any()  # text
+
+
+def test_one_of_several_processes_has_few_rows(tmp_path):
+    """They look as they do beside the rows of the others."""
+    method, views, batch = cosmos(rows=8)
+    few = {name: x[:4] for name, x in batch.items()}
+    path = tmp_path / "few.png"
+    contact_sheet.write_contact_sheet(path, method, views, few, KEY, 1, batch_size=8)
+    found, whole = np.array(Image.open(path)), sheet_of(tmp_path, method, views, batch)
+    height = len(found) - contact_sheet._MARGIN
+    np.testing.assert_array_equal(found[:height], whole[:height])

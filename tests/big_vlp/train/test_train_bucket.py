@@ -7,7 +7,8 @@ import time
 import pytest
 
 from big_vlp.evaluate import evaluate
-from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints
+from big_vlp.parallel import processes, watchdog
+from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints, UnreadableError
 from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
 from tests.big_vlp.train.test_train import (
@@ -81,3 +82,25 @@ def test_a_checkpoint_counts_when_its_last_object_is_there(in_bucket):
     names = {path.name for path in (in_bucket / "checkpoints").iterdir()}
     assert {"25", "30", "30.damaged"} <= names
     assert Checkpoints(in_bucket, read_only=True).all_steps() == [25, 30]
+    # What was set aside stays when the run starts again.
+    train(tiny_config(METHOD), in_bucket)
+    assert "30.damaged" in {path.name for path in (in_bucket / "checkpoints").iterdir()}
+
+
+def test_what_cannot_be_reached_is_not_called_damaged(in_bucket, bucket_server, monkeypatch):
+    retry = pytest.importorskip("gcsfs.retry")
+
+    async def at_once(_):
+        return None
+
+    monkeypatch.setattr(retry.asyncio, "sleep", at_once)
+    checkpoints = Checkpoints(in_bucket, read_only=True)
+
+    def of_metadata(number, method, path):
+        return 503 if "metadata" in path else None
+
+    spoiling = bucket_server.faults.spoiling(of_metadata)
+    with spoiling, pytest.raises(CheckpointError, match="cannot be reached now") as error:
+        checkpoints.meta(30)
+    assert not isinstance(error.value, UnreadableError)
+    assert processes.status_of(error.value) == watchdog.STATUS

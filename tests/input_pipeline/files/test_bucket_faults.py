@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from big_vlp.parallel import processes
 from input_pipeline.files import buckets, whole
 
 DATA = bytes(range(256)) * 400
@@ -56,8 +57,10 @@ def test_what_does_not_pass_is_one_error(bucket_server, bucket, status):
             lambda: list(bucket.iterdir()),
             path.unlink,
         ):
-            with pytest.raises(OSError, match=f"{status}|Forbidden|spoilt"):
+            with pytest.raises(OSError, match=f"{status}|Forbidden|spoilt") as error:
                 act()
+            assert isinstance(error.value, buckets.Unreachable) == (status == 503)
+            assert processes.status_of(error.value) == (75 if status == 503 else 70)
     assert path.read_bytes() == b"old"
 
 
