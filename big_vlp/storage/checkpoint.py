@@ -130,7 +130,7 @@ class Checkpoints:
         self._since = time.monotonic()
         with self._writing():
             self._manager.wait_until_finished()
-            self._began, self._took = time.monotonic(), None
+            self._began = time.monotonic()
             # force: whether a save is due was decided by the caller.
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 

@@ -21,9 +21,8 @@ from big_vlp.storage.checkpoint import (
     CheckpointError,
     Checkpoints,
     UnreadableError,
-    restore_frozen,
-    save_frozen,
 )
+from big_vlp.storage.frozen import restore_frozen, save_frozen
 from big_vlp.storage.model_dir import Labels, open_model
 from big_vlp.train import train
 from tests.big_vlp.train.test_train import tiny_config
