@@ -20,7 +20,6 @@ from absl import flags, logging
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import cluster, processes, watchdog
-from big_vlp.parallel.processes import from_first
 from big_vlp.run import log, tables
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError
@@ -49,7 +48,7 @@ def evaluate(
       follow: evaluate every checkpoint from now on; ends with the run's last step.
 
     Raises:
-      PathError: `workdir` is no path of this machine.
+      PathError: `workdir` is no path of this machine, nor in a bucket.
       ConfigError: the config cannot be built.
       CheckpointError: there is no such checkpoint, it is damaged, or it holds another model; when
         following, only of the run's last step. Or the result cannot be written.
@@ -113,7 +112,7 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
             return FINISHED if total_steps in done else None
         return max(pending) if behind else min(pending)
 
-    while (i := from_first(next_step, CheckpointError)) != FINISHED:
+    while (i := processes.from_first(next_step, CheckpointError)) != FINISHED:
         if i is None:
             if polls % POLLS_PER_NOTE == 0:
                 _say(f"Waiting for checkpoints in {checkpoints.directory}, up to {total_steps}.")
@@ -126,7 +125,9 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
             run(i)
             behind = False
         except UnreadableError as error:
-            is_there = from_first(lambda i=i: i in checkpoints.all_steps(), CheckpointError)
+            is_there = processes.from_first(
+                lambda i=i: i in checkpoints.all_steps(), CheckpointError
+            )
             if is_there and i == total_steps:
                 raise
             _say(f"Passed over step {i}: {error.what}.")

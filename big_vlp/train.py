@@ -55,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       workdir: made if missing; one run, one directory.
 
     Raises:
-      PathError: `workdir` is no path of this machine.
+      PathError: `workdir` is no path of this machine, nor in a bucket.
       ConfigError: the config cannot be built, or the run is beyond its `total_steps`.
       LeaseError: another run writes into `workdir`.
       CheckpointError: a checkpoint cannot be read or written.

@@ -72,10 +72,12 @@ def from_first(answer: Callable[[], Any], refusal: type[BigVlpError]) -> Any:
             found = answer()
         except refusal as error:
             refused = error
-    found, reason = exchange([found, None if refused is None else str(refused)])[0]
-    if reason is not None:
+    said = None if refused is None else [str(refused), status_of(refused)]
+    found, said = exchange([found, said])[0]
+    if said is not None:
+        reason, status = said
         error = refused or refusal(reason)
-        error.agreed = True
+        error.agreed, error.status = True, status
         raise error
     return found
 

@@ -48,7 +48,7 @@ class MetricLog:
             that the run goes on from.
 
         Raises:
-          PathError: `workdir` is no path of this machine.
+          PathError: `workdir` is no path of this machine, nor in a bucket.
           LogError: the log holds a broken line before its end, or cannot be written.
         """
         self._lines = None

@@ -46,12 +46,16 @@ def together(
             logging.warning("process %s: %s", jax.process_index(), error)
     # What is wrong with a model counts for more than what is wrong with a checkpoint.
     severity = 0 if mine is None else 1 if isinstance(mine, UnreadableError) else 2
-    found = processes.exchange(severity)
-    worst, process = max(found), found.index(max(found))
-    if mine is not None and severity == worst:
+    found = processes.exchange([severity, 0 if mine is None else processes.status_of(mine)])
+    process = max(range(len(found)), key=lambda i: found[i][0])
+    worst, status = found[process]
+    if worst == 0:
+        return result
+    if severity == worst:
         raise mine
     if worst == 2:
-        raise CheckpointError(f"process {process} cannot go on; its own message says why")
-    if worst == 1:
-        raise refuse(f"process {process} cannot read it; its own message says why")
-    return result
+        error = CheckpointError(f"process {process} cannot go on; its own message says why")
+    else:
+        error = refuse(f"process {process} cannot read it; its own message says why")
+    error.status = status
+    raise error

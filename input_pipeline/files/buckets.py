@@ -45,7 +45,7 @@ def storage_path(given: str | os.PathLike) -> Path | epath.Path:
     if found := set(rest) & _REFUSED:
         raise PathError(f"{text!r}: give a name without {' '.join(sorted(found))}.")
     if importlib.util.find_spec(package) is None:
-        raise PathError(f"{text!r} needs the package {package}: pip install 'big_vlp[{extra}]'.")
+        raise PathError(f"{text!r} needs {package}: install big_vlp's extra [{extra}].")
     _connect()
     return epath.Path(text.rstrip("/"))
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -43,14 +44,16 @@ def test_a_process_that_stands_still_is_ended_and_shows_where():
     assert time.monotonic() - start < 50
 
 
-def test_none_waits_for_ever(monkeypatch):
-    ended = []
-    monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+def test_nothing_watches_without_minutes_nor_after_the_end():
+    def watching():
+        return [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
     with watchdog.watching(None, print):
-        time.sleep(0.1)
-    with watchdog.watching(1e-5, print):
-        pass  # it has stopped before it could look
-    assert not ended
+        assert not watching()
+    with watchdog.watching(0.05, print):
+        [thread] = watching()
+    thread.join(10)
+    assert not watching()
 
 
 HANGING = """

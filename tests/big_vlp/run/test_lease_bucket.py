@@ -73,3 +73,20 @@ def test_a_bucket_that_is_not_there_is_one_error(bucket_server):
     missing = storage_path("gs://missing/run")
     with pytest.raises(LeaseError, match="there is no bucket 'missing'"), held_lease(missing):
         pass
+
+
+def test_one_whose_answer_was_lost_knows_its_own_lease(bucket, bucket_server):
+    """The request that is made again meets what the first has written, and is refused."""
+    lost = []
+
+    def first_upload(number, method, path):
+        if "/upload/" in path and not lost:
+            lost.append(path)
+            return "lost"
+        return None
+
+    with bucket_server.faults.spoiling(first_upload):
+        held = Lease.acquire(bucket)
+    assert lost and numbers(bucket) == [1]
+    held.check()
+    held.release()

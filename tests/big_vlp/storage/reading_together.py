@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import evaluate
-from big_vlp.parallel import cluster, meshes, processes
+from big_vlp.parallel import cluster, meshes, processes, watchdog
+from big_vlp.storage import agreement
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from input_pipeline.files.buckets import Unreachable
 
 cluster.connect_processes()
 mesh = meshes.make_mesh()
@@ -58,7 +60,12 @@ def run(i):
 
 
 def refuse():
-    raise CheckpointError("not now")
+    raise CheckpointError("not now") from Unreachable("503")
+
+
+def outage():
+    if jax.process_index() == 1:
+        refuse()
 
 
 for number in range(3):
@@ -69,6 +76,13 @@ try:
     processes.from_first(refuse, CheckpointError)
 except CheckpointError as error:
     print(f"refused: {error}, {processes.is_agreed(error)}")
+    assert processes.status_of(error) == watchdog.STATUS  # of all, where storage is away
+try:
+    agreement.together(outage)
+except CheckpointError as error:
+    assert processes.status_of(error) == watchdog.STATUS
+else:
+    raise AssertionError("an outage of one is one of all")
 
 attempt("stop")
 reader = Checkpoints(view, read_only=True)

@@ -61,12 +61,3 @@ def test_what_does_not_pass_is_one_error(bucket_server, bucket, status):
             assert isinstance(error.value, buckets.Unreachable) == (status == 503)
             assert processes.status_of(error.value) == (75 if status == 503 else 70)
     assert path.read_bytes() == b"old"
-
-
-def test_new_is_new_though_the_answer_was_lost(bucket_server, bucket):
-    """The second request meets what the first has written."""
-    with bucket_server.faults.spoiling(first(1, "lost")):
-        try:
-            buckets.create(bucket / "file", b"mine")
-        except FileExistsError:
-            assert (bucket / "file").read_bytes() == b"mine"

@@ -21,7 +21,7 @@ def test_what_is_no_path(url):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(buckets, "_SCHEMES", {"gs": ("no_such_package", "gcs")})
-    with pytest.raises(PathError, match=r"pip install 'big_vlp\[gcs\]'"):
+    with pytest.raises(PathError, match=r"needs no_such_package: install big_vlp's extra \[gcs\]"):
         buckets.storage_path("gs://bucket/run")
 
 
