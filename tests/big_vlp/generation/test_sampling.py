@@ -265,7 +265,7 @@ def test_the_same_on_every_mesh():
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
         },
         capture_output=True,
         text=True,

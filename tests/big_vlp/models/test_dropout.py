@@ -223,7 +223,7 @@ def test_every_mesh_drops_the_same():
         env={
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[3]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
             "NPROC": "64",  # threads: collectives block several on each device
         },
         capture_output=True,

@@ -37,7 +37,7 @@ class Cluster:
         if source is not None:
             command = [sys.executable, "-c", source, str(workdir)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices)
 
         def joined(index):
             if count == 1:

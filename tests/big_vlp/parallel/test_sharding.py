@@ -28,7 +28,7 @@ def on_eight_devices(sizes):
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
             "NPROC": "64",  # threads: collectives block several on each device
         },
         capture_output=True,

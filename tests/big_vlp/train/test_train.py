@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300
 # Collectives block threads, several of each device: with few threads they may wait for ever.
-EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "64"}
+EIGHT_DEVICES = {"JAX_NUM_CPU_DEVICES": "8", "NPROC": "64"}
 
 
 def tiny_config(arg=None, **changes):

@@ -210,8 +210,7 @@ def test_eight_devices_give_the_values_of_one():
     assert 0 < expected["vqa"]["exact_match"] < 1 and 0 < expected["referring"]["mean_iou"] < 1
     done = subprocess.run(
         [sys.executable, "-m", "tests.evaluators.answers.toy_text", "2"],
-        env=os.environ
-        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
         text=True,

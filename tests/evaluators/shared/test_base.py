@@ -21,10 +21,9 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def run_toy(*args, devices, **env):
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.evaluators.shared.toy", *args],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | env,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | env,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
