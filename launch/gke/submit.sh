@@ -114,8 +114,12 @@ mine=jobset.sigs.k8s.io/jobset-name=$name
 first=$mine,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0
 shown='' before='' attempt=0 since=
 while true; do
-  now=$(get jobset "$name" -o 'jsonpath={.status.terminalState}|{.status.restarts}') ||
-    fail "$name is gone: deleted by somebody?"
+  if ! now=$(get jobset "$name" --ignore-not-found -o 'jsonpath={.status.terminalState}|{.status.restarts}'); then
+    say "the cluster does not answer now; its message is above. The run does not depend on it."
+    sleep "$poll"
+    continue
+  fi
+  [[ $now ]] || fail "$name is gone: deleted by somebody?"
   restarted=${now#*|} now=${now%|*}
   if [[ ${restarted:-0} -gt $attempt ]]; then
     attempt=$restarted

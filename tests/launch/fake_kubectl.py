@@ -2,8 +2,8 @@
 """Plays the states of a JobSet: `kubectl` as gke/submit.sh uses it.
 
 In the folder FAKE a test says what each look sees, a line for each, of which the last stays:
-`jobset` has TERMINAL_STATE|RESTARTS, `pods` the newest pod of process 0 and its phase, `events` the
-warnings. `refused` is why `apply` fails.
+`jobset` has TERMINAL_STATE|RESTARTS, gone or unreachable, `pods` the newest pod of process 0 and
+its phase, `events` the warnings. `refused` is why `apply` fails.
 """
 
 import json
@@ -31,8 +31,6 @@ def main() -> None:
         if refused := look("refused"):
             sys.exit(f"Error from server (Forbidden): {refused}")
         print("jobset.jobset.x-k8s.io/run-1 created")
-    elif "--ignore-not-found" in arguments:  # before the start
-        print(look("before"), end="")
     elif arguments[0] == "delete":
         print('jobset.jobset.x-k8s.io "run-1" deleted')
     elif arguments[0] == "logs":
@@ -41,9 +39,11 @@ def main() -> None:
     elif arguments[:2] == ["get", "jobset"]:
         if "conditions" in arguments[-1]:
             print("jobset failed due to one or more job failures", end="")
-        elif (found := look("jobset")) == "gone":
-            sys.exit('Error from server (NotFound): jobsets.jobset.x-k8s.io "run-1" not found')
-        else:
+        elif "restarts" not in arguments[-1]:  # before the start
+            print(look("before"), end="")
+        elif (found := look("jobset")) == "unreachable":
+            sys.exit("Unable to connect to the server: dial tcp: i/o timeout")
+        elif found != "gone":  # of which nothing is said
             print(found, end="")
     elif arguments[:2] == ["get", "pods"]:
         print(look("pods"))

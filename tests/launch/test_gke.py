@@ -168,6 +168,14 @@ def test_a_run_that_failed_and_one_that_is_gone(cluster):
     assert done.returncode == 1 and "run-1 is gone" in done.stderr
 
 
+def test_a_cluster_that_does_not_answer_for_a_while_ends_nothing(cluster):
+    cluster.says("jobset", "|0", "unreachable", "unreachable", "Completed|0")
+    cluster.says("pods", "run-1-run-0-0-a Running")
+    done = cluster.run()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("does not answer now") == 2 and "gone" not in done.stderr
+
+
 def test_a_quota_is_the_users_to_mend(cluster):
     cluster.says("refused", 'jobsets "run-1" is forbidden: exceeded quota: tpus')
     done = cluster.run()
