@@ -37,6 +37,7 @@ def one_process(method, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_then_one_goes_on(method, one_process, tmp_path):
     cluster = Cluster(2, "train", method, tmp_path)
     log, deadline = tmp_path / "metrics.jsonl", time.monotonic() + TIMEOUT
