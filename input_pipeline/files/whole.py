@@ -57,9 +57,12 @@ def finished(
 def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
     """The files and directories in a directory, by name; none if it is not there."""
     try:
-        return sorted(path.iterdir())
+        found = sorted(set(path.iterdir()))
     except FileNotFoundError:
         return []
+    if buckets.is_in_bucket(path):  # where an empty object can stand for a directory, and is listed
+        found = [p for p in found if p != path and (p.name != path.name or p.exists())]
+    return found
 
 
 def checksum(path: Path | epath.Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 import big_vlp
 from big_vlp import trees
-from big_vlp.convert.files import INDEX, read_state
+from big_vlp.convert.files import read_state
 from big_vlp.methods import make_method
 from big_vlp.storage.model_dir import Labels, open_model, save_model
 from input_pipeline.preprocess import Preprocess
@@ -19,6 +19,7 @@ from tests.big_vlp.convert.test_cogvlm_command import (  # noqa: F401
     same_bytes,
     same_tree,
 )
+from tests.input_pipeline.prepare.test_command_bucket import uploads
 
 CATLIP = {
     "name": "catlip",
@@ -46,10 +47,7 @@ def test_cogvlm_there_and_back(bucket, bucket_server, tmp_path, run):  # noqa: F
     code, said = run("import", "cogvlm", released, model)
     assert code == 1 and "holds a model already" in said
 
-    def index(number, method, path):
-        return 403 if method == "POST" and INDEX in path else None
-
-    with bucket_server.faults.spoiling(index):
+    with bucket_server.faults.spoiling(uploads([2], 403)):  # the index, after config and weights
         code, said = run("export", "cogvlm", model, bucket / "refused")
     assert code == 1 and said.count("error: ") == 1
     assert not (bucket / "refused").exists()

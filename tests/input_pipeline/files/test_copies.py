@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch, bucket_server):
+def small_and_quick(monkeypatch, bucket):
     """Several parts of little data, and no waiting between two tries."""
     retry = pytest.importorskip("gcsfs.retry")
 

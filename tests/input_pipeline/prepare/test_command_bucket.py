@@ -1,14 +1,18 @@
 """The command `prepare` into a bucket: the same files, also after it was killed or refused."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from input_pipeline.files import whole
 from input_pipeline.prepare import command as prepare
 from input_pipeline.prepare import shards
 from tests.input_pipeline.prepare.prepare_data import contents, run_source, write_tar
@@ -17,6 +21,17 @@ ROOT = Path(__file__).parents[3]
 SCENES = ["scenes", "split=val", "size=7", "image_size=40", "--records-per-shard", "2"]
 SCENES += ["--drop-duplicates"]
 TIMEOUT = 120
+
+
+def uploads(numbers, fault):
+    """Spoils some of the uploads, counted from 0."""
+    count = itertools.count()
+
+    def spoil(number, method, path):
+        is_upload = method == "POST" and "/upload/" in path
+        return fault if is_upload and next(count) in numbers else None
+
+    return spoil
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +46,8 @@ def test_a_killed_command_continues_and_leaves_the_same(scenes, bucket, bucket_s
     command += ["--input", "scenes:split=val,size=7,image_size=40", *SCENES[4:]]
     command += ["--output", os.fspath(bucket)]
 
-    def slow_shards(number, method, path):
-        return 1.0 if method == "POST" and "00002.array_record" in path else None
-
-    with bucket_server.faults.spoiling(slow_shards):
+    # Of digests 4, then of each shard itself and its JSON.
+    with bucket_server.faults.spoiling(uploads(range(8, 10), 1.0)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         deadline = time.monotonic() + TIMEOUT
         while not (bucket / "scenes-00001.array_record.json").exists():
@@ -59,18 +72,23 @@ def test_a_shard_that_was_replaced_since_is_looked_at(scenes, bucket):
         time.sleep(1.1)  # a bucket tells whole seconds
     info = {"bytes": (scenes / name).stat().st_size}
     assert not shards._is_whole(bucket / name, {**info, "sha256": "of another"})
-    assert shards._is_whole(bucket / name, {**info, "sha256": shards.whole.checksum(scenes / name)})
+    assert shards._is_whole(bucket / name, {**info, "sha256": whole.checksum(scenes / name)})
     assert not shards._is_whole(bucket / name, {"bytes": 3})
     assert not shards._is_whole(bucket / "missing", info)
 
 
-def test_shards_that_are_refused_fail_the_run(scenes, bucket, bucket_server, capsys):
-    def third(number, method, path):
-        return 403 if method == "POST" and "scenes-00002.array_record" in path else None
+def test_a_folder_that_was_made_by_hand_is_empty(bucket, bucket_server):
+    name = urllib.parse.quote(f"{os.fspath(bucket).removeprefix('gs://bucket/')}/", safe="")
+    url = f"{bucket_server.url}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
+    urllib.request.urlopen(urllib.request.Request(url, b"", method="POST")).close()
+    assert list(bucket.iterdir()) and whole.in_directory(bucket) == []
+    (bucket / bucket.name).write_bytes(b"a file of the folder's name")
+    assert whole.in_directory(bucket) == [bucket / bucket.name]
 
-    # Digests have the shard's name in theirs.
+
+def test_shards_that_are_refused_fail_the_run(scenes, bucket, bucket_server, capsys):
     arguments = SCENES[:-1]
-    with bucket_server.faults.spoiling(third):
+    with bucket_server.faults.spoiling(uploads([4], 403)):  # the third shard
         assert run_source(bucket, *arguments) == 1
     said = capsys.readouterr()
     assert "FAILED scenes, records 4 to 5: " in said.out
