@@ -35,25 +35,29 @@ def _copy(url: str) -> Path:
     path = storage_path(url)
     files, folder = _files(path), Path(tempfile.mkdtemp(dir=_folder()))
     copy = folder / path.name
-    size = files.info(url)["size"]
+    before = files.info(url)
+    size = before["size"]
+
+    def read(start):
+        data = files.cat_file(url, start=start, end=min(start + _PART_BYTES, size))
+        with open(copy, "r+b") as file:
+            file.seek(start)
+            file.write(data)
+        return len(data)
+
     try:
-        with open(copy, "wb") as file, ThreadPoolExecutor(_THREADS) as threads:
-
-            def read(start):
-                data = files.cat_file(url, start=start, end=min(start + _PART_BYTES, size))
-                os.pwrite(file.fileno(), data, start)
-                return len(data)
-
+        copy.touch()
+        with ThreadPoolExecutor(_THREADS) as threads:
             found = sum(threads.map(read, range(0, size, _PART_BYTES)))
     except OSError as error:
-        copy.unlink()
+        copy.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 f"{url} needs {size / 1e9:,.1f} GB here for a copy: make room in "
                 f"{tempfile.gettempdir()}, or set TMPDIR to another directory"
             ) from error
         raise
-    if found != size:
+    if found != size or files.info(url) != before:
         copy.unlink()
         raise OSError(f"{url} was changed while it was read")
     return copy

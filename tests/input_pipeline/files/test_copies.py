@@ -1,5 +1,6 @@
 """What is copied between a bucket and this machine: once, whole, or one error and nothing left."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -62,8 +63,24 @@ def test_what_cannot_be_copied_leaves_nothing(bucket, bucket_server, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as changed:
-        changed.setattr(copies.os, "pwrite", full)
+        changed.setattr(copies, "open", full, raising=False)
         with pytest.raises(OSError, match=r"refused needs 0.0 GB here .* TMPDIR"):
+            copies.local_copy(path)
+
+    class Replaced:
+        """Of which another generation is there whenever somebody asks."""
+
+        def __init__(self, path):
+            self.files, self.generations = of(path), itertools.count()
+            self.cat_file = self.files.cat_file
+
+        def info(self, url):
+            return {**self.files.info(url), "generation": next(self.generations)}
+
+    of = copies._files
+    with monkeypatch.context() as changed:
+        changed.setattr(copies, "_files", Replaced)
+        with pytest.raises(OSError, match="was changed while"):
             copies.local_copy(path)
     assert left() == before
     assert copies.local_copy(path).read_bytes() == DATA
