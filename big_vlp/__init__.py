@@ -10,7 +10,7 @@ def load(directory, weights: str | None = None, step: int | None = None, batch_s
     """The model of a directory, as a `big_vlp.api.model.Model`.
 
     Args:
-      directory: of a run or of a converted model.
+      directory: of a run or of a converted model; a path, or the URL of one in a bucket.
       weights: "model" or "averaged"; by default the average where there is one.
       step: of the checkpoint; by default the latest.
       batch_size: how many images or texts run at once.

@@ -30,7 +30,8 @@ from big_vlp.experiment import Experiment
 from big_vlp.storage.model_dir import WEIGHTS
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.checks.errors import BigVlpError, stop
-from input_pipeline.command_line import Parser
+from input_pipeline.checks.paths import is_url
+from input_pipeline.command_line import Parser, path_argument
 
 _CHANGE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<text>.*))?", re.DOTALL)
 _DASHES = re.compile(r"\A--?([a-z]+(-[a-z]+)+)(?==|\Z)")
@@ -84,6 +85,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
+        type=path_argument,
         metavar="DIR",
         help="the workdir of a run, or a directory of big_vlp.convert",
     )
@@ -142,6 +144,11 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
       CommandError: there is no such file, it is no Python, or `get_config` raises a ValueError or
         an OSError, which are how it refuses options. Its other errors are left as they are.
     """
+    if is_url(argument):
+        raise CommandError(
+            f"--config={argument} is a URL: copy the file to this machine. A config is a program, "
+            "which is read only where it can be looked at."
+        )
     name, colon, options = argument.partition(":")
     path = Path(name)
     if not path.is_file():

@@ -25,6 +25,7 @@ from big_vlp.storage.warm_start import WarmStart
 from evaluators.shared.base import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
+from input_pipeline.files.buckets import Unreachable
 from input_pipeline.loader import Loader
 from input_pipeline.plans import make_plan
 from input_pipeline.preprocess import Preprocess
@@ -313,7 +314,7 @@ def _in_section(where: str):
     """What is said to whoever wrote a section names it; other errors are bugs, and stay."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, Unreachable):
         raise
     except re.error as error:
         raise ConfigError(f"{where}: {error.pattern!r} is no regex: {error}.") from error

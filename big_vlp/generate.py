@@ -8,8 +8,8 @@ come, notes and errors to standard error.
 """
 
 import argparse
+import io
 import sys
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -17,12 +17,15 @@ from absl import logging
 from big_vlp import command
 from big_vlp.api.conversation import GROUNDING, Conversation
 from big_vlp.api.draw_boxes import draw_boxes, labelled_boxes
+from big_vlp.api.errors import explained
 from big_vlp.api.writer import Writer
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Sampling, Strategy, check_strategy
 from input_pipeline import command_line
 from input_pipeline.checks import unicode
 from input_pipeline.checks.ranges import SEED
+from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.whole import write_whole
 from input_pipeline.images.crops import decode
 from input_pipeline.text import templates
 
@@ -35,12 +38,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     _check(args)
     options = {"max_new_tokens": args.max_new_tokens, "strategy": _strategy(args)}
-    images = [path.read_bytes() for path in args.image]
-    for path, data in zip(args.image, images):
-        try:
-            decode(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    images = []
+    for path in args.image:
+        with explained(path):
+            images.append(path.read_bytes())
+            decode(images[-1])
     writer = Writer(args.model, args.weights, args.devices)
     conversation = Conversation(writer, images, args.template)
     if args.prompt is None:
@@ -88,7 +90,9 @@ def _round(conversation: Conversation, query: str, args, images: list[bytes], op
     if not boxes:
         _note(f"the answer has no box to draw; {args.draw} is not written.")
         return
-    draw_boxes(decode(images[0]), boxes).save(args.draw, "PNG")
+    picture = io.BytesIO()
+    draw_boxes(decode(images[0]), boxes).save(picture, "PNG")
+    write_whole(args.draw, picture.getvalue())
     _note(f"wrote {args.draw}.")
 
 
@@ -121,7 +125,7 @@ def _check(args) -> None:
         return
     if len(args.image) != 1:
         raise ValueError(f"--draw draws on one image; {len(args.image)} are given with --image.")
-    if not args.draw.absolute().parent.is_dir():
+    if not (is_in_bucket(args.draw) or args.draw.absolute().parent.is_dir()):
         raise ValueError(f"--draw {args.draw}: there is no directory {args.draw.parent}.")
 
 
@@ -133,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image",
         action="extend",
         nargs="+",
-        type=Path,
+        type=command_line.path_argument,
         default=[],
         metavar="FILE",
         help="images in the order of the prompt; may be repeated; by default none",
@@ -147,7 +151,12 @@ def _parser() -> argparse.ArgumentParser:
         "to describe, or empty for a description with boxes; by default chat_old, and Vicuna's "
         "without an image",
     )
-    add("--draw", type=Path, metavar="PNG", help="write the image with the boxes of the answer")
+    add(
+        "--draw",
+        type=command_line.path_argument,
+        metavar="PNG",
+        help="write the image with the boxes of the answer",
+    )
     add(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer, where it is cut"
     )

@@ -10,11 +10,13 @@ batch --help` and `words --help` tell the arguments of each.
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import jax
 from absl import flags, logging
+from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -27,12 +29,15 @@ from big_vlp.run import contact_sheet
 from input_pipeline import command_line
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.checks.paths import local_path, path_argument
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, path_argument
+from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.whole import write_whole
 from input_pipeline.images.crops import decode
 
 
-def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
+def draw(
+    path: Path | epath.Path, images: list[Path | epath.Path], found: list[list[tuple]]
+) -> None:
     """A picture with a row per image: the image, and a bar for each class."""
     figure = Figure(figsize=(8, 0.6 + 2.8 * len(images)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -49,16 +54,18 @@ def draw(path: Path, images: list[Path], found: list[list[tuple]]) -> None:
         right.tick_params(labelsize=8)
         right.spines[["top", "right"]].set_visible(False)
     axes[-1][1].set_xlabel("probability", fontsize=9)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_whole(path, picture.getvalue())
 
 
-def draw_batch(config, step: int, output: str | Path) -> Path:
+def draw_batch(config, step: int, output: str | Path) -> Path | epath.Path:
     """A contact sheet of batch `step` of a config; returns where it lies.
 
     Raises:
       PathError, ConfigError, BrokenRecordError: see `Experiment`.
     """
-    output = local_path(output)
+    output = storage_path(output)
     experiment = Experiment.from_config(config)
     if step >= experiment.total_steps:
         raise ConfigError(f"--step={step}: the run ends with step {experiment.total_steps - 1}.")
@@ -109,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         action="extend",
         nargs="+",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="images to look at; may be repeated",
     )
@@ -127,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 def _words(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise ValueError(f"--top {args.top}: give 1 or more.")
-    if not args.output.parent.is_dir():
+    if not (is_in_bucket(args.output) or args.output.parent.is_dir()):
         raise ValueError(f"--output {args.output}: there is no such directory.")
     model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
     found = model.classify(args.image, args.top)

@@ -32,6 +32,7 @@ from big_vlp.parallel import cluster, meshes, placing, processes, signals, watch
 from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
+from big_vlp.run.commit import COMMIT_FILE, note_commit
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
 from big_vlp.run.lease import held_lease
 from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
@@ -153,10 +154,11 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     if jax.process_index() == 0:
         try:
             write_json(workdir / CONFIG_FILE, experiment.as_json())
+            note_commit(workdir, first_step)
         except OSError as error:
             raise CheckpointError(
-                f"{workdir / CONFIG_FILE} cannot be written ({error}). Make room, or correct "
-                "--workdir; then run the same command again."
+                f"{workdir / CONFIG_FILE} or {COMMIT_FILE} cannot be written ({error}). Make room, "
+                "or correct --workdir; then run the same command again."
             ) from error
     if labels is not None and jax.process_index() == 0:
         labels.save(workdir)

@@ -11,17 +11,23 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from input_pipeline.checks import errors, unicode
+from input_pipeline.checks.paths import PathError, is_url
 from input_pipeline.checks.ranges import whole
+from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.sources import make_source
 
 SOURCE = "DIR|NAME:KEY=VALUE,..."
 SOURCE_HELP = (
-    "a directory of prepared shards, or any data source with its arguments, such as "
-    "coco:annotations=FILE,images=DIR. NAME is a module of input_pipeline.sources, or your own "
-    '(my_lab.mine); a VALUE is JSON (true, 3, ["a", "b"]) or else text'
+    "a directory of prepared shards, here or in a bucket (gs://...), or any data source with its "
+    "arguments, such as coco:annotations=FILE,images=DIR. NAME is a module of "
+    "input_pipeline.sources, or your own (my_lab.mine); a VALUE is JSON "
+    '(true, 3, ["a", "b"]) or else text'
 )
 
 _KEY = r"[A-Za-z_]\w*="
@@ -80,6 +86,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path_argument(text: str) -> Path | epath.Path:
+    """Reads the path of a file or directory, on a disk or in a bucket, as argparse wants it; a
+    relative one stays so."""
+    try:
+        path = storage_path(text)
+    except PathError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path if is_in_bucket(path) else Path(os.path.expanduser(text))
+
+
 def fields(text: str) -> tuple[str, ...]:
     """Reads a list of caption fields, FIELD,..., as argparse wants it."""
     found = tuple(field.strip() for field in text.split(","))
@@ -122,10 +138,13 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a source as `SOURCE` says.
 
     Raises:
+      PathError: it is a URL that cannot be read.
       ValueError: it is written in another way.
     """
     if os.path.isdir(text):
         return "prepared", {"path": os.path.abspath(text)}
+    if is_url(text):
+        return "prepared", {"path": os.fspath(storage_path(text))}
     name, colon, rest = text.partition(":")
     if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
         raise ValueError(

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from big_vlp.api.errors import ModelError, explained
-from input_pipeline.checks.paths import local_path
+from input_pipeline.files.buckets import storage_path
 
-KINDS = "a path, encoded bytes, a PIL image or an array uint8[H, W, 3] of RGB"
+KINDS = "a path or URL, encoded bytes, a PIL image or an array uint8[H, W, 3] of RGB"
 _PATHS = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -46,7 +46,7 @@ def read(image: Any, number: int, use: Callable[[bytes], T]) -> T:
 
     Raises:
       ModelError: it cannot be read or used; the message names its path, or else its number.
-      PathError: the path is a URL, or empty.
+      PathError: the path is a URL that cannot be read, or empty.
     """
     with explained(os.fspath(image) if isinstance(image, _PATHS) else f"images[{number}]"):
         return use(_encoded(image))
@@ -59,7 +59,7 @@ def of_pixels(pixels: np.ndarray) -> bytes:
 
 def _encoded(image: Any) -> bytes:
     if isinstance(image, _PATHS):
-        return local_path(image).read_bytes()
+        return storage_path(image).read_bytes()
     if isinstance(image, _BYTES):
         return bytes(image)
     if isinstance(image, Image.Image):

@@ -12,6 +12,9 @@ CogVLM and CogVLM2 are directories as Hugging Face's libraries read them, with c
 shards. cogvlm_sat is a checkpoint of SwissArmyTransformer. cogvlm_parts makes a CogVLM of a
 language model in such a directory, and of an image tower. `merge cogvlm` turns a model directory
 with LoRA into one without; an export merges by itself.
+
+Files and directories may lie in a bucket (gs://...); weights that do are copied to this machine
+while they are read or written.
 """
 
 import argparse
@@ -27,9 +30,8 @@ from big_vlp.convert.common import ConversionError
 from big_vlp.convert.files import read_parts, read_state, write_file
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline import command_line
-from input_pipeline.checks.paths import path_argument
 from input_pipeline.checks.ranges import whole
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, path_argument
 from input_pipeline.words.vocabulary import Vocabulary
 
 
@@ -152,10 +154,13 @@ def main(argv: list[str] | None = None) -> int:
         help="what the classifier was trained for: words, one label per image, or several",
     )
     group.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="names the classes, which are words"
+        "--vocabulary",
+        type=path_argument,
+        metavar="FILE",
+        help="names the classes, which are words",
     )
     group.add_argument(
-        "--names", type=Path, metavar="FILE", help="names the classes, one in each line"
+        "--names", type=path_argument, metavar="FILE", help="names the classes, one in each line"
     )
     group = parser.add_argument_group("import catlip, cogvlm_parts")
     group.add_argument(

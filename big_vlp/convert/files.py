@@ -6,6 +6,7 @@ A state is a flat dict of `Tensor`s or arrays; np.asarray reads one.
 import functools
 import json
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -16,12 +17,22 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
+from etils import epath
 
 from big_vlp import trees
 from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import StoredModel
+from input_pipeline.files.buckets import make_directory, storage_path
+from input_pipeline.files.copies import local_copy
+from input_pipeline.files.whole import (
+    in_directory,
+    place,
+    scratch,
+    temporary_name,
+    write_whole,
+)
 
 INDEX = "model.safetensors.index.json"
 # What a directory may hold, the best first.
@@ -40,10 +51,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _IN_A_CHECKPOINT = ("ema_state_dict", "model_state_dict", "state_dict")
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path | epath.Path) -> dict[str, Tensor]:
     """The tensors of a model, from .safetensors files, or from others where torch is installed.
 
     Nothing stored in a file is executed. Of a file of a whole training run, the average is read.
+    What lies in a bucket is copied to this machine first.
 
     Args:
       path: a file of weights, an index of several, or a directory with one of these.
@@ -51,8 +63,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
       ConversionError: there is no such file; shards or tensors that the index names are missing,
         each is named; a file is damaged, or holds other things.
+      PathError: it is a URL that cannot be read.
+      OSError: the bucket does not give it, or this machine has no room for it.
     """
-    path = Path(path)
+    path = storage_path(path)
     if path.is_dir():
         found = [path / name for name in _FILES if (path / name).exists()]
         if not found:
@@ -61,7 +75,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return _read_shards(path) if path.suffix == ".json" else _read_file(path)
 
 
-def read_parts(path: str | Path, *names: str) -> dict[str, dict[str, Tensor]]:
+def read_parts(path: str | Path | epath.Path, *names: str) -> dict[str, dict[str, Tensor]]:
     """Several states of one file: {name: state}.
 
     Args:
@@ -69,8 +83,9 @@ def read_parts(path: str | Path, *names: str) -> dict[str, dict[str, Tensor]]:
 
     Raises:
       ConversionError: as of `read_state`, or the file lacks a part.
+      PathError, OSError: as of `read_state`.
     """
-    path, parts = Path(path), {}
+    path, parts = storage_path(path), {}
     if path.suffix == ".safetensors":
         for key, value in _read_safetensors(path).items():
             name, _, key = key.partition(".")
@@ -85,7 +100,7 @@ def read_parts(path: str | Path, *names: str) -> dict[str, dict[str, Tensor]]:
     return {name: _tensors(path, parts[name]) for name in names}
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
+def _read_shards(path: Path | epath.Path) -> dict[str, Tensor]:
     try:
         index = json.loads(path.read_text())["weight_map"]
     except (OSError, ValueError, KeyError) as error:
@@ -109,7 +124,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     return {key: shards[name][key] for key, name in index.items()}
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path | epath.Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _load_torch(path)
@@ -117,9 +132,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return _tensors(path, state)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path | epath.Path) -> dict[str, Tensor]:
+    copy = local_copy(path)
     try:
-        file = safetensors.safe_open(path, "np")
+        file = safetensors.safe_open(copy, "np")
     except (OSError, safetensors.SafetensorError) as error:
         raise ConversionError(
             f"{path} is no safetensors file, or a damaged one: {error}."
@@ -135,7 +151,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return {key: tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
-def _load_torch(path: Path) -> dict:
+def _load_torch(path: Path | epath.Path) -> dict:
     """The dict in a .pt file; tensors stay on disk, unless the file is of a PyTorch before 1.6."""
     try:
         import torch
@@ -144,22 +160,23 @@ def _load_torch(path: Path) -> dict:
             f"Reading {path.name} needs torch: pip install 'big_vlp[torch]'; or convert the file "
             "to .safetensors elsewhere."
         ) from None
+    copy = local_copy(path)
     try:
         content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            copy, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(copy)
         )
     except Exception as error:  # of several types
         raise ConversionError(f"{path} is no file of weights: {error}") from error
     return _a_dict(path, content)
 
 
-def _a_dict(path: Path, content) -> dict:
+def _a_dict(path: Path | epath.Path, content) -> dict:
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, no dict of weights.")
     return content
 
 
-def _tensors(path: Path, state: dict) -> dict[str, Tensor]:
+def _tensors(path: Path | epath.Path, state: dict) -> dict[str, Tensor]:
     """Those of a flat dict of PyTorch's."""
     import torch
 
@@ -205,7 +222,9 @@ def _read_item(item: Path, shapes: Mapping) -> dict:
     )
 
 
-def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**9) -> None:
+def write_state(
+    directory: str | Path | epath.Path, state: State, shard_bytes: int = 5 * 10**9
+) -> None:
     """Writes a state in the sharded form that Hugging Face's libraries read.
 
     Args:
@@ -215,9 +234,10 @@ def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**
     Raises:
       ConversionError: there is a model already, or a tensor's type is unknown.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    present = sorted(p.name for p in directory.glob("model*.safetensors*"))
+    directory = storage_path(directory)
+    make_directory(directory)
+    names = [path.name for path in in_directory(directory)]
+    present = [name for name in names if re.fullmatch(r"model.*\.safetensors.*", name)]
     if present:
         raise ConversionError(f"{directory} has {present[:3]} already; give another directory.")
     _check_types(state)
@@ -236,11 +256,11 @@ def write_state(directory: str | Path, state: State, shard_bytes: int = 5 * 10**
         index |= dict.fromkeys(keys, name)
     # The index comes last: with it, all files are complete.
     content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
-    (directory / INDEX).write_text(json.dumps(content, indent=1))
+    write_whole(directory / INDEX, json.dumps(content, indent=1).encode())
 
 
-def write_file(path: Path, state: State) -> None:
-    """Writes a state in one .safetensors file.
+def write_file(path: Path | epath.Path, state: State) -> None:
+    """Writes a state in one .safetensors file, which is there as a whole or not at all.
 
     Raises:
       ConversionError: a tensor's type is unknown.
@@ -258,10 +278,17 @@ def write_file(path: Path, state: State) -> None:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for value in state.values():
-            file.write(np.ascontiguousarray(value).view(np.uint8).data)
+    with scratch(path.parent) as folder:
+        temporary = folder / temporary_name(path.name)
+        try:
+            with temporary.open("wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                for value in state.values():
+                    file.write(np.ascontiguousarray(value).view(np.uint8).data)
+            place(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _check_types(state: State) -> None:

@@ -1,6 +1,5 @@
 """Which strings are paths of this machine."""
 
-import argparse
 import os
 import re
 from pathlib import Path
@@ -15,14 +14,18 @@ _MANGLED_URL = re.compile(
 
 
 class PathError(BigVlpError, ValueError):
-    """A path that names nothing on this machine; the message says what to give."""
+    """A path that names nothing that can be used; the message says what to give."""
+
+
+def is_url(text: str) -> bool:
+    return _URL.match(text) is not None
 
 
 def local_path(given: str | os.PathLike) -> Path:
     """The absolute path of a local or mounted file or directory; "~" is the home directory.
 
     Any name that the file system allows is a path. A folder that really is called "~" or "gs:" is
-    given as "./~" or "./gs:".
+    given as "./~" or "./gs:". What may lie in a bucket is for `files.buckets.storage_path`.
 
     Raises:
       PathError: it is a URL, or empty.
@@ -32,18 +35,9 @@ def local_path(given: str | os.PathLike) -> Path:
         text = os.fsdecode(text)
     if not text:
         raise PathError("The path is empty; give a directory, or '.' for the current one.")
-    if _URL.match(text) or _MANGLED_URL.match(text):
+    if is_url(text) or _MANGLED_URL.match(text):
         raise PathError(
-            f"{text!r} is a URL, and this needs a local or mounted directory: mount the bucket "
-            "(gcsfuse, s3fs) and give the mounted path."
+            f"{text!r} is a URL that cannot be used as it is: mount the bucket (gcsfuse, s3fs) and "
+            "give the mounted path, or give a string that begins with gs:// or s3://."
         )
     return Path(os.path.expanduser(text)).absolute()
-
-
-def path_argument(text: str) -> Path:
-    """Reads a path on a command line, as argparse wants it; a relative one stays so."""
-    try:
-        local_path(text)
-    except PathError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(os.path.expanduser(text))

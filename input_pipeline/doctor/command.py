@@ -8,6 +8,7 @@ Prints a table and what is wrong, writes histograms. The exit code is 0 for a so
 """
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,23 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from input_pipeline import command_line, records
 from input_pipeline.checks import unicode
-from input_pipeline.checks.paths import path_argument
+from input_pipeline.checks.paths import is_url
 from input_pipeline.checks.ranges import whole
 from input_pipeline.doctor.survey import (
     CONTEXT_LENGTH,
     Sample,
     Survey,
     examine,
+    histograms,
     number,
-    write_histograms,
 )
 from input_pipeline.files import listing
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import checksum, write_whole
 from input_pipeline.sources import make_source
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.tars.reader import INDEX_FILE, TarReader
@@ -39,6 +43,7 @@ from input_pipeline.workers import say
 
 DEFAULT_RECORDS = 100_000
 _SHOWN = 5  # examples of a problem
+_PATTERN = set("*?[")
 
 # What img2dataset writes beside the captions.
 _NO_CAPTIONS = {"key", "url", "uid", "status", "error_message", "exif", "md5", "sha256", "sha512"}
@@ -76,7 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         help="prepared directory, tar index directory, or 'DIR/*.tar' in quotes",
     )
     parser.add_argument(
-        "--output", type=path_argument, default="report.png", metavar="PNG", help="the histograms"
+        "--output",
+        type=command_line.path_argument,
+        default="report.png",
+        metavar="PNG",
+        help="the histograms",
     )
     parser.add_argument(
         "--records",
@@ -108,7 +117,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def diagnose(
-    path: str, wanted: int | None, names: tuple[str, ...] | None, output: str, console: Console
+    path: str,
+    wanted: int | None,
+    names: tuple[str, ...] | None,
+    output: Path | epath.Path,
+    console: Console,
 ) -> list[str]:
     """Prints the report, writes the histograms, returns the problems.
 
@@ -147,7 +160,7 @@ def diagnose(
         say(console, f"note  {text}")
     for text in problems:
         say(console, f"WRONG {text}")
-    write_histograms(survey, output)
+    write_whole(output, histograms(survey))
     say(console, f"Wrote {output}")
     return problems
 
@@ -201,13 +214,15 @@ def open_data_set(path: str, names: tuple[str, ...] | None, limit: int) -> DataS
       limit: how many samples will be looked at, at the most.
 
     Raises:
-      FileNotFoundError, ValueError: it is no data set, or one that cannot be opened.
+      FileNotFoundError, ValueError: it is no data set, or one that cannot be opened; PathError: it
+        is a URL that cannot be read.
     """
-    directory = Path(path).expanduser()
-    if (directory / records.DATASET_FILE).is_file():
-        return _open_prepared(directory)
-    if (directory / INDEX_FILE).is_file():
-        return _open_index(directory, names, limit)
+    if not (is_url(path) and set(path) & _PATTERN):
+        directory = storage_path(path)
+        if (directory / records.DATASET_FILE).is_file():
+            return _open_prepared(directory)
+        if (directory / INDEX_FILE).is_file():
+            return _open_index(directory, names, limit)
     tars = listing.find(path)
     if not tars:
         raise ValueError(
@@ -218,8 +233,8 @@ def open_data_set(path: str, names: tuple[str, ...] | None, limit: int) -> DataS
     return _open_tars(tars, names, limit, f"{len(tars):,} tars")
 
 
-def _open_prepared(directory: Path) -> DataSet:
-    source = make_source("prepared", path=directory)
+def _open_prepared(directory: Path | epath.Path) -> DataSet:
+    source = make_source("prepared", path=os.fspath(directory))
 
     def read(index: int) -> Sample:
         try:
@@ -238,12 +253,12 @@ def _open_prepared(directory: Path) -> DataSet:
         shards = json.loads((directory / records.DATASET_FILE).read_bytes())["shards"]
         with ThreadPoolExecutor() as threads:
             files = (directory / shard["file"] for shard in shards)
-            sums = threads.map(listing.contents_digest, files)
+            sums = threads.map(checksum, files)
             broken = [
                 f"Shard {directory / shard['file']} was changed since it was written. Delete it, "
                 "and run the same prepare command."
-                for shard, checksum in zip(shards, sums)
-                if checksum.hex() != shard["sha256"]
+                for shard, found in zip(shards, sums)
+                if found != shard["sha256"]
             ]
         return len(shards), broken
 
@@ -251,14 +266,16 @@ def _open_prepared(directory: Path) -> DataSet:
     return DataSet("prepared shards", size, size, read, mends=False, check_files=check_files)
 
 
-def _open_index(directory: Path, names: tuple[str, ...] | None, limit: int) -> DataSet:
+def _open_index(directory: Path | epath.Path, names: tuple[str, ...] | None, limit: int) -> DataSet:
     tars = TarReader(directory).paths()
     return _open_tars(tars, names, limit, f"index of {len(tars):,} tars")
 
 
-def _open_tars(tars: list[Path], names: tuple[str, ...] | None, limit: int, kind: str) -> DataSet:
+def _open_tars(
+    tars: list[Path | epath.Path], names: tuple[str, ...] | None, limit: int, kind: str
+) -> DataSet:
     # Every stride-th sample; what is not needed is thinned out, as all may be tens of millions.
-    samples: list[tuple[Path, tar_samples.Sample]] = []
+    samples: list[tuple[Path | epath.Path, tar_samples.Sample]] = []
     count, stride = 0, 1
     problems = []
     for tar in tars:
@@ -276,7 +293,7 @@ def _open_tars(tars: list[Path], names: tuple[str, ...] | None, limit: int, kind
 
     def read(number: int) -> Sample:
         tar, sample = samples[number]
-        with open(tar, "rb") as file:
+        with tar.open("rb") as file:
             return _read_sample(f"{tar.stem}/{sample.key}", file, sample, names)
 
     return DataSet(kind, count, len(samples), read, mends=True, problems=problems)

@@ -1,6 +1,7 @@
 """Looks at the records of a data set one by one and counts what matters for training on them."""
 
 import hashlib
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,8 +166,8 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def write_histograms(survey: Survey, path: str) -> None:
-    """Draws sizes, aspect ratios, caption lengths and captions per record as a PNG."""
+def histograms(survey: Survey) -> bytes:
+    """Sizes, aspect ratios, caption lengths and captions per record as a PNG."""
     # Imported here: it takes a second, and its own default backend may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -181,7 +182,9 @@ def write_histograms(survey: Survey, path: str) -> None:
     _histogram(axes[2], {"words": survey.words}, "caption length", "words", "captions")
     _histogram(axes[3], {"captions": survey.captions}, "captions per record", "captions", "records")
     figure.suptitle(f"{survey.samples:,} records, {sum(survey.captions):,} captions")
-    figure.savefig(path, dpi=100)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100)
+    return picture.getvalue()
 
 
 def _histogram(axis, series: dict[str, Any], title: str, label: str, counted: str) -> None:

@@ -1,19 +1,27 @@
 """Files that are there as a whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.files import buckets
+from etils import epath
+
+from input_pipeline.files import buckets, copies
 
 TEMPORARY_SUFFIX = ".tmp"
+_THREADS = 32  # a bucket, or a network disk, answers many at once
 
 
-def finished(output: Path, description: str) -> Iterator[tuple[Path, str, Any]]:
+def finished(
+    output: Path | epath.Path, description: str
+) -> Iterator[tuple[Path | epath.Path, str, Any]]:
     """What earlier runs left in a directory, in the order of the names: files, and beside each one
     `<file>.json`, which is written after it and vouches for it.
 
@@ -26,33 +34,85 @@ def finished(output: Path, description: str) -> Iterator[tuple[Path, str, Any]]:
       (path, name of the file that it is or belongs to, contents of a JSON); None for the contents
       of the file itself, and of a JSON that cannot be read.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    for path in output.glob(f".*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
-    for path in sorted(output.iterdir()):
-        if path.name == description or path.name.startswith("."):
-            continue
-        file, contents = path.name.removesuffix(".json"), None
-        if path.name != file:
+    buckets.make_directory(output)
+    files = []
+    for path in in_directory(output):
+        if path.name.startswith("."):
+            if path.name.endswith(TEMPORARY_SUFFIX):
+                path.unlink(missing_ok=True)
+        elif path.name != description:
+            files.append(path)
+
+    def contents(path):
+        if path.suffix == ".json":
             with contextlib.suppress(ValueError):
-                contents = json.loads(path.read_bytes())
-        yield path, file, contents
+                return json.loads(path.read_bytes())
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for path, found in zip(files, threads.map(contents, files)):
+            yield path, path.name.removesuffix(".json"), found
 
 
-def write_json(path: Path, value: Any) -> None:
+def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
+    """The files and directories in a directory, by name; none if it is not there."""
+    try:
+        found = sorted(set(path.iterdir()))
+    except FileNotFoundError:
+        return []
+    if buckets.is_in_bucket(path):  # where an empty object can stand for a directory, and is listed
+        found = [p for p in found if p != path and (p.name != path.name or p.exists())]
+    return found
+
+
+def checksum(path: Path | epath.Path) -> str:
+    """SHA-256 of a file's contents, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def scratch(directory: Path | epath.Path) -> Iterator[Path]:
+    """Gives a local directory for the temporary files that `place` puts into `directory`: itself,
+    or one that is removed at the end."""
+    if not buckets.is_in_bucket(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="big_vlp_") as folder:
+        yield Path(folder)
+
+
+def temporary_name(name: str) -> str:
+    """A new name beside the file of this name; `finished` removes what has one."""
+    # Not the process' id: those of two machines may be the same.
+    return f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+
+
+def place(temporary: Path, path: Path | epath.Path) -> None:
+    """Makes a file in `scratch` of the path's directory the file at `path`, as a whole."""
+    if buckets.is_in_bucket(path):
+        copies.upload(temporary, path)
+        temporary.unlink()
+        return
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path | epath.Path, value: Any) -> None:
     """Writes JSON to `path`, which never holds half of it."""
     write_whole(path, (json.dumps(value, indent=1) + "\n").encode("ascii"))
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path | epath.Path, data: bytes) -> None:
     """Writes a file that is there as a whole or not at all, on a disk or in a bucket."""
     if buckets.is_in_bucket(path):
         buckets.write(path, data)
         return
-    # Not the process' id: those of two machines may be the same.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        temporary.write_bytes(data)
+        place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -5,8 +5,9 @@
     python -m input_pipeline.prepare index --input 'tars/*.tar' --output index/c
 
 `webdataset` reads downloaded tars, `source` any data source; both write ArrayRecord shards.
-`index` makes tars readable where they are. A killed command continues where it stopped when it is
-given again. `python -m input_pipeline.prepare COMMAND --help` tells the arguments of each.
+`index` makes tars readable where they are. All of them may lie in a bucket (gs://...). A killed
+command continues where it stopped when it is given again. `python -m input_pipeline.prepare COMMAND
+--help` tells the arguments of each.
 """
 
 import argparse
@@ -16,14 +17,14 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from rich.console import Console
 
 from input_pipeline import command_line, records
 from input_pipeline.checks import unicode
-from input_pipeline.checks.paths import path_argument
+from input_pipeline.checks.paths import is_url
 from input_pipeline.checks.ranges import whole
 from input_pipeline.command_line import (
     SOURCE,
@@ -32,6 +33,7 @@ from input_pipeline.command_line import (
     add_workers,
     fields,
     open_source,
+    path_argument,
     written_source,
 )
 from input_pipeline.files import listing
@@ -155,7 +157,7 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
     )
     rules.add_argument(
         "--labels",
-        type=Path,
+        type=path_argument,
         metavar="VOCABULARY.tsv",
         help="store the classes that the captions of each record name (CatLIP); the file is one "
         "of input_pipeline.vocabulary",
@@ -177,15 +179,14 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
 def _run_webdataset(args: argparse.Namespace) -> int:
     jobs = []
     tars = tar_samples.find_tars(args.input)
-    for tar in tars:
-        status = tar.stat()
+    for tar, (size, modified) in zip(tars, listing.status(tars).tolist()):
         jobs.append(
             shards.Job(
                 name=str(tar),
                 file=tar.stem + shards.SHARD_SUFFIX,
-                origin={"file": tar.name, "bytes": status.st_size},
-                modified=str(status.st_mtime_ns),
-                size=status.st_size / 1e6,
+                origin={"file": tar.name, "bytes": size},
+                modified=str(modified),
+                size=size / 1e6,
                 read=functools.partial(
                     tar_samples.read_records, tar, args.captions, args.split_sentences
                 ),
@@ -196,7 +197,7 @@ def _run_webdataset(args: argparse.Namespace) -> int:
         "captions": list(args.captions),
         "split_sentences": args.split_sentences,
     }
-    pattern, captions = Path(args.input).name, ",".join(args.captions)
+    pattern, captions = PurePosixPath(args.input).name, ",".join(args.captions)
     arguments = [args.command, "--input", pattern, "--captions", captions]
     if args.split_sentences:
         arguments.append("--split-sentences")
@@ -324,9 +325,10 @@ def _read_source(
 
 
 def _without_folder(value: Any) -> Any:
-    """Reduces absolute paths to their last component."""
+    """Reduces absolute paths, and URLs, to their last component."""
     if isinstance(value, dict):
         return {key: _without_folder(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folder(item) for item in value]
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+    is_place = isinstance(value, str) and (os.path.isabs(value) or is_url(value))
+    return PurePosixPath(value).name if is_place else value

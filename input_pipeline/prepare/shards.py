@@ -3,26 +3,28 @@
 Every job becomes one ArrayRecord shard and a small JSON about it. A shard is complete or absent, so
 a run can be killed at any time and started again: finished shards are kept. The output depends on
 the jobs and the options alone, not on the number of workers or of attempts. One run per output
-directory at a time.
+directory at a time. Shards for a bucket are made here, one per worker at a time, and uploaded.
 """
 
 import functools
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from rich.console import Console
 
 from input_pipeline import records
-from input_pipeline.files import listing
-from input_pipeline.files.whole import TEMPORARY_SUFFIX, finished, write_json, write_whole
+from input_pipeline.files import whole
+from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.whole import in_directory, write_json
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.words.labelling import Labeller
@@ -32,6 +34,7 @@ from input_pipeline.workers import run_all, say
 WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_SUFFIX = ".array_record"
 _DIGESTS_SUFFIX = ".digests"
+_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Job:
 
 def write(
     jobs: list[Job],
-    output: Path,
+    output: Path | epath.Path,
     options: dict[str, Any],
     rules: Rules,
     workers: int,
@@ -81,10 +84,12 @@ def write(
 
     Raises:
       ValueError: jobs failed (they were reported on the console), the directory holds something
-        else, or a worker was killed.
+        else, or a worker was killed; PathError: a shard cannot have its name in a bucket.
       KeyboardInterrupt: after the workers were ended.
     """
     run = functools.partial(run_all, workers=workers, unit=unit, console=console)
+    for job in jobs if is_in_bucket(output) else ():
+        storage_path(output / job.file)
     shards, changed = _finished_shards(output, jobs, options)
     description = output / records.DATASET_FILE
     later_copies: dict[str, list[int]] = {}
@@ -105,35 +110,37 @@ def write(
             f"{len(shards)} of {len(jobs)} shards are finished already (their input and its files' "
             "sizes and modification times are as they were).",
         )
-    tasks = [
-        (job, (job, output, options, rules, later_copies.get(job.file), labeller))
-        for job in jobs
-        if job.file not in shards
-    ]
     failures = 0
-    for count, (_, result) in enumerate(run(_write_shard, tasks), 1):
-        if isinstance(result, str):
-            failures += 1
-            text = f"FAILED {result}"
-        else:
-            shards[result["file"]] = result
-            text = f"{result['file']}: {result['records']:,} records"
-            if dropped := result["dropped"]:
-                text += f", {len(dropped):,} dropped, e.g. {filters.reason_of(dropped[0])}"
-        say(console, f"[{count}/{len(tasks)}] {text}")
+    with whole.scratch(output) as scratch:
+        tasks = [
+            (job, (job, output, scratch, options, rules, later_copies.get(job.file), labeller))
+            for job in jobs
+            if job.file not in shards
+        ]
+        for count, (_, result) in enumerate(run(_write_shard, tasks), 1):
+            if isinstance(result, str):
+                failures += 1
+                text = f"FAILED {result}"
+            else:
+                shards[result["file"]] = result
+                text = f"{result['file']}: {result['records']:,} records"
+                if dropped := result["dropped"]:
+                    text += f", {len(dropped):,} dropped, e.g. {filters.reason_of(dropped[0])}"
+            say(console, f"[{count}/{len(tasks)}] {text}")
     if failures:
         raise ValueError(
             f"{failures} of {len(jobs)} shards failed (see above); {len(shards)} are finished and "
             "will be kept. The data set is complete, and can be opened, once the same command has "
             "run without failures."
         )
-    for path in output.glob(f".*{_DIGESTS_SUFFIX}"):
-        path.unlink()
+    for path in in_directory(output):
+        if path.name.startswith(".") and path.name.endswith(_DIGESTS_SUFFIX):
+            path.unlink()
     return [shards[job.file] for job in jobs]
 
 
 def _finished_shards(
-    output: Path, jobs: list[Job], options: dict[str, Any]
+    output: Path | epath.Path, jobs: list[Job], options: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """What earlier runs finished: shard file -> its JSON; and the number of shards whose input has
     changed since. Removes what they left half-written.
@@ -142,8 +149,8 @@ def _finished_shards(
       ValueError: `output` holds other files, or shards made with other options or from other input.
     """
     inputs = {job.file: (job.origin, job.modified) for job in jobs}
-    kept, strangers, changed = {}, [], 0
-    for path, file, shard in finished(output, records.DATASET_FILE):
+    described, strangers = {}, []
+    for path, file, shard in whole.finished(output, records.DATASET_FILE):
         if path.name.startswith("vocabulary."):  # made of the data set
             continue
         if not file.endswith(SHARD_SUFFIX):
@@ -158,38 +165,54 @@ def _finished_shards(
                 f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
                 "another --output, or empty it."
             )
-        if not _is_whole(output / file, shard):
-            continue
-        if file in inputs and (shard["source"], shard.get("modified")) == inputs[file]:
-            kept[file] = shard
-        else:
-            changed += file in inputs
+        described[file] = shard
     if strangers:
         raise ValueError(
             f"{strangers[0]} was made from input that is not there now (--input does not match its "
             "tar, or the source has fewer records): use another --output, or remove the file."
         )
-    return kept, changed
+    paths = [output / file for file in described]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        are_whole = list(threads.map(_is_whole, paths, described.values()))
+    described = {f: s for (f, s), is_whole in zip(described.items(), are_whole) if is_whole}
+    kept = {f: s for f, s in described.items() if (s["source"], s.get("modified")) == inputs[f]}
+    return kept, len(described) - len(kept)
 
 
-def _is_whole(path: Path, shard: dict[str, Any]) -> bool:
+def _is_whole(path: Path | epath.Path, shard: dict[str, Any]) -> bool:
     """Whether a shard is as it was when its JSON, which comes after it, was written."""
-    if not path.is_file() or path.stat().st_size != shard["bytes"]:
+    try:
+        size, modified = _status(path)
+    except FileNotFoundError:
         return False
-    untouched = path.stat().st_mtime_ns <= path.with_name(f"{path.name}.json").stat().st_mtime_ns
-    return untouched or listing.contents_digest(path).hex() == shard["sha256"]
+    if size != shard["bytes"]:
+        return False
+    untouched = modified <= _status(path.with_name(f"{path.name}.json"))[1]
+    return untouched or whole.checksum(path) == shard["sha256"]
+
+
+def _status(path: Path | epath.Path) -> tuple[int, int]:
+    """(bytes, when it was modified); to the nanosecond on a disk, to the second in a bucket, whose
+    objects are never modified but replaced."""
+    found = path.stat()
+    if is_in_bucket(path):
+        return found.length, found.mtime
+    return found.st_size, found.st_mtime_ns
 
 
 def _write_shard(
     job: Job,
-    output: Path,
+    output: Path | epath.Path,
+    scratch: Path,
     options: dict[str, Any],
     rules: Rules,
     duplicates: list[int] | None,
     labeller: Labeller | None,
 ) -> dict[str, Any] | str:
     """Writes one shard and its JSON. Returns the JSON, or the reason of the failure."""
-    temporary = output / f".{job.file}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    if is_in_bucket(output):
+        output = storage_path(output)  # which this process has not used yet
+    temporary = scratch / whole.temporary_name(job.file)
     try:
         tally, labels = Tally(), Counter()
         passing = filters.passing(job.read(tally), rules, tally, frozenset(duplicates or ()))
@@ -197,9 +220,6 @@ def _write_shard(
             passing = labeller.label(passing, labels)
             tally.fields["labels"] = "list"
         count = _write_records(temporary, passing)
-        with open(temporary, "rb") as shard:
-            checksum = hashlib.file_digest(shard, "sha256").hexdigest()
-            os.fsync(shard.fileno())
         info = {
             "version": records.FORMAT_VERSION,
             "options": options,
@@ -208,7 +228,7 @@ def _write_shard(
             "file": job.file,
             "records": count,
             "bytes": temporary.stat().st_size,
-            "sha256": checksum,
+            "sha256": whole.checksum(temporary),
             "fields": tally.fields,
             "samples": tally.samples,
             "dropped": tally.dropped,
@@ -228,7 +248,7 @@ def _write_shard(
             info["labels"] = dict(labels)
         # The JSON of a replaced shard must not vouch for its successor.
         (output / f"{job.file}.json").unlink(missing_ok=True)
-        os.replace(temporary, output / job.file)
+        whole.place(temporary, output / job.file)
         write_json(output / f"{job.file}.json", info)
         return info
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the ArrayRecord writer's.
@@ -263,7 +283,7 @@ def _write_records(path: Path, examples: Iterable[dict[str, Any]]) -> int:
 
 def _find_duplicates(
     jobs: list[Job],
-    output: Path,
+    output: Path | epath.Path,
     options: dict[str, Any],
     rules: Rules,
     run: Callable[..., Iterable[tuple[Any, str]]],
@@ -280,7 +300,8 @@ def _find_duplicates(
             :16
         ]
         paths[job.file] = output / f".{job.file}.{key}{_DIGESTS_SUFFIX}"
-    tasks = [(job, (job, rules, paths[job.file])) for job in jobs if not paths[job.file].is_file()]
+    there = set(in_directory(output))
+    tasks = [(job, (job, rules, paths[job.file])) for job in jobs if paths[job.file] not in there]
     if tasks:
         say(console, f"Looking for duplicates: reading the images of {len(tasks)} shards.")
     failures = 0
@@ -293,7 +314,9 @@ def _find_duplicates(
             f"{failures} of {len(jobs)} shards failed (see above). Duplicates can be told once all "
             "input is readable: repair or remove it, then run the same command to continue."
         )
-    digests = [np.fromfile(paths[job.file], np.uint64).reshape(-1, 2) for job in jobs]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        files = threads.map(lambda job: paths[job.file].read_bytes(), jobs)
+        digests = [np.frombuffer(data, np.uint64).reshape(-1, 2) for data in files]
     ends = np.cumsum([len(part) for part in digests])
     stacked = np.concatenate(digests)
     order = np.lexsort(stacked.T)  # Stable: equal digests stay in the order of the input.
@@ -304,13 +327,15 @@ def _find_duplicates(
     return {job.file: (part - start).tolist() for job, part, start in zip(jobs, parts, starts)}
 
 
-def _write_digests(job: Job, rules: Rules, path: Path) -> str:
+def _write_digests(job: Job, rules: Rules, path: Path | epath.Path) -> str:
     """Writes 16 bytes per sample that has captions. Returns the reason of a failure, or ""."""
     tally = Tally()
     try:
         samples = filters.with_captions(job.read(tally), rules, tally)
         digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
-        write_whole(path, b"".join(digests))
+        if is_in_bucket(path):
+            path = storage_path(path)  # which this process has not used yet
+        whole.write_whole(path, b"".join(digests))
         return ""
     except (OSError, ValueError) as error:
         return _reason(job, error)

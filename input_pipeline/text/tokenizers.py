@@ -8,10 +8,10 @@ pickling one for a loader worker costs nothing. Text that is not valid Unicode i
 import functools
 import gzip
 import html
-import pathlib
 import re
 import string
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import ftfy
 import numpy as np
@@ -19,11 +19,12 @@ import sentencepiece
 import tokenizers
 
 from input_pipeline.checks import unicode
+from input_pipeline.files.buckets import storage_path
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 
-_DATA = pathlib.Path(__file__).parents[1] / "data"
+_DATA = Path(__file__).parents[1] / "data"
 _MERGES = _DATA / "clip_bpe_merges.txt.gz"
 # Of the embedded scenes, made by `python -m input_pipeline.train_tokenizer`.
 _SCENES_MODEL = _DATA / "scenes_llama.model"
@@ -40,10 +41,10 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | Llama
 
     "clip"; "sentencepiece:PATH" and "llama:PATH" with the path of a .model file, used as SigLIP or
     as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`; "llama3:PATH"
-    with the path of Llama 3's tokenizer.json.
+    with the path of Llama 3's tokenizer.json. A PATH may be the URL of a file in a bucket.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: the name is unknown; PathError: the URL cannot be read.
       FileNotFoundError: there is no file at PATH.
     """
     if name == "clip":
@@ -105,7 +106,7 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: str):
-        if not pathlib.Path(path).is_file():
+        if not storage_path(path).is_file():
             raise FileNotFoundError(
                 f"No SentencePiece model at {path!r}. Put the .model file there, or correct the "
                 "tokenizer name, which must read 'sentencepiece:PATH'."
@@ -152,7 +153,7 @@ class LlamaTokenizer:
 
     def __init__(self, path: str):
         self.path = str(_SCENES_MODEL) if path == "scenes" else path
-        if not pathlib.Path(self.path).is_file():
+        if not storage_path(self.path).is_file():
             raise FileNotFoundError(
                 f"No SentencePiece model at {path!r}. Put LLaMA's or Vicuna's tokenizer.model "
                 "there, or make one with `python -m input_pipeline.train_tokenizer`; the "
@@ -219,7 +220,7 @@ class Llama3Tokenizer(LlamaTokenizer):
 
     def __init__(self, path: str):
         self.path = path
-        if not pathlib.Path(path).is_file():
+        if not storage_path(path).is_file():
             raise FileNotFoundError(
                 f"No tokenizer.json at {path!r}. Put Llama 3's there; the tokenizer's name must "
                 "read 'llama3:PATH'."
@@ -300,13 +301,14 @@ def _pad(
 
 @functools.cache
 def _sentencepiece_model(path: str) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_file=path)
+    return sentencepiece.SentencePieceProcessor(model_proto=storage_path(path).read_bytes())
 
 
 @functools.cache
 def _json_tokenizer(path: str) -> tokenizers.Tokenizer:
+    data = storage_path(path).read_bytes()
     try:
-        made = tokenizers.Tokenizer.from_file(path)
+        made = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path!r} is no tokenizer.json: {error}") from error
     made.encode_special_tokens = True  # "<|end_of_text|>" in a caption is text

@@ -9,7 +9,6 @@ file.
 
 import argparse
 import io
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import sentencepiece
 
 from input_pipeline import command_line
-from input_pipeline.checks.paths import path_argument
 from input_pipeline.checks.ranges import whole
+from input_pipeline.files.buckets import make_directory
+from input_pipeline.files.whole import write_whole
 from input_pipeline.text import conversations, templates
 from input_pipeline.views import cogvlm
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--output",
         required=True,
-        type=path_argument,
+        type=command_line.path_argument,
         metavar="FILE.model",
         help="the SentencePiece model to write",
     )
@@ -115,8 +115,6 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output must end in .model, got {str(args.output)!r}.")
     _, _, source = command_line.open_source(args.input)
     data = train(_texts(source, args.records), args.vocab_size)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    part = args.output.with_name(args.output.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, args.output)
+    make_directory(args.output.parent)
+    write_whole(args.output, data)
     print(f"Wrote {args.output}: {args.vocab_size} pieces, {len(data):,} bytes.")

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.checks.fields import labels_of
+from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.views.shared.labels import LabelViews
 from input_pipeline.words.labelling import LabelRule
 from input_pipeline.words.vocabulary import Vocabulary
@@ -78,8 +78,12 @@ class Views(LabelViews):
 
 def _vocabulary(path: str, size: int | None) -> Vocabulary:
     """One copy for the views of all image sizes."""
-    file = Path(path).resolve()
-    changed = file.stat().st_mtime_ns if file.exists() else 0
+    file = storage_path(path)
+    if is_in_bucket(file):
+        changed = file.stat().mtime if file.exists() else 0
+    else:
+        file = file.resolve()
+        changed = file.stat().st_mtime_ns if file.exists() else 0
     return _loaded(path, str(file), changed, size)
 
 

@@ -1,15 +1,21 @@
 """Counts a corpus on Apache Beam (the extra `[beam]`): on this machine, or a cluster's runner.
 
-The files are the same as without it. Sources and the output must have the same paths everywhere.
+The files are the same as without it. Sources and the output must have the same paths everywhere:
+on a disk that all machines share, or in a bucket.
 """
 
+import os
 from pathlib import Path
 
+from etils import epath
+
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import write_whole
 from input_pipeline.words import count
 from input_pipeline.words.count import Job, Part, Totals
 
 
-def run(job: Job, output: Path, runner: str, options: list[str]) -> Totals:
+def run(job: Job, output: Path | epath.Path, runner: str, options: list[str]) -> Totals:
     """Counts all parts in a pipeline.
 
     Args:
@@ -23,7 +29,6 @@ def run(job: Job, output: Path, runner: str, options: list[str]) -> Totals:
     try:
         # Imported here: an extra, and it takes seconds.
         import apache_beam as beam
-        from apache_beam.io.filesystems import FileSystems
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ValueError(
@@ -47,7 +52,7 @@ def run(job: Job, output: Path, runner: str, options: list[str]) -> Totals:
         def extract_output(self, totals: Totals) -> str:
             return totals.to_json()
 
-    handed_over = str(output.absolute().with_suffix(".totals"))
+    handed_over = storage_path(output).with_suffix(".totals")
     try:
         with beam.Pipeline(options=PipelineOptions(["--runner", runner, *options])) as pipeline:
             (
@@ -56,11 +61,14 @@ def run(job: Job, output: Path, runner: str, options: list[str]) -> Totals:
                 | "spread" >> beam.Reshuffle()
                 | "count" >> beam.Map(count.count).with_input_types(Part)
                 | "add" >> beam.CombineGlobally(Add())
-                | "hand over" >> beam.io.WriteToText(handed_over, shard_name_template="")
+                | "hand over" >> beam.Map(_write, os.fspath(handed_over))
             )
-        with FileSystems.open(handed_over) as file:
-            text = file.read().decode()
+        text = handed_over.read_text()
     except (RuntimeError, OSError) as error:
         raise ValueError(f"The Beam pipeline failed: {error}") from None
-    FileSystems.delete([handed_over])
+    handed_over.unlink()
     return Totals.from_json(text)
+
+
+def _write(text: str, path: str) -> None:
+    write_whole(storage_path(path), text.encode())

@@ -10,8 +10,8 @@ paper, arXiv 2404.15653, does not say whether repeated words do).
 import argparse
 
 from input_pipeline import command_line
-from input_pipeline.checks.paths import path_argument
 from input_pipeline.checks.ranges import whole
+from input_pipeline.files.buckets import make_directory
 from input_pipeline.words import beam, count, report
 from input_pipeline.words.mining import MODES
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         required=True,
-        type=path_argument,
+        type=command_line.path_argument,
         metavar="FILE.tsv",
         help="the vocabulary to write",
     )
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, more: list[str]) -> None:
     if args.output.suffix != ".tsv":
         raise ValueError(f"--output must end in .tsv, got {str(args.output)!r}.")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(args.output.parent)
     job = count.plan(args.input, args.captions, args.mode)
     if args.runner:
         totals = beam.run(job, args.output, args.runner, more)

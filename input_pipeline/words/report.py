@@ -1,13 +1,15 @@
 """Writes a vocabulary and what is to be known about it: the text file, JSON, a drawing, a table."""
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from input_pipeline.files.whole import write_json
+from input_pipeline.files.whole import write_json, write_whole
 from input_pipeline.words import synsets
 from input_pipeline.words.count import Job, Totals
 from input_pipeline.words.vocabulary import Vocabulary
@@ -17,7 +19,9 @@ _THRESHOLDS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000)  # the paper's are amo
 _SHOWN = 20
 
 
-def write(totals: Totals, job: Job, threshold: int, size: int | None, output: Path) -> None:
+def write(
+    totals: Totals, job: Job, threshold: int, size: int | None, output: Path | epath.Path
+) -> None:
     """Writes `output` (.tsv), and beside it .json and .png; prints the table.
 
     Args:
@@ -43,7 +47,7 @@ def write(totals: Totals, job: Job, threshold: int, size: int | None, output: Pa
     vocabulary.write(output, comments)
     report = describe(totals, job, vocabulary, threshold, size)
     write_json(output.with_suffix(".json"), report)
-    draw(ranked, threshold, len(vocabulary), output.with_suffix(".png"))
+    write_whole(output.with_suffix(".png"), draw(ranked, threshold, len(vocabulary)))
     console = Console()
     console.print(_table(report))
     say(console, f"Wrote {output}, and beside it .json and .png")
@@ -139,8 +143,8 @@ def _table(report: dict[str, Any]) -> Table:
     return table
 
 
-def draw(ranked: list[tuple[str, int]], threshold: int, size: int, path: Path) -> None:
-    """Draws the counts of all synsets by rank, and where the vocabulary ends, as a PNG."""
+def draw(ranked: list[tuple[str, int]], threshold: int, size: int) -> bytes:
+    """The counts of all synsets by rank, and where the vocabulary ends, as a PNG."""
     # Imported here: it takes a second, and its own default backend may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -161,4 +165,6 @@ def draw(ranked: list[tuple[str, int]], threshold: int, size: int, path: Path) -
     axis.set_ylabel("occurrences")
     axis.set_title(f"{len(counts):,} synsets, {size:,} of them classes", loc="left")
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100)
+    return picture.getvalue()

@@ -14,6 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import write_whole
 from input_pipeline.words import synsets
 
 _COLUMNS = "# key\tcount\tname"
@@ -74,17 +78,18 @@ class Vocabulary:
 
         Raises:
           FileNotFoundError: there is no such file.
+          PathError: it is a URL that cannot be read.
           ValueError: it is malformed, or as the class says.
         """
         if size is not None and size < 1:
             raise ValueError(f"size={size}: keep at least one class of {path}.")
-        path = Path(path)
-        if not path.is_file():
+        file = storage_path(path)
+        if not file.is_file():
             raise FileNotFoundError(
                 f"There is no vocabulary {path}. `python -m input_pipeline.vocabulary` makes one."
             )
-        data = path.read_bytes()
-        is_pickle = path.suffix in (".pkl", ".pickle") or data.startswith(b"\x80")
+        data = file.read_bytes()
+        is_pickle = file.suffix in (".pkl", ".pickle") or data.startswith(b"\x80")
         try:
             rows = _read_pickle(data) if is_pickle else _read_text(data)
             origin = {} if is_pickle else _read_origin(data)
@@ -112,7 +117,7 @@ class Vocabulary:
         """16 hex digits of the keys in their order: equal ones, equal classes."""
         return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
 
-    def write(self, path: Path, comments: Sequence[str]) -> None:
+    def write(self, path: Path | epath.Path, comments: Sequence[str]) -> None:
         """Writes the text file; `comments` are its first lines."""
         lines = [f"# {comment}" for comment in comments]
         if self.mode is not None:
@@ -122,7 +127,7 @@ class Vocabulary:
         lines.append(_COLUMNS)
         rows = zip(self.keys, self.counts, self.names)
         lines += [f"{key}\t{count}\t{name}" for key, count, name in rows]
-        path.write_text("\n".join(lines) + "\n", "ascii", newline="\n")
+        write_whole(path, ("\n".join(lines) + "\n").encode("ascii"))
 
 
 def _read_text(data: bytes) -> list[tuple[str, int, str]]:

@@ -4,13 +4,15 @@ Nothing is in memory but what is being written: a parameter, which are the block
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from big_vlp import trees
 from big_vlp.convert.cogvlm import names
@@ -21,7 +23,9 @@ from big_vlp.models import lora
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.checks.ranges import SEED
-from input_pipeline.command_line import Parser
+from input_pipeline.command_line import Parser, path_argument
+from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.whole import write_whole
 from input_pipeline.text.tokenizers import make_tokenizer
 
 CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
@@ -74,12 +78,28 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     own = {"architectures": ["CogVLMForCausalLM"], "torch_dtype": dtype}
     config = others | names.to_config(arguments, **own)
+    with _appearing(target) as directory:
+        write_whole(directory / CONFIG, json.dumps(config, indent=1).encode())
+        write_state(directory, state)
+
+
+@contextlib.contextmanager
+def _appearing(target: Path | epath.Path) -> Iterator[Path | epath.Path]:
+    """Gives the directory to write into: one beside the target, which it becomes when all is there;
+    in a bucket itself, as there is no model before its last file."""
+    if is_in_bucket(target):
+        try:
+            yield target
+        except BaseException:
+            with contextlib.suppress(OSError):
+                target.rmtree()
+            raise
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, which appears when all is there.
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as directory:
         path = Path(directory) / target.name
-        write_state(path, state)
-        (path / CONFIG).write_text(json.dumps(config, indent=1))
+        path.mkdir()
+        yield path
         path.rename(target)
 
 
@@ -143,12 +163,17 @@ def add_options(parser: Parser) -> None:
         metavar="TOKENS",
         help="of text, the longest input",
     )
-    add("--eva", type=Path, metavar="FILE", help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other")
+    add(
+        "--eva",
+        type=path_argument,
+        metavar="FILE",
+        help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other",
+    )
     add("--seed", type=SEED, default=0, metavar="N", help="cogvlm_parts: of the adapter's weights")
     add = parser.add_argument_group("import cogvlm_sat, export cogvlm").add_argument
     add(
         "--config-json",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="config.json as released; of an export, where other fields come from, such as tokens "
         "and templates",
@@ -182,7 +207,7 @@ def _save(
 
 
 def _tokenizer(given: str | None, directory: Path) -> str:
-    """A name for `make_tokenizer`, with an absolute path."""
+    """A name for `make_tokenizer`, with an absolute path or a URL."""
     if given is None:
         kinds = {"llama": directory / TOKENIZER, "llama3": directory / LLAMA3}
         found = [f"{kind}:{path}" for kind, path in kinds.items() if path.exists()]
@@ -195,7 +220,7 @@ def _tokenizer(given: str | None, directory: Path) -> str:
     kind, _, path = given.partition(":")
     if kind not in ("llama", "llama3") or not path:
         raise ConversionError(f"--tokenizer {given}: it must read llama:PATH or llama3:PATH.")
-    return given if given == "llama:scenes" else f"{kind}:{Path(path).absolute()}"
+    return given if given == "llama:scenes" else f"{kind}:{storage_path(path)}"
 
 
 def _check_vocabulary(name: str, count: int) -> None:

@@ -293,13 +293,16 @@ def test_an_answer_without_a_box(run, files, tmp_path):
     assert (code, text) == (0, "a circle\n") and "no box to draw" in err and not out.exists()
 
 
-def test_what_can_be_read_is_drawn(run, files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_what_can_be_read_is_drawn(run, tmp_path, monkeypatch, place, request):
     answer = "a dog [[100,100,400,400]] and a cat [[1,2,3]] or [[900,900,100,100]] or [[12"
     monkeypatch.setattr(Writer, "write", lambda self, prompt, *_, **__: (answer, True))
-    out = tmp_path / "drawn.png"
-    arguments = "--image", files["dark"], "--prompt", "where?", "--draw", str(out)
+    folder = tmp_path if place == "disk" else request.getfixturevalue("bucket")
+    image, out = folder / "dark.png", folder / "drawn.png"
+    image.write_bytes(IMAGES["dark"])
+    arguments = "--image", str(image), "--prompt", "where?", "--draw", str(out)
     code, _, err = run(*arguments)
-    assert code == 0 and out.exists()
+    assert code == 0 and out.read_bytes()[:4] == b"\x89PNG"
     assert all(text in err for text in ("'[[1,2,3]]'", "'[[900,900,100,100]]'", "'[[12'"))
     assert "100,100,400" not in err
 

@@ -1,5 +1,6 @@
 """The command that shows a batch, and which words a model has for an image."""
 
+import io
 import subprocess
 import sys
 import types
@@ -51,13 +52,16 @@ def test_the_most_probable_come_first(model, image):
     np.testing.assert_allclose([p for _, p in found], probabilities, rtol=1e-5)
 
 
-def test_table_and_picture(model, image, tmp_path, capsys):
-    png = tmp_path / "words.png"
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_table_and_picture(model, image, tmp_path, capsys, place, request):
+    folder = tmp_path if place == "disk" else request.getfixturevalue("bucket")
+    (folder / "scene.jpg").write_bytes(image.read_bytes())
+    image, png = folder / "scene.jpg", folder / "words.png"
     arguments = ["words", "--model", model, "--image", str(image), str(image)]
     assert main([*arguments, "--top", "2", "--output", str(png)]) == 0
     text = capsys.readouterr().out
     assert text.count("cat.n.01") == 2 and "0.953" in text and "dog.n.01" not in text
-    with Image.open(png) as picture:
+    with Image.open(io.BytesIO(png.read_bytes())) as picture:
         assert picture.height > 600  # a row for each image
 
 

@@ -79,6 +79,14 @@ def test_a_probe_starts_from_the_frozen_tower(trained):
     same(started["opt"], state["opt"])
 
 
+def test_a_run_starts_from_a_model_in_a_bucket(trained, bucket):
+    items = {"model": trained[1], "averaged": trained[2]}
+    save_model(bucket, items, CATLIP, PREPROCESS, None)
+    started = [WarmStart(str(model)).apply(*fresh(), None)[0] for model in (bucket, trained[0])]
+    same(started[0]["frozen"], started[1]["frozen"])
+    same(started[0]["model"], started[1]["model"])
+
+
 def test_the_average_starts_where_the_model_does(trained):
     state, mesh = fresh(ema_decay=0.9, rules=((".*", 1.0, 0.0),))
     started, _ = WarmStart(str(trained[0]), weights="model").apply(state, mesh, None)

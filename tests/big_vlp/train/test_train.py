@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from big_vlp.evaluate import evaluate
 from big_vlp.experiment import ConfigError
+from big_vlp.run.commit import commit
 from big_vlp.run.log import read_log
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
 from big_vlp.train import NonFiniteError, train
@@ -138,6 +140,9 @@ def test_catlip_resumes_across_image_sizes_bit_equally(tmp_path):
         shutil.rmtree(tmp_path / "killed" / "checkpoints" / str(step))
     train(config, tmp_path / "killed")
     assert training_metrics(tmp_path / "killed") == training_metrics(tmp_path / "whole")
+    if commit(ROOT) is not None:
+        starts = (tmp_path / "killed" / "COMMIT").read_text()
+        assert re.findall(r"step (\d+): ", starts) == ["0", "3"]
     assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole")
     assert (tmp_path / "whole" / "labels.json").exists()
 

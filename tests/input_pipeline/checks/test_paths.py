@@ -1,12 +1,11 @@
 """URLs are refused, "~" is the home directory, every other name is a path."""
 
-import importlib
 import os
 from pathlib import Path
 
 import pytest
 
-from input_pipeline.checks.paths import PathError, local_path, path_argument
+from input_pipeline.checks.paths import PathError, local_path
 
 # Names that a file system allows, one component each: for whatever takes a directory.
 ODD_NAMES = (
@@ -62,23 +61,3 @@ def test_any_other_name_is_a_path(name, tmp_path):
 def test_a_name_with_a_colon_is_no_url():
     for name in ("a:b", "run:", "gs:", "x/gs://y", "a b://c", "./gs://bucket"):
         assert local_path(name).parts[: len(Path.cwd().parts)] == Path.cwd().parts
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["input_pipeline.prepare.command", "webdataset", "--input", "x.tar", "--captions", "txt"],
-        ["input_pipeline.doctor.command", "data"],
-        ["input_pipeline.vocabulary", "--input", "data"],
-        ["big_vlp.show", "words", "--model", "run", "--image", "x.jpg"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_commands_refuse_urls_and_know_home(command, capsys, monkeypatch, tmp_path):
-    module = importlib.import_module(command[0])
-    with pytest.raises(SystemExit):
-        module.main([*command[1:], "--output", "gs://bucket/out"])
-    assert "is a URL" in capsys.readouterr().err
-    assert path_argument("out/x.tsv") == Path("out/x.tsv")  # relative paths stay so
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert path_argument("~/out") == tmp_path / "out"
