@@ -79,6 +79,13 @@ read_program() {
   [[ $config ]] || fail "$program needs --config."
 }
 
+# Several slices are one run, whose mesh has to know of them.
+tell_slices() {
+  if (($1 > 1)) && [[ " ${arguments[*]}" != *" --config.mesh.slices"* ]]; then
+    arguments+=("--config.mesh.slices=$1")
+  fi
+}
+
 # A config that is not in the working tree would not reach other machines.
 check_config() {
   local file=${config%%:*}
