@@ -3,9 +3,9 @@
     python -m big_vlp.compile --config configs/cosmos.py --topology v5e:4x4
 
 Says what each device would hold, how many FLOPs a sample costs, and what the devices send each
-other. With `--topology v5e:4x4` for that TPU slice, on any machine with libtpu installed
-(JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 where there is no TPU), and for `config.mesh.slices` of them;
-without for the local devices.
+other. With `--topology v5e:4x4` for that TPU slice, or `config.mesh.slices` of them, on any machine
+with libtpu installed (JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 where there is no TPU); without for
+the local devices.
 """
 
 import dataclasses

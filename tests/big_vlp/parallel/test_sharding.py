@@ -252,6 +252,7 @@ def test_processes_that_cannot_be_joined(monkeypatch, variables):
 def initialized(monkeypatch):
     """The arguments of each `jax.distributed.initialize`, which does nothing; no variables."""
     calls = []
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
     for name in cluster.CLUSTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -277,10 +278,37 @@ def test_a_process_of_a_cluster_can_say_that_it_is_alone(initialized, monkeypatc
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     cluster.connect_processes()
-    assert initialized == [{}]
+    assert initialized == [{"heartbeat_timeout_seconds": 60}]
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
     cluster.connect_processes()
-    assert initialized == [{}]
+    assert len(initialized) == 1
+
+
+def test_collectives_of_gpus_are_bounded_where_xla_can(initialized, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    cluster.connect_processes()
+    assert "NCCL_DEBUG" not in os.environ  # CPUs alone
+
+    monkeypatch.setattr(cluster, "_may_use_gpus", lambda: True)
+    bound = "--xla_dump_to=x --xla_gpu_nccl_termination_timeout_seconds=600"
+    for _ in range(2):
+        cluster.connect_processes()
+        assert os.environ["XLA_FLAGS"] == bound and os.environ["NCCL_DEBUG"] == "WARN"
+    monkeypatch.setattr(cluster, "_COLLECTIVE_FLAG", "--xla_gpu_of_another_day")
+    cluster.connect_processes()
+    assert os.environ["XLA_FLAGS"] == bound
+
+
+@pytest.mark.parametrize("platforms, found", [("", True), ("cuda,cpu", True), ("cpu", False)])
+def test_gpus_are_there_with_a_plugin_that_is_wanted(platforms, found, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(cluster, "_GPU_PLUGINS", ("no_such_plugin", "json"))
+    assert cluster._may_use_gpus() == found
+    monkeypatch.setattr(cluster, "_GPU_PLUGINS", ("no_such_plugin",))
+    assert not cluster._may_use_gpus()
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, OSError])
