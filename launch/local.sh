@@ -82,7 +82,10 @@ wait_for_all() {
     status=0 pid=''
     # shellcheck disable=SC2086  # numbers
     wait -n -p pid $left $timer || status=$?
-    if [[ ! ${pid-} ]]; then continue; fi # a signal, which was passed on
+    if [[ ! ${pid-} ]]; then # a signal, which was passed on; or all of them are stopped
+      sleep 0.2
+      continue
+    fi
     if [[ $pid == "$timer" ]]; then
       say "still there ${grace} s after another process ended, so SIGKILL:$left"
       timer=''

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from big_vlp.run.log import TRAIN, read_log
+from input_pipeline.files.whole import write_whole
 from tests.launch.fakes import (
     DEMO,
     LAUNCH,
@@ -121,6 +122,15 @@ def test_those_with_a_checkpoint_are_not(fake):
     done = fake.run("--restarts", "1")
     assert done.returncode == 0, done.stderr
     assert fake.starts() == 4
+
+
+def test_checkpoints_in_a_bucket_are_seen(bucket):
+    for name in ("checkpoints/20/commit_success.txt", "checkpoints/5/x", "evaluate/20.json"):
+        write_whole(bucket / name, b"")
+    script = f"source {LAUNCH}/common.sh; workdir={bucket}; progress"
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["20", "20.json", "5"], done.stderr
 
 
 def test_a_process_that_stands_still_is_killed(fake):
