@@ -32,7 +32,7 @@ from tests.bucket_server import PACKAGES, Server, is_missing
 ROOT = Path(__file__).parents[2]
 BUCKET = "soak"
 CHECKPOINT_STEPS, LOG_STEPS = 20, 5
-WATCHDOG_MINUTES, GRACE_SECONDS = 0.4, 15
+WATCHDOG_MINUTES, GRACE_SECONDS = 0.75, 15
 KINDS = (
     "SIGKILL to one", "SIGSTOP to one", "SIGTERM to one", "SIGKILL to both",
     "SIGTERM to the launcher",
@@ -51,6 +51,7 @@ def measure(
     if missing := [package for package in PACKAGES if is_missing(package)]:
         raise CannotRunError(f"install {', '.join(missing)}")
     deadline = time.monotonic() + 60 * minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD))  # what was started is ended, too
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="big_vlp_soak_")))
         server = Server(folder)
@@ -125,6 +126,7 @@ class Run:
             "log_every_steps": LOG_STEPS,
             "checkpoint.every_steps": CHECKPOINT_STEPS,
             "watchdog_minutes": WATCHDOG_MINUTES,
+            "method.text_lengths": "()",  # one program: the watchdog allows no compilation later
             "evals.retrieval.every_steps": steps,
         }
         options = [f"--config.{key}={value}" for key, value in settings.items()]

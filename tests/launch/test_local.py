@@ -1,5 +1,6 @@
 """launch/local.sh, with a stand-in for Python that ends as a test says; once with real runs."""
 
+import concurrent.futures
 import os
 import re
 import signal
@@ -98,6 +99,22 @@ def test_a_crash_starts_all_again(fake, status):
     fake(0, 0, "sleep 1; exit 1")  # takes the other with it
     done = fake.run("--processes", "2")
     assert done.returncode == 0, done.stderr
+    assert fake.starts(0) == fake.starts(1) == 2
+
+
+def test_both_killed_at_once(fake, tmp_path):
+    """Of which bash tells once."""
+    for process in range(2):
+        fake(process, 0, f"echo $$ >{tmp_path}/pid.{process}; exec sleep 60")
+    files = [tmp_path / f"pid.{process}" for process in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fake.run, "--processes", "2")
+        while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+            time.sleep(0.05)
+        for file in files:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        done = running.result()
+    assert done.returncode == 0 and "in order of their ends: 137 137" in done.stderr
     assert fake.starts(0) == fake.starts(1) == 2
 
 
