@@ -38,6 +38,7 @@ BOUNDS: dict[str, Range] = {
     "mesh.data": whole(1, also=(-1,)),
     "mesh.fsdp": whole(1, also=(-1,)),
     "mesh.tensor": whole(1, also=(-1,)),
+    "mesh.slices": _COUNT,
     "num_workers": whole(0),
     "num_threads": _COUNT,
     "prefetch_batches": _COUNT,

@@ -3,8 +3,9 @@
     python -m big_vlp.compile --config configs/cosmos.py --topology v5e:4x4
 
 Says what each device would hold, how many FLOPs a sample costs, and what the devices send each
-other. With `--topology v5e:4x4` for that TPU slice, on any machine with libtpu installed
-(JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 where there is no TPU); without for the local devices.
+other. With `--topology v5e:4x4` for that TPU slice, or `config.mesh.slices` of them, on any machine
+with libtpu installed (JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 where there is no TPU); without for
+the local devices.
 """
 
 import dataclasses
@@ -139,7 +140,8 @@ def _elements(arrays: str) -> int:
 
 
 def make_mesh(experiment: Experiment, topology: str | None):
-    """The config's mesh over the devices of a TPU topology ("v5e:4x4"), or over the local ones.
+    """The config's mesh over the devices of its slices, each a TPU topology ("v5e:4x4"), or over
+    the local ones.
 
     Raises:
       ConfigError: libtpu is not installed, or does not know the topology.
@@ -147,7 +149,9 @@ def make_mesh(experiment: Experiment, topology: str | None):
     if topology is None:
         return experiment.make_mesh()
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=experiment.mesh.get("slices", 1)
+        )
     except Exception as error:  # of several types
         raise ConfigError(
             f"Topology {topology!r} cannot be described: {str(error).splitlines()[0]}. It is "

@@ -9,14 +9,16 @@ exactly from its last checkpoint when the same command is given again: to the bi
 and on GPUs with `config.deterministic`. Each process of a cluster runs this same program;
 `big_vlp.parallel.cluster.connect_processes` says how they find each other.
 
-SIGTERM to any process, and Ctrl-C, end all of them with the state saved: within a step (three, of
-several processes), or between two batches of an evaluation. So the grace period before a SIGKILL
-must hold that and the writing of a checkpoint; what is killed sooner goes on from the last one.
+SIGTERM to any process, the notice that its machine is about to go, and Ctrl-C, end all of them with
+the state saved: within a step (three, of several processes), or between two batches of an
+evaluation. So the grace period before a SIGKILL must hold that and the writing of a checkpoint;
+what is killed sooner goes on from the last one.
 """
 
 import contextlib
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,11 +30,11 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment, config_changes
-from big_vlp.parallel import cluster, meshes, placing, processes, signals, watchdog
+from big_vlp.parallel import cluster, meshes, notices, placing, processes, signals, watchdog
 from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
-from big_vlp.run.commit import COMMIT_FILE, note_commit
+from big_vlp.run.commit import note_commit
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
 from big_vlp.run.lease import held_lease
 from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
@@ -73,6 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     # What is opened is closed after the reason of an end was said.
     with (
         signals.heard(),
+        notices.heard(),
         watchdog.watching(experiment.watchdog_minutes, processes.tell_of_standstill),
         contextlib.ExitStack() as opened,
         processes.telling(live.message, opened.close) as telling,
@@ -143,7 +146,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
     first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
-    log = MetricLog(workdir, first_step, keep=evaluated)
+    log = MetricLog(workdir, first_step, evaluated, live.message)
     opened.callback(log.close)
     broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
@@ -155,18 +158,19 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         try:
             write_json(workdir / CONFIG_FILE, experiment.as_json())
             note_commit(workdir, first_step)
+            if labels is not None:
+                labels.save(workdir)
         except OSError as error:
             raise CheckpointError(
-                f"{workdir / CONFIG_FILE} or {COMMIT_FILE} cannot be written ({error}). Make room, "
-                "or correct --workdir; then run the same command again."
+                f"{workdir} cannot be written ({error}). Make room, or correct --workdir; then run "
+                "the same command again."
             ) from error
-    if labels is not None and jax.process_index() == 0:
-        labels.save(workdir)
     if first_step == 0 and jax.process_index() == 0:
         image_size, batch_size, _ = loader.plan(0)
         rows = loader.first_rows(0, MAX_EXAMPLES)
         views = loader.views[image_size]
-        write_contact_sheet(contact_sheet, method, views, rows, run_key, batch_size=batch_size)
+        with progress.Dispensable(os.fspath(contact_sheet), live.message):
+            write_contact_sheet(contact_sheet, method, views, rows, run_key, batch_size=batch_size)
     bad_steps = BadSteps(
         state["opt"]["bad_steps"]["count"],
         workdir,
@@ -254,12 +258,14 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         if end is not error:
             raise end from None
         raise
-    try:
-        from big_vlp.run.curves import plot_curves  # Matplotlib takes its time to be imported
+    from big_vlp.run.curves import CURVES_FILE, plot_curves  # Matplotlib takes its time
 
-        curves = plot_curves(workdir)
-    except ValueError as nothing_yet:
-        curves = nothing_yet
+    curves = workdir / CURVES_FILE
+    with progress.Dispensable(os.fspath(curves), live.message):
+        try:
+            plot_curves(workdir)
+        except ValueError as nothing_yet:
+            curves = nothing_yet
     opened.close()
     live.message(
         f"Done: {total_steps} steps.\n"

@@ -79,6 +79,13 @@ read_program() {
   [[ $config ]] || fail "$program needs --config."
 }
 
+# Several slices are one run, whose mesh has to know of them.
+tell_slices() {
+  if (($1 > 1)) && [[ " ${arguments[*]}" != *" --config.mesh.slices"* ]]; then
+    arguments+=("--config.mesh.slices=$1")
+  fi
+}
+
 # A config that is not in the working tree would not reach other machines.
 check_config() {
   local file=${config%%:*}
@@ -138,12 +145,19 @@ verdict() {
 
 # The steps in the work directory: checkpoints, and results of evaluate.
 progress() {
-  local list=(ls)
-  case $workdir in
-    gs://*) list=(gcloud storage ls) ;;
-  esac
-  "${list[@]}" "$workdir/checkpoints/" "$workdir/evaluate/" 2>/dev/null |
-    grep -oE '[0-9]+(\.json)?/?$' | sort | tr '\n' ' ' || true
+  {
+    if [[ $workdir == *://* ]]; then
+      PYTHONPATH=$root "$python" -c '
+import sys
+from input_pipeline.files.buckets import storage_path
+for folder in ("checkpoints", "evaluate"):
+    for path in (storage_path(sys.argv[1]) / folder).glob("*"):
+        print(path.name)
+' "$workdir"
+    else
+      ls "$workdir/checkpoints/" "$workdir/evaluate/"
+    fi
+  } 2>/dev/null | grep -oE '[0-9]+(\.json)?/?$' | sort | tr '\n' ' ' || true
 }
 
 # After a crash: whether to start again. Says why not.

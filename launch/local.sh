@@ -79,10 +79,21 @@ wait_for_all() {
   local pid status timer='' left=" ${pids[*]} "
   statuses=()
   while [[ $left =~ [0-9] ]]; do
-    status=0 pid=''
-    # shellcheck disable=SC2086  # numbers
-    wait -n -p pid $left $timer || status=$?
-    if [[ ! ${pid-} ]]; then continue; fi # a signal, which was passed on
+    status=0
+    # Of several that end at once `wait -n` tells of one, and then waits for the others for ever.
+    for pid in $left $timer ''; do
+      if [[ $pid ]] && ! kill -0 "$pid" 2>/dev/null; then break; fi
+    done
+    if [[ $pid ]]; then
+      wait "$pid" || status=$?
+    else
+      # shellcheck disable=SC2086  # numbers
+      wait -n -p pid $left $timer 2>/dev/null || status=$?
+      if [[ ! ${pid-} ]]; then # a signal, which was passed on; or all of them are stopped
+        sleep 0.2
+        continue
+      fi
+    fi
     if [[ $pid == "$timer" ]]; then
       say "still there ${grace} s after another process ended, so SIGKILL:$left"
       timer=''

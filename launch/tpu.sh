@@ -57,6 +57,7 @@ if [[ ! $version ]]; then
   esac
 fi
 read_program "${@:2}"
+tell_slices "$slices"
 check_config
 
 nodes=("$name") which=(--node-id "$name")

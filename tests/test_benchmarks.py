@@ -36,6 +36,7 @@ def test_without_names_all_are_listed():
         "end_to_end",
         "flops",
         "loader",
+        "soak",
         "tpu_memory",
     ):
         assert f"{name}: " in listed.stdout

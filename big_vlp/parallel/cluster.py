@@ -1,9 +1,21 @@
-"""The processes of a run: how they find each other, and what they ask all of them."""
+"""The processes of a run: how they find each other, and what they ask all of them.
+
+What bounds the time that one waits for another, from the outside in:
+  - the launcher: once a process has ended, the others have `--grace` seconds;
+  - jax's service: a process that gives no sign of life for HEARTBEAT_SECONDS, as on a machine that
+    is gone, ends all others. One that lives but stands still goes unnoticed by it;
+  - NCCL on GPUs: a collective that is not done after COLLECTIVE_SECONDS ends its process. XLA has
+    no such limit by itself, and TPUs have their own;
+  - `watchdog`: a process that gets no further, whatever the reason.
+"""
 
 import functools
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +26,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from big_vlp.parallel.meshes import AXES, replicated
 from input_pipeline.checks.errors import BigVlpError
 
+HEARTBEAT_SECONDS = 60
+COLLECTIVE_SECONDS = 600
+_COLLECTIVE_FLAG = "--xla_gpu_nccl_termination_timeout_seconds"
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -78,10 +94,39 @@ def connect_processes() -> None:
         raise ClusterError(_how_to_connect())
     if not (asked or address or _in_cluster()):
         return
+    _bound_collectives()
     try:
-        jax.distributed.initialize(**asked)
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **asked)
     except Exception as error:  # each kind of cluster has its own
         raise ClusterError(f"{_how_to_connect()} ({type(error).__name__}: {error})") from error
+
+
+def _bound_collectives() -> None:
+    """Has NCCL say what fails, and XLA end a process whose collective stands still.
+
+    Before XLA reads its flags, of which it ends the process for one that it does not know: so a
+    process of its own tries that first. Says nothing against what the user has set.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not _may_use_gpus():
+        return
+    os.environ.setdefault("NCCL_DEBUG", "WARN")
+    flag = f"{_COLLECTIVE_FLAG}={COLLECTIVE_SECONDS}"
+    if _COLLECTIVE_FLAG not in flags and _is_known(flag):
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def _may_use_gpus() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    wanted = not platforms or "cuda" in platforms or "gpu" in platforms
+    return wanted and any(map(importlib.util.find_spec, _GPU_PLUGINS))
+
+
+def _is_known(flag: str) -> bool:
+    """Whether XLA takes a flag."""
+    program = [sys.executable, "-c", "import jax; jax.devices()"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+    return subprocess.run(program, env=environment, capture_output=True).returncode == 0
 
 
 def _in_cluster() -> bool:

@@ -4,14 +4,25 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, devices=None
+) -> Mesh:
     """A mesh over all devices, axes ("data", "fsdp", "tensor"); -1 takes what is left.
+
+    Several slices are connected by a slower network: only "data" goes over them, as its outermost
+    part; "fsdp" and "tensor" stay inside one. TPUs know their slices, other devices are divided by
+    processes.
+
+    Args:
+      data: over all slices together.
+      slices: how many there are.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or do not fit how these are
@@ -22,22 +33,56 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
+    found = dict(zip(AXES, sizes))
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         asked = ", ".join(f"{a}={s}" for a, s in zip(AXES, (data, fsdp, tensor)))
         raise ValueError(
             f"mesh({asked}) does not fit {len(devices)} devices: the sizes must multiply to that "
             "number; at most one may be -1, which takes the rest."
         )
-    # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
-    axis_types = (AxisType.Auto,) * len(AXES)
+    if found["data"] % slices:
+        raise ValueError(
+            f"slices={slices} does not divide data={found['data']}: fsdp={found['fsdp']} and "
+            f"tensor={found['tensor']} stay inside a slice, so data must be a multiple of slices."
+        )
+    parts = _by_slice(devices, slices)
+    of_each = (found["data"] // slices, found["fsdp"], found["tensor"])
     try:
-        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+        grid = np.concatenate([_laid_out(of_each, part) for part in parts])
     except (NotImplementedError, AssertionError) as error:
-        found = dict(zip(AXES, sizes))
         raise ValueError(
             f"jax cannot lay the mesh {found} over the {len(devices)} devices of this topology; "
             f"give other sizes, such as fsdp=1 and tensor=1. It says: {error}"
         ) from error
+    # Auto axes: the compiler propagates shardings; linen does not work with explicit ones.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _by_slice(devices, slices: int) -> list[list]:
+    """The devices of each slice."""
+    if devices[0].platform == "tpu":
+        numbers = sorted({device.slice_index for device in devices})
+        if len(numbers) != slices:
+            raise ValueError(
+                f"slices={slices}, but these TPUs are {len(numbers)}; set slices={len(numbers)}."
+            )
+        return [[d for d in devices if d.slice_index == number] for number in numbers]
+    owners = sorted({device.process_index for device in devices})
+    if len(owners) == 1:  # to try out on one machine what several slices do
+        owned = np.split(np.arange(len(devices)), slices)
+        return [[devices[i] for i in part] for part in owned]
+    if len(owners) % slices:
+        raise ValueError(f"slices={slices} does not divide the {len(owners)} processes.")
+    parts = np.split(np.asarray(owners), slices)
+    return [[d for d in devices if d.process_index in part] for part in parts]
+
+
+def _laid_out(sizes: tuple[int, int, int], devices) -> np.ndarray:
+    """The devices of one slice as an array of these sizes, neighbours beside each other."""
+    if devices[0].platform == "tpu":
+        return jax.make_mesh(sizes, AXES, devices=devices).devices
+    # jax.make_mesh takes GPUs of several hosts for slices, and refuses them.
+    return mesh_utils.create_device_mesh(sizes, devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,10 +1,12 @@
 """Updates that were refused because the loss or a gradient was not finite."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
 
+from big_vlp.run.progress import Dispensable
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.whole import write_whole
 
@@ -78,8 +80,11 @@ class BadSteps:
         self._say(f"{text}. {self._record} has the record ids.")
 
     def _report(self, bad: list[int]) -> None:
-        if jax.process_index() != 0:
-            return
+        if jax.process_index() == 0:
+            with Dispensable(os.fspath(self._record), self._say):
+                self._write(bad)
+
+    def _write(self, bad: list[int]) -> None:
         report, known = {}, []
         if self._record.exists():
             report = json.loads(self._record.read_text())

@@ -1,16 +1,22 @@
 """TensorBoard's files of a run, on a disk or in a bucket."""
 
+import contextlib
+import io
 import math
-import os
-import tempfile
-from pathlib import Path
+import socket
+import struct
+import time
+from collections.abc import Mapping
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
-from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.buckets import is_in_bucket, make_directory
 from input_pipeline.files.whole import write_whole
 
 DIRECTORY = "tensorboard"
+_VERSION = "brain.Event:2"
 # Of a file in a bucket: so much at most is written again for what is added.
 _FILE_BYTES = 512 * 1024
 
@@ -18,8 +24,9 @@ _FILE_BYTES = 512 * 1024
 class Board:
     """Scalars of a run that starts, or goes on, at a step; TensorBoard drops what it had of later.
 
-    In a bucket a file is written here, copied whole at each `flush`, and followed by another when
-    it has grown.
+    In a bucket a file is held in memory, written whole at each `write`, and followed by another
+    when it has grown. Without the thread of tensorboardX' own writer, which a full disk ends in
+    silence.
 
     Args:
       workdir: of the run.
@@ -27,51 +34,64 @@ class Board:
     """
 
     def __init__(self, workdir, start_step: int):
-        self._directory = workdir / DIRECTORY
-        self._here = None
-        if is_in_bucket(workdir):
-            self._here = tempfile.TemporaryDirectory(prefix="big_vlp_tensorboard_")
-        self._files = 0
-        self._open(start_step)
+        self._directory, self._start_step = workdir / DIRECTORY, start_step
+        self._in_bucket = is_in_bucket(workdir)
+        self._files, self._file, self._path = 0, None, None
+        self._begun = False
 
-    def add(self, step: int, split: str, name: str, value: float, now: float) -> None:
-        """A number at a step, of the time `now` (seconds since 1970); skips NaN and infinities."""
-        if math.isfinite(value):
-            # TensorBoard allows no "@" in a name.
-            tag = f"{split}/{name}".replace("@", "_at_")
-            self._writer.add_scalar(tag, value, step, walltime=now)
-            self._step = step
+    def write(self, step: int, split: str, values: Mapping[str, float], now: float) -> None:
+        """Adds numbers at a step, of the time `now` (seconds since 1970); they are in a file when
+        this returns. Skips NaN and infinities.
 
-    def flush(self) -> None:
-        """Brings what was added to a bucket; on a disk TensorBoard's writer does so by itself."""
-        if self._here is None:
-            return
-        self._writer.flush()
-        if self._copy() > _FILE_BYTES:
-            self._writer.close()
-            self._open(None)
+        Raises:
+          OSError: on a disk these numbers are lost, in a bucket they come with the next.
+        """
+        try:
+            if self._file is None:
+                self._open()
+            for name, value in values.items():
+                if math.isfinite(value):
+                    # TensorBoard allows no "@" in a name.
+                    summary = scalar(f"{split}/{name}".replace("@", "_at_"), value)
+                    self._add(Event(wall_time=now, step=step, summary=summary))
+            self._file.flush()
+        except OSError:
+            self.close()  # it may hold half a record, after which nobody reads on
+            raise
+        if self._in_bucket:
+            write_whole(self._path, self._file.getvalue())
+            if self._file.tell() > _FILE_BYTES:
+                self.close()
+        self._begun = True
 
     def close(self) -> None:
-        self._writer.close()
-        if self._here is not None:
-            self._copy()
-            self._here.cleanup()
+        """Ends the file; `write` begins another one."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of what `write` has flushed nothing is left
+                self._file.close()
+            self._file = None
 
-    def _open(self, purge_step: int | None) -> None:
+    def _open(self) -> None:
         # Names begin with the second, and two files of one second must differ.
-        start = purge_step if purge_step is not None else self._step
-        suffix = f".from_step_{start}" if not self._files else f".{self._files:05d}"
+        number = f".{self._files:05d}" if self._files else f".from_step_{self._start_step}"
         self._files += 1
-        where = str(self._directory)
-        if self._here is not None:
-            where = os.path.join(self._here.name, str(self._files))
-        self._writer = SummaryWriter(where, purge_step=purge_step, filename_suffix=suffix)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}{number}"
+        self._path = self._directory / name
+        make_directory(self._directory)
+        self._file = io.BytesIO() if self._in_bucket else open(self._path, "wb")  # noqa: SIM115
+        self._add(Event(wall_time=time.time(), file_version=_VERSION))
+        if not self._begun:
+            start = self._start_step
+            self._add(Event(step=start, file_version=_VERSION))
+            self._add(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
 
-    def _copy(self) -> int:
-        """Bytes of the file that is written now."""
-        size = 0
-        for path in Path(self._here.name, str(self._files)).iterdir():
-            data = path.read_bytes()
-            size += len(data)
-            write_whole(self._directory / path.name, data)
-        return size
+    def _add(self, event: Event) -> None:
+        """As a TFRecord: length, its checksum, the event, its checksum."""
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        for part in (length, _checksum(length), data, _checksum(data)):
+            self._file.write(part)
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))

@@ -6,6 +6,7 @@ import os
 import jax
 
 from big_vlp.parallel import cluster
+from big_vlp.run.progress import Dispensable
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.lines import Lines
 from input_pipeline.loader import Batches, Loader
@@ -33,6 +34,7 @@ class BrokenRecords:
         self._path = storage_path(workdir) / FILE
         self._lines = Lines(self._path)
         self._loader, self._say = loader, say
+        self._dispensable, self._waiting = Dispensable(os.fspath(self._path), say), ""
         self._next_step = first_step
         self._examples = self._broken = 0
         self._known = set()
@@ -87,12 +89,15 @@ class BrokenRecords:
 
     def _write(self, found: list[dict]) -> list[str]:
         """Appends what the file does not have yet; returns the reasons."""
-        new, lines = [], ""
+        new, lines = [], self._waiting
         for one in found:
             if one["reason"] not in self._known and jax.process_index() == 0:
                 self._known.add(one["reason"])
                 new.append(one["reason"])
                 lines += json.dumps(one) + "\n"
+        self._waiting = lines
         if lines:
-            self._lines.append(lines)
+            with self._dispensable:
+                self._lines.append(lines)
+                self._waiting = ""
         return new

@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 
 from big_vlp.parallel.processes import from_first
+from big_vlp.run.progress import Dispensable
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.buckets import create, is_in_bucket, make_directory, storage_path
 from input_pipeline.files.whole import write_whole
@@ -36,8 +37,9 @@ class LeaseError(BigVlpError):
 class Lease:
     """Held from `acquire` to `release`; `check` says whether it still is."""
 
-    def __init__(self, file: Path, holder: dict):
+    def __init__(self, file: Path, holder: dict, say):
         self._file, self._holder = file, holder
+        self._dispensable, self._failure = Dispensable(f"The lease {file}", say), None
         self._beats, self._renewed = 0, _clock()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -50,7 +52,7 @@ class Lease:
         Waits up to `LAPSE_SECONDS` for a sign of life of a holder that may be gone.
 
         Args:
-          say: is told when it waits, and for whom.
+          say: is told when it waits, and for whom; later, when the lease cannot be renewed.
 
         Raises:
           LeaseError: another run holds it.
@@ -75,20 +77,25 @@ class Lease:
                 continue
             for number in others:
                 _file(directory, number).unlink(missing_ok=True)
-            return cls(file, holder)
+            return cls(file, holder, say)
 
     def check(self) -> None:
         """Raises LeaseError where another run has taken over, as from a run that was suspended.
 
-        Asks the file system only if the thread that renews is late.
+        Asks the file system only if the thread that renews is late. A run whose lease cannot be
+        renewed goes on, and is told of whoever takes it over.
         """
-        if _clock() - self._renewed > 2 * RENEW_SECONDS:
+        late = _clock() - self._renewed > 2 * RENEW_SECONDS
+        if late:
             self._renew()
         if self._ended.is_set():
             raise LeaseError(
                 f"Another run has taken over {self._file.parent.parent}: this one gave no sign of "
                 f"life for {LAPSE_SECONDS:.0f} s (suspended?). It ends here and writes no more."
             )
+        with self._dispensable:
+            if late and self._failure is not None:
+                raise self._failure
 
     def release(self) -> None:
         """Lets the next run begin at once."""
@@ -97,7 +104,8 @@ class Lease:
             self._ended.set()
         self._thread.join()
         if not lost:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it lapses by itself
+                self._file.unlink(missing_ok=True)
             if not is_in_bucket(self._file):
                 with contextlib.suppress(OSError):  # the next holder may be there already
                     self._file.parent.rmdir()
@@ -114,10 +122,10 @@ class Lease:
                 _overwrite(self._file, _content(self._holder, self._beats + 1))
             except FileNotFoundError:
                 self._ended.set()
-            except OSError:
-                pass  # a file system that is away for a moment; `_renewed` stays old
+            except OSError as error:
+                self._failure = error  # perhaps away for a moment; `_renewed` stays old
             else:
-                self._beats, self._renewed = self._beats + 1, _clock()
+                self._beats, self._renewed, self._failure = self._beats + 1, _clock(), None
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 
 from big_vlp.run.boards import Board
+from big_vlp.run.progress import Dispensable
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.lines import Lines
@@ -37,7 +38,13 @@ class MetricLog:
     NaN: non-finite values are the strings "NaN", "Infinity" and "-Infinity", which `float()` reads.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, keep: Collection[str] = ()):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        start_step: int = 0,
+        keep: Collection[str] = (),
+        say: Callable[[str], None] = lambda text: None,
+    ):
         """Opens the log of a run that starts, or goes on, at `start_step`.
 
         Lines of `start_step` and later are dropped: those steps are about to be made again, and no
@@ -46,12 +53,14 @@ class MetricLog:
         Args:
           keep: splits whose lines of `start_step` itself stay: evaluations of the very weights
             that the run goes on from.
+          say: is told when TensorBoard's files cannot be written; the log goes on.
 
         Raises:
           PathError: `workdir` is no path of this machine, nor in a bucket.
           LogError: the log holds a broken line before its end, or cannot be written.
         """
         self._lines = None
+        self._dispensable = Dispensable("TensorBoard's files", say)
         if jax.process_index() != 0:
             return
         workdir = storage_path(workdir)
@@ -61,12 +70,12 @@ class MetricLog:
             lines = Lines(self._path)
             kept = self._drop_from(lines, start_step, keep) if lines.exists() else []
             lines.append("")
-            self._board = Board(workdir, start_step)
-            self._lines = lines
-            for line in kept:
-                if line["step"] == start_step:  # TensorBoard drops them
-                    values = {name: float(value) for name, value in line["values"].items()}
-                    self._to_tensorboard(start_step, line["split"], values, line["time"])
+        self._board = Board(workdir, start_step)
+        self._lines = lines
+        for line in kept:
+            if line["step"] == start_step:  # TensorBoard drops them
+                values = {name: float(value) for name, value in line["values"].items()}
+                self._to_tensorboard(start_step, line["split"], values, line["time"])
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Logs numbers (or arrays of one) under the split; stored when this returns.
@@ -82,12 +91,11 @@ class MetricLog:
         line = {"step": int(step), "time": round(now, 3), "split": split, "values": encoded}
         with self._explained():
             self._lines.append(json.dumps(line, allow_nan=False) + "\n")
-            self._to_tensorboard(step, split, values, now)
+        self._to_tensorboard(step, split, values, now)
 
     def close(self) -> None:
         if self._lines is not None:
-            with self._explained():
-                self._board.close()
+            self._board.close()
 
     def _drop_from(self, lines: Lines, start_step: int, keep: Collection[str]) -> list[dict]:
         """Rewrites the log where a line has to go; gives those that stay."""
@@ -101,9 +109,8 @@ class MetricLog:
         return [fields for _, fields in kept]
 
     def _to_tensorboard(self, step: int, split: str, values: Mapping[str, float], now: float):
-        for name, value in values.items():
-            self._board.add(step, split, name, value, now)
-        self._board.flush()
+        with self._dispensable:
+            self._board.write(step, split, values, now)
 
     @contextlib.contextmanager
     def _explained(self):

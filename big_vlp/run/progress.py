@@ -5,6 +5,7 @@ import datetime
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 import jax
@@ -69,6 +70,29 @@ class LiveLine:
         self._stream.write(start + text + ("" if refresh else "\n"))
         self._stream.flush()
         self._open = refresh
+
+
+class Dispensable:
+    """A context for writes that a run can do without: one that fails is said, and the run goes on.
+
+    Of failures in a row the first is said.
+
+    Args:
+      what: is written.
+      say: prints a line.
+    """
+
+    def __init__(self, what: str, say: Callable[[str], None]):
+        self._what, self._say, self._failing = what, say, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        before, self._failing = self._failing, isinstance(error, OSError)
+        if self._failing and not before:
+            self._say(f"{self._what} cannot be written ({error}); the run goes on without.")
+        return self._failing
 
 
 class Clock:

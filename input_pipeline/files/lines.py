@@ -1,5 +1,6 @@
 """A file of lines that grows, on a disk or in a bucket, where nothing can be appended."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -48,10 +49,18 @@ class Lines:
         self._number, self._last = len(parts) - 1, parts[-1]
 
     def append(self, lines: str) -> None:
-        """Adds whole lines; they are in the file when this returns."""
+        """Adds whole lines; they are in the file when this returns. All of them, or an OSError."""
+        data = lines.encode()
         if not is_in_bucket(self.path):
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(lines)
+            with open(self.path, "ab", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    while data:
+                        data = data[file.write(data) :]
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        file.truncate(size)  # half a line would spoil the next one
+                    raise
             return
         if self._last is None:
             parts = self._parts()
@@ -59,8 +68,8 @@ class Lines:
             self._last = parts[-1].read_bytes() if parts else b""
         if len(self._last) > PART_BYTES:
             self._number, self._last = self._number + 1, b""
-        self._last += lines.encode()
-        write_whole(self._part(self._number), self._last)
+        write_whole(self._part(self._number), self._last + data)
+        self._last += data
 
     def _part(self, number: int):
         stem, ext = os.path.splitext(self.path.name)

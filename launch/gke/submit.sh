@@ -54,6 +54,7 @@ done
 [[ $image ]] || fail "--image is missing; launch/docker/build.sh makes one."
 [[ ${tpu:+x}${gpu:+x} == x ]] || fail "Give --tpu or --gpu."
 read_program "${@:2}"
+tell_slices "$slices"
 check_config
 if [[ $tpu ]]; then
   [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "--topology is missing, such as 4x4."

@@ -73,7 +73,8 @@ def test_two_slices_are_two_jobs_of_four_hosts():
     job, pod = job_of(jobset), pod_of(jobset)
     assert job["parallelism"] == job["completions"] == 4
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
-    assert pod["containers"][0]["args"] == ["train", *DEMO, "gs://bucket/run"]
+    slices = "--config.mesh.slices=2"
+    assert pod["containers"][0]["args"] == ["train", *DEMO, "gs://bucket/run", slices]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "cloud.google.com/gke-tpu-topology": "4x4",

@@ -1,5 +1,6 @@
 """launch/local.sh, with a stand-in for Python that ends as a test says; once with real runs."""
 
+import concurrent.futures
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from big_vlp.run.log import TRAIN, read_log
+from input_pipeline.files.whole import write_whole
 from tests.launch.fakes import (
     DEMO,
     LAUNCH,
@@ -100,6 +102,22 @@ def test_a_crash_starts_all_again(fake, status):
     assert fake.starts(0) == fake.starts(1) == 2
 
 
+def test_both_killed_at_once(fake, tmp_path):
+    """Of which bash tells once."""
+    for process in range(2):
+        fake(process, 0, f"echo $$ >{tmp_path}/pid.{process}; exec sleep 60")
+    files = [tmp_path / f"pid.{process}" for process in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fake.run, "--processes", "2")
+        while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+            time.sleep(0.05)
+        for file in files:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        done = running.result()
+    assert done.returncode == 0 and "in order of their ends: 137 137" in done.stderr
+    assert fake.starts(0) == fake.starts(1) == 2
+
+
 def test_an_error_of_the_users_ends_it(fake):
     fake(0, 0, "exit 1")
     fake(1, 0, "exit 1")
@@ -121,6 +139,15 @@ def test_those_with_a_checkpoint_are_not(fake):
     done = fake.run("--restarts", "1")
     assert done.returncode == 0, done.stderr
     assert fake.starts() == 4
+
+
+def test_checkpoints_in_a_bucket_are_seen(bucket):
+    for name in ("checkpoints/20/commit_success.txt", "checkpoints/5/x", "evaluate/20.json"):
+        write_whole(bucket / name, b"")
+    script = f"source {LAUNCH}/common.sh; workdir={bucket}; progress"
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["20", "20.json", "5"], done.stderr
 
 
 def test_a_process_that_stands_still_is_killed(fake):

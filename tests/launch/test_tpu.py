@@ -85,6 +85,7 @@ def test_dry_run_of_two_slices():
     assert re.search(
         r"worker.sh start [\d.]+ train --config configs/demo.py:method=clip --workdir gs://", start
     )
+    assert start.endswith(f"{BUCKET} --config.mesh.slices=2")
     assert lines[-1].endswith("queued-resources delete run-1 --zone us-central2-b --force --quiet")
 
 

@@ -72,3 +72,20 @@ def test_collectives_are_listed_by_size_and_pieces_count_once():
 def test_a_topology_that_is_none(config):
     with pytest.raises(ConfigError, match="written as v5e:4x4, and needs libtpu"):
         make_mesh(Experiment.from_config(config), "no such thing")
+
+
+def test_a_topology_has_the_slices_of_the_mesh(config, monkeypatch):
+    asked = []
+
+    def describe(**given):
+        asked.append(given)
+        raise RuntimeError("no libtpu here")
+
+    monkeypatch.setattr("big_vlp.compile.topologies.get_topology_desc", describe)
+    config = config.copy_and_resolve_references()
+    for slices in (1, 2):
+        config.mesh.slices = slices
+        with pytest.raises(ConfigError, match="no libtpu here"):
+            make_mesh(Experiment.from_config(config), "v5e:4x4")
+    v5e = {"platform": "tpu", "topology_name": "v5e:4x4"}
+    assert asked == [{**v5e, "num_slices": 1}, {**v5e, "num_slices": 2}]

@@ -2,7 +2,7 @@
 
 A program of its own, since the number of devices is fixed when jax starts. For each method: the
 plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
-and with text cut, on each mesh that the arguments name (data,fsdp,tensor).
+and with text cut, on each mesh that the arguments name (data,fsdp,tensor, and slices).
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def main():
         placing.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
         for sizes in sys.argv[1:]:
             numbers = [int(size) for size in sizes.split(",")]
-            mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers)])
+            mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers[:3])])
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, cut, mesh)
     print(json.dumps(results))

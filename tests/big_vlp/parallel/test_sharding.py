@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from big_vlp.parallel.placing import MAY_STAY_WHOLE, Split, place
 
 ROOT = Path(__file__).parents[3]
 METHODS = ("clip", "siglip", "cosmos", "catlip")
-MESHES = ("1,1,1", "2,2,2")
+MESHES = ("1,1,1", "2,2,2,2")  # of two slices
 MORE_MESHES = ("8,1,1", "2,4,1")
 
 
@@ -72,14 +73,57 @@ def check(plain, found):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_those_meshes_did_split_parameters(eight_devices, method):
-    split = {mesh: eight_devices[method][mesh]["split"] for mesh in MESHES}
-    assert split["1,1,1"] == 0 < split["2,2,2"]
+    whole, split = (eight_devices[method][mesh]["split"] for mesh in MESHES)
+    assert whole == 0 < split
 
 
 @pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}])
 def test_a_mesh_that_does_not_fit(sizes):
     with pytest.raises(ValueError, match="must multiply to that number"):
         make_mesh(**sizes, devices=jax.devices() * 2)
+
+
+class Device:
+    def __init__(self, id, process, **more):
+        self.id, self.process_index, self.platform, self.device_kind = id, process, "gpu", "fake"
+        vars(self).update(more)
+
+
+def test_slices_are_outermost_and_hold_what_is_split_inside_them():
+    """Of 16 devices of 4 processes, listed as they may come."""
+    devices = [Device(i, i // 4) for i in (*range(8, 16), *range(8))]
+    grid = make_mesh(fsdp=2, tensor=2, slices=2, devices=devices).devices
+    assert grid.shape == (4, 2, 2)
+    found = [{device.process_index for device in part.flat} for part in np.split(grid, 2)]
+    assert found == [{0, 1}, {2, 3}]
+    one = make_mesh(fsdp=16, devices=devices).devices
+    assert [device.id for device in one.flat] == list(range(16))
+
+
+def test_tpus_say_which_slice_they_are_of(monkeypatch):
+    def made(sizes, names, devices):
+        return types.SimpleNamespace(devices=np.asarray(devices).reshape(sizes))
+
+    monkeypatch.setattr(jax, "make_mesh", made)
+    devices = [Device(i, i // 2, platform="tpu", slice_index=i % 2) for i in range(8)]
+    grid = make_mesh(tensor=2, slices=2, devices=devices).devices
+    assert grid.shape == (4, 1, 2)
+    assert [device.slice_index for device in grid.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="slices=1, but these TPUs are 2; set slices=2"):
+        make_mesh(devices=devices)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (dict(fsdp=4, slices=2), "slices=2 does not divide data=3: fsdp=4 and tensor=1 stay"),
+        (dict(slices=4), r"slices=4 does not divide the 3 processes"),
+    ],
+)
+def test_slices_that_do_not_divide(sizes, message):
+    devices = [Device(i, i // 4) for i in range(12)]
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes, devices=devices)
 
 
 def abstract_mesh(data, fsdp, tensor):
@@ -208,6 +252,7 @@ def test_processes_that_cannot_be_joined(monkeypatch, variables):
 def initialized(monkeypatch):
     """The arguments of each `jax.distributed.initialize`, which does nothing; no variables."""
     calls = []
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
     for name in cluster.CLUSTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -233,10 +278,37 @@ def test_a_process_of_a_cluster_can_say_that_it_is_alone(initialized, monkeypatc
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     cluster.connect_processes()
-    assert initialized == [{}]
+    assert initialized == [{"heartbeat_timeout_seconds": 60}]
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
     cluster.connect_processes()
-    assert initialized == [{}]
+    assert len(initialized) == 1
+
+
+def test_collectives_of_gpus_are_bounded_where_xla_can(initialized, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    cluster.connect_processes()
+    assert "NCCL_DEBUG" not in os.environ  # CPUs alone
+
+    monkeypatch.setattr(cluster, "_may_use_gpus", lambda: True)
+    bound = "--xla_dump_to=x --xla_gpu_nccl_termination_timeout_seconds=600"
+    for _ in range(2):
+        cluster.connect_processes()
+        assert os.environ["XLA_FLAGS"] == bound and os.environ["NCCL_DEBUG"] == "WARN"
+    monkeypatch.setattr(cluster, "_COLLECTIVE_FLAG", "--xla_gpu_of_another_day")
+    cluster.connect_processes()
+    assert os.environ["XLA_FLAGS"] == bound
+
+
+@pytest.mark.parametrize("platforms, found", [("", True), ("cuda,cpu", True), ("cpu", False)])
+def test_gpus_are_there_with_a_plugin_that_is_wanted(platforms, found, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(cluster, "_GPU_PLUGINS", ("no_such_plugin", "json"))
+    assert cluster._may_use_gpus() == found
+    monkeypatch.setattr(cluster, "_GPU_PLUGINS", ("no_such_plugin",))
+    assert not cluster._may_use_gpus()
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, OSError])
@@ -258,4 +330,5 @@ def test_a_topology_that_jax_cannot_lay_out(kind, monkeypatch):
 
     monkeypatch.setattr(jax, "make_mesh", make_mesh)
     with pytest.raises(ValueError, match=r"'tensor': 2.*topology.*logical_axis_index"):
-        meshes.make_mesh(data=-1, fsdp=1, tensor=2, devices=[None] * 8)
+        devices = [Device(i, 0, platform="tpu", slice_index=0) for i in range(8)]
+        meshes.make_mesh(data=-1, fsdp=1, tensor=2, devices=devices)
