@@ -42,7 +42,7 @@ class Faults(http.server.ThreadingHTTPServer):
     """Stands before a server, counts requests and spoils those that `spoil` says.
 
     Attributes:
-      requests: "METHOD path" of each, without the query.
+      requests: "METHOD path" of each, with the name in the body of one that has it there.
       spoil: (number of the request since it was set, method, path) -> None; a status that is
         answered; the bytes of another answer; "cut" for one that ends in the middle; "lost" for one
         that never comes; or seconds to wait before.
@@ -75,7 +75,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, fault = self.server, None
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with server.lock:
-            server.requests.append(f"{self.command} {self.path.partition('?')[0]}")
+            server.requests.append(f"{self.command} {self.path}{name_of(self.path, body)}")
             if server.spoil is not None:
                 fault = server.spoil(self.command, self.path)
         if isinstance(fault, int):
@@ -115,6 +115,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def name_of(path: str, body: bytes) -> str:
+    """The name of an object that is sent to Google's server in the body of an upload."""
+    found = re.search(rb'"name": *"([^"]*)"', body[:2000])
+    return f" {found[1].decode()}" if found and "/upload/" in path else ""
 
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
