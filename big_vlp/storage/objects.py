@@ -50,14 +50,11 @@ def _replace() -> None:
         return lambda path: _kvstore(path) if _S3.match(path) else google(path)
 
     def file_size_of(others):
-        def file_size(kvstore):
-            if kvstore and "s3" in re.findall(r"'driver': '(\w+)'", str(kvstore)):
-                return tensorstore_utils._GCS_OCDBT_TARGET_DATA_FILE_SIZE
-            return others(kvstore)
+        of_google = tensorstore_utils._GCS_OCDBT_TARGET_DATA_FILE_SIZE
+        return lambda spec: of_google if "'driver': 's3'" in str(spec) else others(spec)
 
-        return file_size
-
-    for module, name, argument, replaced in (
+    found = []
+    for module, name, argument, replacement in (
         (gcs_utils, "is_gcs_path", "path", either),
         (gcs_utils, "get_kvstore_for_gcs", "ckpt_path", kvstore_of),
         (tensorstore_utils, "_use_gcs_driver", "directory", either),
@@ -68,10 +65,12 @@ def _replace() -> None:
             file_size_of,
         ),
     ):
-        found = getattr(module, name)
-        if list(inspect.signature(found).parameters) != [argument]:
-            raise TypeError(f"{name}{inspect.signature(found)}")
-        setattr(module, name, functools.wraps(found)(replaced(found)))
+        function = getattr(module, name)
+        if list(inspect.signature(function).parameters) != [argument]:
+            raise TypeError(f"{name}{inspect.signature(function)}")
+        found.append((module, name, functools.wraps(function)(replacement(function))))
+    for replaced in found:
+        setattr(*replaced)
 
 
 def _try_out() -> None:

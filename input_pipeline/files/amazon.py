@@ -75,11 +75,11 @@ def connect() -> None:
                 if "Body" in answer:  # here, as it may be cut
                     answer["Body"] = _Body(await answer["Body"].read())
             except passing as error:
-                raise Unreachable(text_of(error)) from error
+                raise Unreachable(text_of(error)) from None
             except OSError as error:
-                raise _as_said(error, options) from error
+                raise _as_said(error, options) from None
             except (botocore.BotoCoreError, ValueError) as error:
-                raise OSError(text_of(error)) from error
+                raise OSError(text_of(error)) from None
             for error in answer.get("Errors", []):  # of single objects, which s3fs does not read
                 kind = Unreachable if _passes(200, error["Code"]) else OSError
                 raise kind(f"{error['Code']}: {error.get('Key')}: {error.get('Message')}")
@@ -109,7 +109,7 @@ def connect() -> None:
             self.rm(path1, recursive=True)
 
         async def _rm(self, path, recursive=False, **options):
-            if recursive:
+            if recursive and isinstance(path, str):
                 await self._rm_file(f"{path}/{COMMITTED}")
             return await super()._rm(path, recursive=recursive, **options)
 

@@ -40,7 +40,7 @@ def connect() -> None:
                 raise OSError(text_of(error)) from error
 
         async def _rm(self, path, recursive=False, **options):
-            if recursive:
+            if recursive and isinstance(path, str):
                 with contextlib.suppress(FileNotFoundError):
                     await self._rm_file(f"{path}/{COMMITTED}")
             return await super()._rm(path, recursive=recursive, **options)

@@ -90,6 +90,18 @@ def test_one_whose_deletion_is_interrupted_counts_no_more(bucket, bucket_server)
     assert "1" in {path.name for path in (bucket / "checkpoints").iterdir()}
 
 
+def test_wherever_writing_is_cut_off_no_half_counts(bucket, bucket_server):
+    save(bucket, 1, keep_latest=9)
+    for requests in (5, 15, 30):
+        with (
+            bucket_server.faults.spoiling(lambda i, *_, n=requests: 403 if i >= n else None),
+            pytest.raises(CheckpointError),
+        ):
+            save(bucket, 2, keep_latest=9)
+        assert Checkpoints(bucket, read_only=True).all_steps() == [1]
+        assert restored(bucket) == (1, [])
+
+
 def test_what_was_frozen(bucket):
     frozen.save_frozen(bucket, tree(7))
     frozen.save_frozen(bucket, tree(8))  # a run that begins again
