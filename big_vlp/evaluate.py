@@ -21,6 +21,7 @@ from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import cluster, processes, watchdog
 from big_vlp.run import log, tables
+from big_vlp.run.compile_cache import open_compile_cache
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError
 from big_vlp.storage.frozen import restore_frozen
@@ -49,6 +50,7 @@ def evaluate(
 
     Raises:
       PathError: `workdir` is no path of this machine, nor in a bucket.
+      CompileCacheError: see `open_compile_cache`.
       ConfigError: the config cannot be built.
       CheckpointError: there is no such checkpoint, it is damaged, or it holds another model; when
         following, only of the run's last step. Or the result cannot be written.
@@ -56,6 +58,7 @@ def evaluate(
       ProcessError: another process failed.
     """
     workdir = storage_path(workdir)
+    open_compile_cache()
     experiment = Experiment.from_config(config)
     mesh = experiment.make_mesh()
     method = experiment.make_method()

@@ -35,6 +35,7 @@ from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
 from big_vlp.run.commit import note_commit
+from big_vlp.run.compile_cache import open_compile_cache
 from big_vlp.run.contact_sheet import MAX_EXAMPLES, write_contact_sheet
 from big_vlp.run.lease import held_lease
 from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
@@ -59,6 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
     Raises:
       PathError: `workdir` is no path of this machine, nor in a bucket.
+      CompileCacheError: see `open_compile_cache`.
       ConfigError: the config cannot be built, or the run is beyond its `total_steps`.
       LeaseError: another run writes into `workdir`.
       CheckpointError: a checkpoint cannot be read or written.
@@ -69,6 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
       Stop: a SystemExit of status 143 after SIGTERM, 130 after Ctrl-C, with the state saved.
     """
     workdir = storage_path(workdir)
+    open_compile_cache()
     experiment = Experiment.from_config(config)
     total_steps = experiment.total_steps
     live = progress.LiveLine(total_steps)

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 
 from big_vlp import trees
+from big_vlp.storage import objects
 from big_vlp.storage.agreement import CheckpointError
 from input_pipeline.files.buckets import Unreachable, is_in_bucket
 
@@ -50,6 +51,8 @@ def orbax_path(directory: Path) -> Path:
     """
     name = str(directory)
     if is_in_bucket(directory):
+        if name.startswith("s3://"):
+            objects.teach_orbax()
         return directory
     if name.isprintable() and not SPECIAL_CHARACTERS & set(name):
         return directory

@@ -390,7 +390,7 @@ def test_what_cannot_be_asked(models, name, ask, message):
     "options, message",
     [
         ({"directory": "nowhere"}, "no model directory"),
-        ({"directory": "s3://bucket/run"}, "is a URL"),
+        ({"directory": "az://bucket/run"}, "is a URL"),
         ({"weights": "averaged"}, "no 'averaged' weights"),
         ({"step": 3}, "has no checkpoint of step 3"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -9,8 +9,14 @@ import pytest
 from big_vlp.run import lease
 from big_vlp.run.lease import Lease, LeaseError, held_lease
 from input_pipeline.files.buckets import storage_path
+from tests.bucket_server import SERVERS
 
 HERE = lease._this_process()
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def scheme(request):
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +67,7 @@ def test_one_that_stands_still_is_taken_over_and_writes_no_more(bucket, monkeypa
     second = Lease.acquire(bucket)
     held.release()
     time.sleep(3 * lease.RENEW_SECONDS)
-    with pytest.raises(LeaseError, match="Another run has taken over gs://bucket/"):
+    with pytest.raises(LeaseError, match=f"Another run has taken over {bucket}"):
         first.check()
     second.check()
     first.release()
@@ -69,8 +75,8 @@ def test_one_that_stands_still_is_taken_over_and_writes_no_more(bucket, monkeypa
     second.release()
 
 
-def test_a_bucket_that_is_not_there_is_one_error(bucket_server):
-    missing = storage_path("gs://missing/run")
+def test_a_bucket_that_is_not_there_is_one_error(bucket_server, scheme):
+    missing = storage_path(f"{scheme}://missing/run")
     with pytest.raises(LeaseError, match="there is no bucket 'missing'"), held_lease(missing):
         pass
 
@@ -80,7 +86,7 @@ def test_one_whose_answer_was_lost_knows_its_own_lease(bucket, bucket_server):
     lost = []
 
     def first_upload(number, method, path):
-        if "/upload/" in path and not lost:
+        if method in ("POST", "PUT") and not lost:
             lost.append(path)
             return "lost"
         return None

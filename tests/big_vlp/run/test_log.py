@@ -168,7 +168,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 def test_another_url_is_refused(tmp_path, monkeypatch):
     """By whatever opens a workdir; that training does so first, test_train_ends.py shows."""
     monkeypatch.chdir(tmp_path)
-    for url in ("s3://bucket/run", pathlib.Path("gs://bucket/run")):
+    for url in ("az://bucket/run", pathlib.Path("gs://bucket/run")):
         with pytest.raises(PathError, match="mount"):
             MetricLog(url)
     assert not list(tmp_path.iterdir())

@@ -42,9 +42,9 @@ def tiny_config(arg=None, **changes):
 @pytest.fixture(scope="session")
 def command():
     """Starts `python -m big_vlp.train` on the tiny config."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(workdir, *options):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         run = [sys.executable, "-m", "big_vlp.train", f"--config={CONFIG}", f"--workdir={workdir}"]
         return subprocess.Popen(
             [*run, *options],

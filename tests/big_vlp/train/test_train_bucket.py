@@ -1,5 +1,6 @@
 """A run whose workdir is in a bucket leaves what a run on a disk leaves, number for number."""
 
+import collections
 import os
 import signal
 import time
@@ -7,8 +8,7 @@ import time
 import pytest
 
 from big_vlp.evaluate import evaluate
-from big_vlp.parallel import processes, watchdog
-from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints, UnreadableError
+from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints
 from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
 from tests.big_vlp.train.test_train import (
@@ -23,6 +23,11 @@ from tests.big_vlp.train.test_train import (
 METHOD = "method=clip"
 
 
+@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
+def scheme(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("on_disk")
@@ -31,11 +36,17 @@ def on_disk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_bucket(bucket_server, command):  # noqa: F811
+def going_on():
+    """The requests of the run from step 10 to the end."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def in_bucket(bucket_server, scheme, command, going_on):  # noqa: F811
     """A run that was killed after its checkpoint of step 10, and goes on."""
     from input_pipeline.files.buckets import storage_path
 
-    workdir = storage_path("gs://bucket/killed")
+    workdir = storage_path(f"{scheme}://bucket/killed")
     process = command(workdir, f"--config={CONFIG}:{METHOD}")
     deadline = time.monotonic() + TIMEOUT
     while not (workdir / "checkpoints" / "10" / COMMITTED).exists():
@@ -43,7 +54,9 @@ def in_bucket(bucket_server, command):  # noqa: F811
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
+    before = len(bucket_server.faults.requests)
     train(tiny_config(METHOD), workdir)
+    going_on[:] = bucket_server.faults.requests[before:]
     return workdir
 
 
@@ -56,6 +69,19 @@ def test_it_leaves_the_same(on_disk, in_bucket):
         assert (in_bucket / picture).read_bytes()[:4] == b"\x89PNG"
     boards = [path.name for path in (in_bucket / "tensorboard").iterdir()]
     assert len(boards) == 2  # of the two starts
+
+
+def test_it_asks_no_more_than_it_must(in_bucket, going_on, scheme, capsys):
+    kinds = ("lease", "checkpoints", "metrics", "tensorboard")
+    found = collections.Counter(
+        next((kind for kind in kinds if kind in line), "other") for line in going_on
+    )
+    steps = len([step for step, _ in training_metrics(in_bucket) if step >= 10])
+    assert steps == 20  # each is logged; of checkpoints there are 4, and 1 is read
+    with capsys.disabled():
+        print(f"\nRequests of {steps} steps and 4 checkpoints on {scheme}://: {dict(found)}")
+    assert found["metrics"] + found["tensorboard"] <= 3 * steps + 20
+    assert found["checkpoints"] <= 4 * 250 + 100
 
 
 def test_an_evaluator_follows_it(in_bucket, on_disk):
@@ -85,22 +111,3 @@ def test_a_checkpoint_counts_when_its_last_object_is_there(in_bucket):
     # What was set aside stays when the run starts again.
     train(tiny_config(METHOD), in_bucket)
     assert "30.damaged" in {path.name for path in (in_bucket / "checkpoints").iterdir()}
-
-
-def test_what_cannot_be_reached_is_not_called_damaged(in_bucket, bucket_server, monkeypatch):
-    retry = pytest.importorskip("gcsfs.retry")
-
-    async def at_once(_):
-        return None
-
-    monkeypatch.setattr(retry.asyncio, "sleep", at_once)
-    checkpoints = Checkpoints(in_bucket, read_only=True)
-
-    def of_metadata(number, method, path):
-        return 503 if "metadata" in path else None
-
-    spoiling = bucket_server.faults.spoiling(of_metadata)
-    with spoiling, pytest.raises(CheckpointError, match="cannot be reached now") as error:
-        checkpoints.meta(30)
-    assert not isinstance(error.value, UnreadableError)
-    assert processes.status_of(error.value) == watchdog.STATUS

@@ -341,7 +341,7 @@ def test_a_run_that_lost_its_lease_writes_no_more(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("run", [train, evaluate])
-@pytest.mark.parametrize("url", ["s3://b/x", "file:///tmp/x", ""])
+@pytest.mark.parametrize("url", ["az://b/x", "file:///tmp/x", ""])
 def test_a_url_is_refused_before_anything_is_built(run, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PathError):

@@ -1,18 +1,30 @@
 """Paths in a bucket: found, refused, written whole, new for one only; lines that grow."""
 
+import pathlib
+import shutil
+
 import pytest
 
 from input_pipeline.checks.paths import PathError
 from input_pipeline.files import buckets, lines, whole
+from tests.bucket_server import SERVERS, directory_of
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def directory(request, tmp_path):
-    return tmp_path if request.param == "disk" else request.getfixturevalue("bucket")
+@pytest.fixture(scope="module", params=SERVERS)
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture(params=["disk", *SERVERS])
+def directory(request, tmp_path, start_bucket_server):
+    if request.param == "disk":
+        return tmp_path
+    start_bucket_server(request.param)
+    return directory_of(request.param, request)
 
 
 @pytest.mark.parametrize(
-    "url", ["gs://", "gs:///", "s3://b/run", "http://b/run", "GS://b/run", "gs://b/r*"]
+    "url", ["gs://", "gs:///", "s3://", "az://b/run", "http://b/run", "GS://b/run", "s3://b/r*"]
 )
 def test_what_is_no_path(url):
     with pytest.raises(PathError):
@@ -20,7 +32,7 @@ def test_what_is_no_path(url):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(buckets, "_SCHEMES", {"gs": ("no_such_package", "gcs")})
+    monkeypatch.setattr(buckets, "_SCHEMES", {"gs": ("no_such_package", "gcs", None)})
     with pytest.raises(PathError, match=r"needs no_such_package: install big_vlp's extra \[gcs\]"):
         buckets.storage_path("gs://bucket/run")
 
@@ -41,22 +53,55 @@ def test_files_are_written_over_and_created_once(directory):
         path.read_bytes()
 
 
-def test_a_bucket_that_is_not_there(bucket_server):
-    path = buckets.storage_path("gs://missing/run/file")
+def test_a_directory_is_moved_and_removed_as_a_whole(directory):
+    written = {"a/1": b"one", "a/b/2": b"", "a/b/c/3": bytes(3000)}
+    for name, data in written.items():
+        buckets.make_directory((directory / name).parent)
+        whole.write_whole(directory / name, data)
+    buckets.make_directory(directory / "d")
+    whole.write_whole(directory / "d" / "other", b"stays")
+    (directory / "a").rename(directory / "moved")
+    assert not (directory / "a").exists()
+    for name, data in written.items():
+        assert (directory / name.replace("a/", "moved/", 1)).read_bytes() == data
+    if isinstance(directory, pathlib.PosixPath):
+        shutil.rmtree(directory / "moved")
+    else:
+        (directory / "moved").rmtree()
+    assert [path.name for path in directory.iterdir()] == ["d"]
+
+
+def test_a_bucket_that_is_not_there(bucket_server, scheme):
+    path = buckets.storage_path(f"{scheme}://missing/run/file")
     for write in (lambda: whole.write_whole(path, b""), lambda: buckets.create(path, b"")):
         with pytest.raises(OSError, match="there is no bucket 'missing'"):
             write()
+    buckets.make_directory(path)
+    assert not path.exists()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 20])
+def test_what_makes_a_checkpoint_count_is_removed_first(bucket_server, bucket):
+    for name in ("array", buckets.COMMITTED, "item/data"):
+        whole.write_whole(bucket / name, b"")
+
+    def of_others(number, method, path):
+        return 403 if method in ("DELETE", "POST") and buckets.COMMITTED not in path else None
+
+    with bucket_server.faults.spoiling(of_others), pytest.raises(OSError):
+        bucket.rmtree()
+    assert not (bucket / buckets.COMMITTED).exists()
+    assert (bucket / "array").exists() and (bucket / "item/data").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 8])
 def test_lines_grow_and_are_cut(directory, monkeypatch, kept):
-    monkeypatch.setattr(lines, "PART_BYTES", 40)
-    path, written = directory / "log.jsonl", [f"line {i}\n" for i in range(20)]
+    monkeypatch.setattr(lines, "PART_BYTES", 20)
+    path, written = directory / "log.jsonl", [f"line {i}\n" for i in range(8)]
     assert not lines.Lines(path).exists()
-    for line in written[:11]:
+    for line in written[:5]:
         lines.Lines(path).append(line)
     growing = lines.Lines(path)
-    for line in written[11:]:
+    for line in written[5:]:
         growing.append(line)
         assert lines.Lines(path).text() == "".join(written[: written.index(line) + 1])
     growing.replace("".join(written[:kept]))
