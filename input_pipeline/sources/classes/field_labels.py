@@ -4,10 +4,11 @@ A category, such as "animals/birds", becomes the class of its first folder: `lab
 `class_names` for probes and fine-tuning on data that came as captions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks import arguments
+from input_pipeline.records import attempt
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
 
@@ -54,10 +55,17 @@ class Source(base.Wrapper):
         self._labels = [number[name] for name in names]
 
     def record(self, index: int) -> dict[str, Any]:
-        return {**self._source[index], "label": self._labels[index]}
+        return self._labelled(self._source[index], index)
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        found = self._source.records(indices)
+        return [attempt(self._labelled, *one) for one in zip(found, indices)]
 
     def identity(self) -> Iterable[str]:
         yield f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
+
+    def _labelled(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+        return {**record, "label": self._labels[index]}
 
     def _class_of(self, record: dict[str, Any]) -> str:
         texts = record["captions"].get(self._field)
