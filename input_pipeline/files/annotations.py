@@ -10,6 +10,8 @@ from typing import Any
 from etils import epath
 
 from input_pipeline.checks import unicode
+from input_pipeline.files.ranges import read_files
+from input_pipeline.records import given
 
 _NAMED = 3
 
@@ -22,7 +24,7 @@ def read(path: Path | epath.Path) -> Any:
       ValueError: it is no JSON, or its text is not valid Unicode.
     """
     try:
-        data = path.read_bytes()
+        data = given(read_files([path])[0])
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise FileNotFoundError(f"Annotation file {path} does not exist.") from None
     return unicode.parse_json(data)

@@ -1,7 +1,8 @@
 """Where the records lie in an ArrayRecord file that is read over a network.
 
 ArrayRecord's own reader asks a bucket for all that follows a record, and breaks off. This one knows
-the files that `prepare` writes alone: one record in a chunk, uncompressed.
+the files that `prepare` writes alone: one record in a chunk, uncompressed. It takes the contents as
+they are, without the hashes beside them: stores and connections have checksums of their own.
 
 Such a file is Riegeli's: blocks of 64 KiB, each of which begins with a header of 24 bytes, wherever
 that falls; and over the rest of them chunks, a header of 40 bytes and data. The data of a chunk are

@@ -33,10 +33,17 @@ class File:
 
 
 def files_of(path: os.PathLike) -> Any:
-    """fsspec's file system for a path in a bucket."""
+    """fsspec's file system for a path in a bucket; the path may come from another process."""
+    scheme, _, rest = os.fspath(path).partition("://")
+    _connect(f"{scheme}://{rest.partition('/')[0]}")
     import fsspec
 
-    return fsspec.filesystem(os.fspath(path).partition("://")[0])
+    return fsspec.filesystem(scheme)
+
+
+@functools.cache
+def _connect(bucket: str) -> None:
+    storage_path(bucket)
 
 
 def source_path(given: str | os.PathLike) -> Path | epath.Path:
@@ -71,7 +78,7 @@ def open_file(path: Path | epath.Path) -> BinaryIO:
     return files_of(path).open(os.fspath(path), "rb", block_size=_READ_AHEAD)
 
 
-def read_files(paths: Sequence[str]) -> list[bytes | Exception]:
+def read_files(paths: Sequence[str | os.PathLike]) -> list[bytes | Exception]:
     """The contents of whole files; what cannot be read stands there as its exception."""
     found: list[Any] = [None] * len(paths)
     remote = [i for i, path in enumerate(paths) if is_in_bucket(path)]

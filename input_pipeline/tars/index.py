@@ -23,7 +23,7 @@ from rich.table import Table
 
 from input_pipeline.files.buckets import is_in_bucket
 from input_pipeline.files.listing import Status, statuses
-from input_pipeline.files.ranges import open_file
+from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import finished, write_json, write_whole
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
@@ -123,6 +123,7 @@ def _index_tar(
 ) -> dict[str, Any] | str:
     """Writes the files of one tar of this size and modification time. Returns the JSON, or the
     reason of the failure."""
+    tar, output = source_path(tar), source_path(output)  # known to this process, too
     try:
         table, texts, dropped, digest = _read_tar(tar)
         data = io.BytesIO()

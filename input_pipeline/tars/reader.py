@@ -193,7 +193,8 @@ class TarReader:
             file = self.path / tar["file"]
             try:
                 if is_in_bucket(file):
-                    table = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+                    [data] = ranges.read_files([file])
+                    table = np.load(io.BytesIO(given(data)), allow_pickle=False)
                 else:
                     table = np.load(file, mmap_mode="r", allow_pickle=False)
             except (EOFError, ValueError) as error:
@@ -206,8 +207,8 @@ class TarReader:
     def _tar_path(self, tar: dict[str, Any]) -> Path | epath.Path:
         if is_in_bucket(tar["path"]):
             return storage_path(tar["path"])
-        if not is_in_bucket(self.path):
-            return self.path / tar["path"]  # an absolute path stays one
+        if not is_in_bucket(self.path) or os.path.isabs(tar["path"]):
+            return Path(self.path, tar["path"])  # an absolute path stays one
         scheme, _, place = os.fspath(self.path).partition("://")
         return storage_path(f"{scheme}://{os.path.normpath(os.path.join(place, tar['path']))}")
 
@@ -272,7 +273,7 @@ def _all_have_text(tar: dict[str, Any], fields: tuple[str, ...]) -> bool:
 def _read_index(path: Path | epath.Path) -> list[dict[str, Any]]:
     file = path / INDEX_FILE
     try:
-        data = file.read_bytes()
+        data = given(ranges.read_files([file])[0])
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(
             f"{file} does not exist: {path} is not an index of tars, or indexing has not finished. "

@@ -4,13 +4,15 @@ A category, such as "animals/birds", becomes the class of its first folder: `lab
 `class_names` for probes and fine-tuning on data that came as captions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks import arguments
-from input_pipeline.records import attempt
+from input_pipeline.records import attempt, given
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
+
+_READ_AT_ONCE = 64
 
 
 class Source(base.Wrapper):
@@ -77,5 +79,6 @@ class Source(base.Wrapper):
         return texts[0].split(self._separator)[0].strip()
 
 
-def _records(source):
-    return (source[i] for i in range(len(source)))
+def _records(source: base.Source) -> Iterator[dict[str, Any]]:
+    for first in range(0, len(source), _READ_AT_ONCE):
+        yield from map(given, source.records(range(first, min(first + _READ_AT_ONCE, len(source)))))

@@ -182,7 +182,7 @@ def _on_disk(path: Path, shards: Sequence[Mapping[str, Any]]) -> ArrayRecordData
 def _read_description(path: Path | epath.Path) -> dict[str, Any]:
     file = path / records.DATASET_FILE
     try:
-        data = file.read_bytes()
+        data = records.given(ranges.read_files([file])[0])
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(
             f"{file} does not exist: {path} is not a prepared data set, or preparing it has not "

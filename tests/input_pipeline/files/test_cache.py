@@ -114,6 +114,7 @@ def test_what_is_damaged_or_foreign_is_fetched_anew(files, tmp_path, said, damag
         if damage == "unknown":
             path.with_name(f"{path.name}.json").unlink()
     time.sleep(0.02)
+    ranges._open.cache_clear()  # as in a new process
     fill(Cache(tmp_path, 1), files)
     check_copies(tmp_path, files)
     assert len(said) == 3 and all("is damaged; it is fetched anew" in text for text in said)
