@@ -8,7 +8,6 @@ was last checked: every run checks what it finds.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,7 +29,6 @@ from input_pipeline.files.whole import TEMPORARY_SUFFIX, write_json
 _PART_BYTES, _PARTS_AT_ONCE = 8 * 2**20, 4
 _COPY = re.compile(r"[0-9a-f]{16}-.*(?<!\.json)")
 _LOCK, _SAID = "lock", "full"
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # After a file could not be fetched.
 _REST_SECONDS = 30.0
 
@@ -41,12 +39,13 @@ class Cache:
     Pickling ships the settings; every process looks at the directory itself.
 
     Args:
-      folder: where they lie; made on first use.
+      folder: where they lie; made if missing.
       gigabytes: the most that they take together.
 
     Raises:
       PathError: `folder` is in a bucket.
       ValueError: the bound is not above 0.
+      OSError: the directory cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike, gigabytes: float):
@@ -54,6 +53,7 @@ class Cache:
         if isinstance(gigabytes, bool) or not gigabytes > 0:
             raise ValueError(f"cache_gb={gigabytes!r}: give the most that copies take, above 0.")
         self._bound, self._started = int(gigabytes * 1e9), time.time()
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._begin()
 
     def _begin(self) -> None:
@@ -93,7 +93,7 @@ class Cache:
         """Whether a file was written since the run began."""
         try:
             return os.stat(self._folder / name).st_mtime >= self._started
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def _work(self) -> None:
@@ -101,14 +101,14 @@ class Cache:
             file = self._wanted.get()
             text = f"Data cache {self._folder}: no copy of {file.path}"
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
                 with self._alone():
-                    self._provide(file)
+                    if self._provide(file):
+                        self._here[_name(file)] = self._folder / _name(file)
             except ValueError as error:
                 absl.logging.warning("%s: %s", text, error)
             except OSError as error:
-                if error.errno in _FULL_DISK:
-                    self._stop_fetching("the disk is full")
+                if error.errno is not None:  # of the disk: it is full, or may not be written to
+                    self._stop_fetching(str(error))
                     continue
                 absl.logging.warning("%s yet (%s).", text, error)
                 time.sleep(_REST_SECONDS)
@@ -121,26 +121,28 @@ class Cache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _provide(self, file: File) -> None:
-        """Checks the copy of a file, or fetches one where there is none, or a damaged one."""
+    def _provide(self, file: File) -> bool:
+        """Checks the copy of a file, or fetches one where there is none, or a damaged one. Returns
+        whether it is there."""
         name = _name(file)
         copy, note = self._folder / name, self._folder / f"{name}.json"
         if self._is_newer(note.name):
-            return  # another process was here
+            return True  # another process was here
         if copy.exists():
             if checksum := _check(copy, note, file):
                 write_json(note, checksum)
-                return
+                return True
             absl.logging.warning("Data cache: %s is damaged; it is fetched anew.", copy)
             copy.unlink()
         note.unlink(missing_ok=True)
         if self._is_full:
-            return
+            return False
         taken = sum(e.stat().st_size for e in os.scandir(self._folder) if _COPY.fullmatch(e.name))
         if taken + file.size > self._bound:
-            self._stop_fetching(f"it has its {self._bound / 1e9:g} GB")
-            return
+            self._stop_fetching(f"it holds {taken / 1e9:.3g} of its {self._bound / 1e9:.3g} GB")
+            return False
         write_json(note, self._fetch(file, copy))
+        return True
 
     def _fetch(self, file: File, copy: Path) -> str:
         """Its checksum."""
@@ -171,7 +173,10 @@ class Cache:
             with contextlib.suppress(OSError):
                 (self._folder / _SAID).write_bytes(b"")
             absl.logging.warning(
-                "Data cache %s: %s. What is not in it is read from the bucket.", self._folder, why
+                "Data cache %s: %s. What is not in it is read from the bucket; copies of other "
+                "data than this run's stay until you delete them.",
+                self._folder,
+                why,
             )
 
 
