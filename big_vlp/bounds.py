@@ -66,6 +66,7 @@ BOUNDS: dict[str, Range] = {
     "tasks.*": real(0),
     # Data.
     "fraction": real(above=0, high=1, none="for all"),
+    "cache_gb": real(above=0),
     "weight": real(above=0, none="to mix by size"),
     "size": whole(1, none="for the usual number"),
     # Augmentation on the device.

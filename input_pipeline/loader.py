@@ -16,12 +16,15 @@ import grain
 import numpy as np
 
 from input_pipeline import workers
+from input_pipeline.files.buckets import Unreachable
 from input_pipeline.order import MixedOrder, shuffled
-from input_pipeline.records import BrokenRecordError, what_is_wrong
+from input_pipeline.records import BrokenRecordError, given, what_is_wrong
 from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
+# Records of a batch that are read at once, and held in memory; a bucket is slow to answer each.
+_READ_AT_ONCE = 64
 # Grain frees memory in a thread, and gives no way to wait for it.
 _FREEING_SECONDS = 0.3
 
@@ -104,9 +107,11 @@ class Loader:
         """Ids of the records in a step's whole global batch, for reports about bad batches."""
         size, count, first = self.plan(step)
         positions, order = range(first, first + count), self._order()
+        found = self._read(order, positions)
         if self.on_broken == "stop":
-            return [self.source[int(order[p])]["id"] for p in positions]
-        return [self._example(order, p, self.views[size])[1] for p in positions]
+            return [given(record)["id"] for record in found]
+        views = self.views[size]
+        return [self._example(order, p, views, first)[1] for p, first in zip(positions, found)]
 
     def iterate(self, start_step: int) -> "Batches":
         """Batches start_step, start_step + 1, ..., total_steps - 1.
@@ -131,8 +136,8 @@ class Loader:
     ) -> tuple[dict[str, np.ndarray], list[Replaced]]:
         order, views = self._order(), self.views[self.plan(step)[0]]
         examples, replaced = [], []
-        for position in positions:
-            example, _, reason = self._example(order, position, views)
+        for position, first in zip(positions, self._read(order, positions)):
+            example, _, reason = self._example(order, position, views, first)
             examples.append(example)
             if reason:
                 replaced.append(Replaced(step, position, reason))
@@ -146,16 +151,24 @@ class Loader:
                 return self.batch(step), []
             return self._batch(step, self.positions(step))
         except BrokenRecordError as error:
-            return {}, [str(error)]
+            return {}, [str(error), isinstance(error.__cause__, Unreachable)]
 
     def _order(self):
         if self.source.weights is not None:
             return MixedOrder(self.source.lengths, self.source.weights, self.seed)
         return shuffled(len(self.source), self.seed)
 
-    def _example(self, order, position: int, views) -> tuple[dict[str, np.ndarray], str, str]:
-        """The example of a position, the id of its record, and "" or, where the record stands in
-        for a broken one, what is wrong with that."""
+    def _read(self, order, positions: Sequence[int]) -> Iterator[dict[str, Any] | Exception]:
+        """The records of positions, as `Source.records` gives them."""
+        for start in range(0, len(positions), _READ_AT_ONCE):
+            part = positions[start : start + _READ_AT_ONCE]
+            yield from self.source.records([int(order[p]) for p in part])
+
+    def _example(
+        self, order, position: int, views, first: dict[str, Any] | Exception
+    ) -> tuple[dict[str, np.ndarray], str, str]:
+        """The example of a position, whose record is `first`, the id of its record, and "" or,
+        where another record stands in for a broken one, what is wrong with that."""
         reasons = []
         for stand_in in _stand_ins(self.seed, position, len(self.source)):
             # A string seed is hashed whole, so neighbouring positions are unrelated.
@@ -163,7 +176,7 @@ class Loader:
             index = int(order[stand_in])
             name = f"Record number {index}"
             try:
-                record = self.source[index]
+                record = given(first) if stand_in == position else self.source[index]
                 name = f"Record {record['id']!r}"
                 return views(record, rng), record["id"], "".join(reasons[:1])
             except MemoryError:
@@ -206,7 +219,8 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         batch, notes = next(self._made)
         if not batch:
-            raise BrokenRecordError(notes[0])
+            text, is_outage = notes
+            raise BrokenRecordError(text) from (Unreachable(text) if is_outage else None)
         self.replaced += notes
         return batch
 

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,24 @@ def what_is_wrong(name: str, error: Exception) -> str:
         file = os.path.basename(place.filename)
         text = f"{type(error).__name__}: {text} ({file}, line {place.lineno})"
     return f"{name}: {text}"
+
+
+def attempt(function: Callable[..., Any], *arguments) -> Any:
+    """What a function returns, or its exception; that of an argument which is one already."""
+    for argument in arguments:
+        if isinstance(argument, Exception):
+            return argument
+    try:
+        return function(*arguments)
+    except Exception as error:  # malformed records raise many types
+        return error
+
+
+def given(found: Any) -> Any:
+    """What was found; an exception in its place is raised."""
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 _LENGTH = struct.Struct("<I")

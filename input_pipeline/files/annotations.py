@@ -7,21 +7,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from input_pipeline.checks import unicode
+from input_pipeline.files.ranges import read_files
+from input_pipeline.records import given
 
 _NAMED = 3
 
 
-def read(path: Path) -> Any:
+def read(path: Path | epath.Path) -> Any:
     """The contents of a JSON file.
 
     Raises:
       FileNotFoundError: it does not exist.
       ValueError: it is no JSON, or its text is not valid Unicode.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"Annotation file {path} does not exist.")
-    return unicode.parse_json(path.read_bytes())
+    try:
+        data = given(read_files([path])[0])
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise FileNotFoundError(f"Annotation file {path} does not exist.") from None
+    return unicode.parse_json(data)
 
 
 def identity(value: Any) -> str:

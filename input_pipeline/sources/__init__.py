@@ -6,25 +6,36 @@ str) and, where the data has them, boxes, masks, labels and questions. `Source` 
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.checks import arguments, parts
+from input_pipeline.files.cache import Cache
 from input_pipeline.sources.shared.base import Source, Wrapper
 
 
-def make_source(name: str, fraction: float | None = None, **kwargs) -> Source:
+def make_source(
+    name: str,
+    fraction: float | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    cache_gb: float = 100.0,
+    **kwargs,
+) -> Source:
     """Builds the `Source` of a module in this package, or of another: see `checks.parts`.
 
     Args:
       name: of the module.
       fraction: keeps about this share of the records, see `Fraction`; by default all.
+      cache_dir: directory on a local disk for copies of shards and tars that lie in a bucket, see
+        `files.cache`; by default there are none.
+      cache_gb: the most that copies take there together, in 10^9 bytes.
 
     Raises:
-      ValueError: no such source, one without the base, or `fraction` is out of range or leaves
-        nothing.
+      ValueError: no such source, one without the base, or `fraction` or `cache_gb` is out of range,
+        or the fraction leaves nothing.
       ArgumentError: the source does not take one of the arguments, or lacks one.
     """
     source = arguments.call("", parts.find("data source", __name__, name, "Source"), kwargs)
@@ -32,6 +43,8 @@ def make_source(name: str, fraction: float | None = None, **kwargs) -> Source:
         raise ValueError(
             f"The Source of {name} must derive from {__name__}.Source, see docs/extending.md."
         )
+    if cache_dir is not None:
+        source.keep_in(Cache(cache_dir, cache_gb))
     return source if fraction is None else Fraction(source, fraction)
 
 
@@ -90,6 +103,9 @@ class Fraction(Wrapper):
 
     def record(self, index: int) -> dict[str, Any]:
         return self._source[int(self._kept[index])]
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return self._source.records([int(self._kept[index]) for index in indices])
 
     def identity(self) -> Iterable[str]:
         yield f"fraction {self._fraction!r} of {self._source.fingerprint()}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks.arguments import ArgumentError
+from input_pipeline.files.cache import Cache
+from input_pipeline.records import attempt
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
 
@@ -45,10 +47,25 @@ class Source(base.Source):
         return self._ends[-1]
 
     def record(self, index: int) -> dict[str, Any]:
+        number, place = self._find(index)
+        return _renamed(self._components[number][place], number)
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Those of each component at once."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for row, index in enumerate(indices):
+            number, place = self._find(index)
+            wanted.setdefault(number, []).append((row, place))
+        found: list[Any] = [None] * len(indices)
+        for number, places in wanted.items():
+            records = self._components[number].records([place for _, place in places])
+            for (row, _), record in zip(places, records):
+                found[row] = attempt(_renamed, record, number)
+        return found
+
+    def _find(self, index: int) -> tuple[int, int]:
         number = bisect.bisect_right(self._ends, index)
-        first = self._ends[number] - self.lengths[number]
-        record = self._components[number][index - first]
-        return {**record, "id": f"{number}:{record['id']}"}
+        return number, index - self._ends[number] + self.lengths[number]
 
     def identity(self) -> Iterable[str]:
         parts = [component.fingerprint() for component in self._components]
@@ -57,6 +74,14 @@ class Source(base.Source):
     def files(self) -> list[str | os.PathLike]:
         """Those of the components."""
         return [file for part in self._components for file in part.files()]
+
+    def keep_in(self, cache: Cache) -> None:
+        for component in self._components:
+            component.keep_in(cache)
+
+
+def _renamed(record: dict[str, Any], number: int) -> dict[str, Any]:
+    return {**record, "id": f"{number}:{record['id']}"}
 
 
 def _make(number: int, arguments: dict[str, Any]):

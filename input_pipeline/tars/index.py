@@ -3,8 +3,10 @@
 Nothing is copied: `<stem>.npy` says where the members of a tar's samples lie, `<stem>.npy.json`
 what else is known about the tar, and `index.json`, written last, describes all. A tar's files are
 complete or absent, so a killed run continues where it stopped. `tars.reader` reads the result.
+Tars and index may lie in a bucket; a tar there is read from end to end, twice.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -15,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.listing import Status, statuses
+from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import finished, write_json, write_whole
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
@@ -31,15 +37,15 @@ _SUFFIX = ".npy"
 class _Task:
     """A tar to be indexed; `size` in megabytes, for the progress bar."""
 
-    tar: Path
+    tar: Path | epath.Path
     size: float
 
 
-def build(pattern: str, output: Path, workers: int) -> None:
+def build(pattern: str, output: Path | epath.Path, workers: int) -> None:
     """Indexes the tars that are not indexed yet and prints what was found.
 
     Args:
-      pattern: of the tars, as `glob` takes it.
+      pattern: of the tars, see `listing.find`.
       output: directory of the index.
       workers: processes.
 
@@ -50,7 +56,8 @@ def build(pattern: str, output: Path, workers: int) -> None:
     """
     console, started = Console(), time.monotonic()
     tars = samples.find_tars(pattern)
-    entries = _finished_tars(output, tars)
+    status = dict(zip(tars, statuses(tars)))  # before they are read
+    entries = _finished_tars(output, status)
     if entries:
         say(
             console,
@@ -60,7 +67,9 @@ def build(pattern: str, output: Path, workers: int) -> None:
     pending = [tar for tar in tars if tar not in entries]
     if pending:
         (output / INDEX_FILE).unlink(missing_ok=True)  # It describes files that will change.
-    tasks = [(_Task(tar, tar.stat().st_size / 1e6), (tar, output)) for tar in pending]
+    tasks = [
+        (_Task(tar, status[tar].size / 1e6), (tar, status[tar][:2], output)) for tar in pending
+    ]
     failures = 0
     for task, result in run_all(_index_tar, tasks, workers, "MB", console):
         if isinstance(result, str):
@@ -83,7 +92,7 @@ def build(pattern: str, output: Path, workers: int) -> None:
     say(console, f"Wrote {output / INDEX_FILE}")
 
 
-def _finished_tars(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]:
+def _finished_tars(output: Path, tars: dict[Path, Status]) -> dict[Path, dict[str, Any]]:
     """What earlier runs finished: tar -> its JSON. Removes what they left half-written.
 
     Raises:
@@ -99,22 +108,23 @@ def _finished_tars(output: Path, tars: list[Path]) -> dict[Path, dict[str, Any]]
             )
         if entry is None:
             continue
-        tar, whole = by_file[file], (output / file).is_file()
-        status = tar.stat()
-        identity = FORMAT_VERSION, status.st_size, status.st_mtime_ns
-        if (
-            whole
-            and (entry["version"], entry["bytes"], entry.get("modified")) == identity
-            and hashlib.sha256((output / file).read_bytes()).hexdigest() == entry["sha256"]
-        ):
-            kept[tar] = entry
+        tar = by_file[file]
+        identity = FORMAT_VERSION, *tars[tar][:2]
+        if (entry["version"], entry["bytes"], entry.get("modified")) != identity:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if hashlib.sha256((output / file).read_bytes()).hexdigest() == entry["sha256"]:
+                kept[tar] = entry
     return kept
 
 
-def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:
-    """Writes the files of one tar. Returns the JSON, or the reason of the failure."""
+def _index_tar(
+    tar: Path | epath.Path, status: tuple[int, int], output: Path | epath.Path
+) -> dict[str, Any] | str:
+    """Writes the files of one tar of this size and modification time. Returns the JSON, or the
+    reason of the failure."""
+    tar, output = source_path(tar), source_path(output)  # known to this process, too
     try:
-        status = tar.stat()  # before it is read: what changes meanwhile is indexed again
         table, texts, dropped, digest = _read_tar(tar)
         data = io.BytesIO()
         np.save(data, table, allow_pickle=False)
@@ -122,8 +132,8 @@ def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:
         entry = {
             "version": FORMAT_VERSION,
             "file": file.name,
-            "bytes": status.st_size,
-            "modified": status.st_mtime_ns,
+            "bytes": status[0],
+            "modified": status[1],
             "samples": len(table),
             "sha256": hashlib.sha256(data.getvalue()).hexdigest(),
             "contents": digest,
@@ -140,7 +150,9 @@ def _index_tar(tar: Path, output: Path) -> dict[str, Any] | str:
         return text if str(tar) in text else f"{tar}: {text}"
 
 
-def _read_tar(tar: Path) -> tuple[np.ndarray, list[str], list[dict[str, str]], str]:
+def _read_tar(
+    tar: Path | epath.Path,
+) -> tuple[np.ndarray, list[str], list[dict[str, str]], str]:
     """Rows of the samples that can be used, names of their text fields, what was dropped, and a
     checksum of the .json and .txt of the rows.
 
@@ -148,7 +160,7 @@ def _read_tar(tar: Path) -> tuple[np.ndarray, list[str], list[dict[str, str]], s
       ValueError: the tar is damaged, see `samples.index`.
     """
     usable, dropped, digest = [], [], hashlib.sha256()
-    with open(tar, "rb") as file:
+    with open_file(tar) as file:
         for sample in samples.index(tar):
             problem = samples.image_problem(sample)
             if problem is None:
@@ -184,8 +196,12 @@ def _has_text(value: Any) -> bool:
     return any(isinstance(text, str) and split_sentences(text) for text in texts)
 
 
-def _stored_path(tar: Path, output: Path) -> str:
+def _stored_path(tar: Path | epath.Path, output: Path | epath.Path) -> str:
     """Relative to the index for tars beside or below it, so that both can be moved together."""
+    if is_in_bucket(tar) or is_in_bucket(output):
+        place = os.fspath(tar if is_in_bucket(tar) else tar.resolve())
+        beside = f"{os.fspath(output.parent)}/"
+        return f"../{place.removeprefix(beside)}" if place.startswith(beside) else place
     folder, output = tar.parent.resolve(), output.resolve()
     if folder.is_relative_to(output.parent):
         return os.path.relpath(folder / tar.name, output)

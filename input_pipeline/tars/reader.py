@@ -1,23 +1,30 @@
 """Reads samples of indexed WebDataset tars, by number; `tars.index` makes the index."""
 
 import bisect
-import functools
 import hashlib
+import io
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from input_pipeline.files import listing, ranges
+from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.cache import Cache
+from input_pipeline.records import attempt, given
 from input_pipeline.tars import samples
 
 INDEX_FILE = "index.json"
 # Of INDEX_FILE and of the arrays beside it; a reader refuses any other.
 FORMAT_VERSION = 1
 
-_MAX_OPEN_FILES = 256
+# Members of a sample that are no farther apart are read as one piece, with what is between them.
+_GAP_BYTES = 2**16
 _AGAIN = "Run `python -m input_pipeline.prepare index` again; what has not changed is kept."
 
 
@@ -52,7 +59,13 @@ class TarReader:
     """Random access to the samples of an index, numbered through all tars.
 
     Construction checks that every tar is there with its full size, but opens none. Reading is
-    thread-safe, one read per member; pickling ships the list of tars only.
+    thread-safe, one read per sample; pickling ships the list of tars only.
+
+    Index and tars may lie on a disk or in a bucket. The arrays of an index on a disk are mapped;
+    those of one in a bucket are held in memory, by every process that reads the tars.
+
+    Attributes:
+      cache: of the tars, where they lie in a bucket; None, unless it is set.
 
     Args:
       path: directory of the index.
@@ -60,13 +73,21 @@ class TarReader:
     Raises:
       FileNotFoundError: no index there, or a tar or a part of the index is missing.
       ValueError: the index is damaged or of another version, or a tar has changed in size.
+      OSError: a bucket does not give them.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = storage_path(path) if is_in_bucket(path) else Path(path)
+        self.cache: Cache | None = None
         self._tars = _read_index(self.path)
-        for tar in self._tars:
-            self._check(tar)
+        found = listing.statuses(self.paths())
+        arrays = listing.statuses(self.path / tar["file"] for tar in self._tars)
+        for tar, status, array in zip(self._tars, found, arrays):
+            self._check(tar, status.size, array.size)
+        self._files = [
+            ranges.File(path, status.size, status.checksum)
+            for path, status in zip(self.paths(), found)
+        ]
         self._ends = list(itertools.accumulate(tar["samples"] for tar in self._tars))
         self._tables: dict[int, np.ndarray] = {}
 
@@ -86,7 +107,7 @@ class TarReader:
             digest.update(f"{Path(tar['path']).name} {tar['bytes']} {sums}".encode())
         return digest.digest()
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Path | epath.Path]:
         """Of the tars."""
         return [self._tar_path(tar) for tar in self._tars]
 
@@ -119,48 +140,63 @@ class TarReader:
     def id(self, row: int) -> str:
         """Tar stem and key, "<stem>/<key>", as in prepared data."""
         number, sample = self._find(row)
-        return f"{Path(self._tars[number]['path']).stem}/{sample['key'].decode()}"
+        return f"{self._files[number].path.stem}/{sample.key}"
 
-    def image(self, row: int) -> bytes:
-        """The image as it is stored.
+    def images(self, rows: Sequence[int]) -> list[bytes | Exception]:
+        """The images as they are stored; in place of what cannot be read its exception: ValueError
+        where the tar was cut since the reader was made, else OSError."""
+        return [attempt(_image, found) for found in self._read(rows, ("image",))]
 
-        Raises:
-          ValueError: the tar was cut since the reader was made.
+    def pairs(
+        self, rows: Sequence[int], fields: tuple[str, ...], split: bool
+    ) -> list[tuple[bytes, dict[str, list[str]]] | Exception]:
+        """Image, as it is stored, and captions by field, see `samples.read_captions`, of each row.
+
+        In place of what cannot be read stands its exception: ValueError where a field holds
+        something that is no caption, or the tar has changed, else OSError.
         """
-        number, sample = self._find(row)
-        offset, size = map(int, sample["image"])
-        return self._file(number).read_at(offset, size)
+        found = self._read(rows, ("image", "json", "txt"))
+        return [attempt(self._sample, one, fields, split) for one in found]
 
-    def captions(self, row: int, fields: tuple[str, ...], split: bool) -> dict[str, list[str]]:
-        """Captions by field, see `samples.read_captions`.
-
-        Raises:
-          ValueError: a field holds something that is no caption, or the tar has changed.
-        """
-        number, sample = self._find(row)
-        members = {
-            name: tuple(map(int, sample[name])) for name in ("json", "txt") if sample[name].any()
-        }
-        found = samples.Sample(sample["key"].decode(), members)
+    def _sample(self, found: tuple, fields: tuple[str, ...], split: bool):
+        number, sample, pieces = found
+        image = _image(found)
         try:
-            return samples.read_captions(_Cursor(self._file(number)), found, fields, split)[0]
+            return image, samples.read_captions(pieces, sample, fields, split)[0]
         except (TypeError, ValueError) as error:
-            tar = self._tar_path(self._tars[number])
             # A TypeError names the key itself.
-            key = "" if isinstance(error, TypeError) else f"key {found.key!r}: "
-            raise ValueError(f"{tar}: {key}{error}. {_AGAIN}") from None
+            key = "" if isinstance(error, TypeError) else f"key {sample.key!r}: "
+            raise ValueError(f"{self._files[number].path}: {key}{error}. {_AGAIN}") from None
 
-    def _find(self, row: int) -> tuple[int, np.void]:
+    def _read(self, rows: Sequence[int], names: Sequence[str]) -> list[tuple | Exception]:
+        """Of each row the number of its tar, the sample, and the members of these names."""
+        found = [attempt(self._find, row) for row in rows]
+        pieces = [[] if isinstance(one, Exception) else _pieces(one[1], names) for one in found]
+        wanted = [(self._files[one[0]], *at) for one, places in zip(found, pieces) for at in places]
+        contents = iter(ranges.read(wanted, self.cache))
+        read = [_Pieces(places, list(itertools.islice(contents, len(places)))) for places in pieces]
+        return [
+            one if isinstance(one, Exception) else (*one, part) for one, part in zip(found, read)
+        ]
+
+    def _find(self, row: int) -> tuple[int, samples.Sample]:
+        """The number of its tar, and the sample, whose image is its member "image"."""
         number = bisect.bisect_right(self._ends, row)
-        first = self._ends[number] - self._tars[number]["samples"]
-        return number, self._table(number)[row - first]
+        found = self._table(number)[row - self._ends[number] + self._tars[number]["samples"]]
+        places = {name: tuple(map(int, found[name])) for name in ("image", "json", "txt")}
+        members = {name: place for name, place in places.items() if any(place)}
+        return number, samples.Sample(found["key"].decode(), members)
 
     def _table(self, number: int) -> np.ndarray:
         if number not in self._tables:
             tar = self._tars[number]
             file = self.path / tar["file"]
             try:
-                table = np.load(file, mmap_mode="r", allow_pickle=False)
+                if is_in_bucket(file):
+                    [data] = ranges.read_files([file])
+                    table = np.load(io.BytesIO(given(data)), allow_pickle=False)
+                else:
+                    table = np.load(file, mmap_mode="r", allow_pickle=False)
             except (EOFError, ValueError) as error:
                 raise ValueError(f"{file} is damaged ({error}): delete it. {_AGAIN}") from None
             if len(table) != tar["samples"]:
@@ -168,82 +204,84 @@ class TarReader:
             self._tables[number] = table
         return self._tables[number]
 
-    def _file(self, number: int) -> "_File":
-        tar = self._tars[number]
-        return _open(str(self._tar_path(tar)), tar["bytes"])
+    def _tar_path(self, tar: dict[str, Any]) -> Path | epath.Path:
+        if is_in_bucket(tar["path"]):
+            return storage_path(tar["path"])
+        if not is_in_bucket(self.path) or os.path.isabs(tar["path"]):
+            return Path(self.path, tar["path"])  # an absolute path stays one
+        scheme, _, place = os.fspath(self.path).partition("://")
+        return storage_path(f"{scheme}://{os.path.normpath(os.path.join(place, tar['path']))}")
 
-    def _tar_path(self, tar: dict[str, Any]) -> Path:
-        return self.path / tar["path"]  # an absolute path stays one
-
-    def _check(self, tar: dict[str, Any]) -> None:
+    def _check(self, tar: dict[str, Any], size: int, array_size: int) -> None:
         path = self._tar_path(tar)
-        if not path.is_file():
+        if size < 0:
             raise FileNotFoundError(
                 f"Tar {path} of the index {self.path} is missing. Put it back, or index the tars "
                 f"that are there. {_AGAIN}"
             )
-        if (size := path.stat().st_size) != tar["bytes"]:
+        if size != tar["bytes"]:
             raise ValueError(
                 f"Tar {path} has {size:,} bytes instead of the {tar['bytes']:,} it was indexed "
                 f"with: it is truncated or was changed. {_AGAIN}"
             )
-        if not (self.path / tar["file"]).is_file():
+        if array_size < 0:
             raise FileNotFoundError(f"{self.path / tar['file']} is missing. {_AGAIN}")
 
 
-class _File:
-    """Positional reads, which threads can share; closed when nobody holds it any more."""
+class _Pieces:
+    """Parts of a tar that were read, as the binary file that `samples.Sample.read` takes."""
 
-    def __init__(self, path: str):
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) != size:
-            raise ValueError(f"Tar {self._path} was cut or changed. {_AGAIN}")
-        return data
-
-
-class _Cursor:
-    """The part of a binary file that `samples.Sample.read` uses."""
-
-    def __init__(self, file: _File):
-        self._file, self._offset = file, 0
+    def __init__(self, places: Sequence[tuple[int, int]], contents: Sequence[bytes | Exception]):
+        self._starts = [start for start, _ in places]
+        self._contents, self._offset = contents, 0
 
     def seek(self, offset: int) -> None:
         self._offset = offset
 
     def read(self, size: int) -> bytes:
-        return self._file.read_at(self._offset, size)
+        if not size:
+            return b""
+        number = bisect.bisect_right(self._starts, self._offset) - 1
+        try:
+            data = given(self._contents[number])
+        except ValueError as error:
+            raise ValueError(f"Tar {error} {_AGAIN}") from None
+        return data[self._offset - self._starts[number] :][:size]
 
 
-# Opening costs a round trip on a network disk, but there are more tars than files may be open.
-# A file that falls out of the cache is closed after the read that is under way.
-@functools.lru_cache(maxsize=_MAX_OPEN_FILES)
-def _open(path: str, size: int) -> _File:
-    del size  # a tar that was replaced is opened anew
-    return _File(path)
+def _pieces(sample: samples.Sample, names: Sequence[str]) -> list[tuple[int, int]]:
+    """(offset, size) of what is read of a tar for some members of a sample, in order."""
+    pieces: list[tuple[int, int]] = []
+    for offset, size in sorted(sample.members[name] for name in names if name in sample.members):
+        if pieces and offset <= sum(pieces[-1]) + _GAP_BYTES:
+            first, _ = pieces[-1]
+            pieces[-1] = first, offset + size - first
+        elif size:
+            pieces.append((offset, size))
+    return pieces
+
+
+def _image(found: tuple[int, samples.Sample, _Pieces]) -> bytes:
+    _, sample, pieces = found
+    return sample.read(pieces, "image")
 
 
 def _all_have_text(tar: dict[str, Any], fields: tuple[str, ...]) -> bool:
     return any(tar["texts"].get(name) == tar["samples"] for name in fields)
 
 
-def _read_index(path: Path) -> list[dict[str, Any]]:
+def _read_index(path: Path | epath.Path) -> list[dict[str, Any]]:
     file = path / INDEX_FILE
-    if not file.is_file():
+    try:
+        data = given(ranges.read_files([file])[0])
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(
             f"{file} does not exist: {path} is not an index of tars, or indexing has not finished. "
             "Make one with `python -m input_pipeline.prepare index --input 'DIR/*.tar' --output "
             f"{path}`."
-        )
+        ) from None
     try:
-        index = json.loads(file.read_bytes())
+        index = json.loads(data)
         version, tars = index["version"], index["tars"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}): delete it. {_AGAIN}") from None

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from input_pipeline.checks import unicode
 from input_pipeline.files import listing
+from input_pipeline.files.ranges import open_file
 from input_pipeline.prepare.filters import Tally
 from input_pipeline.text.captions import split_sentences
 
@@ -67,7 +68,7 @@ def check_fields(tars: Sequence[Path], fields: Sequence[str]) -> None:
             samples = index(tar)
         except (OSError, ValueError):
             return  # Named when its turn comes.
-        with open(tar, "rb") as file:
+        with open_file(tar) as file:
             for sample in samples:
                 try:
                     names = read_fields(file, sample).keys()
@@ -100,7 +101,7 @@ def index(path: Path) -> list[Sample]:
     """
     samples: list[Sample] = []
     keys = set()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         position = 0
@@ -218,7 +219,7 @@ def read_records(
     """
     samples = index(path)
     tally.samples = len(samples)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         # All captions come before the first image, so that a field of another type fails soon.
         all_captions = _read_all_captions(path, file, samples, fields, split, tally)
         for sample, captions in zip(samples, all_captions):

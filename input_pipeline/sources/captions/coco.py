@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.listing import check_images
+from input_pipeline.files.ranges import source_path
 from input_pipeline.sources.shared import base
 
 
-class Source(base.Source):
+class Source(base.OfFiles):
     """One record per image, with all its captions, in the order in which the JSON names the images.
 
     Two formats are told apart by their contents: COCO's `captions_*.json` (`images`, and
@@ -37,8 +37,8 @@ class Source(base.Source):
         images: str | os.PathLike,
         caption_field: str = "caption",
     ):
-        self._folder, self._field = Path(images), caption_field
-        path = Path(annotations)
+        self._folder, self._field = os.fspath(source_path(images)), caption_field
+        path = source_path(annotations)
         try:
             content = annotation_files.read(path)
             read = _read_list if isinstance(content, list) else _read_coco
@@ -57,21 +57,21 @@ class Source(base.Source):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def record(self, index: int) -> dict[str, Any]:
-        id_, name, captions = self._examples[index]
+    def paths(self, index: int) -> Sequence[str]:
+        """The image."""
+        return [os.path.join(self._folder, self._examples[index][1])]
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        id_, _, captions = self._examples[index]
         return {
             "id": id_,
-            "image": (self._folder / name).read_bytes(),
+            "image": contents[0],
             "captions": {self._field: list(captions)},
         }
 
     def identity(self) -> Iterable[str | bytes]:
         """Names and captions, and the images' sizes."""
         return f"coco {self._field}", json.dumps(self._examples), self.sizes()
-
-    def files(self) -> list[str]:
-        """The images."""
-        return [os.path.join(self._folder, name) for _, name, _ in self._examples]
 
 
 def _read_coco(content: dict[str, Any]) -> list[tuple[str, str, list[str]]]:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from input_pipeline.files import tables
+from input_pipeline.files import ranges, tables
+from input_pipeline.files.cache import Cache
 from input_pipeline.files.listing import check_images, contents_digest
+from input_pipeline.records import attempt, given
 from input_pipeline.sources import check_fields
 from input_pipeline.sources.shared import base
 from input_pipeline.tars.reader import TarReader, url_hash
@@ -32,7 +34,8 @@ class Source(base.Source):
     and costs no memory, so it is the form for tables of many gigabytes.
 
     Args:
-      path: a file, or a pattern that matches several of the same columns.
+      path: a file, or a pattern that matches several of the same columns; on a disk. Images and
+        downloads may lie in a bucket.
       captions: columns of strings, or of lists of strings.
       image_column: column of file names.
       image_root: directory that these start from.
@@ -66,9 +69,10 @@ class Source(base.Source):
                 "index --input 'DOWNLOADED/*.tar' --output DIR`."
             )
         self._captions, self._split = check_fields(captions), split_sentences
-        self._image_column, self._image_root = image_column, Path(image_root)
+        self._image_column = image_column
+        self._image_root = os.fspath(ranges.source_path(image_root))
         self._url_column = url_column
-        self._files = tables.find(path)
+        self._files = tables.find(ranges.disk_path(path, "tables are read"))
         needed = self._captions if image_column is None else (*self._captions, image_column)
         for file in self._files:
             tables.check_columns(file, needed if url_column is None else (*needed, url_column))
@@ -104,11 +108,23 @@ class Source(base.Source):
         Raises:
           OSError: the image cannot be read any more.
         """
-        id_, values = self._row(int(self._rows[index]))
+        return given(self.records([index])[0])
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Those of `indices`; images in a bucket are all asked for at once."""
+        try:
+            rows = [self._row(int(self._rows[index])) for index in indices]
+        except (OSError, ValueError) as error:
+            return [error] * len(indices)
         if self._tars is None:
-            image = (self._image_root / values[self._image_column]).read_bytes()
+            names = [values[self._image_column] for _, values in rows]
+            images = ranges.read_files([os.path.join(self._image_root, name) for name in names])
         else:
-            image = self._tars.image(int(self._tar_rows[index]))
+            images = self._tars.images([int(self._tar_rows[index]) for index in indices])
+        return [attempt(self._record, row, image) for row, image in zip(rows, images)]
+
+    def _record(self, row: tuple[str, dict[str, Any]], image: bytes) -> dict[str, Any]:
+        id_, values = row
         found = {name: _clean(values[name], self._split) for name in self._captions}
         return {"id": id_, "image": image, "captions": found}
 
@@ -134,6 +150,11 @@ class Source(base.Source):
             return self._tars.paths()
         names = [n for table in self._tables() for n in tables.strings(table, self._image_column)]
         return [os.path.join(self._image_root, names[row]) for row in self._rows]
+
+    def keep_in(self, cache: Cache) -> None:
+        """Copies the tars, if they are in a bucket."""
+        if self._tars is not None:
+            self._tars.cache = cache
 
     def _tables(self) -> list[pa.Table]:
         if self._loaded is None:
@@ -175,7 +196,8 @@ def _join(files: Sequence[Path], url_column: str, tars: TarReader) -> np.ndarray
         parts.append(np.where(ordered[place] == hashes, order[place], -1))
     rows = np.concatenate(parts)
     if (rows < 0).all():
-        [example] = tars.captions(int(order[0]), ("url",), False)["url"]
+        [sample] = tars.pairs([int(order[0])], ("url",), False)
+        [example] = given(sample)[1]["url"]
         raise ValueError(
             f"None of the {len(rows):,} URLs in column {url_column!r} was downloaded: the table "
             f"has e.g. {first!r}, the {len(order):,} samples indexed in {tars.path} e.g. "

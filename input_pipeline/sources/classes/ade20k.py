@@ -2,21 +2,23 @@
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import check_images
+from input_pipeline.files.listing import check_images, names_in
+from input_pipeline.files.ranges import source_path
 from input_pipeline.sources.shared import base
 
 NUM_CLASSES = 150
 
 
-class Source(base.Source):
+class Source(base.OfFiles):
     """The images `PATH/images/SPLIT/*.jpg` with their masks `PATH/annotations/SPLIT/*.png`.
 
     A record's `mask` u8[H, W] is the file's: 0 where nothing is labelled, 1 + class elsewhere. Its
@@ -36,50 +38,52 @@ class Source(base.Source):
     """
 
     def __init__(self, path: str | os.PathLike, split: str):
-        self._images = Path(path) / "images" / split
-        self._masks = Path(path) / "annotations" / split
+        root = source_path(path)
+        self._images, self._masks = (root / kind / split for kind in ("images", "annotations"))
         if not self._images.is_dir():
             raise FileNotFoundError(
                 f"Folder {self._images} does not exist. path should be the folder "
                 "ADEChallengeData2016, and split training or validation."
             )
-        self._names = sorted(f.stem for f in self._images.iterdir() if f.suffix == ".jpg")
+        found = map(os.path.splitext, names_in(self._images))
+        self._names = sorted(name for name, ending in found if ending == ".jpg")
         if not self._names:
             raise ValueError(f"{self._images} has no .jpg file.")
         check_images(self._masks, (f"{name}.png" for name in self._names))
-        self.class_names = _read_names(Path(path) / "objectInfo150.txt")
+        self.class_names = _read_names(root / "objectInfo150.txt")
         self._split = split
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def record(self, index: int) -> dict[str, Any]:
-        """The record at `index`.
+    def paths(self, index: int) -> Sequence[str]:
+        """Image and mask."""
+        name = self._names[index]
+        image, mask = (self._images, f"{name}.jpg"), (self._masks, f"{name}.png")
+        return os.path.join(*image), os.path.join(*mask)
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        """The record of image and mask.
 
         Raises:
           ValueError: its mask is no image of one channel with values up to 150.
         """
-        name = self._names[index]
+        image, mask = contents
         return {
-            "id": unicode.escaped(name),
-            "image": (self._images / f"{name}.jpg").read_bytes(),
+            "id": unicode.escaped(self._names[index]),
+            "image": image,
             "captions": {},
-            "mask": _read_mask(self._masks / f"{name}.png"),
+            "mask": _read_mask(self.paths(index)[1], mask),
         }
 
     def identity(self) -> Iterable[str | bytes]:
         """All names, and the sizes of images and masks."""
         return "\n".join(["ade20k", self._split, *self.class_names, *self._names]), self.sizes()
 
-    def files(self) -> list[Path]:
-        """Images and masks."""
-        images = [self._images / f"{name}.jpg" for name in self._names]
-        return images + [self._masks / f"{name}.png" for name in self._names]
 
-
-def _read_mask(path: Path) -> np.ndarray:
+def _read_mask(path: str, data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with Image.open(io.BytesIO(data)) as image:
             mask = np.array(image)
     except Exception as error:  # Pillow raises many types on corrupt bytes.
         raise ValueError(f"Mask {path} cannot be read: {error}") from error
@@ -91,9 +95,9 @@ def _read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(path: Path | epath.Path) -> list[str]:
     """Names from a table with the columns Idx, Ratio, Train, Val, Stuff and Name."""
-    if not path.is_file():
+    if not path.exists():
         return [str(1 + label) for label in range(NUM_CLASSES)]
     rows = [line.split("\t") for line in unicode.read_lines(path)]
     names = {row[0].strip(): row[-1] for row in rows if len(row) > 1}

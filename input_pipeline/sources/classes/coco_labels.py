@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.listing import check_images
+from input_pipeline.files.ranges import source_path
 from input_pipeline.sources.shared import base
 
 
-class Source(base.Source):
+class Source(base.OfFiles):
     """One record per image, in the order of the JSON; ids are COCO's image numbers.
 
     A record's `labels` are the categories of its annotations, crowds included: ascending, each
@@ -32,7 +32,7 @@ class Source(base.Source):
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
-        self._folder, path = Path(images), Path(annotations)
+        self._folder, path = os.fspath(source_path(images)), source_path(annotations)
         try:
             self.class_names, self._examples = _read(annotation_files.read(path))
             check_images(self._folder, (name for _, name, _ in self._examples))
@@ -48,11 +48,15 @@ class Source(base.Source):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def record(self, index: int) -> dict[str, Any]:
-        id_, name, labels = self._examples[index]
+    def paths(self, index: int) -> Sequence[str]:
+        """The image."""
+        return [os.path.join(self._folder, self._examples[index][1])]
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        id_, _, labels = self._examples[index]
         return {
             "id": id_,
-            "image": (self._folder / name).read_bytes(),
+            "image": contents[0],
             "captions": {},
             "labels": list(labels),
         }
@@ -60,10 +64,6 @@ class Source(base.Source):
     def identity(self) -> Iterable[str | bytes]:
         """Names and labels, and the images' sizes."""
         return json.dumps(["coco_labels", self.class_names, self._examples]), self.sizes()
-
-    def files(self) -> list[str]:
-        """The images."""
-        return [os.path.join(self._folder, name) for _, name, _ in self._examples]
 
 
 def _read(content: dict[str, Any]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:

@@ -4,12 +4,15 @@ A category, such as "animals/birds", becomes the class of its first folder: `lab
 `class_names` for probes and fine-tuning on data that came as captions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks import arguments
+from input_pipeline.records import attempt, given
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
+
+_READ_AT_ONCE = 64
 
 
 class Source(base.Wrapper):
@@ -54,10 +57,17 @@ class Source(base.Wrapper):
         self._labels = [number[name] for name in names]
 
     def record(self, index: int) -> dict[str, Any]:
-        return {**self._source[index], "label": self._labels[index]}
+        return self._labelled(self._source[index], index)
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        found = self._source.records(indices)
+        return [attempt(self._labelled, *one) for one in zip(found, indices)]
 
     def identity(self) -> Iterable[str]:
         yield f"{self._source.fingerprint()} {self._field} {self._separator} {self.class_names}"
+
+    def _labelled(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+        return {**record, "label": self._labels[index]}
 
     def _class_of(self, record: dict[str, Any]) -> str:
         texts = record["captions"].get(self._field)
@@ -69,5 +79,6 @@ class Source(base.Wrapper):
         return texts[0].split(self._separator)[0].strip()
 
 
-def _records(source):
-    return (source[i] for i in range(len(source)))
+def _records(source: base.Source) -> Iterator[dict[str, Any]]:
+    for first in range(0, len(source), _READ_AT_ONCE):
+        yield from map(given, source.records(range(first, min(first + _READ_AT_ONCE, len(source)))))

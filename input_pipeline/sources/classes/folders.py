@@ -7,6 +7,7 @@ from typing import Any
 
 from input_pipeline.checks import unicode
 from input_pipeline.files.listing import IMAGE_EXTENSIONS
+from input_pipeline.files.ranges import disk_path
 from input_pipeline.sources.shared import base
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -35,7 +36,7 @@ class Source(base.Source):
     """
 
     def __init__(self, path: str | os.PathLike, names: str | os.PathLike | None = None):
-        self._path = Path(path)
+        self._path = disk_path(path, "folders of classes are read")
         if not self._path.is_dir():
             raise FileNotFoundError(f"Folder {self._path} does not exist.")
         folders = sorted(e.name for e in _visible(self._path) if e.is_dir())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.checks import arguments
+from input_pipeline.records import attempt
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
 from input_pipeline.words.labelling import LabelRule
@@ -42,7 +43,12 @@ class Source(base.Wrapper):
         self.class_names = list(words.names)
 
     def record(self, index: int) -> dict[str, Any]:
-        record = self._source[index]
+        return self._labelled(self._source[index])
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return [attempt(self._labelled, one) for one in self._source.records(indices)]
+
+    def _labelled(self, record: dict[str, Any]) -> dict[str, Any]:
         return {**record, "labels": self._rule.labels(record)}
 
     def identity(self) -> Iterable[str]:

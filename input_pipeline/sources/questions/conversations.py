@@ -1,17 +1,17 @@
 """Source: a folder of images and a JSON of conversation or captions for each (CogVLM-SFT-311K)."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from input_pipeline.checks import unicode
-from input_pipeline.files.listing import check_images
+from input_pipeline.files.listing import check_images, names_in
+from input_pipeline.files.ranges import source_path
 from input_pipeline.sources.shared import base
 from input_pipeline.text.conversations import rounds_of
 
 
-class Source(base.Source):
+class Source(base.OfFiles):
     """The examples `PATH/LABELS/NAME.json` with `PATH/images/NAME.jpg`, in the order of the names.
 
     A JSON is `{"conversations": [{"role": "user", "content": ...}, {"role": "assistant", ...},
@@ -32,36 +32,39 @@ class Source(base.Source):
     def __init__(
         self, path: str | os.PathLike, labels: str = "labels", caption_field: str = "caption"
     ):
-        self._path, self._labels, self._field = Path(path), Path(path) / labels, caption_field
+        root, self._field = source_path(path), caption_field
+        self._images, self._labels = root / "images", root / labels
         if not self._labels.is_dir():
             raise FileNotFoundError(
                 f"Folder {self._labels} does not exist; set labels to the folder of JSON files in "
-                f"{self._path}."
+                f"{root}."
             )
-        files = (name for name in os.listdir(self._labels) if not name.startswith("."))
+        files = (name for name in names_in(self._labels) if not name.startswith("."))
         self._names = sorted(name[:-5] for name in files if name.endswith(".json"))
         if not self._names:
             raise ValueError(f"{self._labels} has no .json file.")
-        check_images(self._path / "images", (f"{name}.jpg" for name in self._names))
+        check_images(self._images, (f"{name}.jpg" for name in self._names))
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def record(self, index: int) -> dict[str, Any]:
-        """The record at `index`.
+    def paths(self, index: int) -> Sequence[str]:
+        """Image and JSON."""
+        name = self._names[index]
+        image, label = (self._images, f"{name}.jpg"), (self._labels, f"{name}.json")
+        return os.path.join(*image), os.path.join(*label)
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        """The record of image and JSON.
 
         Raises:
           ValueError: its JSON is of another form.
         """
-        name = self._names[index]
-        record = {
-            "id": unicode.escaped(name),
-            "image": (self._path / "images" / f"{name}.jpg").read_bytes(),
-            "captions": {},
-        }
-        file = self._labels / f"{name}.json"
+        image, text = contents
+        record = {"id": unicode.escaped(self._names[index]), "image": image, "captions": {}}
+        file = self.paths(index)[1]
         try:
-            label = unicode.parse_json(file.read_bytes())
+            label = unicode.parse_json(text)
             if captions := [_content(entry, "caption") for entry in label.get("captions", ())]:
                 record["captions"] = {self._field: captions}
             if messages := label.get("conversations", ()):
@@ -82,11 +85,6 @@ class Source(base.Source):
         """All names, and the sizes of the files."""
         names = "\n".join(["conversations", self._labels.name, self._field, *self._names])
         return names, self.sizes()
-
-    def files(self) -> list[Path]:
-        """Images and JSON files."""
-        images = [self._path / "images" / f"{name}.jpg" for name in self._names]
-        return images + [self._labels / f"{name}.json" for name in self._names]
 
 
 def _content(message: dict[str, Any], role: str) -> str:

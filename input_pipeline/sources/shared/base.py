@@ -1,11 +1,15 @@
 """What a data source is: records by their number, and what else is known of them."""
 
+import itertools
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from input_pipeline.files.cache import Cache
 from input_pipeline.files.listing import fingerprint, status
+from input_pipeline.files.ranges import read_files
+from input_pipeline.records import attempt, given
 
 
 class Source:
@@ -38,6 +42,11 @@ class Source:
         """
         raise NotImplementedError
 
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """`self[i]` of each; what cannot be read stands there as its exception. A source that has
+        long ways to its data reads all at once."""
+        return [attempt(self.__getitem__, index) for index in indices]
+
     def identity(self) -> Iterable[str | bytes]:
         """All that decides the records, but for where they lie."""
         raise NotImplementedError
@@ -45,6 +54,10 @@ class Source:
     def files(self) -> Sequence[str | os.PathLike]:
         """What the records are read from: `prepare` makes a shard anew where they were changed."""
         return ()
+
+    def keep_in(self, cache: Cache) -> None:
+        """Lets shards and tars that lie in a bucket be copied to a disk; other sources go on as
+        they are."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record at `index`, as `record`. Raises IndexError unless it is in [0, len)."""
@@ -62,6 +75,39 @@ class Source:
         return status(self.files())[:, 0].tobytes()
 
 
+class OfFiles(Source):
+    """A source whose records are made of whole files, an image and perhaps more; files in a bucket
+    are all asked for at once. A subclass writes `paths` and `record_of` in place of `record`."""
+
+    def paths(self, index: int) -> Sequence[str]:
+        """The files of the record of a number."""
+        raise NotImplementedError
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        """The record of a number, of the contents of its files.
+
+        Raises:
+          ValueError: it is malformed.
+        """
+        raise NotImplementedError
+
+    def record(self, index: int) -> dict[str, Any]:
+        return given(self.records([index])[0])
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        paths = [self.paths(index) for index in indices]
+        contents = iter(read_files([path for some in paths for path in some]))
+        return [
+            attempt(self.record_of, index, *itertools.islice(contents, len(some)))
+            for index, some in zip(indices, paths)
+        ]
+
+    def files(self) -> list[str]:
+        """Of all records, the first of each, then the second."""
+        found = map(self.paths, range(len(self)))
+        return [path for paths in zip(*found) for path in paths]
+
+
 class Wrapper(Source):
     """The records of another source, and what is known of them; a subclass changes some of it."""
 
@@ -76,3 +122,6 @@ class Wrapper(Source):
     def files(self) -> Sequence[str | os.PathLike]:
         """Those of the source."""
         return self._source.files()
+
+    def keep_in(self, cache: Cache) -> None:
+        self._source.keep_in(cache)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.files.cache import Cache
+from input_pipeline.records import attempt, given
 from input_pipeline.sources import check_fields
 from input_pipeline.sources.shared import base
 from input_pipeline.tars.reader import TarReader
@@ -17,7 +19,7 @@ class Source(base.Source):
     the tars were indexed: `python -m input_pipeline.doctor` finds broken ones.
 
     Args:
-      path: directory of the index.
+      path: directory of the index; it and the tars may lie in a bucket.
       captions: JSON fields that hold a caption or a list of captions; "txt" is the .txt member.
       split_sentences: split captions at full stops and line ends, as COSMOS expects.
 
@@ -49,12 +51,17 @@ class Source(base.Source):
         Raises:
           ValueError: a field holds something that is no caption, or the tar has changed.
         """
-        row = index if self._rows is None else int(self._rows[index])
-        return {
-            "id": self._tars.id(row),
-            "image": self._tars.image(row),
-            "captions": self._tars.captions(row, self._fields, self._split),
-        }
+        return given(self.records([index])[0])
+
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Those of `indices`; in a bucket all are asked for at once."""
+        rows = [index if self._rows is None else int(self._rows[index]) for index in indices]
+        found = self._tars.pairs(rows, self._fields, self._split)
+        return [attempt(self._record, row, sample) for row, sample in zip(rows, found)]
+
+    def _record(self, row: int, sample: tuple[bytes, dict[str, list[str]]]) -> dict[str, Any]:
+        image, captions = sample
+        return {"id": self._tars.id(row), "image": image, "captions": captions}
 
     def identity(self) -> Iterable[str]:
         """What `TarReader.digest` tells, and the options."""
@@ -63,3 +70,7 @@ class Source(base.Source):
     def files(self) -> list[Path]:
         """The tars."""
         return self._tars.paths()
+
+    def keep_in(self, cache: Cache) -> None:
+        """Copies the tars, if they are in a bucket."""
+        self._tars.cache = cache

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.files import ranges
 from input_pipeline.prepare.filters import Tally
 from input_pipeline.sources import make_source
-from input_pipeline.tars import index, reader, samples
+from input_pipeline.tars import index, samples
 
 
 def image(seed=0):
@@ -82,8 +83,8 @@ def test_threads_read_what_one_reads(tars):
 
 def test_more_tars_than_may_be_open(tars, monkeypatch):
     """Files that fall out of the cache while others read them stay open until they have."""
-    small = functools.lru_cache(maxsize=1)(reader._open.__wrapped__)
-    monkeypatch.setattr(reader, "_open", small)
+    small = functools.lru_cache(maxsize=1)(ranges._open.__wrapped__)
+    monkeypatch.setattr(ranges, "_open", small)
     source, copy = open_tars(tars), open_tars(tars)
     order = np.random.default_rng(1).integers(0, len(source), 300)
     with ThreadPoolExecutor(8) as pool:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.prepare import command as prepare
+from input_pipeline.records import given
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index, reader
 from input_pipeline.tars.reader import TarReader, row_dtype, url_hash
@@ -60,6 +61,14 @@ def run(folder, *arguments, workers=1):
     return prepare.main([*command, "--workers", str(workers), *arguments])
 
 
+def image_in(reader, row):
+    return given(reader.images([row])[0])
+
+
+def captions_in(reader, row, fields, split):
+    return given(reader.pairs([row], fields, split)[0])[1]
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -83,9 +92,9 @@ def test_every_sample_is_found_with_its_members(indexed):
     assert len(reader) == 6
     for row in range(6):
         assert reader.id(row) == f"{row // 3:05d}/{row % 3}"
-        assert reader.image(row) == image(row)
+        assert image_in(reader, row) == image(row)
         text = [] if row % 3 == 0 else [f"text {row}"]
-        found = reader.captions(row, ("title", "txt", "none"), False)
+        found = captions_in(reader, row, ("title", "txt", "none"), False)
         assert found == {"title": [f"t{row}"], "txt": text, "none": []}
     expected = [url_hash(f"http://x/{row}") for row in range(6)]
     assert reader.url_hashes().tolist() == expected
@@ -151,7 +160,7 @@ def test_a_changed_tar_of_equal_size_is_indexed_again(tars):
     tar = tars / "00001.tar"
     tar.write_bytes(tar.read_bytes().ljust(size, b"\0"))  # now of another time, as well
     assert digest_of(tars) != before
-    assert TarReader(tars / "index").captions(3, ("title",), False) == {"title": []}
+    assert captions_in(TarReader(tars / "index"), 3, ("title",), False) == {"title": []}
 
 
 def test_a_corrected_caption_of_equal_length_changes_the_digest(tars):
@@ -199,7 +208,7 @@ def test_a_changed_tar_is_indexed_again(tars):
         TarReader(tars / "index")
     assert run(tars) == 0
     reader = TarReader(tars / "index")
-    assert (len(reader), reader.id(3), reader.image(3)) == (4, "00001/9", image(9))
+    assert (len(reader), reader.id(3), image_in(reader, 3)) == (4, "00001/9", image(9))
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
@@ -227,7 +236,7 @@ def test_a_damaged_tar_is_named_and_the_others_are_kept(tars, capsys):
 def test_tars_beside_the_index_move_with_it(indexed, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(indexed, moved)
-    assert TarReader(moved / "index").image(4) == image(4)
+    assert image_in(TarReader(moved / "index"), 4) == image(4)
     index = json.loads((moved / "index" / "index.json").read_bytes())
     assert [tar["path"] for tar in index["tars"]] == ["../00000.tar", "../00001.tar"]
 
@@ -263,8 +272,8 @@ def test_samples_without_json_or_url(tmp_path):
     reader = TarReader(tmp_path / "index")
     assert reader.url_hashes().tolist() == [0, 0]
     assert [reader.id(row) for row in range(2)] == ["a/é", "a/b"]
-    assert reader.captions(0, ("txt",), False) == {"txt": ["t"]}
-    assert reader.captions(1, ("txt",), False) == {"txt": []}
+    assert captions_in(reader, 0, ("txt",), False) == {"txt": ["t"]}
+    assert captions_in(reader, 1, ("txt",), False) == {"txt": []}
 
 
 @pytest.mark.parametrize(
@@ -334,7 +343,7 @@ def test_a_damaged_part_is_an_error_when_it_is_read(tars, damage):
     else:
         (tars / "index" / "00000.npy").write_bytes(damage)
     with pytest.raises(ValueError, match=r"00000\.npy (is damaged|does not belong).*delete it"):
-        reader.image(0)
+        image_in(reader, 0)
 
 
 def test_a_tar_that_is_cut_while_it_is_used(tars):
@@ -342,6 +351,6 @@ def test_a_tar_that_is_cut_while_it_is_used(tars):
     reader = TarReader(tars / "index")
     os.truncate(tars / "00000.tar", 100)
     with pytest.raises(ValueError, match=r"00000\.tar was cut or changed"):
-        reader.image(0)
+        image_in(reader, 0)
     with pytest.raises(ValueError, match=r"00000\.tar.*was cut or changed"):
-        reader.captions(0, ("title",), False)
+        captions_in(reader, 0, ("title",), False)
