@@ -139,10 +139,11 @@ def adjust_hue(x: jax.Array, turns) -> jax.Array:
     chroma = value - low
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
     unit = jnp.where(chroma > 0, chroma, 1)
+    # Not `value == r`: a compiler may compute r twice, and not to the same bit.
     sextant = jnp.where(
-        value == r,
+        (r >= g) & (r >= b),
         (g - b) / unit,
-        jnp.where(value == g, 2 + (b - r) / unit, 4 + (r - g) / unit),
+        jnp.where(g >= b, 2 + (b - r) / unit, 4 + (r - g) / unit),
     )
     sextant = sextant + 6 * turns  # of a grey pixel: any hue, as chroma is 0
     # Back from hue: each channel is a trapezoid over the colour circle, a third of it apart.
