@@ -14,7 +14,7 @@ import pytest
 
 from big_vlp.experiment import Experiment
 from tests.benchmarks import __main__ as runner
-from tests.benchmarks import accelerator
+from tests.benchmarks import accelerator, soak
 from tests.benchmarks.accelerator import child, devices, flops, kernels, models, recipes, steps
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,21 @@ def test_without_names_all_are_listed():
         "tpu_memory",
     ):
         assert f"{name}: " in listed.stdout
+
+
+def test_the_soak_hurts_at_the_same_moments_each_time():
+    found = soak.moments(2000, 20, seed=0)
+    assert found == soak.moments(2000, 20, seed=0) != soak.moments(2000, 20, seed=1)
+    assert [kind for kind, _ in found].count("SIGSTOP to one") == 4
+    steps = [moment for _, moment in found if isinstance(moment, int)]
+    assert steps == sorted(steps) and 10 < len(steps) < 20 and steps[-1] < 1900
+
+
+def test_the_soak_sees_a_difference():
+    log = {(0, "train", "loss"): 2.0, (1, "train", "loss"): 1.0}
+    assert soak.difference(log, dict(log)) == 0
+    assert soak.difference(log, {**log, (1, "train", "loss"): 1.5}) == 0.5
+    assert soak.difference(log, {(0, "train", "loss"): 2.0}) == soak.difference({}, {}) == math.inf
 
 
 def test_a_benchmark_is_shown_and_saved(tmp_path):
