@@ -13,8 +13,10 @@ import jax
 import pytest
 
 from big_vlp.experiment import Experiment
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.whole import write_whole
 from tests.benchmarks import __main__ as runner
-from tests.benchmarks import accelerator
+from tests.benchmarks import accelerator, soak
 from tests.benchmarks.accelerator import child, devices, flops, kernels, models, recipes, steps
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,47 @@ def test_without_names_all_are_listed():
         "tpu_memory",
     ):
         assert f"{name}: " in listed.stdout
+
+
+def test_the_soak_hurts_at_the_same_moments_each_time():
+    found = soak.moments(2000, 20, seed=0)
+    assert found == soak.moments(2000, 20, seed=0) != soak.moments(2000, 20, seed=1)
+    assert [kind for kind, _ in found].count("SIGSTOP to one") == 4
+    steps = [moment for _, moment in found if isinstance(moment, int)]
+    assert steps == sorted(steps) and 10 < len(steps) < 20 and steps[-1] < 1900
+
+
+def test_the_soak_sees_a_difference():
+    log = {(0, "train", "loss"): 2.0, (1, "train", "loss"): 1.0}
+    assert soak.difference(log, dict(log)) == 0
+    assert soak.difference(log, {**log, (1, "train", "loss"): 1.5}) == 0.5
+    assert soak.difference(log, {(0, "train", "loss"): 2.0}) == soak.difference({}, {}) == math.inf
+
+
+def test_the_soak_sees_what_is_left(bucket_server, tmp_path):
+    bucket_server.make_bucket(soak.BUCKET)
+    (tmp_path / "tmp").mkdir()
+
+    def write(*names):
+        for name in names:
+            write_whole(storage_path(f"gs://{soak.BUCKET}/{name}"), LINE)
+
+    for run in ("alone", "hurt"):
+        write(f"{run}/metrics.jsonl", f"{run}/metrics-00001.jsonl")
+        write(*(f"{run}/checkpoints/20/{name}" for name in ("commit_success.txt", "model/d/x")))
+    assert soak.left_behind(bucket_server, tmp_path) == []
+    logs = [soak.read_log(bucket_server, run) for run in ("alone", "hurt")]
+    assert logs[0] == logs[1] == {(0, "train", "loss"): 1.5}
+    write("hurt/lease/3", "hurt/checkpoints/40/model/d/x", "alone/x.orbax-checkpoint-tmp/y")
+    (tmp_path / "tmp" / "forgotten").touch()
+    found = soak.left_behind(bucket_server, tmp_path)
+    assert found == [
+        "alone/x.orbax-checkpoint-tmp/y", "hurt/lease/3", "40", "hurt/checkpoints/40, incomplete",
+        str(tmp_path / "tmp" / "forgotten"),
+    ]  # fmt: skip
+
+
+LINE = b'{"step": 0, "time": 1, "split": "train", "values": {"loss": 1.5, "examples_per_s": 3}}\n'
 
 
 def test_a_benchmark_is_shown_and_saved(tmp_path):

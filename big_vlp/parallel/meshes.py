@@ -61,12 +61,14 @@ def make_mesh(
 def _by_slice(devices, slices: int) -> list[list]:
     """The devices of each slice."""
     if devices[0].platform == "tpu":
-        numbers = sorted({device.slice_index for device in devices})
-        if len(numbers) != slices:
+        found = {}
+        for device in devices:  # those of a single slice have no number
+            found.setdefault(getattr(device, "slice_index", 0), []).append(device)
+        if len(found) != slices:
             raise ValueError(
-                f"slices={slices}, but these TPUs are {len(numbers)}; set slices={len(numbers)}."
+                f"slices={slices}, but these TPUs are {len(found)}; set slices={len(found)}."
             )
-        return [[d for d in devices if d.slice_index == number] for number in numbers]
+        return [found[number] for number in sorted(found)]
     owners = sorted({device.process_index for device in devices})
     if len(owners) == 1:  # to try out on one machine what several slices do
         owned = np.split(np.arange(len(devices)), slices)

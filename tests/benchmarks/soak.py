@@ -38,7 +38,7 @@ KINDS = (
     "SIGTERM to the launcher",
 )  # fmt: skip
 LATE_SECONDS = 0.5  # a kill comes up to so long after its step
-START_SECONDS = 15.0  # every fourth comes at a moment of a start
+START_SHARE, START_SECONDS = 0.3, 15.0  # of the kills, and when in a start they come
 MOST_GROWTH = 1.1  # of memory, see `Run.growth`
 TOLD = 143
 TIMING = ("examples_per_s", "input_wait", "save_seconds")
@@ -109,11 +109,12 @@ def moments(steps: int, kills: int, seed: int) -> list[tuple[str, float | int]]:
     while len(kinds) < kills:
         kinds += draws.sample(KINDS, len(KINDS))
     after = sorted(draws.randrange(LOG_STEPS, int(0.93 * steps)) for _ in range(kills))
-    starts = [i % 4 == 3 for i in range(kills)]
-    return [
-        (kind, draws.uniform(1, START_SECONDS) if in_start else step)
-        for kind, step, in_start in zip(kinds, after, starts)
-    ]
+    found = []
+    for kind, step in zip(kinds, after):
+        # What stands still in a start only the time limits of that find, which are long.
+        in_start = draws.random() < START_SHARE and "SIGSTOP" not in kind
+        found.append((kind, draws.uniform(1, START_SECONDS) if in_start else step))
+    return found
 
 
 class Run:

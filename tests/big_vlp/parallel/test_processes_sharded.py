@@ -52,7 +52,7 @@ def test_it_goes_on_with_other_numbers_of_processes_and_devices(tmp_path):
     wait_until(cluster, (workdir / "checkpoints" / "5").exists)
     cluster.processes[1].kill()
     table = cluster.processes[0].communicate(timeout=TIMEOUT)[0]
-    assert cluster.processes[0].returncode not in (0, 1)
+    assert cluster.processes[0].returncode != 0
     assert "fsdp on axis" in table and "tensor on axis" in table
     stopped_at = Checkpoints(workdir, read_only=True).latest_step()
 

@@ -106,6 +106,10 @@ def test_tpus_say_which_slice_they_are_of(monkeypatch):
     assert [device.slice_index for device in grid.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
     with pytest.raises(ValueError, match="slices=1, but these TPUs are 2; set slices=2"):
         make_mesh(devices=devices)
+    alone = [Device(i, i // 2, platform="tpu") for i in range(4)]
+    assert make_mesh(devices=alone).devices.shape == (4, 1, 1)
+    with pytest.raises(ValueError, match="slices=2, but these TPUs are 1; set slices=1"):
+        make_mesh(slices=2, devices=alone)
 
 
 @pytest.mark.parametrize(
@@ -325,5 +329,5 @@ def test_a_topology_that_jax_cannot_lay_out(kind, monkeypatch):
 
     monkeypatch.setattr(jax, "make_mesh", make_mesh)
     with pytest.raises(ValueError, match=r"'tensor': 2.*topology.*logical_axis_index"):
-        devices = [Device(i, 0, platform="tpu", slice_index=0) for i in range(8)]
+        devices = [Device(i, 0, platform="tpu") for i in range(8)]
         meshes.make_mesh(data=-1, fsdp=1, tensor=2, devices=devices)
