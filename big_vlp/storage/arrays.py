@@ -36,7 +36,10 @@ CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.
 SPECIAL_CHARACTERS = set("\\*?[]:")
 # What the errors of tensorstore and Orbax hold where it is not the program's fault.
-OF_FILES = "os_error_code|OS error|local file|already exists"
+OF_FILES = (
+    "os_error_code|OS error|local file|already exists|HTTP response code"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED"
+)
 
 
 class UnreadableArraysError(CheckpointError):
