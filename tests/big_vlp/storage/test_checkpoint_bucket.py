@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from big_vlp.parallel import processes, watchdog
-from big_vlp.storage import agreement, frozen, objects
+from big_vlp.storage import agreement, arrays, frozen, objects
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
 from input_pipeline.files import buckets
 from tests.bucket_server import SERVERS
@@ -132,6 +132,13 @@ def test_what_cannot_be_reached_is_not_called_damaged(bucket, bucket_server, mon
     with spoiling, pytest.raises(CheckpointError, match="cannot be reached now") as error:
         checkpoints.meta(1)
     assert not isinstance(error.value, agreement.UnreadableError)
+    assert processes.status_of(error.value) == watchdog.STATUS
+
+
+@pytest.mark.parametrize("doing", [arrays.reading, lambda: arrays.writing("there", str)])
+def test_an_outage_that_tensorstore_meets_is_told_as_one(doing):
+    with pytest.raises(CheckpointError, match="503") as error, doing():
+        raise ValueError("UNAVAILABLE: HTTP response code: 503 [source locations='a']")
     assert processes.status_of(error.value) == watchdog.STATUS
 
 
