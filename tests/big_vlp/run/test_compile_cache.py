@@ -57,9 +57,8 @@ def point_to():
 
 def test_a_missing_bucket_is_one_error(bucket_server, scheme, point_to):
     point_to(f"{scheme}://missing/cache")
-    with pytest.raises(
-        CompileCacheError, match=r"missing/cache cannot be used \(there is no bucket"
-    ):
+    why = r"missing/cache cannot be used \(there is no bucket 'missing'\)"
+    with pytest.raises(CompileCacheError, match=why):
         open_compile_cache()
 
 
