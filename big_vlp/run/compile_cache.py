@@ -33,6 +33,6 @@ def open_compile_cache() -> None:
             create(directory / ".writable", b"")
     except (BigVlpError, OSError) as error:
         raise CompileCacheError(
-            f"JAX_COMPILATION_CACHE_DIR={given} cannot be used: {error} Correct or unset it."
+            f"JAX_COMPILATION_CACHE_DIR={given} cannot be used ({error}). Correct or unset it."
         ) from error
     jax.config.update(_OF_XLA, "")

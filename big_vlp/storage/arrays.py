@@ -36,7 +36,10 @@ CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.
 SPECIAL_CHARACTERS = set("\\*?[]:")
 # What the errors of tensorstore and Orbax hold where it is not the program's fault.
-OF_FILES = "os_error_code|OS error|local file|already exists"
+OF_FILES = (
+    "os_error_code|OS error|local file|already exists|HTTP response code"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED"
+)
 
 
 class UnreadableArraysError(CheckpointError):
@@ -177,7 +180,7 @@ def reading():
         if cannot_be_reached(error):
             raise CheckpointError(
                 f"A checkpoint cannot be reached now, nothing is wrong with it ({reason(error)})."
-            ) from error
+            ) from _as_outage(error)
         if _lacks_resources(error):
             raise CheckpointError(
                 f"Reading a checkpoint failed for want of memory or files on this machine, nothing "
@@ -226,7 +229,7 @@ def writing(directory: Path, kept: Callable[[], str]):
         raise CheckpointError(
             f"Writing a checkpoint to {directory} failed ({reason(error)}). {kept()}. {remedy}, "
             "then run the same command again: it goes on from there."
-        ) from error
+        ) from (_as_outage(error) if cannot_be_reached(error) else error)
 
 
 def reason(error: BaseException) -> str:
@@ -253,6 +256,15 @@ def cannot_be_reached(error: BaseException) -> bool:
         isinstance(cause, Unreachable) or re.search("UNAVAILABLE|DEADLINE_EXCEEDED", str(cause))
         for cause in _causes(error)
     )
+
+
+def _as_outage(error: BaseException) -> BaseException:
+    """With an `Unreachable` among its causes, where TensorStore tells of the outage in words."""
+    if any(isinstance(cause, Unreachable) for cause in _causes(error)):
+        return error
+    outage = Unreachable(reason(error))
+    outage.__cause__ = error
+    return outage
 
 
 def _lacks_resources(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ def connect() -> None:
     import fsspec
     import gcsfs
     import requests
+    from fsspec.asyn import sync_wrapper
     from gcsfs.retry import ChecksumError, HttpError
     from google.auth.exceptions import GoogleAuthError
 
@@ -44,6 +45,8 @@ def connect() -> None:
                 with contextlib.suppress(FileNotFoundError):
                     await self._rm_file(f"{path}/{COMMITTED}")
             return await super()._rm(path, recursive=recursive, **options)
+
+        rm = sync_wrapper(_rm)
 
     fsspec.register_implementation("gs", GoogleFiles, clobber=True)
     fsspec.register_implementation("gcs", GoogleFiles, clobber=True)

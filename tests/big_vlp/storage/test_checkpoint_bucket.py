@@ -2,13 +2,14 @@
 
 import asyncio
 import importlib.metadata
+import itertools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from big_vlp.parallel import processes, watchdog
-from big_vlp.storage import agreement, frozen, objects
+from big_vlp.storage import agreement, arrays, frozen, objects
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
 from input_pipeline.files import buckets
 from tests.bucket_server import SERVERS
@@ -90,16 +91,22 @@ def test_one_whose_deletion_is_interrupted_counts_no_more(bucket, bucket_server)
     assert "1" in {path.name for path in (bucket / "checkpoints").iterdir()}
 
 
-def test_wherever_writing_is_cut_off_no_half_counts(bucket, bucket_server):
+@pytest.mark.parametrize("uploads", [0, 2, 4])
+def test_wherever_writing_is_cut_off_no_half_counts(bucket, bucket_server, uploads):
     save(bucket, 1, keep_latest=9)
-    for requests in (5, 15, 30):
-        with (
-            bucket_server.faults.spoiling(lambda i, *_, n=requests: 403 if i >= n else None),
-            pytest.raises(CheckpointError),
-        ):
-            save(bucket, 2, keep_latest=9)
-        assert Checkpoints(bucket, read_only=True).all_steps() == [1]
-        assert restored(bucket) == (1, [])
+    of_model = itertools.count()
+
+    def spoil(number, method, path):
+        is_one = method in ("PUT", "POST") and "model" in path
+        return 403 if is_one and next(of_model) >= uploads else None
+
+    with (
+        bucket_server.faults.spoiling(spoil),
+        pytest.raises(CheckpointError, match=r"the last complete one is step 1\. Mend that"),
+    ):
+        save(bucket, 2, keep_latest=9)
+    assert Checkpoints(bucket, read_only=True).all_steps() == [1]
+    assert restored(bucket) == (1, [])
 
 
 def test_what_was_frozen(bucket):
@@ -107,21 +114,6 @@ def test_what_was_frozen(bucket):
     frozen.save_frozen(bucket, tree(8))  # a run that begins again
     found = frozen.restore_frozen(bucket, shapes())
     assert jax.tree.all(jax.tree.map(jnp.array_equal, found, tree(8)))
-
-
-def test_writing_that_is_forbidden_is_one_error(bucket, bucket_server):
-    save(bucket, 1, keep_latest=3)
-
-    def uploads(number, method, path):
-        arrays = "%2Fd%2F" in path or "/d/" in path or "ocdbt" in path
-        return 403 if arrays and method in ("PUT", "POST") else None
-
-    with (
-        bucket_server.faults.spoiling(uploads),
-        pytest.raises(CheckpointError, match=r"the last complete one is step 1\. Mend that"),
-    ):
-        save(bucket, 2, keep_latest=3)
-    assert Checkpoints(bucket, read_only=True).all_steps() == [1]
 
 
 def test_what_cannot_be_reached_is_not_called_damaged(bucket, bucket_server, monkeypatch):
@@ -140,6 +132,13 @@ def test_what_cannot_be_reached_is_not_called_damaged(bucket, bucket_server, mon
     with spoiling, pytest.raises(CheckpointError, match="cannot be reached now") as error:
         checkpoints.meta(1)
     assert not isinstance(error.value, agreement.UnreadableError)
+    assert processes.status_of(error.value) == watchdog.STATUS
+
+
+@pytest.mark.parametrize("doing", [arrays.reading, lambda: arrays.writing("there", str)])
+def test_an_outage_that_tensorstore_meets_is_told_as_one(doing):
+    with pytest.raises(CheckpointError, match="503") as error, doing():
+        raise ValueError("UNAVAILABLE: HTTP response code: 503 [source locations='a']")
     assert processes.status_of(error.value) == watchdog.STATUS
 
 

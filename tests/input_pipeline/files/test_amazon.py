@@ -48,8 +48,13 @@ def test_what_another_writes_anew_is_read_whole(bucket_server, bucket):
     def overwrite(number, method, name):
         if method == "GET":
             host, port = bucket_server.faults.behind
-            url = f"http://{host}:{port}{name.partition('?')[0]}"
-            urllib.request.urlopen(urllib.request.Request(url, b"longer", method="PUT")).close()
+            request = urllib.request.Request(
+                f"http://{host}:{port}{name.partition('?')[0]}",
+                b"longer",
+                {"Content-Type": "application/octet-stream"},
+                method="PUT",
+            )
+            urllib.request.urlopen(request).close()
 
     with bucket_server.faults.spoiling(overwrite):
         assert path.read_bytes() == b"longer"

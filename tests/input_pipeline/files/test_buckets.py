@@ -84,11 +84,17 @@ def test_what_makes_a_checkpoint_count_is_removed_first(bucket_server, bucket):
     for name in ("array", buckets.COMMITTED, "item/data"):
         whole.write_whole(bucket / name, b"")
 
+    deletions = []
+
     def of_others(number, method, path):
-        return 403 if method in ("DELETE", "POST") and buckets.COMMITTED not in path else None
+        if method not in ("DELETE", "POST"):
+            return None
+        deletions.append(path)
+        return None if buckets.COMMITTED in path else 403
 
     with bucket_server.faults.spoiling(of_others), pytest.raises(OSError):
         bucket.rmtree()
+    assert buckets.COMMITTED in deletions[0]
     assert not (bucket / buckets.COMMITTED).exists()
     assert (bucket / "array").exists() and (bucket / "item/data").exists()
 
