@@ -104,8 +104,8 @@ class OfFiles(Source):
 
     def files(self) -> list[str]:
         """Of all records, the first of each, then the second."""
-        found = map(self.paths, range(len(self)))
-        return [path for paths in zip(*found) for path in paths]
+        found = [self.paths(index) for index in range(len(self))]
+        return [paths[place] for place in range(len(found[0]) if found else 0) for paths in found]
 
 
 class Wrapper(Source):

@@ -85,9 +85,9 @@ class Source(base.Source):
     def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         """Those of `indices`; in a bucket all are asked for at once."""
         if isinstance(self._data, _InBucket):
-            found = self._data.read(indices)
-        else:  # one call for many would be slower: it starts a thread for each shard
-            found = [records.attempt(self._data.__getitem__, index) for index in indices]
+            found: Iterable[bytes | Exception] = self._data.read(indices)
+        else:  # one by one: a call for many is slower, as it starts a thread for each shard
+            found = (records.attempt(self._data.__getitem__, index) for index in indices)
         return [self._decode(index, data) for index, data in zip(indices, found)]
 
     def _decode(self, index: int, data: bytes | Exception) -> dict[str, Any] | Exception:

@@ -56,7 +56,7 @@ def test_what_is_no_such_file(tmp_path):
     for count in (49, 51):
         with pytest.raises(ValueError, match=f"places of 50 records instead of {count}"):
             places(data, count)
-    for other in (bytes(len(data)), data[:-1], data[: len(data) // 2], b"", b"x"):
+    for other in (bytes(len(data)), data[:-BLOCK], data[: len(data) // 2], b"", b"x"):
         with pytest.raises(ValueError):
             places(other, 50)
     with pytest.raises(ValueError):
