@@ -157,7 +157,7 @@ class Server:
     def command(self, port: int) -> list[str]:
         raise NotImplementedError
 
-    def make_bucket(self) -> None:
+    def make_bucket(self, name: str = "bucket") -> None:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
@@ -180,10 +180,10 @@ class GoogleServer(Server):
         options += ["-external-url", self.url, "-public-host", self.url.removeprefix("http://")]
         return [str(Path(package, BINARY)), *options]
 
-    def make_bucket(self):
+    def make_bucket(self, name="bucket"):
         request = urllib.request.Request(
             f"{self.url}/storage/v1/b?project=tests",
-            json.dumps({"name": "bucket"}).encode(),
+            json.dumps({"name": name}).encode(),
             {"Content-Type": "application/json"},
         )
         urllib.request.urlopen(request).close()
@@ -205,8 +205,8 @@ class AmazonServer(Server):
     def command(self, port):
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
-    def make_bucket(self):
-        request = urllib.request.Request(f"{self.url}/bucket", method="PUT")
+    def make_bucket(self, name="bucket"):
+        request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
         urllib.request.urlopen(request).close()
 
     def environment(self):

@@ -59,8 +59,9 @@ def test_the_soak_sees_a_difference():
     assert soak.difference(log, {(0, "train", "loss"): 2.0}) == soak.difference({}, {}) == math.inf
 
 
-def test_the_soak_sees_what_is_left(bucket_server, tmp_path):
-    bucket_server.make_bucket(soak.BUCKET)
+def test_the_soak_sees_what_is_left(start_bucket_server, tmp_path):
+    server = start_bucket_server("gs")
+    server.make_bucket(soak.BUCKET)
     (tmp_path / "tmp").mkdir()
 
     def write(*names):
@@ -70,12 +71,12 @@ def test_the_soak_sees_what_is_left(bucket_server, tmp_path):
     for run in ("alone", "hurt"):
         write(f"{run}/metrics.jsonl", f"{run}/metrics-00001.jsonl")
         write(*(f"{run}/checkpoints/20/{name}" for name in ("commit_success.txt", "model/d/x")))
-    assert soak.left_behind(bucket_server, tmp_path) == []
-    logs = [soak.read_log(bucket_server, run) for run in ("alone", "hurt")]
+    assert soak.left_behind(server, tmp_path) == []
+    logs = [soak.read_log(server, run) for run in ("alone", "hurt")]
     assert logs[0] == logs[1] == {(0, "train", "loss"): 1.5}
     write("hurt/lease/3", "hurt/checkpoints/40/model/d/x", "alone/x.orbax-checkpoint-tmp/y")
     (tmp_path / "tmp" / "forgotten").touch()
-    found = soak.left_behind(bucket_server, tmp_path)
+    found = soak.left_behind(server, tmp_path)
     assert found == [
         "alone/x.orbax-checkpoint-tmp/y", "hurt/lease/3", "40", "hurt/checkpoints/40, incomplete",
         str(tmp_path / "tmp" / "forgotten"),

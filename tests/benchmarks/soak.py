@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.benchmarks.common import CannotRunError
-from tests.bucket_server import PACKAGES, Server, is_missing
+from tests.bucket_server import GoogleServer, is_missing
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "soak"
@@ -48,13 +48,13 @@ def measure(
     minutes: float = 40.0, steps: int = 2000, kills: int = 20, seed: int = 0, plot: str = "soak.png"
 ):
     """Args: when to give up; steps of the run; kills; of their moments; a picture of the memory."""
-    if missing := [package for package in PACKAGES if is_missing(package)]:
+    if missing := [package for package in GoogleServer.packages if is_missing(package)]:
         raise CannotRunError(f"install {', '.join(missing)}")
     deadline = time.monotonic() + 60 * minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD))  # what was started is ended, too
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="big_vlp_soak_")))
-        server = Server(folder)
+        server = GoogleServer(folder)
         opened.callback(server.stop)
         server.make_bucket(BUCKET)
         environment = environment_of(server, folder)
@@ -88,7 +88,7 @@ def measure(
         raise CannotRunError("the runs differ, or something is left, or memory grew; see above")
 
 
-def environment_of(server: Server, folder: Path) -> dict[str, str]:
+def environment_of(server: GoogleServer, folder: Path) -> dict[str, str]:
     """Of the launcher: the bucket, and programs that start fast."""
     (folder / "tmp").mkdir()
     return {
@@ -279,7 +279,7 @@ class Run:
                     self.samples.append((now, pid, kib / 1024, step))
 
 
-def objects(server: Server) -> list[str]:
+def objects(server: GoogleServer) -> list[str]:
     """The names of all that is in the bucket."""
     url, names, page = f"{server.url}/storage/v1/b/{BUCKET}/o", [], ""
     while True:
@@ -291,7 +291,7 @@ def objects(server: Server) -> list[str]:
             return names
 
 
-def read_log(server: Server, name: str) -> dict:
+def read_log(server: GoogleServer, name: str) -> dict:
     """{(step, split, metric): value} of a run's log, without what a clock says."""
     lines = []
     for part in sorted(n for n in objects(server) if n.startswith(f"{name}/metrics")):
@@ -313,7 +313,7 @@ def difference(expected: dict, found: dict) -> float:
     return max(abs(found[k] - v) / max(abs(v), 1e-12) for k, v in expected.items())
 
 
-def left_behind(server: Server, folder: Path) -> list[str]:
+def left_behind(server: GoogleServer, folder: Path) -> list[str]:
     """What should not be there once both runs have ended."""
     names = objects(server)
     kept = {
