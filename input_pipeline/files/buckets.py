@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 # Else epath would go through TensorFlow wherever that is installed, whose errors are no OSErrors.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -60,7 +61,7 @@ def make_directory(path: Path | epath.Path) -> None:
 
 def write(path: epath.Path, data: bytes) -> None:
     """Writes an object of a bucket; it is there when its upload is finished."""
-    _files(path).pipe_file(os.fspath(path), data)
+    files_of(path).pipe_file(os.fspath(path), data)
 
 
 def create(path: Path | epath.Path, data: bytes) -> None:
@@ -70,7 +71,7 @@ def create(path: Path | epath.Path, data: bytes) -> None:
       FileExistsError
     """
     if is_in_bucket(path):
-        _files(path).pipe_file(os.fspath(path), data, mode="create")
+        files_of(path).pipe_file(os.fspath(path), data, mode="create")
         return
     with open(path, "xb") as file:
         try:
@@ -80,10 +81,13 @@ def create(path: Path | epath.Path, data: bytes) -> None:
             raise
 
 
-def _files(path: epath.Path):
+def files_of(path: str | os.PathLike) -> Any:
+    """fsspec's file system for a path in a bucket; the path may come from another process."""
     import fsspec
 
-    return fsspec.filesystem(os.fspath(path).partition("://")[0])
+    scheme = os.fspath(path).partition("://")[0]
+    _once(_SCHEMES[scheme][2])
+    return fsspec.filesystem(scheme)
 
 
 @functools.cache

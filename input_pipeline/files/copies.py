@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etils import epath
 
-from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.buckets import files_of, is_in_bucket, storage_path
 
 _PART_BYTES = 16 * 2**20
 _THREADS = 8
@@ -27,13 +27,13 @@ def local_copy(path: Path | epath.Path) -> Path:
 
 def upload(file: Path, path: epath.Path) -> None:
     """Writes an object of a bucket from a local file; it is there when its upload is finished."""
-    _files(path).put_file(os.fspath(file), os.fspath(path))
+    files_of(path).put_file(os.fspath(file), os.fspath(path))
 
 
 @functools.cache
 def _copy(url: str) -> Path:
     path = storage_path(url)
-    files, folder = _files(path), Path(tempfile.mkdtemp(dir=_folder()))
+    files, folder = files_of(path), Path(tempfile.mkdtemp(dir=_folder()))
     copy = folder / path.name
     before = files.info(url)
     size = before["size"]
@@ -68,9 +68,3 @@ def _folder() -> str:
     folder = tempfile.TemporaryDirectory(prefix="big_vlp_")
     atexit.register(folder.cleanup)
     return folder.name
-
-
-def _files(path: epath.Path):
-    import fsspec
-
-    return fsspec.filesystem(os.fspath(path).partition("://")[0])

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from input_pipeline.files.buckets import is_in_bucket, storage_path
-from input_pipeline.files.ranges import files_of, open_file
+from input_pipeline.files.buckets import files_of, is_in_bucket, storage_path
+from input_pipeline.files.ranges import open_file
 
 # How the names of images end, in lower case: of the formats that are decoded.
 IMAGE_EXTENSIONS = (

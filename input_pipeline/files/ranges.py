@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
-from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.buckets import files_of, is_in_bucket, storage_path
 
 _MAX_OPEN_FILES = 256
 # Requests under way at a time, and what one of a file that is read from end to end asks for.
@@ -30,20 +30,6 @@ class File:
     path: Path | epath.Path
     size: int
     checksum: str = ""
-
-
-def files_of(path: os.PathLike) -> Any:
-    """fsspec's file system for a path in a bucket; the path may come from another process."""
-    scheme, _, rest = os.fspath(path).partition("://")
-    _connect(f"{scheme}://{rest.partition('/')[0]}")
-    import fsspec
-
-    return fsspec.filesystem(scheme)
-
-
-@functools.cache
-def _connect(bucket: str) -> None:
-    storage_path(bucket)
 
 
 def source_path(given: str | os.PathLike) -> Path | epath.Path:

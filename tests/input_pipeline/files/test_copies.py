@@ -77,9 +77,9 @@ def test_what_cannot_be_copied_leaves_nothing(bucket, bucket_server, monkeypatch
         def info(self, url):
             return {**self.files.info(url), "generation": next(self.generations)}
 
-    of = copies._files
+    of = copies.files_of
     with monkeypatch.context() as changed:
-        changed.setattr(copies, "_files", Replaced)
+        changed.setattr(copies, "files_of", Replaced)
         with pytest.raises(OSError, match="was changed while"):
             copies.local_copy(path)
     assert left() == before
