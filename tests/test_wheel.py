@@ -49,9 +49,9 @@ def test_a_wheel_trains_and_evaluates(tmp_path):
     assert Path(where.strip()).is_relative_to(site)
 
     shutil.copy(ROOT / "tests" / "tiny_config.py", folder / "mine.py")
-    arguments = "--config", "mine.py:method=clip", "--workdir", "runs/a", "--config.total_steps=2"
+    arguments = "--config", "mine.py:method=clip", "--workdir", "runs/a", "--config.total_steps=4"
     run(python, "-m", "big_vlp.train", *arguments, cwd=folder)
     run(python, "-m", "big_vlp.evaluate", *arguments, cwd=folder)
-    assert (folder / "runs" / "a" / "evaluate" / "2.json").exists()
+    assert (folder / "runs" / "a" / "evaluate" / "4.json").exists()
     assert not (folder / "runs" / "a" / "COMMIT").exists()  # it is no checkout
     assert {path.name for path in folder.iterdir()} <= {"mine.py", "runs", "__pycache__"}

@@ -60,6 +60,7 @@ def test_shards_of_weights(bucket, bucket_server, tmp_path):
     assert not (bucket / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_there_and_back(bucket, run):  # noqa: F811
     preprocess, labels = Preprocess(image_size=224), Labels(("cat", "dog", "sofa"))
     shapes = make_method(**CATLIP, preprocess=preprocess).shapes[0]
