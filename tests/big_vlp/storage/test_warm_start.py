@@ -69,22 +69,20 @@ def test_a_model_directory_gives_back_what_was_saved(trained, weights, part):
     same(stored.load(), trained[part])
 
 
-def test_a_probe_starts_from_the_frozen_tower(trained):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_probe_starts_from_the_frozen_tower(trained, place, request):
+    directory = trained[0]
+    if place == "bucket":
+        directory = request.getfixturevalue("bucket")
+        items = {"model": trained[1], "averaged": trained[2]}
+        save_model(directory, items, CATLIP, PREPROCESS, None)
     state, mesh = fresh()
-    started, note = WarmStart(str(trained[0])).apply(state, mesh, None)
+    started, note = WarmStart(str(directory)).apply(state, mesh, None)
     same(started["frozen"]["tower"], trained[2]["tower"])
     same(started["model"]["batch_stats"], trained[2]["batch_stats"])
     same(started["model"]["classifier"], state["model"]["classifier"])
     assert "step 0" in note and "averaged weights" in note
     same(started["opt"], state["opt"])
-
-
-def test_a_run_starts_from_a_model_in_a_bucket(trained, bucket):
-    items = {"model": trained[1], "averaged": trained[2]}
-    save_model(bucket, items, CATLIP, PREPROCESS, None)
-    started = [WarmStart(str(model)).apply(*fresh(), None)[0] for model in (bucket, trained[0])]
-    same(started[0]["frozen"], started[1]["frozen"])
-    same(started[0]["model"], started[1]["model"])
 
 
 def test_the_average_starts_where_the_model_does(trained):

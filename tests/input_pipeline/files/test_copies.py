@@ -15,14 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch, bucket):
-    """Several parts of little data, and no waiting between two tries."""
-    retry = pytest.importorskip("gcsfs.retry")
-
-    async def at_once(_):
-        return None
-
-    monkeypatch.setattr(retry.asyncio, "sleep", at_once)
+def several_parts(monkeypatch):
     monkeypatch.setattr(copies, "_PART_BYTES", 1000)
 
 
@@ -30,14 +23,19 @@ def left():
     return [path.name for path in Path(copies._folder()).glob("*/*")]
 
 
-def test_a_copy_is_made_once(bucket, bucket_server, tmp_path):
-    path = bucket / "weights.npz"
+def test_a_copy_is_made_once(bucket, bucket_server, tmp_path, monkeypatch):
+    path, retry = bucket / "weights.npz", pytest.importorskip("gcsfs.retry")
+
+    async def at_once(_):
+        return None
+
     whole.write_whole(path, DATA)
 
     def downloads(number, method, path):
         return "cut" if number % 50 == 3 and "alt=media" in path else None
 
-    with bucket_server.faults.spoiling(downloads):
+    with bucket_server.faults.spoiling(downloads), monkeypatch.context() as changed:
+        changed.setattr(retry.asyncio, "sleep", at_once)  # between two tries
         copy = copies.local_copy(path)
     assert copy.read_bytes() == DATA and copy.name == path.name
     before = len(bucket_server.faults.requests)
