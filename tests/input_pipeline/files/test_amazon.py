@@ -51,7 +51,7 @@ def test_what_another_writes_anew_is_read_whole(bucket_server, bucket):
             request = urllib.request.Request(
                 f"http://{host}:{port}{name.partition('?')[0]}",
                 b"longer",
-                {"Content-Type": "application/octet-stream"},
+                {"Content-Type": "application/octet-stream", "Authorization": "AWS tests:tests"},
                 method="PUT",
             )
             urllib.request.urlopen(request).close()
