@@ -22,8 +22,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Before gcsfs is imported, too: else it asks each bucket's type of Google, seconds in each process.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 # Shells start jobs in the background with Ctrl-C ignored, and so do the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -2,36 +2,40 @@
 
 import contextlib
 import logging
-import os
 import re
+from urllib.parse import unquote
 
 from input_pipeline.files.outages import COMMITTED, Unreachable, tell, text_of
 
 
 def connect() -> None:
     """Before the first use: the file system of these URLs becomes ours."""
-    # It would ask each bucket for its type over gRPC, which proxies and emulators do not answer.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import aiohttp
     import fsspec
-    import gcsfs
     import requests
     from fsspec.asyn import sync_wrapper
+
+    # Not gcsfs.GCSFileSystem, which asks each bucket for its type over gRPC; proxies and emulators
+    # do not answer that.
+    from gcsfs.core import GCSFileSystem
     from gcsfs.retry import ChecksumError, HttpError
     from google.auth.exceptions import GoogleAuthError
 
     passing = (ChecksumError, TimeoutError, aiohttp.ClientError, requests.RequestException)
 
-    class GoogleFiles(gcsfs.GCSFileSystem):
+    class GoogleFiles(GCSFileSystem):
         async def _call(self, method, path, *args, **options):
             try:
                 return await super()._call(method, path, *args, **options)
             except FileNotFoundError as error:
+                found = re.search(r"b/([^/]+)/o(?:/([^/?]+))?", path)
+                if found is None:
+                    raise
+                bucket, name = found.groups()
                 if method == "POST" and "/upload/" in path:
-                    bucket = re.search(r"/b/([^/]+)", path)
-                    name = bucket[1] if bucket else path
-                    raise FileNotFoundError(f"there is no bucket {name!r}") from error
-                raise
+                    raise FileNotFoundError(f"there is no bucket {bucket!r}") from error
+                url = f"gs://{bucket}/{unquote(name or '')}"
+                raise FileNotFoundError(f"{url} does not exist") from error
             except passing as error:
                 raise Unreachable(text_of(error)) from error
             except HttpError as error:
