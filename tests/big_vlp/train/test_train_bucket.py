@@ -63,7 +63,8 @@ def in_bucket(bucket_server, scheme, command, going_on):  # noqa: F811
 def test_it_leaves_the_same(on_disk, in_bucket):
     assert training_metrics(in_bucket) == training_metrics(on_disk)
     assert evaluations(in_bucket) == evaluations(on_disk)
-    assert {path.name for path in in_bucket.iterdir()} == {path.name for path in on_disk.iterdir()}
+    names, expected = ({path.name for path in run.iterdir()} for run in (in_bucket, on_disk))
+    assert names == expected - {"evaluate"}  # of the test of an evaluator
     assert Checkpoints(in_bucket, read_only=True).all_steps() == [25, 30]
     for picture in ("curves.png", "contact_sheet.png"):
         assert (in_bucket / picture).read_bytes()[:4] == b"\x89PNG"
@@ -81,7 +82,7 @@ def test_it_asks_no_more_than_it_must(in_bucket, going_on, scheme, capsys):
     with capsys.disabled():
         print(f"\nRequests of {steps} steps and 4 checkpoints on {scheme}://: {dict(found)}")
     assert found["metrics"] + found["tensorboard"] <= 3 * steps + 20
-    assert found["checkpoints"] <= 4 * 250 + 100
+    assert found["checkpoints"] <= 5 * 300
 
 
 def test_an_evaluator_follows_it(in_bucket, on_disk):
