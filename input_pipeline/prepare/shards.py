@@ -22,7 +22,7 @@ from etils import epath
 from rich.console import Console
 
 from input_pipeline import records
-from input_pipeline.files import whole
+from input_pipeline.files import listing, whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.whole import in_directory, write_json
 from input_pipeline.prepare import filters
@@ -171,33 +171,24 @@ def _finished_shards(
             f"{strangers[0]} was made from input that is not there now (--input does not match its "
             "tar, or the source has fewer records): use another --output, or remove the file."
         )
-    paths = [output / file for file in described]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        are_whole = list(threads.map(_is_whole, paths, described.values()))
+    are_whole = _are_whole([output / file for file in described], described.values())
     described = {f: s for (f, s), is_whole in zip(described.items(), are_whole) if is_whole}
     kept = {f: s for f, s in described.items() if (s["source"], s.get("modified")) == inputs[f]}
     return kept, len(described) - len(kept)
 
 
-def _is_whole(path: Path | epath.Path, shard: dict[str, Any]) -> bool:
-    """Whether a shard is as it was when its JSON, which comes after it, was written."""
-    try:
-        size, modified = _status(path)
-    except FileNotFoundError:
-        return False
-    if size != shard["bytes"]:
-        return False
-    untouched = modified <= _status(path.with_name(f"{path.name}.json"))[1]
-    return untouched or whole.checksum(path) == shard["sha256"]
+def _are_whole(paths: list[Path | epath.Path], shards: Iterable[dict[str, Any]]) -> list[bool]:
+    """Whether each shard is as it was when its JSON, which comes after it, was written."""
 
+    def is_whole(path, shard, status, noted):
+        size, modified = status
+        if size != shard["bytes"]:
+            return False
+        return bool(modified <= noted) or whole.checksum(path) == shard["sha256"]
 
-def _status(path: Path | epath.Path) -> tuple[int, int]:
-    """(bytes, when it was modified); to the nanosecond on a disk, to the second in a bucket, whose
-    objects are never modified but replaced."""
-    found = path.stat()
-    if is_in_bucket(path):
-        return found.length, found.mtime
-    return found.st_size, found.st_mtime_ns
+    notes = listing.status(path.with_name(f"{path.name}.json") for path in paths)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(is_whole, paths, shards, listing.status(paths), notes[:, 1]))
 
 
 def _write_shard(
