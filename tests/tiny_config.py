@@ -1,6 +1,7 @@
 """A run on scenes that takes seconds, for tests of the whole program.
 
-Options: method=cosmos|clip|catlip|cogvlm, dtype=float32|bfloat16
+Options: method=cosmos|clip|catlip|cogvlm, dtype=float32|bfloat16, data=DIR of prepared shards in
+place of the scenes
 """
 
 import ml_collections
@@ -9,12 +10,14 @@ from big_vlp.recipes import CATLIP_RULES, SCENES_VOCABULARY, parse_options
 
 
 def get_config(arg=None):
-    options = parse_options(arg, method="cosmos", dtype="float32")
+    options = parse_options(arg, method="cosmos", dtype="float32", data="")
     config = ml_collections.ConfigDict()
     config.seed = 1
     config.global_batch = 8
     config.total_steps = 30
     config.data = dict(name="scenes", size=100, image_size=48)
+    if options.data:
+        config.data = dict(path=options.data)
     config.preprocess = dict(image_size=16, tokenizer="clip", context_length=16)
     config.views = dict(
         name="cosmos", local_size=8, num_global=2, num_local=1, num_captions=3, crop_scale=0.4

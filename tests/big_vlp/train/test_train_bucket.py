@@ -1,4 +1,4 @@
-"""A run whose workdir is in a bucket leaves what a run on a disk leaves, number for number."""
+"""A run with workdir and data in a bucket leaves what one on a disk leaves, to the last digit."""
 
 import collections
 import os
@@ -11,6 +11,7 @@ from big_vlp.evaluate import evaluate
 from big_vlp.storage.checkpoint import COMMITTED, CheckpointError, Checkpoints
 from big_vlp.storage.model_dir import open_model
 from big_vlp.train import train
+from input_pipeline.prepare.command import main as prepare_command
 from tests.big_vlp.train.test_train import (
     CONFIG,
     TIMEOUT,
@@ -21,6 +22,7 @@ from tests.big_vlp.train.test_train import (
 )
 
 METHOD = "method=clip"
+DATA = "scenes:size=100,image_size=48"
 
 
 @pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
@@ -28,10 +30,25 @@ def scheme(request):
     return request.param
 
 
+def options_of(workdir):
+    """Of the tiny config; the data lie beside the run."""
+    return f"{METHOD},data={workdir.parent / 'data'}"
+
+
+def config_of(workdir, **changes):
+    return tiny_config(options_of(workdir), **changes)
+
+
+def prepare(workdir):
+    data = os.fspath(workdir.parent / "data")
+    assert prepare_command(["source", "--input", DATA, "--output", data]) == 0
+
+
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("on_disk")
-    train(tiny_config(METHOD), workdir)
+    workdir = tmp_path_factory.mktemp("on_disk") / "run"
+    prepare(workdir)
+    train(config_of(workdir), workdir)
     return workdir
 
 
@@ -47,7 +64,8 @@ def in_bucket(bucket_server, scheme, command, going_on):  # noqa: F811
     from input_pipeline.files.buckets import storage_path
 
     workdir = storage_path(f"{scheme}://bucket/killed")
-    process = command(workdir, f"--config={CONFIG}:{METHOD}")
+    prepare(workdir)
+    process = command(workdir, f"--config={CONFIG}:{options_of(workdir)}")
     deadline = time.monotonic() + TIMEOUT
     while not (workdir / "checkpoints" / "10" / COMMITTED).exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -55,7 +73,7 @@ def in_bucket(bucket_server, scheme, command, going_on):  # noqa: F811
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
     before = len(bucket_server.faults.requests)
-    train(tiny_config(METHOD), workdir)
+    train(config_of(workdir), workdir)
     going_on[:] = bucket_server.faults.requests[before:]
     return workdir
 
@@ -73,7 +91,7 @@ def test_it_leaves_the_same(on_disk, in_bucket):
 
 
 def test_it_asks_no_more_than_it_must(in_bucket, going_on, scheme, capsys):
-    kinds = ("lease", "checkpoints", "metrics", "tensorboard")
+    kinds = ("lease", "checkpoints", "metrics", "tensorboard", "data")
     found = collections.Counter(
         next((kind for kind in kinds if kind in line), "other") for line in going_on
     )
@@ -83,11 +101,13 @@ def test_it_asks_no_more_than_it_must(in_bucket, going_on, scheme, capsys):
         print(f"\nRequests of {steps} steps and 4 checkpoints on {scheme}://: {dict(found)}")
     assert found["metrics"] + found["tensorboard"] <= 3 * steps + 20
     assert found["checkpoints"] <= 5 * 300
+    # A record each: 8 rows of a step, and of those made ahead; the first, to look at; and where.
+    assert 20 * 8 <= found["data"] <= 24 * 8 + 20
 
 
 def test_an_evaluator_follows_it(in_bucket, on_disk):
-    evaluate(tiny_config(METHOD), in_bucket, follow=True)
-    evaluate(tiny_config(METHOD), on_disk)
+    evaluate(config_of(in_bucket), in_bucket, follow=True)
+    evaluate(config_of(on_disk), on_disk)
     found, expected = (path / "evaluate" / "30.json" for path in (in_bucket, on_disk))
     assert found.read_text() == expected.read_text()
     assert open_model(in_bucket).load().keys() == open_model(on_disk).load().keys()
@@ -99,16 +119,16 @@ def test_a_checkpoint_counts_when_its_last_object_is_there(in_bucket):
     (last / COMMITTED).unlink()
     assert Checkpoints(in_bucket, read_only=True).all_steps() == [25]
     with pytest.raises(CheckpointError, match="no checkpoint of step 30; it has"):
-        evaluate(tiny_config(METHOD), in_bucket, at_step=30)
+        evaluate(config_of(in_bucket), in_bucket, at_step=30)
     before = training_metrics(in_bucket)
-    train(tiny_config(METHOD), in_bucket)
+    train(config_of(in_bucket), in_bucket)
     assert training_metrics(in_bucket) == before
     (last / "meta" / "metadata").unlink()
-    train(tiny_config(METHOD, checkpoint__on_damage="previous"), in_bucket)
+    train(config_of(in_bucket, checkpoint__on_damage="previous"), in_bucket)
     assert training_metrics(in_bucket) == before
     names = {path.name for path in (in_bucket / "checkpoints").iterdir()}
     assert {"25", "30", "30.damaged"} <= names
     assert Checkpoints(in_bucket, read_only=True).all_steps() == [25, 30]
     # What was set aside stays when the run starts again.
-    train(tiny_config(METHOD), in_bucket)
+    train(config_of(in_bucket), in_bucket)
     assert "30.damaged" in {path.name for path in (in_bucket / "checkpoints").iterdir()}
