@@ -102,7 +102,7 @@ CHAIN_RULE["key_value"] = CHAIN_RULE["qkv"]
 @pytest.mark.parametrize(
     "changes, layout",
     [
-        ({"unroll": True}, "general"),
+        pytest.param({"unroll": True}, "general", marks=pytest.mark.slow),
         ({**GROUPED, "expert_every": 2, "remat": "full"}, "static"),
     ],
 )

@@ -98,9 +98,9 @@ def same(found, expected):
 @pytest.mark.parametrize(
     "changes, every, kept, leaves",
     [
-        ({}, 1, ("attn/qkv", "attn/out", "mlp"), 5),
+        pytest.param({}, 1, ("attn/qkv", "attn/out", "mlp"), 5, marks=pytest.mark.slow),
         ({"expert_every": 2}, 2, ("attn/qkv", "attn/out", "mlp"), 5),
-        ({"expert_parts": ("mlp",)}, 1, ("mlp",), 3),
+        pytest.param({"expert_parts": ("mlp",)}, 1, ("mlp",), 3, marks=pytest.mark.slow),
         ({"expert_parts": ("qkv",), "expert_every": 4}, 4, ("attn/qkv",), 1),
     ],
 )
@@ -159,8 +159,15 @@ def test_the_experts_of_another_cogvlm(tmp_path):
     same(found, {p: jnp.asarray(x).astype(found[p].dtype) for p, x in expected.items()})
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-@pytest.mark.parametrize("rules", [EXPERTS, EVERYTHING], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    "rules, class_token",
+    [
+        (EXPERTS, True),
+        (EVERYTHING, False),
+        pytest.param(EXPERTS, False, marks=pytest.mark.slow),
+        pytest.param(EVERYTHING, True, marks=pytest.mark.slow),
+    ],
+)
 def test_catlips_tower_with_its_statistics(catlip, class_token, rules):
     path, averaged = catlip
     image = {**CATLIP, "class_token": class_token}

@@ -84,7 +84,7 @@ def test_the_loss_reads_the_image(case, batch):
 @pytest.mark.parametrize(
     "name, rules",
     [
-        ("vit", EXPERTS),
+        pytest.param("vit", EXPERTS, marks=pytest.mark.slow),
         pytest.param("catlip_vit", EXPERTS, marks=pytest.mark.slow),
         ("catlip_vit", ((".*", 1.0, 1.0),)),
     ],
