@@ -18,6 +18,7 @@ from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import Labels, open_model, save_model
 from big_vlp.storage.warm_start import WarmStart
 from input_pipeline.preprocess import Preprocess
+from tests.big_vlp.storage.toy_states import drawn
 
 PREPROCESS = Preprocess(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
 TOWER = {"width": 16, "layers": 2, "heads": 2, "num_positions": 4}
@@ -49,7 +50,7 @@ def fresh(num_classes=4, rules=PROBE, **changes):
     options = {"tower": "catlip_vit", "model": TOWER, "dtype": "float32", **changes}
     method = make_method("transfer", preprocess=PREPROCESS, num_classes=num_classes, **options)
     optimizer = Optimizer(1e-3, total_steps=2, warmup_steps=0, weight_decay=0.0, rules=rules)
-    return step.make_init(method, optimizer)(jax.random.key(5)), meshes.make_mesh()
+    return drawn(step.make_init(method, optimizer)), meshes.make_mesh()
 
 
 def same(found, expected):

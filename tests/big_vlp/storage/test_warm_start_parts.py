@@ -14,7 +14,8 @@ from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import save_model
 from big_vlp.storage.warm_start import WarmStart
 from input_pipeline.preprocess import Preprocess
-from tests.big_vlp.methods.toy_cogvlm_method import EXPERTS, MODEL, TEXT_ONLY, fast_jit, make
+from tests.big_vlp.methods.toy_cogvlm_method import EXPERTS, MODEL, TEXT_ONLY, make
+from tests.big_vlp.storage.toy_states import drawn
 
 TEXT = {"vocab_size": 40, "width": 16, "layers": 4, "heads": 2, "mlp_dim": 24}
 EVERYTHING = ((".*", 1.0, 0.0),)
@@ -76,7 +77,7 @@ def fresh(rules=EXPERTS, ema_decay=None, dtype="float32", **model):
     """A training state of CogVLM."""
     method = make(model={**MODEL, "text": TEXT, **model}, ema_decay=ema_decay, dtype=dtype)
     optimizer = Optimizer(1e-3, 2, 0, 0.0, rules=rules)
-    return fast_jit(step.make_init(method, optimizer))(jax.random.key(5, impl="unsafe_rbg"))
+    return drawn(step.make_init(method, optimizer))
 
 
 def start(path, parts, state, **options):
