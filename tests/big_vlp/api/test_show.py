@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     """A classifier that says the same of every image: cat, car, dog, sofa."""
     directory = tmp_path_factory.mktemp("model")
     section = {"name": "catlip", "model": TOWER, "num_classes": 4, "dtype": "float32"}
-    tree, _ = make_method(**section, preprocess=PREPROCESS).init(jax.random.key(0))
+    tree, _ = jax.jit(make_method(**section, preprocess=PREPROCESS).init)(jax.random.key(0))
     tree["classifier"]["kernel"] *= 0
     tree["classifier"]["bias"] = np.float32([0, 3, -2, 1])
     save_model(directory, {"model": tree}, section, PREPROCESS, Labels(NAMES))

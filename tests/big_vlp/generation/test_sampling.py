@@ -234,7 +234,7 @@ def test_predict_fn():
         "expert_parts": ["qkv", "out", "mlp"],  # a list, as in a config
     }
     method = make_method("cogvlm", preprocess=preprocess, model=model, dtype="float32")
-    params, _ = method.init(jax.random.key(0))
+    params, _ = jax.jit(method.init)(jax.random.key(0))
     params = stronger(params)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (3, 1, 28, 28, 3), np.uint8)

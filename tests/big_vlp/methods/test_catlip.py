@@ -161,7 +161,7 @@ def test_the_reference_norm_differs_only_where_tokens_equal_channels():
 
 def test_positions_start_with_the_published_deviation():
     tower = CatlipViT(**{**TOWER, "num_positions": 4096})
-    params = tower.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     assert np.std(params["position_embedding"]) == pytest.approx(16**-0.5, rel=0.01)
 
 

@@ -78,7 +78,7 @@ def method_of(tower, model):
 
 def test_a_tower_from_outside_classifies(mine):
     method = method_of(mine, {"width": 12})
-    model, _ = method.init(jax.random.key(0))
+    model, _ = jax.jit(method.init)(jax.random.key(0))
     images = {"image": np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)}
     assert method.predict_fns()["classify"](model, images).shape == (2, 3)
 

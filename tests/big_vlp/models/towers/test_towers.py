@@ -151,5 +151,5 @@ def test_bad_image_tower(changes, size, message):
 @pytest.mark.parametrize(("scale", "std"), [(None, 1 / 8), (1.0, 1.0), (0.0, 0.0)])
 def test_the_position_table_starts_at_its_scale(scale, std):
     model = vit(width=64, image_size=64, position_scale=scale)
-    params = model.init(jax.random.key(0), randn(1, 64, 64, 3))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), randn(1, 64, 64, 3))["params"]
     np.testing.assert_allclose(params["position_embedding"].std(), std, rtol=0.05)
