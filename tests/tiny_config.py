@@ -17,7 +17,7 @@ def get_config(arg=None):
     config.total_steps = 30
     config.data = dict(name="scenes", size=100, image_size=48)
     if options.data:
-        config.data = dict(path=options.data)
+        config.data = dict(name="prepared", path=options.data)
     config.preprocess = dict(image_size=16, tokenizer="clip", context_length=16)
     config.views = dict(
         name="cosmos", local_size=8, num_global=2, num_local=1, num_captions=3, crop_scale=0.4
