@@ -343,4 +343,5 @@ def main(_) -> None:
 if __name__ == "__main__":
     command.define_config()
     command.define_run("where checkpoints, metrics and pictures go; a run that is there goes on")
-    command.run(main)
+    with processes.ending_at_once():
+        command.run(main)

@@ -123,7 +123,7 @@ pack() {
   commit >"$made/COMMIT"
   tree_files >"$made/files"
   tar -C "$root" -c --null --files-from="$made/files" --no-null -C "$made" COMMIT ||
-    fail "the working tree could not be packed."
+    fail "the working tree could not be packed, or what reads it has ended; see above."
   rm -r "$made"
 }
 

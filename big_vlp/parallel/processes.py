@@ -7,6 +7,7 @@ what they found before an answer is known (`exchange`, `from_first`), and what f
 (`telling`).
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -200,6 +201,22 @@ def end(error: BaseException) -> int:
         _tell(error)
         _leave(status)
     return status
+
+
+@contextlib.contextmanager
+def ending_at_once():
+    """For a program: within it SystemExit ends this process when what is registered for its end was
+    called. Python's own end comes after, and crashes where a compilation was interrupted."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        status = 1 if isinstance(error.code, str) else error.code or 0
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def status_of(error: BaseException) -> int:

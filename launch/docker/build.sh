@@ -16,7 +16,7 @@ case ${1-} in
   *) fail "Give tpu or cuda, then the image's name." ;;
 esac
 image=${2-}
-[[ $image ]] || fail "Give the image's name."
+[[ $# == 2 && $image ]] || fail "Give tpu or cuda, then the image's name; --dry-run comes first."
 
 # The files that git does not ignore are all that the image gets.
 build=(docker build --platform linux/amd64 -f launch/docker/Dockerfile --build-arg "EXTRAS=$extras" -t "$image" -)

@@ -83,7 +83,7 @@ manifest() {
     [SLICES]=$slices [HOSTS]=$hosts [CHIPS]=$chips [ACCELERATOR]=$tpu$gpu [TOPOLOGY]=$topology
     [IMAGE]=$image [RESTARTS]=$restarts [GRACE]=$grace
     [ACCOUNT]=$account [BUCKET]=$bucket
-    [MOUNT]="implicit-dirs,metadata-cache:ttl-secs:-1,file-cache:max-size-mb:-1,file-cache:enable-parallel-downloads:true"
+    [MOUNT]="implicit-dirs,metadata-cache:ttl-secs:-1,file-cache:max-size-mb:-1,file-cache:cache-file-for-range-read:true,file-cache:enable-parallel-downloads:true"
   )
   declare -A given=([--bucket]=$bucket [--spot]=$spot [--service-account]=$account)
   while IFS= read -r line; do

@@ -349,7 +349,7 @@ def test_sampling_follows_the_seed(models):
         ("clip", lambda m: m.generate(DIFFERENT), "cannot generate"),
         ("cogvlm", lambda m: m.zero_shot(DIFFERENT, ["a"]), "it can generate"),
         ("clip", lambda m: m.encode_image(["no/where.jpg"]), "no/where.jpg: No such file"),
-        ("clip", lambda m: m.encode_image("gs://bucket/a.jpg"), "is a URL"),
+        ("clip", lambda m: m.encode_image("az://bucket/a.jpg"), "is a URL"),
         ("clip", lambda m: m.encode_image([DIFFERENT[0], b"text"]), r"images\[1\]: cannot decode"),
         ("segmentation", lambda m: m.segment([DIFFERENT[0], b"text"]), r"images\[1\]: cannot"),
         ("clip", lambda m: m.encode_image(None), "images is of type NoneType; give a path"),

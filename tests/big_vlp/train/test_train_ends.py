@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,7 +27,7 @@ from evaluators.shared.rows import RowMap
 from input_pipeline.checks.paths import PathError
 from input_pipeline.loader import Loader
 from input_pipeline.sources.scenes import Source
-from tests.big_vlp.train.test_train import tiny_config
+from tests.big_vlp.train.test_train import ROOT, TIMEOUT, tiny_config
 
 
 def config(**changes):
@@ -126,8 +128,8 @@ def test_a_lower_total_steps_is_refused(copy):
 
 def test_a_finished_run_has_nothing_to_do(copy, monkeypatch):
     before = tree(copy)
-    for name in ("curves.png", "config.json"):  # the latter is that of the last start
-        before.pop(Path(name))
+    for name in ("curves.png", "config.json", "COMMIT"):  # the latter are of the last start
+        before.pop(Path(name), None)
     # With a training step it would fail, and so it would with an evaluation.
     monkeypatch.setattr(Loader, "batch", None)
     monkeypatch.setattr(RowMap, "__call__", None)
@@ -214,6 +216,32 @@ def test_a_signal_while_it_waits_for_input(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 143
     at = Checkpoints(tmp_path, read_only=True).latest_step()
     assert 1 < at <= 3 and f"SIGTERM: step {at} is saved" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_compilation_ends_the_program_at_once(tmp_path):
+    """Python's own end would wait for the compilation, and then crash."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_LOG_COMPILES="1")
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "empty")
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # for it to take its time
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "big_vlp.train", f"--config={ROOT / 'configs' / 'demo.py'}"]
+    log = tmp_path / "log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [*command, f"--workdir={tmp_path / 'run'}"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        deadline = time.monotonic() + TIMEOUT
+        while "Compiling jit(train_step)" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 143
+    assert "Segmentation" not in log.read_text()
 
 
 def poison(monkeypatch, bad_steps):

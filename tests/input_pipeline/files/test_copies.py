@@ -101,6 +101,7 @@ def test_copies_end_with_their_process(bucket):
     assert not Path(done.stdout.strip()).parent.parent.exists()
 
 
+@pytest.mark.slow  # of gcsfs' pauses
 def test_an_upload_that_fails_leaves_what_was_there(bucket, bucket_server, tmp_path):
     path, file = bucket / "shard", tmp_path / "shard"
     file.write_bytes(os.urandom(6 * 2**20))  # more than one request
