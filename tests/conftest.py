@@ -50,7 +50,7 @@ class CpuMinutes:
         return report
 
     def pytest_runtest_logreport(self, report):  # in the main process, whichever ran the test
-        self.seconds[report.location[0]] += report.cpu_seconds
+        self.seconds[report.location[0]] += getattr(report, "cpu_seconds", 0)  # none of a crash
 
     def pytest_terminal_summary(self, terminalreporter):
         if len(self.seconds) <= self.FILES:

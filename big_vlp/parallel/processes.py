@@ -205,18 +205,18 @@ def end(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def ending_at_once():
-    """For a program: within it SystemExit ends this process when what is registered for its end was
-    called. Python's own end comes after, and crashes where a compilation was interrupted."""
+    """For a program: a signal's SystemExit within it ends this process when what is registered for
+    its end was called. Python's own end comes after, which would wait for a compilation that was
+    interrupted, and then crash."""
     try:
         yield
     except SystemExit as error:
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-        status = 1 if isinstance(error.code, str) else error.code or 0
+        if error.code not in {128 + number for number in signals.SIGNALS}:
+            raise
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(error.code)
 
 
 def status_of(error: BaseException) -> int:
