@@ -184,5 +184,4 @@ if __name__ == "__main__":
         "step", None, "which checkpoint to evaluate; by default the latest", lower_bound=0
     )
     flags.DEFINE_bool("follow", False, "evaluate every checkpoint as it appears")
-    with processes.ending_at_once():
-        command.run(main)
+    command.run(main)

@@ -25,7 +25,7 @@ from big_vlp.storage.warm_start import WarmStart
 from evaluators.shared.base import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.files.buckets import Unreachable
+from input_pipeline.files.outages import Unreachable
 from input_pipeline.loader import Loader
 from input_pipeline.plans import make_plan
 from input_pipeline.preprocess import Preprocess

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from input_pipeline import workers
-from input_pipeline.files.buckets import Unreachable
+from input_pipeline.files.outages import Unreachable
 from input_pipeline.order import MixedOrder, shuffled
 from input_pipeline.records import BrokenRecordError, given, what_is_wrong
 from input_pipeline.sources import Source

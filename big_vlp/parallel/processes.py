@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from big_vlp.parallel import cluster, signals, watchdog
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.files.buckets import Unreachable
+from input_pipeline.files.outages import Unreachable
 
 _FAILED, _LEFT, _ANSWERS = "big_vlp/failed/", "big_vlp/left/", "big_vlp/answers/"
 _LOOK_SECONDS = 1.0

@@ -30,7 +30,8 @@ from jax import lax
 from big_vlp import trees
 from big_vlp.storage import objects
 from big_vlp.storage.agreement import CheckpointError
-from input_pipeline.files.buckets import Unreachable, is_in_bucket
+from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.outages import Unreachable
 
 CHECKSUMS = "checksums"
 # Orbax and tensorstore take "\\" for "/", the others for a pattern or a URL.

@@ -23,13 +23,8 @@ from big_vlp import renamed, trees
 from big_vlp.parallel.processes import from_first
 from big_vlp.storage import agreement, arrays, frozen
 from big_vlp.storage.agreement import CheckpointError, UnreadableError
-from input_pipeline.files.buckets import (
-    COMMITTED,  # in a bucket, where directories cannot be renamed: what Orbax writes last
-    create,
-    is_in_bucket,
-    make_directory,
-    storage_path,
-)
+from input_pipeline.files.buckets import create, is_in_bucket, make_directory, storage_path
+from input_pipeline.files.outages import COMMITTED
 
 # Beside each checkpoint, by Orbax; lists its items.
 STEP_METADATA = "_CHECKPOINT_METADATA"

@@ -2,7 +2,8 @@
 whole files.
 
 Such a path has the methods of pathlib's (etils.epath). What fails is an OSError, as it is for a
-disk; where it may pass by itself it was tried again before, which is told, and is `Unreachable`.
+disk; where it may pass by itself it was tried again before, which is told, and is
+`outages.Unreachable`.
 """
 
 import functools
@@ -17,9 +18,6 @@ from etils import epath
 
 from input_pipeline.checks.paths import PathError, local_path
 from input_pipeline.files import amazon, google
-from input_pipeline.files.outages import COMMITTED, Unreachable
-
-__all__ = ["COMMITTED", "Unreachable"]  # besides what is here
 
 # gcsfs takes them for a pattern, and Orbax the last for the end of the path.
 _REFUSED = set("*?[]#")

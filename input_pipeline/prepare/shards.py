@@ -24,6 +24,7 @@ from rich.console import Console
 from input_pipeline import records
 from input_pipeline.files import listing, whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.ranges import source_path
 from input_pipeline.files.whole import in_directory, write_json
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
@@ -201,8 +202,7 @@ def _write_shard(
     labeller: Labeller | None,
 ) -> dict[str, Any] | str:
     """Writes one shard and its JSON. Returns the JSON, or the reason of the failure."""
-    if is_in_bucket(output):
-        output = storage_path(output)  # which this process has not used yet
+    output = source_path(output)  # known to this process, too
     temporary = scratch / whole.temporary_name(job.file)
     try:
         tally, labels = Tally(), Counter()
@@ -324,9 +324,7 @@ def _write_digests(job: Job, rules: Rules, path: Path | epath.Path) -> str:
     try:
         samples = filters.with_captions(job.read(tally), rules, tally)
         digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
-        if is_in_bucket(path):
-            path = storage_path(path)  # which this process has not used yet
-        whole.write_whole(path, b"".join(digests))
+        whole.write_whole(source_path(path), b"".join(digests))
         return ""
     except (OSError, ValueError) as error:
         return _reason(job, error)

@@ -12,7 +12,7 @@ case ${1-} in
 esac
 case ${1-} in
   tpu) extras=tpu,gcs ;;
-  cuda) extras=cuda13,gcs ;;
+  cuda) extras=cuda13,gcs,s3 ;;
   *) fail "Give tpu or cuda, then the image's name." ;;
 esac
 image=${2-}

@@ -90,9 +90,15 @@ def test_docker_builds_from_the_working_tree_and_pushes():
     lines = dry_run("docker/build.sh", "cuda", "eu/mine/big_vlp:1").splitlines()
     assert lines[0].startswith("# stdin: the working tree, commit ")
     assert lines[1].endswith(
-        " -f launch/docker/Dockerfile --build-arg EXTRAS=cuda13,gcs -t eu/mine/big_vlp:1 -"
+        " -f launch/docker/Dockerfile --build-arg EXTRAS=cuda13,gcs,s3 -t eu/mine/big_vlp:1 -"
     )
     assert lines[2] == "docker push eu/mine/big_vlp:1"
+
+
+def test_docker_takes_nothing_after_the_image():
+    """Else a `--dry-run` there would build and push."""
+    done = launch("docker/build.sh", "cuda", "eu/mine/big_vlp:1", "--dry-run")
+    assert done.returncode == 1 and "--dry-run comes first" in done.stderr and not done.stdout
 
 
 def test_the_tree_that_is_sent_is_what_git_does_not_ignore(tmp_path):

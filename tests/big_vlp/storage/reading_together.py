@@ -14,7 +14,7 @@ from big_vlp import evaluate
 from big_vlp.parallel import cluster, meshes, processes, watchdog
 from big_vlp.storage import agreement
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
-from input_pipeline.files.buckets import Unreachable
+from input_pipeline.files.outages import Unreachable
 
 cluster.connect_processes()
 mesh = meshes.make_mesh()

@@ -9,7 +9,8 @@ import pytest
 
 from big_vlp.parallel import processes
 from input_pipeline.files import ranges
-from input_pipeline.files.buckets import Unreachable, storage_path
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.outages import Unreachable
 from input_pipeline.loader import Loader
 from input_pipeline.plans.constant import Plan
 from input_pipeline.records import BrokenRecordError
