@@ -141,3 +141,50 @@ def test_names_of_parts_are_of_one_module_each():
         ]
         twice = {a for a, b in itertools.pairwise(sorted(stems)) if a == b}
         assert not twice, f"{folder}: {twice}"
+
+
+def bound_in(tree: ast.Module) -> set[str]:
+    """The names that a module has once it is imported."""
+    found, blocks = set(), [tree]
+    while blocks:
+        for node in ast.iter_child_nodes(blocks.pop()):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            else:
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    found.add(node.id)
+                blocks.append(node)
+    return found
+
+
+BOUND = {name: bound_in(ast.parse(path.read_text())) for name, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "configs", "launch", "tests"])
+def test_what_is_named_of_a_module_is_there(folder):
+    """`module.name`, also where no test comes by: a name that moved is missed at once."""
+    wrong = []
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        modules = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if f"{node.module}.{alias.name}" in MODULES
+        }
+        assigned = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        } | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = modules.get(node.value.id)
+                if module and node.value.id not in assigned and not node.attr.startswith("__"):
+                    inside = BOUND[module] | {name.removeprefix(f"{module}.") for name in MODULES}
+                    if node.attr not in inside:
+                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong

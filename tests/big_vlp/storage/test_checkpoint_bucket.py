@@ -11,7 +11,7 @@ import pytest
 from big_vlp.parallel import processes, watchdog
 from big_vlp.storage import agreement, arrays, frozen, objects
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
-from input_pipeline.files import buckets
+from input_pipeline.files import outages
 from tests.bucket_server import SERVERS
 
 META = {"config": {}}
@@ -58,7 +58,7 @@ def test_the_latest_are_kept_and_restored(bucket):
 
 def test_one_without_its_last_object_does_not_count_and_goes(bucket):
     save(bucket, 1, 2, keep_latest=2)
-    (bucket / "checkpoints" / "2" / buckets.COMMITTED).unlink()
+    (bucket / "checkpoints" / "2" / outages.COMMITTED).unlink()
     assert Checkpoints(bucket, read_only=True).all_steps() == [1]
     assert restored(bucket) == (1, [])
     assert [path.name for path in (bucket / "checkpoints").iterdir()] == ["1"]
@@ -83,7 +83,7 @@ def test_one_whose_deletion_is_interrupted_counts_no_more(bucket, bucket_server)
 
     def deletions(number, method, path):
         others = method in ("POST", "DELETE") and "/upload/" not in path
-        return 403 if others and buckets.COMMITTED not in path else None
+        return 403 if others and outages.COMMITTED not in path else None
 
     with bucket_server.faults.spoiling(deletions), pytest.raises(CheckpointError):
         save(bucket, 2)

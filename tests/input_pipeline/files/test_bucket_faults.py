@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from big_vlp.parallel import processes
-from input_pipeline.files import buckets, outages, whole
+from input_pipeline.files import outages, whole
 from tests.bucket_server import SERVERS
 
 DATA = bytes(range(256)) * 400
@@ -68,6 +68,6 @@ def test_what_does_not_pass_is_one_error(bucket_server, bucket, status):
         ):
             with pytest.raises(OSError, match=f"{status}|Forbidden|spoilt") as error:
                 act()
-            assert isinstance(error.value, buckets.Unreachable) == (status == 503)
+            assert isinstance(error.value, outages.Unreachable) == (status == 503)
             assert processes.status_of(error.value) == (75 if status == 503 else 70)
     assert path.read_bytes() == b"old"

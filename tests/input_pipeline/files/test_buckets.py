@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from input_pipeline.checks.paths import PathError
-from input_pipeline.files import buckets, lines, whole
+from input_pipeline.files import buckets, lines, outages, whole
 from tests.bucket_server import SERVERS, directory_of
 
 
@@ -81,7 +81,7 @@ def test_a_bucket_that_is_not_there(bucket_server, scheme):
 
 
 def test_what_makes_a_checkpoint_count_is_removed_first(bucket_server, bucket):
-    for name in ("array", buckets.COMMITTED, "item/data"):
+    for name in ("array", outages.COMMITTED, "item/data"):
         whole.write_whole(bucket / name, b"")
 
     deletions = []
@@ -90,12 +90,12 @@ def test_what_makes_a_checkpoint_count_is_removed_first(bucket_server, bucket):
         if method not in ("DELETE", "POST"):
             return None
         deletions.append(path)
-        return None if buckets.COMMITTED in path else 403
+        return None if outages.COMMITTED in path else 403
 
     with bucket_server.faults.spoiling(of_others), pytest.raises(OSError):
         bucket.rmtree()
-    assert buckets.COMMITTED in deletions[0]
-    assert not (bucket / buckets.COMMITTED).exists()
+    assert outages.COMMITTED in deletions[0]
+    assert not (bucket / outages.COMMITTED).exists()
     assert (bucket / "array").exists() and (bucket / "item/data").exists()
 
 
