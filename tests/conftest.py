@@ -3,7 +3,9 @@
 import collections
 import gc
 import os
+import resource
 import signal
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Grain's worker processes want absl's flags parsed, which pytest does not do.
 flags.FLAGS.mark_as_parsed()
+
+MOST_BYTES = 2 * 2**30  # of a process that runs tests, before it forgets what it has compiled
 
 
 class CpuMinutes:
@@ -71,6 +75,17 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """JAX keeps what it has compiled; files hardly share any, and a whole suite makes gigabytes."""
+    yield
+    if "jax" in sys.modules and Path("/proc/self/statm").exists():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * resource.getpagesize() > MOST_BYTES:
+            sys.modules["jax"].clear_caches()
+            gc.collect()
 
 
 pytest_plugins = ["tests.bucket_server"]

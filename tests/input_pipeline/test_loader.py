@@ -94,7 +94,7 @@ def test_iteration_gives_the_batches_in_order(changes):
     same(made.iterate(0), map(scenes().batch, range(STEPS)))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_worker_processes_change_nothing(num_workers):
     with time_limit(120):
         found = list(scenes(num_workers=num_workers, num_threads=2).iterate(1))

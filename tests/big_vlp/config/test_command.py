@@ -200,7 +200,14 @@ def test_tracebacks_of_one_line_errors_on_demand(monkeypatch, capsys):
     assert "Traceback" in (shown := capsys.readouterr().err) and "KeyError" in shown
 
 
-@pytest.mark.parametrize("name", ["big_vlp.train", "big_vlp.evaluate", "big_vlp.show batch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "big_vlp.train",
+        pytest.param("big_vlp.evaluate", marks=pytest.mark.slow),
+        "big_vlp.show batch",
+    ],
+)
 def test_programs_start_by_it(name, tmp_path):
     arguments = ["--config", "tests/tiny_config.py:methd=clip"]
     if "show" not in name:

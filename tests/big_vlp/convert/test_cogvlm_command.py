@@ -346,6 +346,7 @@ print(peak - begin)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux tells")
+@pytest.mark.slow
 def test_only_one_parameter_is_in_memory(tmp_path):
     text = {**TEXT, "width": 256, "layers": 16, "heads": 16, "mlp_dim": 1536}
     large = {"image": IMAGE, "text": text, "adapter_mlp_dim": 28}

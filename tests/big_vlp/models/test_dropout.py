@@ -173,6 +173,7 @@ def test_a_row_depends_on_its_own_key_only():
     np.testing.assert_array_equal(run(model, params, x, jax.random.key_data(KEYS)), whole)
 
 
+@pytest.mark.slow
 def test_every_execution_drops_the_same():
     """Written out or in a loop, kept or drawn again; image tokens by a span or by a mask."""
     changes = {"kv_heads": 2, "expert_parts": EXPERT_PARTS, "expert_every": 2}

@@ -69,10 +69,12 @@ def resumed_by_two(method, one_process, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_go_on_where_one_stopped(one_process, resumed_by_two):
     assert_same(metrics(resumed_by_two), metrics(one_process))
 
 
+@pytest.mark.slow
 def test_two_evaluate_as_one_does(method, one_process, resumed_by_two):
     Cluster(2, "evaluate", method, resumed_by_two).finish()
     found = json.loads((resumed_by_two / "evaluate" / "30.json").read_text())["retrieval"]

@@ -81,6 +81,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_stand_still_goes_on_when_it_is_started_again(tmp_path):
     cluster = Cluster(1, "train", "clip", tmp_path, HANGING.replace("LAST", "'0'"))
     [output] = cluster.finish(watchdog.STATUS)

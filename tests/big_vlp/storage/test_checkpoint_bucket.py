@@ -91,7 +91,9 @@ def test_one_whose_deletion_is_interrupted_counts_no_more(bucket, bucket_server)
     assert "1" in {path.name for path in (bucket / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("uploads", [0, 2, 4])
+@pytest.mark.parametrize(
+    "uploads", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_wherever_writing_is_cut_off_no_half_counts(bucket, bucket_server, uploads):
     save(bucket, 1, keep_latest=9)
     of_model = itertools.count()

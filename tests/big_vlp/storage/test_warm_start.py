@@ -70,7 +70,7 @@ def test_a_model_directory_gives_back_what_was_saved(trained, weights, part):
     same(stored.load(), trained[part])
 
 
-@pytest.mark.parametrize("place", ["disk", "bucket"])
+@pytest.mark.parametrize("place", ["disk", pytest.param("bucket", marks=pytest.mark.slow)])
 def test_a_probe_starts_from_the_frozen_tower(trained, place, request):
     directory = trained[0]
     if place == "bucket":

@@ -15,13 +15,7 @@ from big_vlp.train import train
 from tests.big_vlp.parallel.clusters import TIMING
 from tests.tiny_config import get_config
 
-# The others take longer to compile.
-METHODS = (
-    "cogvlm",
-    pytest.param("catlip", marks=pytest.mark.slow),
-    pytest.param("clip", marks=pytest.mark.slow),
-    pytest.param("cosmos", marks=pytest.mark.slow),
-)
+METHODS = ("cogvlm", "catlip", "clip", "cosmos")
 
 
 def config_of(method, dtype):
@@ -58,6 +52,7 @@ def first_loss(config):
     return float(loss(init_key, batch, run_key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_resumes_to_the_bit_near_the_losses_of_fp32(method, tmp_path):
     config = config_of(method, "bfloat16")

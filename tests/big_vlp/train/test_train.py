@@ -131,6 +131,7 @@ def test_sigterm_saves_and_resumes(command, uninterrupted, tmp_path):
     assert training_metrics(tmp_path) == training_metrics(uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_catlip_resumes_across_image_sizes_bit_equally(tmp_path):
     """Sizes and batches follow the plan; statistics, average and curriculum go on with the rest."""
     changes = dict(total_steps=8, checkpoint__every_steps=3, checkpoint__keep_latest=5)

@@ -24,8 +24,10 @@ from tests.big_vlp.train.test_train import (
 METHOD = "method=clip"
 DATA = "scenes:size=100,image_size=48"
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
 def scheme(request):
     return request.param
 

@@ -99,7 +99,7 @@ def test_what_makes_a_checkpoint_count_is_removed_first(bucket_server, bucket):
     assert (bucket / "array").exists() and (bucket / "item/data").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 4, 8])
+@pytest.mark.parametrize("kept", [0, pytest.param(1, marks=pytest.mark.slow), 4, 8])
 def test_lines_grow_and_are_cut(directory, monkeypatch, kept):
     monkeypatch.setattr(lines, "PART_BYTES", 20)
     path, written = directory / "log.jsonl", [f"line {i}\n" for i in range(8)]

@@ -41,6 +41,7 @@ def scenes(tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_a_killed_command_continues_and_leaves_the_same(scenes, bucket, bucket_server, capsys):
     command = [sys.executable, "-m", "input_pipeline.prepare", "source", "--workers", "1"]
     command += ["--input", "scenes:split=val,size=7,image_size=40", *SCENES[4:]]

@@ -96,6 +96,7 @@ def test_captions_that_filters_remove_give_no_labels(files, tmp_path, capsys):
     assert re.search(r"labels\W+3, 1 records without", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_output_does_not_depend_on_workers_or_attempts(prepared, files, tmp_path, capsys):
     arguments = [files / "tars", tmp_path / "out", "--labels", str(files / "animals.tsv")]
     assert run(*arguments, workers=2) == 0

@@ -69,7 +69,7 @@ def test_a_data_set_is_opened_by_few_requests(uploaded, bucket_server):
     assert requests(bucket_server, make) == 3
 
 
-@pytest.mark.parametrize("where", ["tars", "index", "both"])
+@pytest.mark.parametrize("where", ["tars", "index", pytest.param("both", marks=pytest.mark.slow)])
 def test_tars_are_indexed_where_they_are(data, uploaded, tmp_path, where):  # noqa: F811
     """Tars, their index, or both in the bucket: records and fingerprint are the same."""
     pattern = uploaded / "tars" if where != "index" else data / "tars"

@@ -103,6 +103,7 @@ def test_digits_stand_alone(scenes):
     assert len(box) == 17
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_what_the_command_makes(scenes, tmp_path):
     output = tmp_path / "again.model"
     arguments = ["--input", "scenes:size=4000,image_size=32", "--vocab-size", "640"]

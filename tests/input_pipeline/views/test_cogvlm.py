@@ -325,7 +325,7 @@ def test_other_tokenizers_are_refused():
         make_views("cogvlm", image_size=28, tokenizer="clip", context_length=20)
 
 
-@pytest.mark.parametrize("image_token_size", [14, None])
+@pytest.mark.parametrize("image_token_size", [14, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_loader_gives_batches_of_any_workers(image_token_size):
     source = make_source("scenes", size=30, image_size=48)
     views = make(tasks=ALL_TASKS, image_token_size=image_token_size)

@@ -120,6 +120,7 @@ def test_the_drawing_is_a_picture(built, tmp_path):
     assert pixels.shape == (450, 700, 3) and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3
 
 
+@pytest.mark.slow
 def test_parts_and_processes_change_nothing(built, data, tmp_path, monkeypatch):
     monkeypatch.setattr(count, "_RECORDS_PER_PART", 2)
     job = count.plan([str(data)], None, "released")

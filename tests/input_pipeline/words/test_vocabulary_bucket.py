@@ -15,6 +15,7 @@ from tests.input_pipeline.prepare.prepare_data import contents, run_source
 SCENES = "scenes:split=val,size=30,image_size=32"
 
 
+@pytest.mark.slow
 def test_a_vocabulary(bucket, tmp_path, capsys):
     for folder in (bucket / "new", tmp_path / "new"):
         arguments = ["--input", SCENES, "--threshold", "3", "--workers", "1"]
