@@ -109,7 +109,7 @@ def loss_and_gradient(method, batch):
     return jax.jit(jax.value_and_grad(loss))(trainable)
 
 
-@pytest.mark.parametrize("name", ["clip", "cosmos"])
+@pytest.mark.parametrize("name", ["clip", pytest.param("cosmos", marks=pytest.mark.slow)])
 def test_methods_draw_augmentation_per_row(name):
     """Every row keeps its colours, so the result does not tell how the batch was divided."""
     loss, gradient = loss_and_gradient(method(name), make_batch(name))

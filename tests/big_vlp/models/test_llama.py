@@ -101,8 +101,7 @@ def test_hugging_faces_llama_gives_the_same_logits(kv_heads, base, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("kv_heads, unroll", [(4, False), (2, True)])
 def test_decoding_continues_rows_of_different_lengths(kv_heads, unroll):
     model = Llama(**SIZES, kv_heads=kv_heads, unroll=unroll)
     params = fresh(model)

@@ -258,7 +258,14 @@ def poison(monkeypatch, bad_steps):
     monkeypatch.setattr(Loader, "batch", batch)
 
 
-@pytest.mark.parametrize("changes", [{}, {"on_nonfinite": "skip"}, {"optim__learning_rate": 1e-4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"on_nonfinite": "skip"},
+        pytest.param({"optim__learning_rate": 1e-4}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_after_a_refused_update(changes, tmp_path, monkeypatch):
     """Also when nothing looked at it before the checkpoint was due."""
     poison(monkeypatch, {1})

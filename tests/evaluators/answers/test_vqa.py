@@ -204,6 +204,7 @@ def test_scenes_are_answered():
     assert 0 < share < values["exact_match_baseline"] < 1
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_values_of_one():
     expected = toy_text.evaluate_all()
     assert expected == toy_text.evaluate_all(batch_size=19)

@@ -80,6 +80,7 @@ def test_a_damaged_record_of_it_is_an_error(counted, tmp_path, text):
         Vocabulary.load(tmp_path / "bad.tsv")
 
 
+@pytest.mark.slow
 def test_views_shards_and_sources_follow_the_vocabulary(data, counted, stored):
     plain = dict(name="prepared", path=str(data))
     for name, expected in (("raw", {"dog"}), ("all", {"dog", "cat", "bird", "tree"})):

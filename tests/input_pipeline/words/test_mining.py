@@ -138,6 +138,7 @@ def captions():
             yield json.loads(line)["caption"]
 
 
+@pytest.mark.slow
 def test_the_quick_way_gives_what_the_plain_one_does():
     quick, count = 0, 0
     for caption in captions():
