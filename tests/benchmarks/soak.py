@@ -272,11 +272,11 @@ class Run:
         while not self._ended.wait(0.5):
             step = self._step()
             for pid in self.processes():
-                with contextlib.suppress(OSError, AttributeError):
+                with contextlib.suppress(OSError):
                     status = Path(f"/proc/{pid}/status").read_text()
-                    kib = int(re.search(r"VmRSS:\s*(\d+)", status)[1])
-                    now = time.monotonic() - self._begun
-                    self.samples.append((now, pid, kib / 1024, step))
+                    if held := re.search(r"VmRSS:\s*(\d+)", status):  # none once it has ended
+                        now = time.monotonic() - self._begun
+                        self.samples.append((now, pid, int(held[1]) / 1024, step))
 
 
 def objects(server: GoogleServer) -> list[str]:
