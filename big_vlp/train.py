@@ -94,6 +94,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     method = experiment.make_method()
     model_flops = ModelFlops(experiment, mesh, method.dtype)
     meter = opened.enter_context(Meter(mesh.size, model_flops))
+    profile = experiment.make_profile().open(workdir, meter, live.message)
+    opened.callback(profile.close)
     optimizer = experiment.make_optimizer(method)
     loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
@@ -157,9 +159,6 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     log = MetricLog(workdir, first_step, evaluated, live.message, tracker)
     opened.callback(log.close)
     meter.goes_on(log.found, first_step)
-    profile = opened.enter_context(
-        contextlib.closing(experiment.make_profile().open(workdir, meter, live.message))
-    )
     broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
     live.message(tables.parameter_table(model, optimizer.describe(model)))

@@ -1,12 +1,13 @@
 """The devices that jax sees, and the peak rates of their kinds."""
 
-from big_vlp.telemetry.flops import peak_tflops
 from tests.benchmarks.common import environment
 
 
 def measure() -> dict:
     """What there is."""
     import jax
+
+    from big_vlp.telemetry.flops import peak_tflops
 
     devices = jax.devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
