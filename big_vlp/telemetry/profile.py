@@ -125,22 +125,30 @@ def operations(directory: Path) -> tuple[Counter, Counter]:
     """({operation: seconds of its own}, {operation: how often}) of the traces in a directory."""
     spent, times = Counter(), Counter()
     for file in sorted(directory.rglob("*.xplane.pb")):
-        planes = list(jax.profiler.ProfileData.from_file(os.fspath(file)).planes)
-        devices = [plane for plane in planes if plane.name.startswith("/device:")]
-        # On a CPU the threads of the host are the device.
-        for plane in devices or [plane for plane in planes if plane.name == "/host:CPU"]:
-            lines = list(plane.lines)
-            for line in [line for line in lines if line.name == "XLA Ops"] or lines:
-                events = [(e.start_ns, e.duration_ns, _name(e, line.name)) for e in line.events]
-                _add_own([event for event in events if event[2]], spent, times)
+        for line in _lines(list(jax.profiler.ProfileData.from_file(os.fspath(file)).planes)):
+            _add_own([(e.start_ns, e.duration_ns, _name(e)) for e in line], spent, times)
     return spent, times
 
 
-def _name(event, line: str) -> str | None:
-    """Of the operation that an event is, and where in the model it comes from; None: it is none."""
+def _lines(planes) -> list[list]:
+    """Events of what devices did, those of a list one after the other or within each other. On a
+    CPU the threads of the host are the device, and have the host's own work between."""
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    if not devices:
+        lines = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines]
+        return [[e for e in line.events if "hlo_op" in dict(e.stats)] for line in lines]
+    found = []
+    for plane in devices:
+        lines = list(plane.lines)
+        of_xla = [line for line in lines if line.name == "XLA Ops"]
+        chosen = of_xla or [line for line in lines if line.name.startswith("Stream")]
+        found += [list(line.events) for line in chosen]
+    return found
+
+
+def _name(event) -> str:
+    """Of an operation, and where in the model it comes from, where that is known."""
     stats = dict(event.stats)
-    if "hlo_op" not in stats and line != "XLA Ops":
-        return None
     name = str(stats.get("hlo_op", event.name)).partition(" = ")[0].lstrip("%")
     where = str(stats.get("tf_op", "")).rstrip(":")
     return f"{name}  {where[-_WHERE:]}".rstrip()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections import Counter
+from types import SimpleNamespace as Namespace
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +115,44 @@ def test_what_an_operation_calls_is_not_its_own():
     events = [(0, 100, "while"), (10, 30, "dot"), (15, 5, "copy"), (50, 30, "dot"), (200, 7, "dot")]
     _add_own([(b * 1e9, d * 1e9, name) for b, d, name in events], spent, times)
     assert spent == {"while": 40, "dot": 62, "copy": 5} and times["dot"] == 3
+
+
+def event(name, start, duration, **stats):
+    return Namespace(name=name, start_ns=start, duration_ns=duration, stats=stats.items())
+
+
+def line(name, *events):
+    return Namespace(name=name, events=events)
+
+
+DEVICES = {
+    "TPU": [
+        line("XLA Modules", event("jit_train_step", 0, 900)),
+        line(
+            "XLA Ops",
+            event("%while.3 = (f32[]) while(...)", 0, 600),
+            event("%fusion.1 = f32[8] fusion(...)", 100, 500, tf_op="jit(f)/blocks/dot_general:"),
+        ),
+    ],
+    "GPU": [
+        line(
+            "Stream #7(Compute)", event("gemm", 0, 500, hlo_op="fusion.1"), event("copy", 600, 100)
+        ),
+        line("Launch Stats", event("gemm", 0, 5_000)),
+    ],
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_planes_of_devices(device, tmp_path, monkeypatch):
+    """The host's work is not theirs, and no operation counts on two lines."""
+    host = Namespace(name="/host:CPU", lines=[line("python", event("x", 0, 99, hlo_op="x"))])
+    planes = [host, Namespace(name=f"/device:{device}:0", lines=DEVICES[device])]
+    read = Namespace(from_file=lambda path: Namespace(planes=planes))
+    monkeypatch.setattr(jax.profiler, "ProfileData", read)
+    (tmp_path / "a.xplane.pb").touch()
+    table = costliest(tmp_path, 1)
+    rows = [row.split() for row in table.splitlines()[1:-1]]
+    second = {"TPU": "while.3", "GPU": "copy"}[device]
+    assert [(row[1], row[3]) for row in rows] == [("83.3%", "fusion.1"), ("16.7%", second)]
+    assert ("blocks/dot_general" in table) == (device == "TPU")

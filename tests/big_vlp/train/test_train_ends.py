@@ -129,12 +129,13 @@ def test_the_log_says_where_the_time_goes(finished):
 def test_goodput_goes_on_and_a_profile_is_taken(copy, capsys):
     shutil.rmtree(copy / "checkpoints" / "8")
     train(config(profile=dict(at_step=5, steps=2)), copy)
-    lines = [line["values"] for line in read_log(copy) if line["split"] == "train"]
-    seconds = [line["run_seconds"] for line in lines]
-    assert seconds == sorted(seconds) and len(seconds) == 8
-    assert lines[4]["goodput"] < lines[3]["goodput"]  # of the restart
+    lines = [line for line in read_log(copy) if line["split"] == "train"]
+    first_starts = [line["time"] - line["values"]["run_seconds"] for line in lines]
+    assert len(lines) == 8 and max(first_starts) - min(first_starts) < 0.1
     assert "Profile of steps 5 to 6, the costliest operations:" in capsys.readouterr().err
-    assert "profile_seconds" in lines[6] and list((copy / "profile").rglob("perfetto_trace*"))
+    assert "profile_seconds" in lines[6]["values"] and list(
+        (copy / "profile").rglob("perfetto_trace*")
+    )
 
 
 def test_a_lower_total_steps_is_refused(copy):
