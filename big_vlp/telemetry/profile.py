@@ -125,7 +125,8 @@ def operations(directory: Path) -> tuple[Counter, Counter]:
     """({operation: seconds of its own}, {operation: how often}) of the traces in a directory."""
     spent, times = Counter(), Counter()
     for file in sorted(directory.rglob("*.xplane.pb")):
-        for line in _lines(list(jax.profiler.ProfileData.from_file(os.fspath(file)).planes)):
+        data = jax.profiler.ProfileData.from_file(os.fspath(file))  # what is in it refers to it
+        for line in _lines(list(data.planes)):
             _add_own([(e.start_ns, e.duration_ns, _name(e)) for e in line], spent, times)
     return spent, times
 
