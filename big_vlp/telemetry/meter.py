@@ -126,11 +126,11 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Around the wait for a batch."""
+        """Around the wait for a batch. For the first one it is part of the start."""
         self._asked = self._clock()
-        self._resumed = self._resumed or self._asked  # before the first one was no training
         yield
         self._given = self._clock()
+        self._resumed = self._resumed or self._given
         self._compiled_before = self._compiling.seconds()
 
     @contextlib.contextmanager

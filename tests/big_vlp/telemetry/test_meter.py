@@ -1,6 +1,7 @@
 """Where the time of a run goes, by a clock of the test's; and that a run's log has it."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,12 @@ def test_a_line_says_what_steps_took(clock):
             step(meter, clock, wait=0.5, seconds=seconds)
         values = meter.read()
     assert values.keys() <= CLOCKED
-    assert values["input_wait"] == pytest.approx(2 / 10)
-    assert values["examples_per_s"] == pytest.approx(4.0)
+    assert values["input_wait"] == pytest.approx(1.5 / 9.5)  # the first wait is part of the start
+    assert values["examples_per_s"] == pytest.approx(40 / 9.5)
     assert values["step_seconds_p50"] == pytest.approx(1.5)
     assert values["step_seconds_max"] == pytest.approx(5.5)
     assert 1.5 < values["step_seconds_p90"] < 5.5
-    assert values["model_tflops"] == pytest.approx(40 * 1e10 / 10 / 2 / 1e12)
+    assert values["model_tflops"] == pytest.approx(40 * 1e10 / 9.5 / 2 / 1e12)
     assert values["mfu"] == pytest.approx(values["model_tflops"])  # the peak is 1 TFLOP/s
     assert values["run_seconds"] == pytest.approx(60)
     assert values["goodput"] == pytest.approx(8 / 60)
@@ -93,7 +94,7 @@ def test_a_loop_that_waits_while_devices_work_loses_nothing(clock):
         meter.dispatched(second, 10, 1)
         first.done()
         while meter._dispatched.unfinished_tasks > 1:
-            pass
+            time.sleep(0.001)
         clock.pass_(2)
         second.done()
         values = meter.read()
@@ -133,7 +134,7 @@ def test_compilation_is_no_step(clock):
             meter._dispatched.join()
         values = meter.read()
     assert values["compile_seconds"] == 30
-    assert values["step_seconds_max"] == values["step_seconds_p50"] == 3
+    assert values["step_seconds_max"] == 3 and values["step_seconds_p50"] == 2.5
     assert values["goodput"] == pytest.approx(4 / 36)
 
 
