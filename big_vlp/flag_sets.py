@@ -100,12 +100,12 @@ def require(names) -> None:
     user's own variable has stays as it is there. Sets for other devices do nothing.
 
     Args:
-      names: of SETS; one alone may stand for itself.
+      names: of SETS, in a list or as "NAME,NAME".
 
     Raises:
       ValueError: there is no such set.
     """
-    for name in (names,) if isinstance(names, str) else names:
+    for name in names.split(",") if isinstance(names, str) else names:
         if name not in SETS:
             nearest = difflib.get_close_matches(str(name), SETS, 1)
             meant = f"did you mean {nearest[0]!r}?" if nearest else f"choose of {', '.join(SETS)}."

@@ -32,10 +32,11 @@ def test_the_config_names_sets(monkeypatch):
         assert os.environ[GPU].split() == ["--xla_dump_to=/tmp/x", *SETS["gpu_search_kernels"][1]]
 
 
-def test_one_may_stand_for_itself_and_a_users_own_flag_stays(monkeypatch):
+def test_names_in_a_text_and_a_users_own_flag_that_stays(monkeypatch):
     monkeypatch.setenv(TPU, "--xla_tpu_scoped_vmem_limit_kib=65536")
-    flag_sets.require("tpu_large_vmem")
+    flag_sets.require("tpu_large_vmem,gpu_search_kernels")
     assert os.environ[TPU] == "--xla_tpu_scoped_vmem_limit_kib=65536"
+    assert os.environ[GPU].split() == [*SETS["gpu_search_kernels"][1]]
 
 
 def test_an_unknown_set_is_one_error():
