@@ -13,6 +13,7 @@ from big_vlp.run.compile_cache import CompileCacheError, _kind_of_cpu, open_comp
 from tests.bucket_server import SERVERS
 
 ROOT = Path(__file__).parents[3]
+MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 # Compiles a program of its own, and says how often JAX found one.
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -32,9 +33,8 @@ def scheme(request):
 
 def hits_of_two(**variables):
     """Of two processes, one after the other."""
-    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    environment = {k: v for k, v in os.environ.items() if k not in names}
-    environment |= {**variables, "PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {**variables, MIN_SECONDS: "0", "PYTHONPATH": str(ROOT)}
     run = [sys.executable, "-c", PROGRAM]
     ended = [subprocess.run(run, env=environment, text=True, capture_output=True) for _ in "12"]
     assert not any("persistent compilation cache" in end.stderr for end in ended)
@@ -48,7 +48,6 @@ def test_the_next_process_finds_it(bucket):
 
 
 def test_by_default_it_finds_it_in_the_users_cache(tmp_path):
-    """Though it compiles in less than the second that JAX asks for."""
     first, second = hits_of_two(XDG_CACHE_HOME=str(tmp_path))
     assert first == 0 and second > 0
     (kind,) = (tmp_path / "big_vlp" / "compiled").iterdir()
@@ -99,10 +98,17 @@ def test_a_word_turns_it_off(point_to):
         assert not jax.config.jax_enable_compilation_cache
 
 
-def test_another_folder_is_taken_as_it_is(point_to, tmp_path):
+def test_another_folder_is_taken_as_it_is(point_to, tmp_path, monkeypatch):
+    """And programs that compile in less than JAX's second are kept, unless the user has set that."""
     point_to(str(tmp_path))
+    monkeypatch.setenv(MIN_SECONDS, "5")
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
     open_compile_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+    monkeypatch.delenv(MIN_SECONDS)
+    open_compile_cache()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1
 
 
 def test_a_home_that_cannot_be_written_is_said(point_to, tmp_path, monkeypatch):
