@@ -99,7 +99,7 @@ def test_a_word_turns_it_off(point_to):
 
 
 def test_another_folder_is_taken_as_it_is(point_to, tmp_path, monkeypatch):
-    """And programs that compile in less than JAX's second are kept, unless the user has set that."""
+    """Programs that compile in less than JAX's second are kept, unless the user has set that."""
     point_to(str(tmp_path))
     monkeypatch.setenv(MIN_SECONDS, "5")
     before = jax.config.jax_persistent_cache_min_compile_time_secs
