@@ -80,7 +80,11 @@ class Profile:
         made = tempfile.mkdtemp(prefix="big_vlp_profile_")
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # of the loop's own frames there are more than of all else
-        jax.profiler.start_trace(made, create_perfetto_trace=True, profiler_options=options)
+        try:
+            jax.profiler.start_trace(made, create_perfetto_trace=True, profiler_options=options)
+        except Exception:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
         self._made = made
 
     def _end(self) -> None:

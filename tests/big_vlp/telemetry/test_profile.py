@@ -92,7 +92,7 @@ def test_other_processes_take_one_only_when_told(run, tmp_path, monkeypatch):
 def test_in_a_bucket(run, bucket):
     said, _ = run(4, workdir=bucket, at_step=1, steps=1)
     assert len(said) == 1
-    assert sorted(p.name for p in bucket.rglob("*.gz"))[0] == "perfetto_trace.json.gz"
+    assert "perfetto_trace.json.gz" in {path.name for path in bucket.rglob("*.gz")}
 
 
 def test_a_profiler_that_fails_is_said(run, monkeypatch):

@@ -131,7 +131,7 @@ def test_goodput_goes_on_and_a_profile_is_taken(copy, capsys):
     train(config(profile=dict(at_step=5, steps=2)), copy)
     lines = [line for line in read_log(copy) if line["split"] == "train"]
     first_starts = [line["time"] - line["values"]["run_seconds"] for line in lines]
-    assert len(lines) == 8 and max(first_starts) - min(first_starts) < 0.1
+    assert len(lines) == 8 and max(first_starts) - min(first_starts) < 2
     assert "Profile of steps 5 to 6, the costliest operations:" in capsys.readouterr().err
     assert "profile_seconds" in lines[6]["values"] and list(
         (copy / "profile").rglob("perfetto_trace*")
