@@ -20,6 +20,8 @@ from big_vlp.parallel import meshes
 from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.warm_start import WarmStart
+from big_vlp.telemetry.profile import Profile
+from big_vlp.telemetry.tracker import Tracker
 from input_pipeline.checks import parts
 from input_pipeline.loader import Loader
 from input_pipeline.preprocess import Preprocess
@@ -55,6 +57,8 @@ BUILT = {  # section: what it describes
     "checkpoint": [Checkpoints],
     "evals.x": [ScheduledEvaluator, *of_modules("evaluators", "Evaluator")],
     "init.x": [WarmStart],
+    "profile": [Profile],
+    "wandb": [Tracker],
 }  # fmt: skip
 # Numbers that configs do not give.
 DECIDED_ELSEWHERE = {"rows", "plan", "views"}
