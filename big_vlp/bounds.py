@@ -31,6 +31,8 @@ BOUNDS: dict[str, Range] = {
     "every_steps": _COUNT,
     "keep_latest": _COUNT,
     "keep_every_steps": whole(1, none="to keep only the newest"),
+    "profile.at_step": whole(1, none="for SIGUSR1 alone"),
+    "profile.steps": _COUNT,
     "at_step": _COUNT,
     "first_size": _COUNT,
     "sizes": whole(1, count=0),

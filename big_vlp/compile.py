@@ -23,6 +23,7 @@ from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step, tables
+from big_vlp.telemetry.flops import abstract_batch, flops_per_sample
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 
@@ -90,33 +91,6 @@ def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_siz
             raise
         found = None
     return Report(memory.temp_size_in_bytes, found)
-
-
-def flops_per_sample(experiment: Experiment) -> float:
-    """FLOPs of a training step as the model needs them, without recomputation.
-
-    Counted at the recipe's image size, on the program of one device with every block written out:
-    a loop counts once.
-    """
-    method = experiment.make_method()
-    plain = {"unroll": True, "remat": None, "accumulate_steps": 1}
-    fields = {field.name for field in dataclasses.fields(method)}
-    method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
-    optimizer = experiment.make_optimizer(method)
-    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    image_size, batch_size = experiment.preprocess_record.image_size, experiment.global_batch
-    batch = abstract_batch(experiment, image_size, batch_size)
-    train_step = jax.jit(step.make_train_step(method, optimizer))
-    cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
-    return cost["flops"] / batch_size
-
-
-def abstract_batch(experiment: Experiment, image_size: int, size: int, placement=None) -> dict:
-    """Shapes of a global batch of so many examples, its text whole."""
-    return {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
-        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
-    }
 
 
 def collectives(text: str) -> list[tuple[str, str, int]]:

@@ -14,7 +14,7 @@ import ml_collections
 from flax import traverse_util
 from ml_collections import config_dict
 
-from big_vlp import bounds, determinism, renamed, trees
+from big_vlp import bounds, determinism, flag_sets, renamed, trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step
@@ -22,6 +22,8 @@ from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import Labels
 from big_vlp.storage.warm_start import WarmStart
+from big_vlp.telemetry.profile import Profile
+from big_vlp.telemetry.tracker import Tracker
 from evaluators.shared.base import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
@@ -62,6 +64,9 @@ class Experiment:
       watchdog_minutes: without progress end a process with status 75, see `parallel.watchdog`; in
         compilation and while a checkpoint is written or read, several times as many. None waits.
       deterministic: whether a run repeats to the bit on GPUs, too, see `big_vlp.determinism`.
+      xla_flags: names of `big_vlp.flag_sets.SETS`.
+      profile: `big_vlp.telemetry.profile.Profile`.
+      wandb: `big_vlp.telemetry.tracker.Tracker`; empty: none.
       init: {name: `big_vlp.storage.warm_start.WarmStart`}: which weights the run starts from, one
         after the other by name; what none gives is random.
     """
@@ -84,6 +89,9 @@ class Experiment:
     max_bad_steps: int = 20
     watchdog_minutes: float | None = 30.0
     deterministic: bool = False
+    xla_flags: Any = ()  # `flag_sets.require` checks it
+    profile: dict = dataclasses.field(default_factory=dict)
+    wandb: dict = dataclasses.field(default_factory=dict)
     init: Any = dataclasses.field(default_factory=dict)  # `make_warm_starts` checks it
 
     @classmethod
@@ -91,7 +99,7 @@ class Experiment:
         """Checks the keys of the top level and every number (see `bounds`); what else a section
         says is checked when its part is made.
 
-        With `deterministic`, to be called before this process uses its devices.
+        With `deterministic` or `xla_flags`, to be called before this process uses its devices.
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is out of range.
@@ -109,6 +117,8 @@ class Experiment:
             raise ConfigError(f"config.on_nonfinite={experiment.on_nonfinite!r}: stop or skip.")
         if experiment.deterministic:
             determinism.require()
+        with _in_section("config.xla_flags"):
+            flag_sets.require(experiment.xla_flags)
         return experiment
 
     def as_json(self) -> dict:
@@ -241,6 +251,14 @@ class Experiment:
         return _call(
             "config.checkpoint", Checkpoints, self.checkpoint, workdir, read_only=read_only
         )
+
+    def make_profile(self) -> Profile:
+        return _call("config.profile", Profile, self.profile)
+
+    def make_tracker(self, workdir) -> Tracker | None:
+        if not self.wandb:
+            return None
+        return _call("config.wandb", Tracker, self.wandb).of(workdir, self.as_json())
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
         made, averaged = {}, method.shapes[1]

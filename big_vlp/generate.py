@@ -21,6 +21,7 @@ from big_vlp.api.errors import explained
 from big_vlp.api.writer import Writer
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Sampling, Strategy, check_strategy
+from big_vlp.run.compile_cache import open_compile_cache
 from input_pipeline import command_line
 from input_pipeline.checks import unicode
 from input_pipeline.checks.ranges import SEED
@@ -43,6 +44,7 @@ def _run(args: argparse.Namespace) -> None:
         with explained(path):
             images.append(path.read_bytes())
             decode(images[-1])
+    open_compile_cache()
     writer = Writer(args.model, args.weights, args.devices)
     conversation = Conversation(writer, images, args.template)
     if args.prompt is None:

@@ -26,6 +26,7 @@ import big_vlp
 from big_vlp import command
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.run import contact_sheet
+from big_vlp.run.compile_cache import open_compile_cache
 from input_pipeline import command_line
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
@@ -86,6 +87,7 @@ def _batch(_) -> None:
     It has every view of some examples, with their texts or labels below.
     """
     given = flags.FLAGS
+    open_compile_cache()
     try:
         output = draw_batch(given.config, given.step, given.output)
     except BigVlpError as error:
@@ -136,6 +138,7 @@ def _words(args: argparse.Namespace) -> None:
         raise ValueError(f"--top {args.top}: give 1 or more.")
     if not (is_in_bucket(args.output) or args.output.parent.is_dir()):
         raise ValueError(f"--output {args.output}: there is no such directory.")
+    open_compile_cache()
     model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
     found = model.classify(args.image, args.top)
     draw(args.output, args.image, found)

@@ -42,6 +42,8 @@ from big_vlp.run.log import LOG_FILE, TRAIN, LogError, MetricLog, read_log
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.frozen import save_frozen
 from big_vlp.storage.model_dir import Labels
+from big_vlp.telemetry.flops import ModelFlops
+from big_vlp.telemetry.meter import Meter
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
@@ -90,10 +92,15 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     total_steps = experiment.total_steps
     mesh = experiment.make_mesh()
     method = experiment.make_method()
+    model_flops = ModelFlops(experiment, mesh, method.dtype)
+    meter = opened.enter_context(Meter(mesh.size, model_flops))
+    profile = experiment.make_profile().open(workdir, meter, live.message)
+    opened.callback(profile.close)
     optimizer = experiment.make_optimizer(method)
     loader = experiment.make_loader(mesh)
     evaluators = experiment.make_evaluators(method, mesh)
     warm_starts = experiment.make_warm_starts()
+    tracker = experiment.make_tracker(workdir)
     check_lease = opened.enter_context(held_lease(workdir, live.message))
     checkpoints = opened.enter_context(contextlib.closing(experiment.make_checkpoints(workdir)))
 
@@ -149,8 +156,9 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
     first_step = saved_step or 0
     # Only now: it drops the lines of steps that will be made again.
-    log = MetricLog(workdir, first_step, evaluated, live.message)
+    log = MetricLog(workdir, first_step, evaluated, live.message, tracker)
     opened.callback(log.close)
+    meter.goes_on(log.found, first_step)
     broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
     live.message(tables.parameter_table(model, optimizer.describe(model)))
@@ -188,21 +196,23 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         if i != saved_step:
             check_lease()
             items = {name: state[name] for name in ("model", "averaged", "opt")}
-            with watchdog.longer(f"writing the checkpoint of step {i}"):
+            doing = f"writing the checkpoint of step {i}"
+            with watchdog.longer(doing), meter.pausing("checkpoint"):
                 checkpoints.save(i, items, {**meta, "step": i})
             saved_step = i
 
     def evaluate(i):
         for name, evaluator in evaluators.items():
             if evaluator.is_due(i, total_steps) and not (i == first_step and name in evaluated):
-                with watchdog.longer(f"evaluating step {i}, {name}"):
+                doing = f"evaluating step {i}, {name}"
+                with watchdog.longer(doing), meter.pausing("evaluation"):
                     values = evaluator.run(state)
                 check_lease()
                 log.write(i, name, values)
                 table = tables.metric_table(values)
                 live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
-    steps_done, clock = first_step, progress.Clock()
+    steps_done = first_step
     try:
         with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
             steps = total_steps - first_step
@@ -212,30 +222,32 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                     bad_steps.look()
                     save(i)
                 evaluate(i)
-                with clock.waiting():
+                with meter.waiting():
                     batch, text_length, is_time = next(batches)
                 if is_time and i:
                     bad_steps.look()
                     save(i)
                 batch = method.cut_text(batch, text_length)
-                global_batch = loader.plan(i)[1]
+                image_size, global_batch, *_ = loader.plan(i)
                 batch = meshes.global_batch(batch, mesh, global_batch)
-                state, metrics = train_step(state, batch, i, run_key)
+                with jax.profiler.StepTraceAnnotation("train", step_num=i):
+                    state, metrics = train_step(state, batch, i, run_key)
                 steps_done = i + 1
                 watchdog.started(f"step {i}")
                 signals.only_note()  # before, there was nothing to lose: they end it at once
                 bad_steps.note(i, metrics["bad_steps"])
-                clock.examples += global_batch
+                meter.dispatched(metrics["bad_steps"], global_batch, image_size)
+                profile.dispatched(i)
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
                     with watchdog.longer(f"step {i}"):  # all that were dispatched
                         metrics = {name: float(value) for name, value in metrics.items()}
-                    rates = clock.read()
+                        clocked = meter.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)
                     took = checkpoints.seconds_of_last_save()
                     saved = {} if took is None else {"save_seconds": took}
-                    log.write(i, TRAIN, metrics | rates | broken | saved)
-                    live.update(i + 1, metrics["loss"], **rates)
+                    log.write(i, TRAIN, metrics | clocked | broken | saved)
+                    live.update(i + 1, metrics["loss"], clocked)
                     bad_steps.look()
                     checkpoints.check()
             signals.only_note()

@@ -17,7 +17,7 @@ from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
 from tests.benchmarks import __main__ as runner
 from tests.benchmarks import accelerator, soak
-from tests.benchmarks.accelerator import child, devices, flops, kernels, models, recipes, steps
+from tests.benchmarks.accelerator import child, flops, kernels, models, recipes, steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -219,24 +219,6 @@ def test_rows_that_fail_or_come_too_late(monkeypatch):
 def test_the_time_of_kernels_is_their_own():
     events = [(0, 10, "loop"), (1, 4, "dot"), (5, 9, "call"), (6, 8, "dot"), (10, 12, "copy")]
     assert kernels.own_time(events) == Counter(loop=3, dot=5, call=2, copy=2)
-
-
-def test_peaks_of_devices():
-    peaks = {
-        "NVIDIA H100 80GB HBM3": 989.4,
-        "NVIDIA H100 PCIe": 756,
-        "NVIDIA H200": 989.4,
-        "NVIDIA A100-SXM4-80GB": 312,
-        "NVIDIA L40S": 362,
-        "NVIDIA B200": 2250,
-        "TPU v4": 275,
-        "TPU v5 lite": 197,
-        "TPU v5": 459,
-        "TPU v5p": 459,
-        "TPU v6 lite": 918,
-        "cpu": None,
-    }
-    assert {kind: devices.peak_tflops(kind) for kind in peaks} == peaks
 
 
 def test_flops_are_linear_in_layers(tmp_path):

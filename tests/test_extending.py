@@ -13,8 +13,8 @@ from big_vlp.evaluate import evaluate
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.methods import Method
 from big_vlp.run.log import read_log
+from big_vlp.telemetry.meter import CLOCKED
 from big_vlp.train import train
-from tests.big_vlp.parallel.clusters import TIMING
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def config(tmp_path, monkeypatch):
 
 def logged(workdir):
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCKED})
         for x in read_log(workdir)
     ]
 

@@ -18,13 +18,13 @@ SHIMS = {
 }
 # Inside big_vlp, from the ground up; a room imports those below it.
 FLOORS = (
-    ("determinism", "renamed", "trees", "parallel"),
+    ("determinism", "flag_sets", "renamed", "trees", "parallel"),
     ("augment", "losses", "recipes"),
     ("models",),
     ("generation",),
     ("methods",),
     ("run",),
-    ("storage",),
+    ("storage", "telemetry"),
     ("api", "bounds", "convert"),
     ("experiment",),
     ("command",),

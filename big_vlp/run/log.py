@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, and TensorBoard's files of the same numbers.
+"""The record of a run: `metrics.jsonl`, and boards of the same numbers, such as TensorBoard's.
 
 Only process 0 writes.
 """
@@ -44,6 +44,7 @@ class MetricLog:
         start_step: int = 0,
         keep: Collection[str] = (),
         say: Callable[[str], None] = lambda text: None,
+        tracker=None,
     ):
         """Opens the log of a run that starts, or goes on, at `start_step`.
 
@@ -53,14 +54,17 @@ class MetricLog:
         Args:
           keep: splits whose lines of `start_step` itself stay: evaluations of the very weights
             that the run goes on from.
-          say: is told when TensorBoard's files cannot be written; the log goes on.
+          say: is told when TensorBoard or the tracker fails; the log goes on.
+          tracker: a `telemetry.tracker.Tracker`, which gets the same numbers.
+
+        Attributes:
+          found: the lines that were there, those that are dropped too; none but on process 0.
 
         Raises:
           PathError: `workdir` is no path of this machine, nor in a bucket.
           LogError: the log holds a broken line before its end, or cannot be written.
         """
-        self._lines = None
-        self._dispensable = Dispensable("TensorBoard's files", say)
+        self._lines, self.found = None, []
         if jax.process_index() != 0:
             return
         workdir = storage_path(workdir)
@@ -70,12 +74,15 @@ class MetricLog:
             lines = Lines(self._path)
             kept = self._drop_from(lines, start_step, keep) if lines.exists() else []
             lines.append("")
-        self._board = Board(workdir, start_step)
+        self._boards = [(Board(workdir, start_step), Dispensable("TensorBoard's files", say))]
+        if tracker is not None:
+            self._boards.append((tracker, Dispensable("Weights & Biases", say, Exception)))
         self._lines = lines
         for line in kept:
             if line["step"] == start_step:  # TensorBoard drops them
                 values = {name: float(value) for name, value in line["values"].items()}
-                self._to_tensorboard(start_step, line["split"], values, line["time"])
+                with self._boards[0][1]:
+                    self._boards[0][0].write(start_step, line["split"], values, line["time"])
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Logs numbers (or arrays of one) under the split; stored when this returns.
@@ -91,26 +98,27 @@ class MetricLog:
         line = {"step": int(step), "time": round(now, 3), "split": split, "values": encoded}
         with self._explained():
             self._lines.append(json.dumps(line, allow_nan=False) + "\n")
-        self._to_tensorboard(step, split, values, now)
+        for board, dispensable in self._boards:
+            with dispensable:
+                board.write(step, split, values, now)
 
     def close(self) -> None:
         if self._lines is not None:
-            self._board.close()
+            for board, dispensable in self._boards:
+                with dispensable:
+                    board.close()
 
     def _drop_from(self, lines: Lines, start_step: int, keep: Collection[str]) -> list[dict]:
         """Rewrites the log where a line has to go; gives those that stay."""
         text, kept = lines.text(), []
         for line, fields in _complete_lines(self._path, text):
             step, split = fields["step"], fields["split"]
+            self.found.append(fields)
             if step < start_step or (step == start_step and split in keep):
                 kept.append((line, fields))
         if (whole := "".join(line for line, _ in kept)) != text:
             lines.replace(whole)
         return [fields for _, fields in kept]
-
-    def _to_tensorboard(self, step: int, split: str, values: Mapping[str, float], now: float):
-        with self._dispensable:
-            self._board.write(step, split, values, now)
 
     @contextlib.contextmanager
     def _explained(self):

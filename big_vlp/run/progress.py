@@ -1,14 +1,16 @@
-"""The line on the terminal that says where a run is, and the rates that it shows."""
+"""The line on the terminal that says where a run is."""
 
-import contextlib
 import datetime
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import jax
+
+# Share of a step's time that devices may wait for their batch before input is what bounds a run.
+INPUT_BOUND = 0.1
 
 
 class LiveLine:
@@ -26,13 +28,13 @@ class LiveLine:
         self._first = None  # (step, time) of the first update: before it lies compilation
         self._open = False
 
-    def update(self, step: int, loss: float, examples_per_s: float, input_wait: float) -> None:
+    def update(self, step: int, loss: float, values: Mapping[str, float]) -> None:
         """Shows where the run is.
 
         Args:
           step: steps done so far.
-          examples_per_s: of all hosts together.
-          input_wait: share of the time, 0..1, that the loop has waited for its next batch.
+          values: `examples_per_s` of all hosts together, `input_wait` and `goodput` (shares, 0..1),
+            and `mfu`, where it is known; see `telemetry.meter.Meter.read`.
         """
         now = self._clock()
         self._first = self._first or (step, now)
@@ -41,11 +43,14 @@ class LiveLine:
         if step > first_step:
             seconds = (now - first_time) / (step - first_step) * (self._total - step)
             left = str(datetime.timedelta(seconds=round(seconds)))
+        waited = values["input_wait"]
         parts = (
             f"step {step:{len(str(self._total))}d}/{self._total}",
             f"loss {loss:.4f}",
-            f"{examples_per_s:,.0f} examples/s",
-            f"input wait {input_wait:.0%}",
+            f"{values['examples_per_s']:,.0f} examples/s",
+            *([f"MFU {values['mfu']:.1%}"] if "mfu" in values else ()),
+            f"input wait {waited:.0%}" + (" (input-bound)" if waited > INPUT_BOUND else ""),
+            f"goodput {values['goodput']:.0%}",
             f"{left} left",
         )
         self._print(" | ".join(parts), refresh=self._refresh)
@@ -80,39 +85,18 @@ class Dispensable:
     Args:
       what: is written.
       say: prints a line.
+      kind: of failures.
     """
 
-    def __init__(self, what: str, say: Callable[[str], None]):
-        self._what, self._say, self._failing = what, say, False
+    def __init__(self, what: str, say: Callable[[str], None], kind: type[Exception] = OSError):
+        self._what, self._say, self._kind = what, say, kind
+        self._failing = False
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind, error, traceback) -> bool:
-        before, self._failing = self._failing, isinstance(error, OSError)
+        before, self._failing = self._failing, isinstance(error, self._kind)
         if self._failing and not before:
             self._say(f"{self._what} cannot be written ({error}); the run goes on without.")
         return self._failing
-
-
-class Clock:
-    """Examples per second and the share of time spent waiting for input, since the last reading."""
-
-    def __init__(self):
-        self.examples, self._waited, self._start = 0, 0.0, time.monotonic()
-
-    @contextlib.contextmanager
-    def waiting(self):
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
-
-    def read(self) -> dict[str, float]:
-        now = time.monotonic()
-        elapsed = now - self._start
-        rates = {
-            "examples_per_s": self.examples / elapsed,
-            "input_wait": self._waited / elapsed,
-        }
-        self.examples, self._waited, self._start = 0, 0.0, now
-        return rates

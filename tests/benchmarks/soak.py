@@ -26,6 +26,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote
 
+from big_vlp.telemetry.meter import CLOCKED
 from tests.benchmarks.common import CannotRunError
 from tests.bucket_server import GoogleServer, is_missing
 
@@ -41,7 +42,6 @@ LATE_SECONDS = 0.5  # a kill comes up to so long after its step
 START_SHARE, START_SECONDS = 0.3, 15.0  # of the kills, and when in a start they come
 MOST_GROWTH = 1.1  # of memory, see `Run.growth`
 TOLD = 143
-TIMING = ("examples_per_s", "input_wait", "save_seconds")
 
 
 def measure(
@@ -302,7 +302,7 @@ def read_log(server: GoogleServer, name: str) -> dict:
         (line["step"], line["split"], metric): float(value)
         for line in lines
         for metric, value in line["values"].items()
-        if metric not in TIMING
+        if metric not in CLOCKED
     }
 
 

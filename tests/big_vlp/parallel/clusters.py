@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from big_vlp.run.log import read_log
+from big_vlp.telemetry.meter import CLOCKED
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 TIMEOUT = 300  # seconds
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
-TIMING = ("examples_per_s", "input_wait", "save_seconds")
 
 
 class Cluster:
@@ -70,7 +70,7 @@ class Cluster:
 
 def metrics(workdir):
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCKED})
         for x in read_log(workdir)
     ]
 

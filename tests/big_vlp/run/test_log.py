@@ -159,7 +159,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     assert plot_curves(tmp_path / "run") == tmp_path / "run" / CURVES_FILE
     assert list(tmp_path.iterdir()) == []
     line, stream = live(total=10, tty=True)
-    line.update(1, 1.0, 1.0, 0.0)
+    line.update(1, 1.0, VALUES)
     line.message("hello")
     line.close()
     assert stream.getvalue() == ""
@@ -217,25 +217,30 @@ def live(total, tty, times=()):
     return LiveLine(total, stream, clock=lambda: next(times, 0.0)), stream
 
 
+VALUES = {"examples_per_s": 1.0, "input_wait": 0.0, "goodput": 1.0}
+
+
 def test_live_line_says_how_far_how_fast_and_how_long(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     line, stream = live(1000, tty=False, times=[100.0, 110.0])
-    line.update(10, 2.34567, 123456.7, 0.034)
-    line.update(30, 2.0, 1.0, 0.5)
+    line.update(10, 2.34567, {**VALUES, "examples_per_s": 123456.7, "input_wait": 0.034})
+    line.update(30, 2.0, {**VALUES, "input_wait": 0.5, "goodput": 0.87, "mfu": 0.4567})
     first, second = stream.getvalue().splitlines()
     assert "10/1000" in first and "2.3457" in first and "123,457 examples/s" in first
-    assert "3%" in first and "? left" in first
-    assert "0:08:05 left" in second  # 970 steps of half a second
+    assert "input wait 3% |" in first and "goodput 100%" in first and "MFU" not in first
+    assert "? left" in first
+    assert "input wait 50% (input-bound) |" in second and "goodput 87%" in second
+    assert "MFU 45.7%" in second and "0:08:05 left" in second  # 970 steps of half a second
     assert "\r" not in stream.getvalue()
 
 
 def test_on_a_terminal_the_line_refreshes_and_messages_stay(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     line, stream = live(10, tty=True)
-    line.update(1, 1.0, 1.0, 0.0)
-    line.update(2, 1.0, 1.0, 0.0)
+    line.update(1, 1.0, VALUES)
+    line.update(2, 1.0, VALUES)
     line.message("coco R@1 0.5")
-    line.update(3, 1.0, 1.0, 0.0)
+    line.update(3, 1.0, VALUES)
     line.close()
     line.close()
     # What a terminal shows in the end: after "\r\x1b[K" a line starts anew.

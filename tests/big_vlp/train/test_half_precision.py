@@ -11,8 +11,8 @@ from big_vlp.experiment import Experiment
 from big_vlp.run.log import read_log
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import open_model
+from big_vlp.telemetry.meter import CLOCKED
 from big_vlp.train import train
-from tests.big_vlp.parallel.clusters import TIMING
 from tests.tiny_config import get_config
 
 # The others take longer to compile.
@@ -34,7 +34,7 @@ def config_of(method, dtype):
 def lines(workdir):
     """All numbers of a run that do not depend on the clock."""
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCKED})
         for x in read_log(workdir)
     ]
 

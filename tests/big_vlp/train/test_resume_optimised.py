@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from big_vlp.run.log import read_log
-from tests.big_vlp.parallel.clusters import TIMING
+from big_vlp.telemetry.meter import CLOCKED
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT = 900
@@ -19,7 +19,7 @@ TIMEOUT = 900
 def lines(workdir):
     """All numbers of a run that do not depend on the clock."""
     return [
-        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in TIMING})
+        (x["step"], x["split"], {k: v for k, v in x["values"].items() if k not in CLOCKED})
         for x in read_log(workdir)
     ]
 

@@ -19,9 +19,10 @@ from big_vlp.experiment import ConfigError
 from big_vlp.run.commit import commit
 from big_vlp.run.log import read_log
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from big_vlp.telemetry.meter import CLOCKED
 from big_vlp.train import NonFiniteError, train
 from input_pipeline.loader import Loader
-from tests.big_vlp.parallel.clusters import TERMINATED, TIMING
+from tests.big_vlp.parallel.clusters import TERMINATED
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -69,7 +70,7 @@ def uninterrupted(command, tmp_path_factory):
 def training_metrics(workdir):
     """All numbers of every step that do not depend on the clock."""
     return [
-        (line["step"], {k: v for k, v in line["values"].items() if k not in TIMING})
+        (line["step"], {k: v for k, v in line["values"].items() if k not in CLOCKED})
         for line in read_log(workdir)
         if line["split"] == "train"
     ]

@@ -116,6 +116,28 @@ def test_everything_is_compiled_once(finished):
     assert logged(finished)[-1] == ("retrieval", 8)
 
 
+def test_the_log_says_where_the_time_goes(finished):
+    lines = [line["values"] for line in read_log(finished) if line["split"] == "train"]
+    always = {"examples_per_s", "input_wait", "step_seconds_p50", "run_seconds", "goodput"}
+    assert all(always <= line.keys() for line in lines)
+    assert "compile_seconds" in lines[0] and "mfu" not in lines[0]  # a CPU has no peak
+    for name in ("evaluation_seconds", "checkpoint_seconds"):
+        assert [i for i, line in enumerate(lines) if name in line] == [4]  # before that step
+    assert lines[0]["goodput"] < lines[-1]["goodput"] < 1
+
+
+def test_goodput_goes_on_and_a_profile_is_taken(copy, capsys):
+    shutil.rmtree(copy / "checkpoints" / "8")
+    train(config(profile=dict(at_step=5, steps=2)), copy)
+    lines = [line for line in read_log(copy) if line["split"] == "train"]
+    first_starts = [line["time"] - line["values"]["run_seconds"] for line in lines]
+    assert len(lines) == 8 and max(first_starts) - min(first_starts) < 0.1
+    assert "Profile of steps 5 to 6, the costliest operations:" in capsys.readouterr().err
+    assert "profile_seconds" in lines[6]["values"] and list(
+        (copy / "profile").rglob("perfetto_trace*")
+    )
+
+
 def test_a_lower_total_steps_is_refused(copy):
     before = tree(copy)
     for total_steps in (7, 4):

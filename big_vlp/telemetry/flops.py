@@ -1,0 +1,101 @@
+"""FLOPs that a model needs, and that a device can do."""
+
+import dataclasses
+import re
+import threading
+
+import jax
+from absl import logging
+
+from big_vlp.run import step
+
+# Dense TFLOP/s of one device by what jax calls its kind, the first that fits: (bf16, fp32). From
+# the makers' data sheets: NVIDIA's of H100, H200, A100, L40S, HGX B200 and GB200, half of what is
+# given "with sparsity"; Google's "system architecture" pages of Cloud TPU.
+_PEAKS = (
+    ("H100 PCIe", 756.0, 51.0),
+    ("H100 NVL|H200 NVL", 835.0, 60.0),
+    ("H100|H200|GH200", 989.4, 66.9),
+    ("A100", 312.0, 19.5),
+    ("L40S", 362.0, 91.6),
+    ("GB200", 2500.0, 80.0),
+    ("B200", 2250.0, 75.0),
+    ("TPU v4", 275.0, None),
+    ("TPU v5 ?(lite|e)", 197.0, None),
+    ("TPU v5", 459.0, None),
+    ("TPU v6", 918.0, None),
+)
+
+
+def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
+    """Dense TFLOP/s of a device of this kind in "bfloat16", "float16" or full-precision "float32";
+    None where it is not known."""
+    for pattern, half, single in _PEAKS:
+        if re.search(pattern, kind):
+            return single if dtype == "float32" else half
+    return None
+
+
+def flops_per_sample(experiment, image_size: int | None = None) -> float:
+    """FLOPs of a training step as the model needs them, without recomputation.
+
+    Counted on the program of one device with every block written out, as a loop counts once, and
+    with XLA's attention, as the kernels' calls count nothing.
+
+    Args:
+      experiment: an `Experiment`.
+      image_size: default: the recipe's.
+    """
+    method = experiment.make_method()
+    plain = {"unroll": True, "remat": None, "accumulate_steps": 1, "attention": "xla"}
+    fields = {field.name for field in dataclasses.fields(method)}
+    method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
+    optimizer = experiment.make_optimizer(method)
+    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
+    image_size = image_size or experiment.preprocess_record.image_size
+    batch_size = experiment.global_batch
+    batch = abstract_batch(experiment, image_size, batch_size)
+    train_step = jax.jit(step.make_train_step(method, optimizer))
+    cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
+    return cost["flops"] / batch_size
+
+
+def abstract_batch(experiment, image_size: int, size: int, placement=None) -> dict:
+    """Shapes of a global batch of so many examples, its text whole."""
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
+        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
+    }
+
+
+class ModelFlops:
+    """FLOPs of a run's samples, which a thread counts while the run goes on, and its devices' peak.
+
+    Nothing is counted where no peak is known, nor on another process than 0, which writes the log.
+
+    Args:
+      experiment: an `Experiment`.
+      mesh: of the run.
+      dtype: of the computation.
+
+    Attributes:
+      peak: FLOP/s of one device, or None.
+    """
+
+    def __init__(self, experiment, mesh, dtype: str):
+        tflops = peak_tflops(mesh.devices.flat[0].device_kind, dtype)
+        self.peak = None if tflops is None or jax.process_index() else 1e12 * tflops
+        self._experiment, self._found = experiment, {}
+
+    def of(self, image_size: int) -> float | None:
+        """Of a sample of this size; None at first, and where it cannot be counted."""
+        if self.peak is not None and image_size not in self._found:
+            self._found[image_size] = None
+            threading.Thread(target=self._count, args=(image_size,), daemon=True).start()
+        return self._found.get(image_size)
+
+    def _count(self, image_size: int) -> None:
+        try:
+            self._found[image_size] = flops_per_sample(self._experiment, image_size)
+        except Exception as error:  # of a method of the user's own; the run needs no such number
+            logging.warning("FLOPs of a sample could not be counted: %s", error)
