@@ -1,6 +1,7 @@
 """Compiles a training step without running it, to see what it needs.
 
     python -m big_vlp.compile --config configs/cosmos.py --topology v5e:4x4
+    python -m big_vlp.compile --config configs/clip.py --topology v5e:4x4 --roofline
 
 Says what each device would hold, how many FLOPs a sample costs, and what the devices send each
 other. With `--topology v5e:4x4` for that TPU slice, or `config.mesh.slices` of them, on any machine
@@ -23,6 +24,7 @@ from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step, tables
+from big_vlp.telemetry import roofline
 from big_vlp.telemetry.flops import abstract_batch, flops_per_sample
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
@@ -44,13 +46,12 @@ class Report:
 
     Attributes:
       temporary_bytes: the most that a step needs beside the training state, on each device.
-      collectives: (kind, array, times in the program) with the largest first; what a loop does is
-        counted once. None where the compiler cannot print its program (some of libtpu's larger
+      text: the compiled program; None where the compiler cannot print it (some of libtpu's larger
         ones, whose instructions jaxlib does not know).
     """
 
     temporary_bytes: int
-    collectives: list[tuple[str, str, int]] | None
+    text: str | None
 
 
 def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_size: int) -> Report:
@@ -85,12 +86,12 @@ def compile_step(experiment: Experiment, parts, mesh, image_size: int, batch_siz
             ) from error
     memory = compiled.memory_analysis()
     try:
-        found = collectives(compiled.as_text())
+        text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         if "RET_CHECK" not in str(error):
             raise
-        found = None
-    return Report(memory.temp_size_in_bytes, found)
+        text = None
+    return Report(memory.temp_size_in_bytes, text)
 
 
 def collectives(text: str) -> list[tuple[str, str, int]]:
@@ -134,8 +135,14 @@ def make_mesh(experiment: Experiment, topology: str | None):
     return experiment.make_mesh(described.devices)
 
 
-def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
-    """Compiles and prints the report."""
+def show(
+    config: ml_collections.ConfigDict, topology: str | None, with_roofline: bool = False
+) -> None:
+    """Compiles and prints the report.
+
+    Args:
+      with_roofline: also how long a step takes by its products and its memory traffic.
+    """
     experiment = Experiment.from_config(config)
     mesh = make_mesh(experiment, topology)
     method = experiment.make_method()
@@ -143,7 +150,8 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
     state = experiment.abstract_state(method, optimizer, mesh)
     model = trees.merge(state["model"], state["frozen"])
     print(tables.parameter_table(model, optimizer.describe(model)), flush=True)
-    print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
+    sample_flops = flops_per_sample(experiment)
+    print(f"\nFLOPs per sample: {sample_flops / 1e9:,.1f} G", flush=True)
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(f"On each of {mesh.size} devices ({sizes}):")
     for name, tree in {"training state": state, **state}.items():
@@ -155,18 +163,41 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
         report = compile_step(experiment, parts, mesh, image_size, batch_size)
         print(f"A step of {batch_size:,} examples at {image_size} pixels:")
         print(f"  its work        {report.temporary_bytes / 2**20:10,.1f} MiB")
-        if report.collectives is None:
+        if report.text is None:
             print("  collectives: the compiler cannot print this program.", flush=True)
             continue
         print("  collectives (a loop's counted once):")
-        for kind, arrays, times in report.collectives:
+        for kind, arrays, times in collectives(report.text):
             print(f"  {times:3} x {kind:18} {arrays}", flush=True)
+        if with_roofline:
+            if image_size != experiment.preprocess_record.image_size:
+                sample_flops = flops_per_sample(experiment, image_size)
+            _print_roofline(report.text, mesh, sample_flops * batch_size / mesh.size)
+
+
+def _print_roofline(text: str, mesh, model_flops: float) -> None:
+    kind = mesh.devices.flat[0].device_kind
+    try:
+        found = roofline.roofline(text, kind)
+    except roofline.UnknownDeviceError as error:
+        raise ConfigError(f"{error} Give a TPU slice, as --topology=v5e:4x4.") from error
+    moved = sum(row.bytes for row in found.kinds)
+    whole, products, memory = (
+        f"{1e3 * seconds:,.1f} ms"
+        for seconds in (found.seconds, found.product_seconds, found.memory_seconds)
+    )
+    print(
+        f"  on {kind} at least {whole}: {products} of products, {memory} to move "
+        f"{moved / 1e9:,.1f} GB\n"
+        f"  so MFU is at most {found.share(model_flops):.1%}; the costliest instructions:"
+    )
+    print(roofline.table(found), flush=True)
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        show(flags.FLAGS.config, flags.FLAGS.topology)
+        show(flags.FLAGS.config, flags.FLAGS.topology, flags.FLAGS.roofline)
     except errors.BigVlpError as error:
         errors.stop(error)
 
@@ -176,4 +207,5 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "topology", None, "a TPU slice, such as v5e:4x4; by default the local devices"
     )
+    flags.DEFINE_bool("roofline", False, "also say how long a step takes at least, and where")
     command.run(main)
