@@ -45,7 +45,6 @@ def get_config(arg=None):
         dtype="bfloat16",  # published: fp16 with a loss scale
         remat="dots",
         accumulate_steps=1,
-        text_lengths=(32, 48),
     )
     config.optim = dict(
         learning_rate=5e-4,

@@ -34,12 +34,10 @@ def get_config(arg=None):
         photometric=dict(
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),
-        text_lengths=(12,),
     )
     if options.method == "clip":
         config.views = dict(name="clip")
-        model, text_lengths = config.method.model, config.method.text_lengths
-        config.method = dict(name="clip", model=model, text_lengths=text_lengths)
+        config.method = dict(name="clip", model=config.method.model)
     if options.method == "catlip":
         config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
         config.views = dict(name="catlip", vocabulary=SCENES_VOCABULARY)

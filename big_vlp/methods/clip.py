@@ -25,9 +25,6 @@ class Method(pairs.PairMethod):
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      text_lengths: captions are cut to the first of these lengths that holds the longest of a
-        batch, or else stay whole. Each length is compiled once. For causal towers only: there
-        nothing depends on what comes after the end of a text.
     """
 
     preprocess: Preprocess
@@ -38,10 +35,8 @@ class Method(pairs.PairMethod):
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
-    text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
-        pairs.check_text_lengths(self)
         if self.loss_type not in ("softmax", "sigmoid"):
             raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
         if self.photometric is not None:
@@ -73,12 +68,6 @@ class Method(pairs.PairMethod):
         else:
             loss = losses.sigmoid_loss(image, text, scale, params["logit_bias"])
         return loss, (statistics, {"logit_scale": scale})
-
-    def text_length(self, batch):
-        return pairs.text_length(batch["tokens"]) if self.text_lengths else 0
-
-    def cut_text(self, batch, length):
-        return {**batch, "tokens": batch["tokens"][..., : pairs.static_length(self, length)]}
 
     def model_images(self, batch, keys):
         images = pairs.to_model_input(batch["image"], keys, self.photometric, self.preprocess)

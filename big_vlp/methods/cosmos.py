@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
@@ -27,8 +26,7 @@ class Method(pairs.PairMethod):
         many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
-        captions stay whole: the pooler attends to the padding of the first.
+      accumulate_steps, dtype, unroll, remat: as for `methods.clip.Method`.
     """
 
     preprocess: Preprocess
@@ -40,10 +38,8 @@ class Method(pairs.PairMethod):
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
-    text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
-        pairs.check_text_lengths(self)
         if self.ema_decay is None or not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1]; 1 keeps the teacher.")
         if self.photometric is None:
@@ -67,8 +63,7 @@ class Method(pairs.PairMethod):
         Args:
           student, teacher: parameters.
           batch: `global_images` [B, V_g, S_g, S_g, 3], `local_images` [B, V_l, S_l, S_l, 3],
-            `tokens` i32[B, C, T] with the V_g global captions first, or what `cut_text` made of
-            such a batch.
+            `tokens` i32[B, C, T] with the V_g global captions first.
 
         Returns:
           The two dicts that `losses.cosmos_losses` takes.
@@ -77,10 +72,8 @@ class Method(pairs.PairMethod):
 
         def encode(rows):
             images = self.model_images(rows, rows["key"])
-            captions = [rows[name] for name in ("tokens", "cut_tokens") if name in rows]
-            student_features = pairs.apply(
-                self.network, student, "encode_views", images["global"], images["local"], *captions
-            )
+            views = images["global"], images["local"], rows["tokens"]
+            student_features = pairs.apply(self.network, student, "encode_views", *views)
             (teacher_image,) = over_views(
                 lambda x: (pairs.apply(self.network, teacher, "encode_image", x),), images["global"]
             )
@@ -91,17 +84,6 @@ class Method(pairs.PairMethod):
             return student_features, {"image": teacher_image, "text": teacher_text}
 
         return over_micro_batches(encode, pairs.with_keys(batch, rng), self.accumulate_steps)
-
-    def text_length(self, batch):
-        local = batch["tokens"][:, batch["global_images"].shape[1] :]
-        return pairs.text_length(local) if self.text_lengths else 0
-
-    def cut_text(self, batch, length):
-        whole, local = np.split(batch["tokens"], [batch["global_images"].shape[1]], axis=1)
-        if not (self.text_lengths and local.shape[1]):
-            return batch
-        local = local[..., : pairs.static_length(self, length)]
-        return {**batch, "tokens": whole, "cut_tokens": local}
 
     def model_images(self, batch, keys):
         # Student and teacher see the same pixels.

@@ -78,13 +78,12 @@ def our_step(pairs, short: int, unroll: bool):
         },
         dtype="float32",
         unroll=unroll,
-        text_lengths=(short,),
     )
     optimizer = Optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
     key = jax.random.key(0)
     state = [jax.jit(step.make_init(method, optimizer))(key)]
     train_step = jax.jit(step.make_train_step(method, optimizer), donate_argnums=0)
-    batch = jax.tree.map(jnp.asarray, method.cut_text(pairs, method.text_length(pairs)))
+    batch = jax.tree.map(jnp.asarray, pairs)
 
     def run():
         state[0], metrics = train_step(state[0], batch, 0, key)

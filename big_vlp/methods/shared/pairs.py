@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp.augment.photometric import Photometric, normalise
 from big_vlp.methods.shared import base
@@ -16,7 +15,7 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class PairMethod(base.Method):
-    """A method of two towers, its `network`; it has `preprocess` and `text_lengths`."""
+    """A method of two towers, its `network`; it has `preprocess`."""
 
     @property
     def vocab_size(self) -> int:
@@ -52,29 +51,6 @@ def make_towers(kind, method, **given) -> TwoTowers:
     towers = arguments.call("model", kind, method.model, **given)
     image = {**towers.image, "image_size": pre.image_size}
     return towers.clone(image=image, text={**towers.text, "context_length": pre.context_length})
-
-
-def check_text_lengths(method) -> None:
-    """Raises ValueError unless the texts of `method` can be cut to its `text_lengths`."""
-    lengths, text = list(method.text_lengths), method.network.text
-    if lengths != sorted({n for n in lengths if 0 < n < method.preprocess.context_length}):
-        raise ValueError(
-            f"text_lengths={lengths}: give ascending lengths below the context length "
-            f"{method.preprocess.context_length}."
-        )
-    if lengths and not (text.get("causal", True) and text.get("pool", "eot") == "eot"):
-        raise ValueError("text_lengths needs a causal text tower with pool='eot'.")
-
-
-def text_length(tokens: np.ndarray) -> int:
-    """Positions up to the last end of a text, which is its largest id, in i32[..., T]."""
-    return int(tokens.argmax(axis=-1).max(initial=0)) + 1
-
-
-def static_length(method, length: int) -> int:
-    """The first of the method's text lengths that holds so many positions."""
-    lengths = (*method.text_lengths, method.preprocess.context_length)
-    return next(n for n in lengths if n >= length)
 
 
 def with_keys(batch, rng):

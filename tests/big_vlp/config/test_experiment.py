@@ -293,22 +293,6 @@ def test_a_mesh_that_cannot_hold_the_model_names_each_parameter_once():
     assert "axis 3 is split over tensor=4, which must divide 2" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"text_lengths": (8,)}, {"text_lengths": (6, 4)}])
-def test_text_lengths_that_cannot_be(change):
-    config = make_config()
-    config.method.update(change)
-    with pytest.raises(ConfigError, match=r"config\.method: text_lengths=.*ascending"):
-        Experiment.from_config(config).make_method()
-
-
-def test_bidirectional_text_cannot_be_cut():
-    config = make_config()
-    config.method.text_lengths = (4,)
-    config.method.model.text.causal = False
-    with pytest.raises(ConfigError, match="text_lengths needs a causal text tower"):
-        Experiment.from_config(config).make_method()
-
-
 def catlip_config(**views):
     config = make_config("clip")
     config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -1,8 +1,8 @@
 """Losses, gradients and statistics of every method on meshes of eight devices; prints them as JSON.
 
 A program of its own, since the number of devices is fixed when jax starts. For each method: the
-plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
-and with text cut, on each mesh that the arguments name (data,fsdp,tensor, and slices).
+plain form on one device without a mesh, then scanned, rematerialised, accumulated and in row
+blocks, on each mesh that the arguments name (data,fsdp,tensor, and slices).
 """
 
 import dataclasses
@@ -31,11 +31,9 @@ SIGLIP = {
     "embed_dim": 16,
 }
 METHODS = {
-    "clip": dict(name="clip", model=MODEL, text_lengths=(6, 8)),
+    "clip": dict(name="clip", model=MODEL),
     "siglip": dict(name="clip", model=SIGLIP, loss_type="sigmoid"),
-    "cosmos": dict(
-        name="cosmos", model={**MODEL, "pooler_heads": 4}, ema_decay=0.9, text_lengths=(6, 8)
-    ),
+    "cosmos": dict(name="cosmos", model={**MODEL, "pooler_heads": 4}, ema_decay=0.9),
     # BatchNorm over the global batch, and a classifier that "tensor" splits.
     "catlip": dict(
         name="catlip",
@@ -98,15 +96,12 @@ def main():
         params = jax.jit(lambda key, method=plain: method.init(key))(jax.random.key(0))
         results[name] = {"plain": evaluate(plain, params, batch)}
         method = dataclasses.replace(plain, unroll=False, remat="full", accumulate_steps=2)
-        cut = method.cut_text(batch, method.text_length(batch))
-        if "text_lengths" in arguments:
-            assert min(x.shape[-1] for k, x in cut.items() if "tokens" in k) == 8
         placing.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
         for sizes in sys.argv[1:]:
             numbers = [int(size) for size in sizes.split(",")]
             mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers[:3])])
             with jax.set_mesh(mesh):
-                results[name][sizes] = evaluate(method, params, cut, mesh)
+                results[name][sizes] = evaluate(method, params, batch, mesh)
     print(json.dumps(results))
 
 
