@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
-from big_vlp.methods.shared import pairs
+from big_vlp.methods.shared import pairs, text_groups
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.two_towers import CosmosTowers, over_views
@@ -26,7 +26,8 @@ class Method(pairs.PairMethod):
         many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat: as for `methods.clip.Method`.
+      accumulate_steps, dtype, unroll, remat, text_groups: as for `methods.clip.Method`, but global
+        captions stay whole: they are long, and the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
@@ -38,8 +39,10 @@ class Method(pairs.PairMethod):
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
+    text_groups: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self):
+        text_groups.check(self)
         if self.ema_decay is None or not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1]; 1 keeps the teacher.")
         if self.photometric is None:
@@ -72,7 +75,13 @@ class Method(pairs.PairMethod):
 
         def encode(rows):
             images = self.model_images(rows, rows["key"])
-            views = images["global"], images["local"], rows["tokens"]
+            captions, local = rows["tokens"], ()
+            if self.text_groups and captions.shape[1] > num_global:
+                captions, local = jnp.split(captions, [num_global], axis=1)
+                local = over_views(
+                    lambda x: (pairs.apply_to_texts(self, student, "pool_text", x),), local
+                )
+            views = images["global"], images["local"], captions, *local
             student_features = pairs.apply(self.network, student, "encode_views", *views)
             (teacher_image,) = over_views(
                 lambda x: (pairs.apply(self.network, teacher, "encode_image", x),), images["global"]
@@ -107,16 +116,17 @@ class Method(pairs.PairMethod):
         student = trees.merge(trainable, frozen)
         teacher = trees.merge(averaged, frozen)
         features = self.features(student, teacher, batch, rng)
+        num_global = batch["global_images"].shape[1]
+        local = batch["tokens"][:, num_global:].reshape(-1, batch["tokens"].shape[2])
         scale = jnp.exp(student["logit_scale"])
         distill_scale = jnp.exp(student["distill_logit_scale"])
-        loss, terms = losses.cosmos_losses(
-            *features, scale, distill_scale, batch["global_images"].shape[1]
-        )
+        loss, terms = losses.cosmos_losses(*features, scale, distill_scale, num_global)
         metrics = {
             "clip_loss": terms["clip"],
             "distill_loss": terms["distill"],
             "logit_scale": scale,
             "distill_logit_scale": distill_scale,
+            **pairs.text_metrics(self, local),
         }
         return loss, (statistics, metrics)
 

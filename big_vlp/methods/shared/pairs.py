@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.augment.photometric import Photometric, normalise
-from big_vlp.methods.shared import base
+from big_vlp.methods.shared import base, text_groups
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.two_towers import TwoTowers
 from input_pipeline.checks import arguments
@@ -15,7 +15,7 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class PairMethod(base.Method):
-    """A method of two towers, its `network`; it has `preprocess`."""
+    """A method of two towers, its `network`; it has `preprocess` and `text_groups`."""
 
     @property
     def vocab_size(self) -> int:
@@ -74,6 +74,24 @@ def to_model_input(images, keys, photometric: dict | None, preprocess):
 
 def apply(towers, params, method_name, *args):
     return towers.apply({"params": params}, *args, method=method_name)
+
+
+def apply_to_texts(method, params, method_name, tokens):
+    """`apply` of a network's method that takes texts i32[N, T], in the method's groups of them."""
+    # All that differentiates by itself the groups give a gradient: so only what a text needs.
+    params = {k: v for k, v in params.items() if k == "text_tower" or not isinstance(v, dict)}
+
+    def fn(params, tokens):
+        return apply(method.network, params, method_name, tokens)
+
+    return text_groups.encode(fn, params, tokens, method.text_groups)
+
+
+def text_metrics(method, tokens) -> dict:
+    """{"texts_again": share of the texts i32[N, T] that were too long for their group}."""
+    if not (method.text_groups and len(tokens)):
+        return {}
+    return {"texts_again": text_groups.share_too_long(tokens, method.text_groups)}
 
 
 def clamp_scales(params):
