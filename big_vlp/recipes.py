@@ -165,7 +165,7 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.method.model.text.update(**tiny)
     config.method.model.embed_dim = 64
     if "text_groups" in config.method:
-        config.method.text_groups = ((0.5, 16), (0.3, 32))
+        config.method.text_groups = ((0.5, 32),)
     return config
 
 

@@ -78,7 +78,7 @@ def apply(towers, params, method_name, *args):
 
 def apply_to_texts(method, params, method_name, tokens):
     """`apply` of a network's method that takes texts i32[N, T], in the method's groups of them."""
-    # All that differentiates by itself the groups give a gradient: so only what a text needs.
+    # Groups compute a gradient of all they are given: of the tower, and scalars that a network has.
     params = {k: v for k, v in params.items() if k == "text_tower" or not isinstance(v, dict)}
 
     def fn(params, tokens):

@@ -44,7 +44,7 @@ def lengths_of(tokens):
 
 def sizes(count: int, whole: int, groups) -> list[tuple[int, int]]:
     """(texts, length) of each group that gets some of `count` texts; the last one's is `whole`."""
-    found = [(int(share * count + 1e-9), length) for share, length in groups]
+    found = [(int(share * count + 1e-9), int(length)) for share, length in groups]
     found.append((count - sum(size for size, _ in found), whole))
     return [(size, length) for size, length in found if size]
 

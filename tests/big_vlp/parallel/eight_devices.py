@@ -11,10 +11,13 @@ import math
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
+from big_vlp.compile import collectives
 from big_vlp.methods import make_method
+from big_vlp.methods.shared import text_groups
 from big_vlp.parallel import meshes, placing
 from input_pipeline.preprocess import Preprocess
 
@@ -89,6 +92,22 @@ def evaluate(method, params, batch, mesh=None):
     }
 
 
+def sent_by_groups():
+    """What devices send each other to encode texts in groups: (kind, arrays) of the program."""
+    mesh = meshes.make_mesh()
+    tokens = meshes.global_batch({"tokens": make_batch("clip")["tokens"]}, mesh, BATCH)["tokens"]
+
+    def fn(table, tokens):
+        return table[tokens].sum(axis=1)
+
+    def loss(table, tokens):
+        return (text_groups.encode(fn, table, tokens, GROUPS) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss)).lower(jnp.ones((64, 3)), tokens).compile()
+    return [found[:2] for found in collectives(step.as_text())]
+
+
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
     results = {}
@@ -106,6 +125,7 @@ def main():
             mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers[:3])])
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, batch, mesh)
+    results["clip"]["sent"] = sent_by_groups()
     print(json.dumps(results))
 
 
