@@ -60,7 +60,7 @@ def test_what_is_in_a_range(numbers, inside, outside):
         (real(above=0, high=1), 2, "give a number above 0, at most 1"),
         (real(count=3), (NAN, 0, 0), "give a list of 3 numbers (finite)"),
         (whole(1, count=0), 3, "give a list of whole numbers, 1 or more"),
-        (real(above=0, count=0, rows=2), (3,), "give a list of rows of 2 numbers, above 0"),
+        (real(above=0, count=0, rows=2), (3,), "give a list of rows of 2 numbers above 0"),
     ],
 )
 def test_advice_names_the_bounds(numbers, value, advice):
