@@ -110,7 +110,7 @@ BOUNDS: dict[str, Range] = {
     "alpha": real(0),
     # Methods.
     "accumulate_steps": _COUNT,
-    "text_lengths": whole(1, count=0),
+    "text_groups": real(above=0, count=0, rows=2),
     "ema_decay": real(0, 1, none="for no average"),
     "ema_decay_steps": whole(1, none="to keep the decay"),
     "prior": real(above=0, below=1),

@@ -164,8 +164,8 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.method.model.image.update(patch_size=8, **tiny)
     config.method.model.text.update(**tiny)
     config.method.model.embed_dim = 64
-    if "text_lengths" in config.method:
-        config.method.text_lengths = (32,)
+    if "text_groups" in config.method:
+        config.method.text_groups = ((0.5, 32),)
     return config
 
 

@@ -15,9 +15,14 @@ RENAMED: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
             "ema_decay",
             lambda share: None if share is None else round(1 - share, 12),
         ),
+        # They say nothing of the shares.
+        "text_lengths": ("text_groups", lambda lengths: ()),
     },
 }
 
+
+# How a new key is written whose value does not follow from the old one.
+FORMS = {"text_groups": "((0.5, 16), (0.3, 32)), (share of the texts, length) of each group"}
 
 # What `preprocess.activation` said is said by each tower that has one, in config.method.
 ACTIVATION = "activation"
@@ -32,9 +37,9 @@ def refuse(config: Mapping[str, Any]) -> None:
             if old in given:
                 number = given[old]
                 is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
-                example = (
-                    f": write {new}={value(number)!r} for {old}={number!r}" if is_number else ""
-                )
+                example = f": write {new}={FORMS[new]}" if new in FORMS else ""
+                if is_number and not example:
+                    example = f": write {new}={value(number)!r} for {old}={number!r}"
                 raise ValueError(f"config.{section}.{old} is called {new} now{example}.")
     given = _ours(config, "preprocess")
     if ACTIVATION in given:

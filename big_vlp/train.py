@@ -216,18 +216,17 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     try:
         with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
             steps = total_steps - first_step
-            batches = announced(loaded, steps, method, mesh, checkpoints.is_time)
+            batches = announced(loaded, steps, mesh, checkpoints.is_time)
             for i in range(first_step, total_steps):
                 if checkpoints.is_due(i):
                     bad_steps.look()
                     save(i)
                 evaluate(i)
                 with meter.waiting():
-                    batch, text_length, is_time = next(batches)
+                    batch, is_time = next(batches)
                 if is_time and i:
                     bad_steps.look()
                     save(i)
-                batch = method.cut_text(batch, text_length)
                 image_size, global_batch, *_ = loader.plan(i)
                 batch = meshes.global_batch(batch, mesh, global_batch)
                 with jax.profiler.StepTraceAnnotation("train", step_num=i):
@@ -301,8 +300,8 @@ def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set
     return found - changed - {TRAIN}
 
 
-def announced(batches, count: int, method, mesh, is_time):
-    """Each of `count` batches, the longest text of all processes' rows, and process 0's `is_time`.
+def announced(batches, count: int, mesh, is_time):
+    """Each of `count` batches, and process 0's `is_time`.
 
     All processes are asked one batch ahead, so that the answer is there when its step is
     dispatched.
@@ -312,9 +311,9 @@ def announced(batches, count: int, method, mesh, is_time):
     """
 
     def checked(batch, error, answer):
-        text_length, time_is_up, *state = np.asarray(answer)
+        time_is_up, *state = np.asarray(answer)
         processes.raise_if_told(state, error)
-        return batch, text_length, bool(time_is_up)
+        return batch, bool(time_is_up)
 
     waiting = error = None
     for _ in range(count):
@@ -329,9 +328,8 @@ def announced(batches, count: int, method, mesh, is_time):
             except Exception as failed:
                 # A signal to the whole group ends the loader's workers, too.
                 error = None if signals.received() else failed
-        length = 0 if batch is None else method.text_length(batch)
         time_is_up = int(jax.process_index() == 0 and is_time())
-        said = [length, time_is_up, *processes.my_state(error)]
+        said = [time_is_up, *processes.my_state(error)]
         following = batch, error, cluster.largest_of_processes(said, mesh)
         if waiting is not None:
             yield checked(*waiting)

@@ -118,6 +118,14 @@ def test_the_old_name_of_a_key_is_one_error():
         Experiment.from_config(config)
 
 
+def test_lengths_of_texts_are_groups_now():
+    """What is stored goes on without: they say nothing of the shares, and results are the same."""
+    old = {"method": {"name": "clip", "text_lengths": (32, 48)}}
+    with pytest.raises(ValueError, match=r"text_groups now: write text_groups=\(\(0.5, 16\), "):
+        renamed.refuse(old)
+    assert renamed.upgrade(old)["method"] == {"name": "clip", "text_groups": ()}
+
+
 def test_a_method_from_outside_names_its_keys_as_it_likes():
     section = {"name": "my_lab.mine", "momentum": 0.9}
     renamed.refuse({"method": section})

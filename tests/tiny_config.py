@@ -31,15 +31,15 @@ def get_config(arg=None):
             embed_dim=16,
         ),
         ema_decay=0.9,
+        text_groups=((0.5, 12),),
         photometric=dict(
             global_1=dict(blur_prob=1.0), global_2=dict(solarize_prob=0.2), local=dict()
         ),
-        text_lengths=(12,),
     )
     if options.method == "clip":
         config.views = dict(name="clip")
-        model, text_lengths = config.method.model, config.method.text_lengths
-        config.method = dict(name="clip", model=model, text_lengths=text_lengths)
+        model, text_groups = config.method.model, config.method.text_groups
+        config.method = dict(name="clip", model=model, text_groups=text_groups)
     if options.method == "catlip":
         config.preprocess = dict(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
         config.views = dict(name="catlip", vocabulary=SCENES_VOCABULARY)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
-from big_vlp.methods.shared import pairs
+from big_vlp.methods.shared import pairs, text_groups
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.models.two_towers import TwoTowers
 from input_pipeline.checks import arguments
@@ -25,9 +25,11 @@ class Method(pairs.PairMethod):
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      text_lengths: captions are cut to the first of these lengths that holds the longest of a
-        batch, or else stay whole. Each length is compiled once. For causal towers only: there
-        nothing depends on what comes after the end of a text.
+      text_groups: (share, length) of groups of captions, by length: ((0.5, 16), (0.3, 32)) encodes
+        the shortest half of a device's captions in 16 positions, the next three tenths in 32, the
+        rest whole; and what is longer than its group once more, so that the loss is that without
+        groups. `python -m input_pipeline.doctor` proposes the groups for a data set. For causal
+        towers only: there nothing depends on what comes after the end of a text.
     """
 
     preprocess: Preprocess
@@ -38,10 +40,10 @@ class Method(pairs.PairMethod):
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
-    text_lengths: tuple[int, ...] = ()
+    text_groups: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self):
-        pairs.check_text_lengths(self)
+        text_groups.check(self)
         if self.loss_type not in ("softmax", "sigmoid"):
             raise ValueError(f"loss_type={self.loss_type!r}; choose softmax or sigmoid.")
         if self.photometric is not None:
@@ -61,7 +63,7 @@ class Method(pairs.PairMethod):
             images = self.model_images(rows, rows["key"])["image"][:, 0]
             return (
                 pairs.apply(self.network, params, "encode_image", images),
-                pairs.apply(self.network, params, "encode_text", rows["tokens"]),
+                pairs.apply_to_texts(self, params, "encode_text", rows["tokens"]),
             )
 
         rows = pairs.with_keys(batch, rng)
@@ -72,13 +74,8 @@ class Method(pairs.PairMethod):
             loss = losses.softmax_loss(image, text, scale)
         else:
             loss = losses.sigmoid_loss(image, text, scale, params["logit_bias"])
-        return loss, (statistics, {"logit_scale": scale})
-
-    def text_length(self, batch):
-        return pairs.text_length(batch["tokens"]) if self.text_lengths else 0
-
-    def cut_text(self, batch, length):
-        return {**batch, "tokens": batch["tokens"][..., : pairs.static_length(self, length)]}
+        metrics = {"logit_scale": scale, **pairs.text_metrics(self, batch["tokens"])}
+        return loss, (statistics, metrics)
 
     def model_images(self, batch, keys):
         images = pairs.to_model_input(batch["image"], keys, self.photometric, self.preprocess)

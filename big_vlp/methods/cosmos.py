@@ -4,11 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import Photometric
-from big_vlp.methods.shared import pairs
+from big_vlp.methods.shared import pairs, text_groups
 from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.two_towers import CosmosTowers, over_views
@@ -27,8 +26,8 @@ class Method(pairs.PairMethod):
         many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
-        captions stay whole: the pooler attends to the padding of the first.
+      accumulate_steps, dtype, unroll, remat, text_groups: as for `methods.clip.Method`, but global
+        captions stay whole: they are long, and the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
@@ -40,10 +39,10 @@ class Method(pairs.PairMethod):
     dtype: str = "bfloat16"
     unroll: bool = False
     remat: str | None = None
-    text_lengths: tuple[int, ...] = ()
+    text_groups: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self):
-        pairs.check_text_lengths(self)
+        text_groups.check(self)
         if self.ema_decay is None or not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1]; 1 keeps the teacher.")
         if self.photometric is None:
@@ -67,8 +66,7 @@ class Method(pairs.PairMethod):
         Args:
           student, teacher: parameters.
           batch: `global_images` [B, V_g, S_g, S_g, 3], `local_images` [B, V_l, S_l, S_l, 3],
-            `tokens` i32[B, C, T] with the V_g global captions first, or what `cut_text` made of
-            such a batch.
+            `tokens` i32[B, C, T] with the V_g global captions first.
 
         Returns:
           The two dicts that `losses.cosmos_losses` takes.
@@ -77,10 +75,14 @@ class Method(pairs.PairMethod):
 
         def encode(rows):
             images = self.model_images(rows, rows["key"])
-            captions = [rows[name] for name in ("tokens", "cut_tokens") if name in rows]
-            student_features = pairs.apply(
-                self.network, student, "encode_views", images["global"], images["local"], *captions
-            )
+            captions, local = rows["tokens"], ()
+            if self.text_groups and captions.shape[1] > num_global:
+                captions, local = jnp.split(captions, [num_global], axis=1)
+                local = over_views(
+                    lambda x: (pairs.apply_to_texts(self, student, "pool_text", x),), local
+                )
+            views = images["global"], images["local"], captions, *local
+            student_features = pairs.apply(self.network, student, "encode_views", *views)
             (teacher_image,) = over_views(
                 lambda x: (pairs.apply(self.network, teacher, "encode_image", x),), images["global"]
             )
@@ -91,17 +93,6 @@ class Method(pairs.PairMethod):
             return student_features, {"image": teacher_image, "text": teacher_text}
 
         return over_micro_batches(encode, pairs.with_keys(batch, rng), self.accumulate_steps)
-
-    def text_length(self, batch):
-        local = batch["tokens"][:, batch["global_images"].shape[1] :]
-        return pairs.text_length(local) if self.text_lengths else 0
-
-    def cut_text(self, batch, length):
-        whole, local = np.split(batch["tokens"], [batch["global_images"].shape[1]], axis=1)
-        if not (self.text_lengths and local.shape[1]):
-            return batch
-        local = local[..., : pairs.static_length(self, length)]
-        return {**batch, "tokens": whole, "cut_tokens": local}
 
     def model_images(self, batch, keys):
         # Student and teacher see the same pixels.
@@ -125,16 +116,17 @@ class Method(pairs.PairMethod):
         student = trees.merge(trainable, frozen)
         teacher = trees.merge(averaged, frozen)
         features = self.features(student, teacher, batch, rng)
+        num_global = batch["global_images"].shape[1]
+        local = batch["tokens"][:, num_global:].reshape(-1, batch["tokens"].shape[2])
         scale = jnp.exp(student["logit_scale"])
         distill_scale = jnp.exp(student["distill_logit_scale"])
-        loss, terms = losses.cosmos_losses(
-            *features, scale, distill_scale, batch["global_images"].shape[1]
-        )
+        loss, terms = losses.cosmos_losses(*features, scale, distill_scale, num_global)
         metrics = {
             "clip_loss": terms["clip"],
             "distill_loss": terms["distill"],
             "logit_scale": scale,
             "distill_logit_scale": distill_scale,
+            **pairs.text_metrics(self, local),
         }
         return loss, (statistics, metrics)
 

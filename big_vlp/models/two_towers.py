@@ -62,7 +62,11 @@ class TwoTowers(Network):
 
     def encode_text(self, tokens):
         """Ids i32[B, T] -> unit vectors f32[B, D]."""
-        return l2_normalise(self.text_tower(tokens)[1])
+        return l2_normalise(self.pool_text(tokens))
+
+    def pool_text(self, tokens):
+        """Ids i32[B, T] -> features [B, D] before normalisation."""
+        return self.text_tower(tokens)[1]
 
     def __call__(self, images, tokens):
         """Both encodings; creates every parameter."""
@@ -96,7 +100,7 @@ class CosmosTowers(TwoTowers):
         self.image_pooler = CrossPool(self.pooler_heads, self.dtype)
         self.text_pooler = CrossPool(self.pooler_heads, self.dtype)
 
-    def encode_views(self, global_images, local_images, *captions):
+    def encode_views(self, global_images, local_images, tokens, more_text=None):
         """All views of a batch, plain and cross-modal.
 
         Keys and values of every query come from the first global view of the other modality.
@@ -104,21 +108,22 @@ class CosmosTowers(TwoTowers):
         Args:
           global_images: normalised [B, V_g, S_g, S_g, 3].
           local_images: normalised [B, V_l, S_l, S_l, 3]; V_l may be 0.
-          captions: i32[B, C_i, T_i] each, the global ones first; C is the number of all. Only the
-            first caption need be whole.
+          tokens: i32[B, C, T], captions; the first is a global one, and whole.
+          more_text: [B, C_m, D], of `pool_text`: further captions; they come last.
 
         Returns:
-          Dict of unit vectors f32: image [B, V_g + V_l, D], text [B, C, D], and their sums with
-          what they pool from the other modality, cross_image and cross_text.
+          Dict of unit vectors f32: image [B, V_g + V_l, D], text [B, C + C_m, D], and their sums
+          with what they pool from the other modality, cross_image and cross_text.
         """
         patches, image = over_views(self.image_tower, global_images)
         if local_images.shape[1]:
             _, local = over_views(self.image_tower, local_images)
             image = jnp.concatenate([image, local], axis=1)
-        words, text = zip(*(over_views(self.text_tower, tokens) for tokens in captions))
-        text = jnp.concatenate(text, axis=1)
+        words, text = over_views(self.text_tower, tokens)
+        if more_text is not None:
+            text = jnp.concatenate([text, more_text], axis=1)
         patches = self.image_token_mapping(patches[:, 0])  # [B, N, D]
-        words = self.text_token_mapping(words[0][:, 0])  # [B, T, D]
+        words = self.text_token_mapping(words[:, 0])  # [B, T, D]
         return {
             "image": l2_normalise(image),
             "text": l2_normalise(text),

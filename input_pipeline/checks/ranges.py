@@ -20,6 +20,7 @@ class Range:
       count: None for a single number; else a list of so many, 0 for any length.
       single: whether a single number may stand for the list.
       named: the list has rows of a string and so many cells: numbers, or lists of them.
+      rows: the list has rows of so many numbers.
     """
 
     integer: bool
@@ -32,6 +33,7 @@ class Range:
     count: int | None = None
     single: bool = False
     named: int | None = None
+    rows: int | None = None
 
     def advice(self, value: Any) -> str | None:
         """What to give instead of a value, such as "give 1 or more"; None where it is allowed."""
@@ -63,6 +65,9 @@ class Range:
             return [value] if self.count is None or self.single else None
         if self.count is None or self.count not in (0, len(value)):
             return None
+        if self.rows is not None:
+            right = all(isinstance(row, list | tuple) and len(row) == self.rows for row in value)
+            return [x for row in value for x in row] if right else None
         if self.named is None:
             return list(value)
         if not all(isinstance(row, list | tuple) and len(row) == 1 + self.named for row in value):
@@ -92,6 +97,8 @@ class Range:
         rows = f"{self.count or ''} ".lstrip()
         if self.named is not None:
             rows = f"rows of a string and {self.named} "
+        if self.rows is not None:
+            rows = f"rows of {self.rows} "
         return f"{f'a {noun} or ' if self.single else ''}a list of {rows}{noun}s"
 
     def _span(self) -> str:

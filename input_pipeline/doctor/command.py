@@ -39,6 +39,7 @@ from input_pipeline.files.whole import checksum, write_whole
 from input_pipeline.sources import make_source
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.tars.reader import INDEX_FILE, TarReader
+from input_pipeline.text.lengths import positions, propose_groups
 from input_pipeline.workers import say
 
 DEFAULT_RECORDS = 100_000
@@ -101,11 +102,21 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FIELD,...",
         help="caption fields of tars; by default all that hold text, but for img2dataset's own",
     )
+    parser.add_argument(
+        "--texts-per-device",
+        type=whole(1),
+        default=256,
+        metavar="N",
+        help="texts of a micro-batch that a device encodes at once, for which method.text_groups "
+        "are proposed (default 256)",
+    )
     args = parser.parse_args(argv)
     unicode.escape_output()
     console = Console(highlight=False)
     try:
-        problems = diagnose(args.path, args.records, args.captions, args.output, console)
+        problems = diagnose(
+            args.path, args.records, args.captions, args.output, console, args.texts_per_device
+        )
     except (OSError, ValueError) as error:
         say(console, f"WRONG {error}")
         problems = [str(error)]
@@ -122,11 +133,12 @@ def diagnose(
     names: tuple[str, ...] | None,
     output: Path | epath.Path,
     console: Console,
+    texts: int,
 ) -> list[str]:
     """Prints the report, writes the histograms, returns the problems.
 
     Args:
-      path, wanted, names, output: see the command line.
+      path, wanted, names, output, texts: see the command line.
 
     Raises:
       FileNotFoundError, ValueError: there is no data set to look at.
@@ -155,7 +167,7 @@ def diagnose(
         available = ", ".join(survey.fields)
         problems.append(f"No sample has the caption fields {absent}. Available: {available}.")
     problems = data.problems + problems
-    console.print(_table(data, survey, checked))
+    console.print(_table(data, survey, checked, texts))
     for text in notes:
         say(console, f"note  {text}")
     for text in problems:
@@ -321,7 +333,7 @@ def _read_sample(
     return Sample(id_, sample.read(file, image), captions, tuple(values), error)
 
 
-def _table(data: DataSet, survey: Survey, checked: str) -> Table:
+def _table(data: DataSet, survey: Survey, checked: str, texts: int) -> Table:
     table = Table(show_header=False)
     table.add_row("data set", data.kind)
     note = "" if survey.samples == data.count else f", {survey.samples:,} of them looked at"
@@ -339,6 +351,10 @@ def _table(data: DataSet, survey: Survey, checked: str) -> Table:
     table.add_row("caption length", _spread(survey.words, "words"))
     table.add_row("", _spread(survey.tokens, "CLIP tokens"))
     table.add_row(f"cut at {CONTEXT_LENGTH} tokens", f"{survey.cut_share():.1%}")
+    if survey.tokens:
+        groups = propose_groups(np.array(survey.tokens), CONTEXT_LENGTH, texts)
+        share = positions(groups, CONTEXT_LENGTH) / CONTEXT_LENGTH
+        table.add_row("method.text_groups", f"{groups}: {share:.0%} of {CONTEXT_LENGTH} tokens")
     table.add_row("fields", _counts(survey.fields))
     if checked:
         table.add_row("checksums", checked)

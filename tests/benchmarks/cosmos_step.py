@@ -32,15 +32,14 @@ END_OF_TEXT = 49_407
 def measure(
     batch: int = 4, layers: int = 2, short: int = 32, repeats: int = 2, tiny: bool = False
 ) -> list[dict]:
-    """Args: samples; blocks of each tower; tokens of the longest local caption in the row where
-    ours may cut; steps that count; tiny=true for towers of width 32 on 64 pixels."""
-    ours = method_of(cosmos.Method, layers, short, tiny)
-    naive = method_of(Naive, layers, short, tiny)
-    lengths = (77, short)
-    samples = {n: samples_of(ours.preprocess.image_size, batch, n) for n in lengths}
+    """Args: samples; blocks of each tower; tokens of the local captions in the row where ours
+    computes no more; steps that count; tiny=true for towers of width 32 on 64 pixels."""
+    naive = method_of(Naive, layers, (), tiny)
+    groups = {77: (), short: ((1.0, short),)}
+    samples = {n: samples_of(naive.preprocess.image_size, batch, n) for n in groups}
     sides = {
-        n: training_step(ours, ours.cut_text(samples[n], ours.text_length(samples[n])))
-        for n in lengths
+        n: training_step(method_of(cosmos.Method, layers, groups[n], tiny), samples[n])
+        for n in groups
     }
     # It knows whole captions only, so one naive step stands for both lengths.
     sides["naive"] = naive_step(naive, samples[77])
@@ -56,11 +55,11 @@ def measure(
             "loss": loss[length],
             "naive_loss": loss["naive"] if length == 77 else "(other captions)",
         }
-        for length in lengths
+        for length in groups
     ]
 
 
-def method_of(cls, layers: int, short: int, tiny: bool):
+def method_of(cls, layers: int, text_groups: tuple, tiny: bool):
     widths = ({"width": 32, "heads": 2}, {"width": 32, "heads": 2}) if tiny else ({}, {})
     return cls(
         preprocess=Preprocess(image_size=64 if tiny else 224, tokenizer="clip", context_length=77),
@@ -71,7 +70,7 @@ def method_of(cls, layers: int, short: int, tiny: bool):
         },
         ema_decay=0.999,
         dtype="float32",
-        text_lengths=(short,),
+        text_groups=text_groups,
     )
 
 

@@ -46,7 +46,12 @@ def flops(model: str, batch: int, dtype: str) -> float:
     config = cosmos.get_config(f"model={model}")
     experiment = Experiment.from_config(config)
     method = dataclasses.replace(
-        experiment.make_method(), dtype=dtype, unroll=True, remat=None, photometric=None
+        experiment.make_method(),
+        dtype=dtype,
+        unroll=True,
+        remat=None,
+        photometric=None,
+        text_groups=(),
     )
     student, teacher = method.shapes
     samples = {

@@ -127,7 +127,6 @@ class Run:
             "log_every_steps": LOG_STEPS,
             "checkpoint.every_steps": CHECKPOINT_STEPS,
             "watchdog_minutes": WATCHDOG_MINUTES,
-            "method.text_lengths": "()",  # one program: the watchdog allows no compilation later
             "evals.retrieval.every_steps": steps,
         }
         options = [f"--config.{key}={value}" for key, value in settings.items()]

@@ -2,10 +2,9 @@
 
 All sizes come from the fixture. The step and the loss are the ones the training loop uses, once
 plainly and once with scanned, rematerialised blocks, accumulation, losses in row blocks, and local
-captions cut to the longest.
+captions in groups by length.
 """
 
-import dataclasses
 import json
 import random
 from typing import NamedTuple
@@ -32,7 +31,8 @@ from tests.parity.fixtures import fixtures, micro_batches
 TOLERANCE = 3e-5  # of an array's largest magnitude
 EXECUTIONS = {
     "plain": {"unroll": True, "remat": None},
-    "scan_remat": {"unroll": False, "remat": "full"},  # and micro-batches
+    # And micro-batches; some local captions fit their group.
+    "scan_remat": {"unroll": False, "remat": "full", "text_groups": ((0.3, 6), (0.3, 9))},
 }
 # What a step is made of is looked at in one execution, and the step itself in both.
 as_trained = pytest.mark.parametrize("case", ["scan_remat"], indirect=True)
@@ -44,8 +44,7 @@ class Case(NamedTuple):
     student: dict
     teacher: dict
     method: Method
-    batch: dict  # as it comes from the loader
-    cut: dict  # as the loop gives it to the step
+    batch: dict
     features: tuple  # (student, teacher)
 
 
@@ -110,17 +109,9 @@ def make_case(arrays, info, execution):
         "local_images": sample_major(arrays["in/local_images"]),
         "tokens": jnp.asarray(arrays["in/texts"], jnp.int32),
     }
-    cut = batch
-    if execution != "plain":
-        local = batch["tokens"][:, info["n_global"] :]
-        longest = int(local.argmax(-1).max(initial=0)) + 1
-        if longest < preprocess.context_length:
-            method = dataclasses.replace(method, text_lengths=(longest,))
-            cut = method.cut_text(batch, method.text_length(batch))
-            assert cut["cut_tokens"].shape[-1] == longest
     with jax.default_matmul_precision("highest"):
-        features = jax.jit(method.features)(student, teacher, cut, jax.random.key(0))
-    return Case(arrays, info, student, teacher, method, batch, cut, features)
+        features = jax.jit(method.features)(student, teacher, batch, jax.random.key(0))
+    return Case(arrays, info, student, teacher, method, batch, features)
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +269,7 @@ def test_losses(case):
 def test_gradients(case):
     def loss(student):
         return case.method.loss(
-            student, {}, case.teacher, {}, case.cut, rng=jax.random.key(0), step=0
+            student, {}, case.teacher, {}, case.batch, rng=jax.random.key(0), step=0
         )[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(case.student)
@@ -318,7 +309,7 @@ def test_two_training_steps(case):
     state |= {"model": case.student, "averaged": case.teacher}
     train_step = jax.jit(step.make_train_step(case.method, optimizer))
     for i in range(2):
-        state, metrics = train_step(state, case.cut, i, jax.random.key(0))
+        state, metrics = train_step(state, case.batch, i, jax.random.key(0))
         logged = case.info["log_lines"][i]
         for key, name in (("Distill_loss", "distill_loss"), ("Clip_loss", "clip_loss")):
             shown = float(logged.split(f"{key}: ")[1].split()[0])
@@ -332,7 +323,7 @@ def test_two_training_steps(case):
         names = case.info["param_names_in_order"]
         norms = [np.linalg.norm(reference[k].astype(np.float64)) for k in names]
         close(norms, case.arrays[f"step2/{net}_norms"])
-    _, metrics = train_step(state, case.cut, 2, jax.random.key(0))  # its loss is before it
+    _, metrics = train_step(state, case.batch, 2, jax.random.key(0))  # its loss is before it
     close(metrics["distill_loss"], case.arrays["step2/loss_distill"])
     close(metrics["clip_loss"], case.arrays["step2/loss_clip"])
 

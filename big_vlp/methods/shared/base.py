@@ -91,17 +91,6 @@ class Method:
         del old, step
         return new, averaged if self.ema_decay is None else ema(averaged, new, self.ema_decay)
 
-    def text_length(self, batch) -> int:
-        """How many positions of their text the rows of a host's batch need; 0: it is not cut."""
-        return 0
-
-    def cut_text(self, batch, length: int) -> dict:
-        """The batch with text cut to the shortest static length that holds `length` positions.
-
-        Losses and gradients stay the same. `length` is the largest `text_length` of all hosts.
-        """
-        return batch
-
     def model_images(self, batch, keys) -> dict[str, Any]:
         """{view kind: f32[B, V, S, S, 3]}: the augmented, normalised images that train the model.
 

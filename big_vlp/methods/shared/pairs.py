@@ -4,10 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vlp.augment.photometric import Photometric, normalise
-from big_vlp.methods.shared import base
+from big_vlp.methods.shared import base, text_groups
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.two_towers import TwoTowers
 from input_pipeline.checks import arguments
@@ -16,7 +15,7 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class PairMethod(base.Method):
-    """A method of two towers, its `network`; it has `preprocess` and `text_lengths`."""
+    """A method of two towers, its `network`; it has `preprocess` and `text_groups`."""
 
     @property
     def vocab_size(self) -> int:
@@ -54,29 +53,6 @@ def make_towers(kind, method, **given) -> TwoTowers:
     return towers.clone(image=image, text={**towers.text, "context_length": pre.context_length})
 
 
-def check_text_lengths(method) -> None:
-    """Raises ValueError unless the texts of `method` can be cut to its `text_lengths`."""
-    lengths, text = list(method.text_lengths), method.network.text
-    if lengths != sorted({n for n in lengths if 0 < n < method.preprocess.context_length}):
-        raise ValueError(
-            f"text_lengths={lengths}: give ascending lengths below the context length "
-            f"{method.preprocess.context_length}."
-        )
-    if lengths and not (text.get("causal", True) and text.get("pool", "eot") == "eot"):
-        raise ValueError("text_lengths needs a causal text tower with pool='eot'.")
-
-
-def text_length(tokens: np.ndarray) -> int:
-    """Positions up to the last end of a text, which is its largest id, in i32[..., T]."""
-    return int(tokens.argmax(axis=-1).max(initial=0)) + 1
-
-
-def static_length(method, length: int) -> int:
-    """The first of the method's text lengths that holds so many positions."""
-    lengths = (*method.text_lengths, method.preprocess.context_length)
-    return next(n for n in lengths if n >= length)
-
-
 def with_keys(batch, rng):
     """The batch and one random key per row, so that rows can be regrouped freely."""
     return {**batch, "key": jax.random.split(rng, batch["tokens"].shape[0])}
@@ -98,6 +74,24 @@ def to_model_input(images, keys, photometric: dict | None, preprocess):
 
 def apply(towers, params, method_name, *args):
     return towers.apply({"params": params}, *args, method=method_name)
+
+
+def apply_to_texts(method, params, method_name, tokens):
+    """`apply` of a network's method that takes texts i32[N, T], in the method's groups of them."""
+    # Groups compute a gradient of all they are given: of the tower, and scalars that a network has.
+    params = {k: v for k, v in params.items() if k == "text_tower" or not isinstance(v, dict)}
+
+    def fn(params, tokens):
+        return apply(method.network, params, method_name, tokens)
+
+    return text_groups.encode(fn, params, tokens, method.text_groups)
+
+
+def text_metrics(method, tokens) -> dict:
+    """{"texts_again": share of the texts i32[N, T] that were too long for their group}."""
+    if not (method.text_groups and len(tokens)):
+        return {}
+    return {"texts_again": text_groups.share_too_long(tokens, method.text_groups)}
 
 
 def clamp_scales(params):

@@ -119,6 +119,8 @@ def make_config(
     recipe = importlib.import_module(f"configs.{model.recipe}")
     config = recipe.get_config(model.options + (",runlocal" if tiny else ""))
     config.method.update(dtype="bfloat16", remat=remat, unroll=unroll)
+    if "text_groups" in config.method:
+        config.method.text_groups = ()  # tokens are noise, and the other side computes them whole
     if not tiny:
         if config.preprocess.get("tokenizer", "").startswith("llama"):
             config.preprocess.tokenizer = "llama:scenes"  # no file, and the table is large enough

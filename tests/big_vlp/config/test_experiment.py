@@ -293,19 +293,29 @@ def test_a_mesh_that_cannot_hold_the_model_names_each_parameter_once():
     assert "axis 3 is split over tensor=4, which must divide 2" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"text_lengths": (8,)}, {"text_lengths": (6, 4)}])
-def test_text_lengths_that_cannot_be(change):
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        (((0.5, 8),), "ascending whole lengths below the context length 8"),
+        (((0.5, 6), (0.2, 4)), "ascending whole lengths"),
+        (((0.5, 2.5),), "ascending whole lengths"),
+        (((0.5, 4), (0.6, 6)), "shares above 0 that add up to 1 at most"),
+        ((4, 6), "give a list of rows of 2 numbers"),
+        (((0.0, 4),), "above 0"),
+    ],
+)
+def test_text_groups_that_cannot_be(groups, message):
     config = make_config()
-    config.method.update(change)
-    with pytest.raises(ConfigError, match=r"config\.method: text_lengths=.*ascending"):
+    config.method.text_groups = groups
+    with pytest.raises(ConfigError, match=rf"config\.method: text_groups=.*{message}"):
         Experiment.from_config(config).make_method()
 
 
-def test_bidirectional_text_cannot_be_cut():
+def test_texts_whose_padding_matters_cannot_be_grouped():
     config = make_config()
-    config.method.text_lengths = (4,)
+    config.method.text_groups = ((0.5, 4),)
     config.method.model.text.causal = False
-    with pytest.raises(ConfigError, match="text_lengths needs a causal text tower"):
+    with pytest.raises(ConfigError, match="text_groups needs a causal text tower"):
         Experiment.from_config(config).make_method()
 
 

@@ -51,6 +51,12 @@ def test_a_mesh_of_all_axes_gives_the_plain_losses_and_gradients(eight_devices, 
     assert eight_devices[method][MESH]["split"] > 0
 
 
+def test_texts_in_groups_stay_on_their_device(eight_devices):
+    """Devices agree on the turns of the loop, and add up gradients: a table of 64 x 3."""
+    sent = {tuple(found) for found in eight_devices["clip"]["sent"]}
+    assert sent == {("all-reduce", "scalars"), ("all-reduce", "f32[64,3]")}
+
+
 @pytest.mark.slow
 def test_more_meshes_give_the_plain_losses_and_gradients():
     for found in on_eight_devices(MORE_MESHES).values():

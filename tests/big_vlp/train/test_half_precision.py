@@ -39,7 +39,6 @@ def first_loss(config):
     method, loader = experiment.make_method(), experiment.make_loader()
     init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
     batch = loader.batch(0)
-    batch = method.cut_text(batch, method.text_length(batch))
 
     @jax.jit
     def loss(init_key, batch, key):

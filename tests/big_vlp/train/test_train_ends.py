@@ -101,7 +101,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RowMap, "__init__", lambda self, fn, mesh: make_row_map(self, once(fn), mesh))
         patch.setattr(step, "make_train_step", lambda *args: once(make_step(*args)))
-        train(config(method__text_lengths=()), workdir)
+        train(config(), workdir)
     return workdir
 
 

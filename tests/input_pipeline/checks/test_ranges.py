@@ -24,6 +24,7 @@ NAN, INF = float("nan"), float("inf")
         (whole(1, count=0), [(), (1, 2), [3]], [1, (0,), (1.5,), ((1,),), "12", None]),
         (real(0, count=2), [(0, 1), [1, 1]], [(0,), (0, 1, 2), (0, NAN), 1]),
         (real(0, count=2, single=True), [(0, 1), 1], [(0,), -1, "a"]),
+        (real(0, count=0, rows=2), [(), ((0.5, 8), [1, 2])], [(0.5, 8), ((1,),), ((1, -1),), 1]),
         (
             real(0, count=0, named=2),
             [(), (("a", 1, 0), ("b", (1, 2), 0))],
@@ -59,6 +60,7 @@ def test_what_is_in_a_range(numbers, inside, outside):
         (real(above=0, high=1), 2, "give a number above 0, at most 1"),
         (real(count=3), (NAN, 0, 0), "give a list of 3 numbers (finite)"),
         (whole(1, count=0), 3, "give a list of whole numbers, 1 or more"),
+        (real(above=0, count=0, rows=2), (3,), "give a list of rows of 2 numbers above 0"),
     ],
 )
 def test_advice_names_the_bounds(numbers, value, advice):

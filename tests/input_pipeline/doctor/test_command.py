@@ -82,6 +82,7 @@ def test_a_sound_data_set(tmp_path, run):
     assert value(lines, "width / height") == "2 to 2, median 2"
     assert value(lines, "captions per record") == "1 to 2, median 1"
     assert value(lines, "caption length") == "1 to 4, median 1.5 words"
+    assert value(lines, "method.text_groups") == "((1.0, 8),): 10% of 77 tokens"
     assert value(lines, "fields") == "id (3), captions (3), image (3)"
     assert value(lines, "checksums") == "3 of 3 shards are as they were written"
     with Image.open(tmp_path / "report.png") as picture:
