@@ -15,6 +15,7 @@ evaluation. So the grace period before a SIGKILL must hold that and the writing 
 what is killed sooner goes on from the last one.
 """
 
+import collections
 import contextlib
 import importlib.metadata
 import json
@@ -30,7 +31,8 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment, config_changes
-from big_vlp.parallel import cluster, meshes, notices, placing, processes, signals, watchdog
+from big_vlp.parallel import cluster, notices, placing, processes, signals, watchdog
+from big_vlp.parallel.feed import Feed
 from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
@@ -45,10 +47,13 @@ from big_vlp.storage.model_dir import Labels
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
+from input_pipeline.workers import leave_out_main
 
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 CONFIG_FILE = "config.json"
+# Steps that the devices have been given and have not finished: while one runs, the next waits.
+MAX_RUNNING = 2
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -204,31 +209,32 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
     steps_done, clock = first_step, progress.Clock()
     try:
-        with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
-            steps = total_steps - first_step
-            batches = announced(loaded, steps, method, mesh, checkpoints.is_time)
+        loaded, running = loader.iterate(first_step), collections.deque()
+        sizes = (loader.plan(i)[1] for i in range(first_step, total_steps))
+        with contextlib.closing(Feed(loaded, sizes, mesh)) as feed, jax.set_mesh(mesh):
+            batches = announced(feed, total_steps - first_step, mesh, checkpoints.is_time)
             for i in range(first_step, total_steps):
                 if checkpoints.is_due(i):
                     bad_steps.look()
                     save(i)
                 evaluate(i)
+                if len(running) == MAX_RUNNING:
+                    jax.block_until_ready(running.popleft())
                 with clock.waiting():
-                    batch, text_length, is_time = next(batches)
+                    batch, is_time = next(batches)
                 if is_time and i:
                     bad_steps.look()
                     save(i)
-                batch = method.cut_text(batch, text_length)
-                global_batch = loader.plan(i)[1]
-                batch = meshes.global_batch(batch, mesh, global_batch)
                 state, metrics = train_step(state, batch, i, run_key)
+                running.append(metrics)
+                del batch  # else its memory were not free before the next one is there
                 steps_done = i + 1
                 watchdog.started(f"step {i}")
                 signals.only_note()  # before, there was nothing to lose: they end it at once
                 bad_steps.note(i, metrics["bad_steps"])
-                clock.examples += global_batch
+                clock.examples += loader.plan(i)[1]
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
-                    with watchdog.longer(f"step {i}"):  # all that were dispatched
-                        metrics = {name: float(value) for name, value in metrics.items()}
+                    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                     rates = clock.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)
@@ -289,22 +295,22 @@ def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set
     return found - changed - {TRAIN}
 
 
-def announced(batches, count: int, method, mesh, is_time):
-    """Each of `count` batches, the longest text of all processes' rows, and process 0's `is_time`.
+def announced(batches, count: int, mesh, is_time):
+    """Each of `count` batches, and process 0's `is_time`.
 
-    All processes are asked one batch ahead, so that the answer is there when its step is
-    dispatched.
+    Where there are several processes, all are asked one batch ahead, so that the answer is there
+    when its step is dispatched.
 
     Raises:
       Exception, Stop: see `parallel.processes.raise_together`; the batches before were given.
     """
 
     def checked(batch, error, answer):
-        text_length, time_is_up, *state = np.asarray(answer)
+        time_is_up, *state = np.asarray(answer)
         processes.raise_if_told(state, error)
-        return batch, text_length, bool(time_is_up)
+        return batch, bool(time_is_up)
 
-    waiting = error = None
+    waiting, error = collections.deque(), None
     for _ in range(count):
         # After an error the others still ask once more, and wait for this process' answer.
         batch = None
@@ -317,14 +323,14 @@ def announced(batches, count: int, method, mesh, is_time):
             except Exception as failed:
                 # A signal to the whole group ends the loader's workers, too.
                 error = None if signals.received() else failed
-        length = 0 if batch is None else method.text_length(batch)
         time_is_up = int(jax.process_index() == 0 and is_time())
-        said = [length, time_is_up, *processes.my_state(error)]
-        following = batch, error, cluster.largest_of_processes(said, mesh)
-        if waiting is not None:
-            yield checked(*waiting)
-        waiting = following
-    yield checked(*waiting)
+        said = [time_is_up, *processes.my_state(error)]
+        waiting.append((batch, error, cluster.largest_of_processes(said, mesh)))
+        del batch
+        if len(waiting) == 2 or jax.process_count() == 1:
+            yield checked(*waiting.popleft())
+    if waiting:
+        yield checked(*waiting.popleft())
 
 
 def main(_) -> None:
@@ -343,5 +349,6 @@ def main(_) -> None:
 if __name__ == "__main__":
     command.define_config()
     command.define_run("where checkpoints, metrics and pictures go; a run that is there goes on")
+    leave_out_main()
     with processes.ending_at_once():
         command.run(main)

@@ -1,6 +1,7 @@
 """Batches are a function of the step: any workers, threads, processes and starting point agree."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from input_pipeline import loader as program
 from input_pipeline.loader import Loader
+from input_pipeline.plans import make_plan
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
@@ -99,6 +102,35 @@ def test_worker_processes_change_nothing(num_workers):
     with time_limit(120):
         found = list(scenes(num_workers=num_workers, num_threads=2).iterate(1))
     same(found, map(scenes().batch, range(1, STEPS)))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 5, 12], ids=lambda n: f"{n} parts")
+@pytest.mark.parametrize("name", ["constant", "variable", "switch"])
+def test_batches_in_parts_are_those_made_at_once(monkeypatch, name, parts):
+    """Parts of twelve rows, four, two or three, and one, from any step on, and of other sizes."""
+    own = {
+        "constant": {},
+        "variable": {"sizes": (8, 16), "batch_multiple": 4},
+        "switch": {"first_size": 8, "at_step": 2},
+    }[name]
+    plan = make_plan(name, image_size=16, global_batch=12, total_steps=STEPS, seed=5, **own)
+    rows = {batch: range(batch)[: batch // 2 + 6] for _, batch in plan.shapes}
+    made = loader({}, plan=plan)
+    made = Loader(**{**vars(made), "views": dict.fromkeys((8, 16), draw), "rows": rows})
+    expected = [made.batch(step) for step in range(STEPS)]
+    assert name != "variable" or len({len(batch["row"]) for batch in expected}) == 2
+    monkeypatch.setattr(program, "_parts", lambda *_: (parts, 0))
+    for start in range(STEPS + 1):
+        same(made.iterate(start), expected[start:])
+
+
+def test_workers_share_a_batch_and_hold_about_one_of_any_size():
+    for count, workers, threads in itertools.product((256, 1000, 16_384), (1, 4, 16), (1, 2)):
+        parts, per_worker = program._parts([count, count // 2], workers, threads)
+        rows = -(-count // parts)
+        assert parts % workers == 0 and rows <= 64
+        assert workers * per_worker * rows <= 1.3 * count
+    assert program._parts([6, 3], 4, 1)[0] == 3  # none without a row
 
 
 @pytest.mark.parametrize("start", range(STEPS + 1))
