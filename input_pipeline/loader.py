@@ -100,17 +100,17 @@ class Loader:
         """This process' rows of a global batch."""
         return range(size) if self.rows is None else self.rows[size]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, stacked.
+    def batch(self, step: int, part: slice = slice(None)) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, stacked, or a part of them.
 
         Raises:
           BrokenRecordError: a record cannot be used, and none may or can stand in for it.
         """
-        return self._made(step, self.positions(step))[0]
+        return self._batch(step, part)[0]
 
     def first_rows(self, step: int, count: int) -> dict[str, np.ndarray]:
         """The first rows of `batch`; the others are not read."""
-        return self._made(step, self.positions(step)[:count])[0]
+        return self._batch(step, slice(count))[0]
 
     def ids(self, step: int) -> list[str]:
         """Ids of the records in a step's whole global batch, for reports about bad batches."""
@@ -145,26 +145,25 @@ class Loader:
         steps = range(start_step, self.total_steps)
         return Batches(iter(made), parts, (len(self._rows(self.plan(i)[1])) for i in steps))
 
-    def _made(
-        self, step: int, positions: Sequence[int]
-    ) -> tuple[dict[str, np.ndarray], list[Replaced]]:
-        """The examples of positions, stacked."""
+    def _batch(self, step: int, part: slice) -> tuple[dict[str, np.ndarray], list[Replaced]]:
         order, views = self._order(), self.views[self.plan(step)[0]]
-        rows, replaced = {}, []
+        positions, batch, replaced = self.positions(step)[part], {}, []
         for row, (position, first) in enumerate(zip(positions, self._read(order, positions))):
             example, _, reason = self._example(order, position, views, first)
-            _put(rows, row, len(positions), {k: np.asarray(v)[None] for k, v in example.items()})
+            _put(batch, row, len(positions), {k: np.asarray(v)[None] for k, v in example.items()})
             if reason:
                 replaced.append(Replaced(step, position, reason))
-        return rows, replaced
+        return batch, replaced
 
     def _part(self, parts: int, number: int):
         step, part = divmod(number, parts)
-        positions = self.positions(step)
-        start, stop = (len(positions) * end // parts for end in (part, part + 1))
+        rows = len(self._rows(self.plan(step)[1]))
+        part = slice(rows * part // parts, rows * (part + 1) // parts)
         # An error that is raised in a worker comes with the tracebacks of two processes.
         try:
-            return self._made(step, positions[start:stop])
+            if self.on_broken == "stop":
+                return self.batch(step, part), []
+            return self._batch(step, part)
         except BrokenRecordError as error:
             return {}, [str(error), isinstance(error.__cause__, Unreachable)]
 
