@@ -10,7 +10,7 @@ and on GPUs with `config.deterministic`. Each process of a cluster runs this sam
 `big_vlp.parallel.cluster.connect_processes` says how they find each other.
 
 SIGTERM to any process, the notice that its machine is about to go, and Ctrl-C, end all of them with
-the state saved: within a step (three, of several processes), or between two batches of an
+the state saved: within two steps (three, of several processes), or between two batches of an
 evaluation. So the grace period before a SIGKILL must hold that and the writing of a checkpoint;
 what is killed sooner goes on from the last one.
 """

@@ -296,6 +296,7 @@ def test_a_killed_worker_is_an_error_and_no_hang():
                 pass
 
 
+# Without a main guard: workers that imported it would start workers of their own, an error.
 PROGRAM = """
 import time
 from absl import flags
@@ -303,7 +304,9 @@ from input_pipeline.loader import Loader
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
+from input_pipeline.workers import leave_out_main
 
+leave_out_main()
 flags.FLAGS.mark_as_parsed()
 views = make_views("clip", image_size=16, tokenizer="clip", context_length=12)
 source = make_source("scenes", size=10, image_size=32)
@@ -316,10 +319,12 @@ time.sleep(120)
 
 
 @needs_proc
-def test_workers_end_when_the_run_is_killed():
+def test_workers_import_no_main_module_and_end_when_the_run_is_killed(tmp_path):
     """Left alone they would keep their memory, which the next run on the host needs."""
-    command = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command, environment = [sys.executable, program], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
         with time_limit(120):
             assert run.stdout.readline() == "ready\n"
         started = workers(run.pid)
