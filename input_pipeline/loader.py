@@ -91,10 +91,10 @@ class Loader:
         if not len(self.source):
             raise ValueError("The data source is empty: there is nothing to train on.")
 
-    def positions(self, step: int) -> list[int]:
-        """Global positions of this process' rows of a step."""
+    def positions(self, step: int, part: slice = slice(None)) -> list[int]:
+        """Global positions of this process' rows of a step, or of a part of them."""
         _, size, first = self.plan(step)
-        return [first + row for row in self._rows(size)]
+        return [first + row for row in self._rows(size)[part]]
 
     def _rows(self, size: int) -> Sequence[int]:
         """This process' rows of a global batch."""
@@ -147,7 +147,7 @@ class Loader:
 
     def _batch(self, step: int, part: slice) -> tuple[dict[str, np.ndarray], list[Replaced]]:
         order, views = self._order(), self.views[self.plan(step)[0]]
-        positions, batch, replaced = self.positions(step)[part], {}, []
+        positions, batch, replaced = self.positions(step, part), {}, []
         for row, (position, first) in enumerate(zip(positions, self._read(order, positions))):
             example, _, reason = self._example(order, position, views, first)
             _put(batch, row, len(positions), {k: np.asarray(v)[None] for k, v in example.items()})

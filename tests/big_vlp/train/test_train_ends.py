@@ -410,7 +410,7 @@ def test_the_contact_sheet_needs_its_own_rows_only(tmp_path, monkeypatch):
     made, sizes = Loader._batch, []
 
     def counted(self, step, part):
-        sizes.append(len(self.positions(step)[part]))
+        sizes.append(len(self.positions(step, part)))
         return made(self, step, part)
 
     monkeypatch.setattr(Loader, "_batch", counted)
