@@ -1,9 +1,9 @@
 """Memory of the loader and time to its first batch: arrays as COSMOS' views make them, by workers.
 
-An example is filled with a constant after 2 ms of sleep, in place of decoding: it is the loader that
-is looked at, and cores do not matter. The reader takes some batches, and each time waits until the
-workers hold as much as they ever will. Memory is what belongs to the processes alone, and shared
-memory once; `batches_held` is what it is more than for a batch of a few rows. Linux alone tells it.
+An example is filled with a constant after 2 ms of sleep, in place of decoding: it is the loader
+that is looked at, and cores do not matter. The reader takes some batches, and each time waits until
+the workers hold as much as they ever will. Memory is what belongs to the processes alone, and
+shared memory once; `batches_held` is what more of it a larger batch takes. Linux alone tells it.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ class Views:
 def measure(batch: int = 1024, workers: int = 4) -> list[dict]:
     """Args: rows of a batch; worker processes."""
     few, found = (watched(rows, workers) for rows in (8 * workers, batch))
-    held = found["memory_mib"] - few["memory_mib"]
+    held, size = (found[name] - few[name] for name in ("memory_mib", "batch_mib"))
     row = {"case": f"cosmos, {workers} workers, batch {batch}", **found}
     row["first_batch_s"] -= few["first_batch_s"]
-    return [row | {"batches_held": (held + few["batch_mib"]) / found["batch_mib"]}]
+    return [row | {"batches_held": held / size}]
 
 
 def watched(rows: int, workers: int) -> dict:
