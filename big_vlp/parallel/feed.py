@@ -22,7 +22,7 @@ class Feed:
 
     Args:
       loaded: gives this process' rows of each batch, see `meshes.global_batch`; is closed with the
-        feed, if it can be.
+        feed.
       sizes: of the global batches.
     """
 
@@ -51,7 +51,7 @@ class Feed:
         self._stopped = True
         self._room.release()
         self._thread.join(_END_SECONDS)
-        getattr(self._loaded, "close", lambda: None)()
+        self._loaded.close()
         self._thread.join(_END_SECONDS)
 
     def _run(self, sizes: Iterable[int], mesh: Mesh) -> None:
