@@ -28,9 +28,10 @@ from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
-# Records that are read at once, and held in memory; a bucket is slow to answer each. Also the rows
-# that a worker makes at a time, at most.
+# Records that are read at once, and held in memory; a bucket is slow to answer each.
 _READ_AT_ONCE = 64
+# Of a part that a worker makes. Smaller ones would be many, each an open file of this process.
+_MAX_ROWS = 256
 # Grain frees memory in a thread, and gives no way to wait for it.
 _FREEING_SECONDS = 0.3
 
@@ -130,16 +131,13 @@ class Loader:
           BrokenRecordError: as `batch`.
         """
         counts = [len(self._rows(size)) for _, size in self.plan.shapes]
-        parts, per_worker = _parts(counts, self.num_workers, self.num_threads)
+        parts, ahead = _parts(counts, self.num_workers, self.num_threads, self.prefetch_batches)
         elements = grain.MapDataset.range(start_step * parts, self.total_steps * parts)
         elements = elements.map(functools.partial(self._part, parts))
         if not self.num_workers:
-            ahead = self.prefetch_batches * parts
             made = elements.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
         else:
             made = elements.to_iter_dataset(grain.ReadOptions(self.num_threads, self.num_threads))
-            # Besides those of its threads, a worker holds one that waits for room.
-            ahead = max(1, self.prefetch_batches * per_worker - self.num_threads - 1)
             options = grain.MultiprocessingOptions(self.num_workers, ahead)
             made = made.mp_prefetch(options, _end_with_parent)
         steps = range(start_step, self.total_steps)
@@ -249,18 +247,24 @@ class Batches:
         self._made.close()
 
 
-def _parts(counts: Sequence[int], num_workers: int, num_threads: int) -> tuple[int, int]:
-    """How many parts each batch is made in, whatever its size, and how many of them each worker
-    makes.
+def _parts(
+    counts: Sequence[int], num_workers: int, num_threads: int, prefetch_batches: int
+) -> tuple[int, int]:
+    """How many parts each batch is made in, whatever its size, and how many are kept ready for each
+    worker.
 
     Args:
       counts: rows of the batches that occur.
     """
     if not num_workers:
-        return min(max(1, num_threads), *counts), 0
-    # Enough for one in each of its threads, one that waits for room and one on its way.
-    per_worker = max(num_threads + 2, -(-max(counts) // (num_workers * _READ_AT_ONCE)))
-    return min(num_workers * per_worker, *counts), per_worker
+        parts = min(max(1, num_threads), *counts)
+        return parts, prefetch_batches * parts
+    # Grain has those that are ready twice, in a worker's queue and in a thread that reads it. Each
+    # of the two waits with one more, and a worker is making one with each of its threads.
+    waiting = num_threads + 2
+    of_worker = max(waiting + 2, -(-max(counts) // (num_workers * _MAX_ROWS)))
+    ahead = max(1, (prefetch_batches * of_worker - waiting) // 2)
+    return min(num_workers * of_worker, *counts), ahead
 
 
 def _put(batch: dict[str, np.ndarray], start: int, count: int, rows: dict[str, np.ndarray]) -> int:

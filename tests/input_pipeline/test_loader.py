@@ -119,18 +119,19 @@ def test_batches_in_parts_are_those_made_at_once(monkeypatch, name, parts):
     made = Loader(**{**vars(made), "views": dict.fromkeys((8, 16), draw), "rows": rows})
     expected = [made.batch(step) for step in range(STEPS)]
     assert name != "variable" or len({len(batch["row"]) for batch in expected}) == 2
-    monkeypatch.setattr(program, "_parts", lambda *_: (parts, 0))
+    monkeypatch.setattr(program, "_parts", lambda *_: (parts, parts))
     for start in (0, 3):
         same(made.iterate(start), expected[start:])
 
 
 def test_workers_share_a_batch_and_hold_about_one_of_any_size():
     for count, workers, threads in itertools.product((256, 1000, 16_384), (1, 4, 16), (1, 2)):
-        parts, per_worker = program._parts([count, count // 2], workers, threads)
+        parts, ahead = program._parts([count, count // 2], workers, threads, 1)
         rows = -(-count // parts)
-        assert parts % workers == 0 and rows <= 64
-        assert workers * per_worker * rows <= 1.3 * count
-    assert program._parts([6, 3], 4, 1)[0] == 3  # none without a row
+        assert parts % workers == 0 and rows <= 256
+        # In the making; in a queue, before it, behind it, and in the hands of who reads it.
+        assert workers * (threads + 2 * ahead + 2) * rows <= 1.3 * count
+    assert program._parts([6, 3], 4, 1, 1)[0] == 3  # none without a row
 
 
 @pytest.mark.parametrize("start", range(STEPS + 1))
