@@ -335,6 +335,7 @@ def announced(batches, count: int, mesh, is_time):
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
+    leave_out_main()
     try:
         cluster.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)
@@ -349,6 +350,5 @@ def main(_) -> None:
 if __name__ == "__main__":
     command.define_config()
     command.define_run("where checkpoints, metrics and pictures go; a run that is there goes on")
-    leave_out_main()
     with processes.ending_at_once():
         command.run(main)
