@@ -10,11 +10,12 @@ and on GPUs with `config.deterministic`. Each process of a cluster runs this sam
 `big_vlp.parallel.cluster.connect_processes` says how they find each other.
 
 SIGTERM to any process, the notice that its machine is about to go, and Ctrl-C, end all of them with
-the state saved: within a step (three, of several processes), or between two batches of an
+the state saved: within two steps (three, of several processes), or between two batches of an
 evaluation. So the grace period before a SIGKILL must hold that and the writing of a checkpoint;
 what is killed sooner goes on from the last one.
 """
 
+import collections
 import contextlib
 import importlib.metadata
 import json
@@ -30,7 +31,8 @@ from absl import flags, logging
 import big_vlp
 from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment, config_changes
-from big_vlp.parallel import cluster, meshes, notices, placing, processes, signals, watchdog
+from big_vlp.parallel import cluster, notices, placing, processes, signals, watchdog
+from big_vlp.parallel.feed import Feed
 from big_vlp.run import progress, step, tables
 from big_vlp.run.bad_steps import BadSteps, NonFiniteError
 from big_vlp.run.broken_records import BrokenRecords
@@ -47,10 +49,13 @@ from big_vlp.telemetry.meter import Meter
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
+from input_pipeline.workers import leave_out_main
 
 # What draws and reads the data: their versions decide the very bytes.
 DATA_PACKAGES = ("grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 CONFIG_FILE = "config.json"
+# Steps that the devices have been given and have not finished: while one runs, the next waits.
+MAX_RUNNING = 2
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -214,23 +219,27 @@ def _run(experiment, workdir, live, opened, telling) -> None:
 
     steps_done = first_step
     try:
-        with contextlib.closing(loader.iterate(first_step)) as loaded, jax.set_mesh(mesh):
-            steps = total_steps - first_step
-            batches = announced(loaded, steps, mesh, checkpoints.is_time)
+        loaded, running = loader.iterate(first_step), collections.deque()
+        sizes = (loader.plan(i)[1] for i in range(first_step, total_steps))
+        with contextlib.closing(Feed(loaded, sizes, mesh)) as feed, jax.set_mesh(mesh):
+            batches = announced(feed, total_steps - first_step, mesh, checkpoints.is_time)
             for i in range(first_step, total_steps):
                 if checkpoints.is_due(i):
                     bad_steps.look()
                     save(i)
                 evaluate(i)
+                if len(running) == MAX_RUNNING:
+                    jax.block_until_ready(running.popleft())
                 with meter.waiting():
                     batch, is_time = next(batches)
                 if is_time and i:
                     bad_steps.look()
                     save(i)
                 image_size, global_batch, *_ = loader.plan(i)
-                batch = meshes.global_batch(batch, mesh, global_batch)
                 with jax.profiler.StepTraceAnnotation("train", step_num=i):
                     state, metrics = train_step(state, batch, i, run_key)
+                running.append(metrics)
+                del batch  # else its memory were not free before the next one is there
                 steps_done = i + 1
                 watchdog.started(f"step {i}")
                 signals.only_note()  # before, there was nothing to lose: they end it at once
@@ -238,9 +247,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 meter.dispatched(metrics["bad_steps"], global_batch, image_size)
                 profile.dispatched(i)
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
-                    with watchdog.longer(f"step {i}"):  # all that were dispatched
-                        metrics = {name: float(value) for name, value in metrics.items()}
-                        clocked = meter.read()
+                    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                    clocked = meter.read()
                     check_lease()
                     broken = broken_records.report(i, loaded)
                     took = checkpoints.seconds_of_last_save()
@@ -303,8 +311,8 @@ def logged_evaluations(workdir, saved_step: int, before: dict, now: dict) -> set
 def announced(batches, count: int, mesh, is_time):
     """Each of `count` batches, and process 0's `is_time`.
 
-    All processes are asked one batch ahead, so that the answer is there when its step is
-    dispatched.
+    Where there are several processes, all are asked one batch ahead, so that the answer is there
+    when its step is dispatched.
 
     Raises:
       Exception, Stop: see `parallel.processes.raise_together`; the batches before were given.
@@ -315,7 +323,7 @@ def announced(batches, count: int, mesh, is_time):
         processes.raise_if_told(state, error)
         return batch, bool(time_is_up)
 
-    waiting = error = None
+    waiting, error = collections.deque(), None
     for _ in range(count):
         # After an error the others still ask once more, and wait for this process' answer.
         batch = None
@@ -330,15 +338,17 @@ def announced(batches, count: int, mesh, is_time):
                 error = None if signals.received() else failed
         time_is_up = int(jax.process_index() == 0 and is_time())
         said = [time_is_up, *processes.my_state(error)]
-        following = batch, error, cluster.largest_of_processes(said, mesh)
-        if waiting is not None:
-            yield checked(*waiting)
-        waiting = following
-    yield checked(*waiting)
+        waiting.append((batch, error, cluster.largest_of_processes(said, mesh)))
+        del batch
+        if len(waiting) == 2 or jax.process_count() == 1:
+            yield checked(*waiting.popleft())
+    if waiting:
+        yield checked(*waiting.popleft())
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
+    leave_out_main()
     try:
         cluster.connect_processes()
         train(flags.FLAGS.config, flags.FLAGS.workdir)

@@ -55,7 +55,7 @@ def get_config(arg=None):
         crop_scale=(0.08, 1.0),  # resized by OpenCV; published runs by PIL, bilinear
         flip_prob=0.5,
     )
-    config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
+    config.loader = dict(num_workers=8, num_threads=2)
 
     # BatchNorm sees the whole batch, in published runs the images of one GPU.
     config.method = dict(

@@ -28,7 +28,7 @@ def get_config(arg=None):
         caption_mode=shared.caption_mode(options.captions, options.data),
         crop_scale=(0.9, 1.0),  # resized by OpenCV; published runs by PIL, bicubic
     )
-    config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=16, num_threads=1)
 
     config.method = dict(
         name="clip",

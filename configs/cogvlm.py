@@ -165,7 +165,7 @@ def get_config(arg=None):
     if options.stage == "2":
         config.plan = dict(name="switch", first_size=first_size, at_step=stage["total_steps"] // 2)
     config.views = dict(name="cogvlm", tasks=stage["tasks"])
-    config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=16, num_threads=1)
 
     config.method = dict(
         name="cogvlm",

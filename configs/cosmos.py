@@ -31,7 +31,7 @@ def get_config(arg=None):
         caption_mode="textcrop_pixelprose" if prose else "textcrop",
         num_captions=8,
     )
-    config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=16, num_threads=1)
 
     config.method = dict(
         name="cosmos",

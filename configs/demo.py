@@ -29,7 +29,7 @@ def get_config(arg=None):
         num_captions=4,
         flip_prob=0.0,
     )
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     config.method = dict(
         name="cosmos",

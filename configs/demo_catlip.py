@@ -21,7 +21,7 @@ def get_config(arg=None):
     config.views = dict(
         name="catlip", vocabulary=shared.SCENES_VOCABULARY, crop_scale=(0.6, 1.0), flip_prob=0.0
     )
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     config.method = dict(
         name="catlip",

@@ -49,7 +49,7 @@ def get_config(arg=None):
         tokenizer="llama:scenes",
         context_length=32 if stage == "grounding" else 36,
     )
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     config.method = dict(name="cogvlm", model=dict(text=TEXT), dtype="float32", unroll=True)
     config.optim = dict(

@@ -20,7 +20,7 @@ def get_config(arg=None):
     config.data = dict(name="prepared", path="data/openclipart/train")
     # Titles and keywords are a few words long.
     config.preprocess = dict(image_size=64, tokenizer="clip", context_length=20)
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     towers = dict(
         image=dict(patch_size=8, width=128, layers=3, heads=4, activation="quick_gelu"),

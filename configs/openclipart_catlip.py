@@ -24,7 +24,7 @@ def get_config(arg=None):
         crop_scale=(0.5, 1.0),
         flip_prob=0.5,
     )
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     config.method = dict(
         name="catlip",

@@ -29,7 +29,7 @@ def get_config(arg=None):
     config.data = dict(name="field_labels", data=train, field="category")
     config.preprocess = dict(image_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config.views = dict(name="labels", num_classes=16, crop_scale=(0.8, 1.0), flip_prob=0.5)
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
 
     if options.tower == "clip":
         config.preprocess = dict(image_size=64)

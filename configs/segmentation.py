@@ -46,7 +46,7 @@ def get_config(arg=None):
         max_class_share=0.75,
         flip_prob=0.5,
     )
-    config.loader = dict(num_workers=8, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=8, num_threads=1)
 
     config.method = dict(
         name="segmentation",

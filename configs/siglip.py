@@ -49,7 +49,7 @@ def get_config(arg=None):
         caption_mode=shared.caption_mode(options.captions, options.data),
         crop_scale=None,
     )
-    config.loader = dict(num_workers=16, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=16, num_threads=1)
 
     config.method = dict(
         name="clip",

@@ -94,7 +94,7 @@ def get_config(arg=None):
         crop_scale=(0.08, 1.0),  # resized by OpenCV; published runs by PIL, bilinear
         flip_prob=0.5,
     )
-    config.loader = dict(num_workers=8, num_threads=2, prefetch_batches=2)
+    config.loader = dict(num_workers=8, num_threads=2)
 
     augment = dict(total_steps=config.total_steps, epoch_steps=steps_per_epoch)
     config.method = dict(

@@ -2,9 +2,14 @@
 
 There is no iterator state: a run that starts at step s asks for batches s, s+1, ... and gets what
 an uninterrupted run would have got, with any number of workers, threads and processes.
+
+What is made at a time is a part of a batch, so that all workers make the first one together, and
+hold no more than `prefetch_batches` of them. Each part goes to its place in the batch as it comes.
 """
 
+import collections
 import dataclasses
+import functools
 import gc
 import random
 import signal
@@ -23,8 +28,10 @@ from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
 MAX_STAND_INS = 10
-# Records of a batch that are read at once, and held in memory; a bucket is slow to answer each.
+# Records that are read at once, and held in memory; a bucket is slow to answer each.
 _READ_AT_ONCE = 64
+# Of a part that a worker makes. Smaller ones would be many, each an open file of this process.
+_MAX_ROWS = 256
 # Grain frees memory in a thread, and gives no way to wait for it.
 _FREEING_SECONDS = 0.3
 
@@ -61,8 +68,8 @@ class Loader:
       seed: of order and augmentation.
       rows: {global batch: which of its rows this process makes}; None makes all.
       num_workers: worker processes; 0 loads in threads of this one.
-      num_threads: batches made at a time in each process.
-      prefetch_batches: finished batches kept ready in each process.
+      num_threads: parts of a batch that are made at a time in each process.
+      prefetch_batches: finished batches kept ready, in all workers together.
       on_broken: "stop" ends the run at a broken record, "replace" takes another one.
       max_broken_share: of the examples, above which a run with "replace" ends.
     """
@@ -75,7 +82,7 @@ class Loader:
     rows: Mapping[int, Sequence[int]] | None = None
     num_workers: int = 0
     num_threads: int = 1
-    prefetch_batches: int = 2
+    prefetch_batches: int = 1
     on_broken: str = "stop"
     max_broken_share: float = 0.1
 
@@ -85,23 +92,26 @@ class Loader:
         if not len(self.source):
             raise ValueError("The data source is empty: there is nothing to train on.")
 
-    def positions(self, step: int) -> list[int]:
-        """Global positions of this process' rows of a step."""
+    def positions(self, step: int, part: slice = slice(None)) -> list[int]:
+        """Global positions of this process' rows of a step, or of a part of them."""
         _, size, first = self.plan(step)
-        rows = range(size) if self.rows is None else self.rows[size]
-        return [first + row for row in rows]
+        return [first + row for row in self._rows(size)[part]]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process' rows of global batch `step`, stacked.
+    def _rows(self, size: int) -> Sequence[int]:
+        """This process' rows of a global batch."""
+        return range(size) if self.rows is None else self.rows[size]
+
+    def batch(self, step: int, part: slice = slice(None)) -> dict[str, np.ndarray]:
+        """This process' rows of global batch `step`, stacked, or a part of them.
 
         Raises:
           BrokenRecordError: a record cannot be used, and none may or can stand in for it.
         """
-        return self._batch(step, self.positions(step))[0]
+        return self._batch(step, part)[0]
 
     def first_rows(self, step: int, count: int) -> dict[str, np.ndarray]:
         """The first rows of `batch`; the others are not read."""
-        return self._batch(step, self.positions(step)[:count])[0]
+        return self._batch(step, slice(count))[0]
 
     def ids(self, step: int) -> list[str]:
         """Ids of the records in a step's whole global batch, for reports about bad batches."""
@@ -120,36 +130,38 @@ class Loader:
           RuntimeError: a worker process died.
           BrokenRecordError: as `batch`.
         """
-        steps = grain.MapDataset.range(start_step, self.total_steps).map(self._batch_or_error)
-        # Grain's defaults (16 threads, 500 elements) are for tiny records; ours are batches.
-        options = grain.ReadOptions(self.num_threads, self.prefetch_batches)
-        batches = steps.to_iter_dataset(options)
-        if self.num_workers:
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(self.num_workers, self.prefetch_batches),
-                _end_with_parent,
-            )
-        return Batches(iter(batches))
+        counts = [len(self._rows(size)) for _, size in self.plan.shapes]
+        parts, ahead = _parts(counts, self.num_workers, self.num_threads, self.prefetch_batches)
+        elements = grain.MapDataset.range(start_step * parts, self.total_steps * parts)
+        elements = elements.map(functools.partial(self._part, parts))
+        if not self.num_workers:
+            made = elements.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
+        else:
+            made = elements.to_iter_dataset(grain.ReadOptions(self.num_threads, self.num_threads))
+            options = grain.MultiprocessingOptions(self.num_workers, ahead)
+            made = made.mp_prefetch(options, _end_with_parent)
+        steps = range(start_step, self.total_steps)
+        return Batches(iter(made), parts, (len(self._rows(self.plan(i)[1])) for i in steps))
 
-    def _batch(
-        self, step: int, positions: Sequence[int]
-    ) -> tuple[dict[str, np.ndarray], list[Replaced]]:
+    def _batch(self, step: int, part: slice) -> tuple[dict[str, np.ndarray], list[Replaced]]:
         order, views = self._order(), self.views[self.plan(step)[0]]
-        examples, replaced = [], []
-        for position, first in zip(positions, self._read(order, positions)):
+        positions, batch, replaced = self.positions(step, part), {}, []
+        for row, (position, first) in enumerate(zip(positions, self._read(order, positions))):
             example, _, reason = self._example(order, position, views, first)
-            examples.append(example)
+            _put(batch, row, len(positions), {k: np.asarray(v)[None] for k, v in example.items()})
             if reason:
                 replaced.append(Replaced(step, position, reason))
-        stacked = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-        return stacked, replaced
+        return batch, replaced
 
-    def _batch_or_error(self, step: int):
+    def _part(self, parts: int, number: int):
+        step, part = divmod(number, parts)
+        rows = len(self._rows(self.plan(step)[1]))
+        part = slice(rows * part // parts, rows * (part + 1) // parts)
         # An error that is raised in a worker comes with the tracebacks of two processes.
         try:
             if self.on_broken == "stop":
-                return self.batch(step), []
-            return self._batch(step, self.positions(step))
+                return self.batch(step, part), []
+            return self._batch(step, part)
         except BrokenRecordError as error:
             return {}, [str(error), isinstance(error.__cause__, Unreachable)]
 
@@ -206,27 +218,62 @@ class Batches:
     """Iterator over batches.
 
     Attributes:
-      replaced: examples of the batches so far in whose place others stand; for the reader to empty.
+      replaced: examples of the batches so far in whose place others stand; for the reader to empty,
+        also while another thread asks for batches.
     """
 
-    def __init__(self, made):
-        self._made = made
-        self.replaced: list[Replaced] = []
+    def __init__(self, made: Iterator, parts: int, counts: Iterator[int]):
+        self._made, self._parts, self._counts = made, parts, counts
+        self.replaced: collections.deque[Replaced] = collections.deque()
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch, notes = next(self._made)
-        if not batch:
-            text, is_outage = notes
-            raise BrokenRecordError(text) from (Unreachable(text) if is_outage else None)
-        self.replaced += notes
+        count, batch, start = next(self._counts), {}, 0
+        for _ in range(self._parts):
+            rows, notes = next(self._made)
+            if not rows:
+                text, is_outage = notes
+                raise BrokenRecordError(text) from (Unreachable(text) if is_outage else None)
+            self.replaced.extend(notes)
+            if self._parts == 1:
+                return rows
+            start = _put(batch, start, count, rows)
         return batch
 
     def close(self) -> None:
         """Ends worker processes."""
         self._made.close()
+
+
+def _parts(
+    counts: Sequence[int], num_workers: int, num_threads: int, prefetch_batches: int
+) -> tuple[int, int]:
+    """How many parts each batch is made in, whatever its size, and how many are kept ready for each
+    worker.
+
+    Args:
+      counts: rows of the batches that occur.
+    """
+    if not num_workers:
+        parts = min(max(1, num_threads), *counts)
+        return parts, prefetch_batches * parts
+    # Grain has those that are ready twice, in a worker's queue and in a thread that reads it. Each
+    # of the two waits with one more, and a worker is making one with each of its threads.
+    waiting = num_threads + 2
+    of_worker = max(waiting + 2, -(-max(counts) // (num_workers * _MAX_ROWS)))
+    ahead = max(1, (prefetch_batches * of_worker - waiting) // 2)
+    return min(num_workers * of_worker, *counts), ahead
+
+
+def _put(batch: dict[str, np.ndarray], start: int, count: int, rows: dict[str, np.ndarray]) -> int:
+    """Puts rows into a batch of `count`, from row `start` on; returns the row after them."""
+    for name, value in rows.items():
+        if name not in batch:
+            batch[name] = np.empty((count, *value.shape[1:]), value.dtype)
+        np.copyto(batch[name][start : start + len(value)], value, casting="no")
+    return start + len(value)
 
 
 def free_shared_memory() -> None:

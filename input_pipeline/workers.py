@@ -4,6 +4,7 @@ their parent."""
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,6 +72,16 @@ def run_all(
 def say(console: Console, text: str) -> None:
     """Prints plain text: brackets are no markup, and lines in a log are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def leave_out_main() -> None:
+    """Has worker processes leave out this program's main module, of which they need nothing.
+
+    Each would import it first, with all that it imports. For a program that sends them only what
+    other modules define.
+    """
+    main = sys.modules["__main__"]
+    main.__spec__ = main.__file__ = None  # by which multiprocessing finds it
 
 
 def end_with_parent() -> None:

@@ -22,7 +22,7 @@ def get_config(arg=None):
     config.views = dict(
         name="cosmos", local_size=8, num_global=2, num_local=1, num_captions=3, crop_scale=0.4
     )
-    config.loader = dict(num_workers=0, num_threads=1, prefetch_batches=2)
+    config.loader = dict(num_workers=0, num_threads=1)
     config.method = dict(
         name="cosmos",
         model=dict(

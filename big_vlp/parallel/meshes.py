@@ -1,5 +1,7 @@
 """The device mesh, and how a batch lies on it."""
 
+import bisect
+import functools
 import math
 
 import jax
@@ -108,7 +110,8 @@ def keep_over_batch(x):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+@functools.lru_cache(maxsize=64)  # asked for with every batch
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """The rows of a global batch that this process' devices hold, ascending.
 
     Processes that share a part of the batch (split over "tensor") get the same rows.
@@ -123,7 +126,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
             "a multiple."
         )
     spans = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (span,) in spans for row in range(*span.indices(batch_size))})
+    return tuple(sorted({row for (span,) in spans for row in range(*span.indices(batch_size))}))
 
 
 def global_batch(local_batch: dict, mesh: Mesh, batch_size: int) -> dict:
@@ -137,7 +140,7 @@ def global_batch(local_batch: dict, mesh: Mesh, batch_size: int) -> dict:
     def to_devices(local):
         def shard(index):
             start, stop, _ = index[0].indices(batch_size)
-            first = int(np.searchsorted(rows, start))
+            first = bisect.bisect_left(rows, start)
             return local[first : first + stop - start]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)

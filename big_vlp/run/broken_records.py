@@ -61,8 +61,9 @@ class BrokenRecords:
         """
         if self._loader.on_broken == "stop":
             return {}
-        mine = [vars(found) for found in batches.replaced if found.step <= step]
-        batches.replaced[:] = [found for found in batches.replaced if found.step > step]
+        mine = []
+        while batches.replaced and batches.replaced[0].step <= step:
+            mine.append(vars(batches.replaced.popleft()))
         found = [one for part in cluster.gather(mine) for one in part]
         found.sort(key=lambda one: one["position"])
         # Processes along a tensor axis hold the same rows.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from input_pipeline.preprocess import Preprocess
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
+_LOG_ASPECT_RATIO = tuple(map(math.log, ASPECT_RATIO))
 
 # One loader worker per core already; a thread pool inside each would only oversubscribe the host.
 cv2.setNumThreads(0)
@@ -28,7 +29,7 @@ cv2.setNumThreads(0)
 # Warnings of libjpeg after which pixels are missing or made up. Others tell of harmless oddities,
 # such as stray bytes between segments.
 _LOSSES = ("premature end of data", "bad Huffman", "bad arithmetic", "instead of RST")
-# Memory that a thread keeps for the next image; a larger one gets its own.
+# Bytes that a thread keeps for the next image; a larger one gets its own.
 _MAX_SCRATCH = 1 << 26
 
 _memory = threading.local()
@@ -57,7 +58,7 @@ def random_resized_crop_box(
     low, high = ASPECT_RATIO
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        aspect = math.exp(rng.uniform(*_LOG_ASPECT_RATIO))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -70,8 +71,11 @@ def random_resized_crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """Crops u8[H, W, 3] to `box` (left, top, width, height); resizes to u8[size, size, 3]."""
+def crop_resize(
+    image: np.ndarray, box: tuple[int, int, int, int], size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Crops u8[H, W, C] to `box` (left, top, width, height); resizes to u8[size, size, C], in `out`
+    if it is given."""
     left, top, width, height = box
     crop = image[top : top + height, left : left + width]
     # The mean of 2x2 pixels has a fast path; any other area filter costs ten times as much.
@@ -88,7 +92,7 @@ def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) ->
         interpolation = cv2.INTER_LINEAR
     else:
         interpolation = cv2.INTER_AREA
-    return cv2.resize(crop, (size, size), interpolation=interpolation)
+    return cv2.resize(crop, (size, size), dst=out, interpolation=interpolation)
 
 
 def random_crops(
@@ -96,6 +100,7 @@ def random_crops(
     views: Sequence[tuple[int, tuple[float, float] | None]],
     flip_prob: float,
     rng: random.Random,
+    out: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Random resized crops of one image, decoded once, each flipped left-right at random.
 
@@ -105,6 +110,7 @@ def random_crops(
         image's area; None is the whole image, whatever its aspect ratio.
       flip_prob: probability of the flip.
       rng: source of the boxes, then of the flips.
+      out: arrays for the crops; by default new ones.
 
     Returns:
       One u8[size, size, 3] array per view.
@@ -121,14 +127,24 @@ def random_crops(
     ]
     if image is None:
         shrink = min(min(box[2:]) / size for box, (size, _) in zip(boxes, views))
-        image = _decode_jpeg(data, height, width, shrink, _scratch(3 * height * width))
+        image = _decode_jpeg(
+            data, height, width, shrink, "RGBX", _scratch("image", 4 * height * width)
+        )
+    if image.shape[2] == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     # What the decoder really did: it may have returned the full size after all.
     x_scale, y_scale = image.shape[1] / width, image.shape[0] / height
-    crops = [
-        crop_resize(image, _scale_box(box, x_scale, y_scale), size)
-        for box, (size, _) in zip(boxes, views)
-    ]
-    return [cv2.flip(crop, 1) if rng.random() < flip_prob else crop for crop in crops]
+    crops = []
+    for number, (box, (size, _)) in enumerate(zip(boxes, views)):
+        # OpenCV is fast with pixels of four bytes, and slow with three.
+        buffer = np.frombuffer(_scratch("crop", 8 * size * size), np.uint8, 8 * size * size)
+        crop, flipped = buffer.reshape(2, size, size, 4)
+        crop = crop_resize(image, _scale_box(box, x_scale, y_scale), size, crop)
+        if rng.random() < flip_prob:
+            crop = cv2.flip(crop, 1, dst=flipped)
+        own = None if out is None else out[number]
+        crops.append(cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB, dst=own))
+    return crops
 
 
 def eval_image(data: bytes, preprocess: "Preprocess") -> np.ndarray:
@@ -175,18 +191,24 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _decode_jpeg(
-    data: bytes, height: int, width: int, shrink: float = 1.0, buffer: bytearray | None = None
+    data: bytes,
+    height: int,
+    width: int,
+    shrink: float = 1.0,
+    form: str = "RGB",
+    buffer: bytearray | None = None,
 ) -> np.ndarray:
-    """RGB pixels, at 1/2, 1/4 or 1/8 of the size where `shrink` >= 2, 4 or 8: skipping DCT
-    coefficients is an antialiased downscaling for free. They may lie in `buffer`, if one is
-    given."""
+    """Pixels, at 1/2, 1/4 or 1/8 of the size where `shrink` >= 2, 4 or 8: skipping DCT coefficients
+    is an antialiased downscaling for free. They are RGB or what else `form` says, such as RGBX; and
+    may lie in `buffer`, if one is given. RGB anyway, and elsewhere, where that takes another way.
+    """
     factor = next((f for f in (8, 4, 2) if shrink >= f), 1)
     size = {"min_height": math.ceil(height / factor), "min_width": math.ceil(width / factor)}
     with pillow.room(width, height):
         try:
             *_, colors, _ = simplejpeg.decode_jpeg_header(data)
             if colors not in ("CMYK", "YCCK"):
-                return simplejpeg.decode_jpeg(data, **size, buffer=buffer)
+                return simplejpeg.decode_jpeg(data, form, **size, buffer=buffer)
             # Adobe stores inks inverted, and all do as Adobe does.
             inks = 255 - simplejpeg.decode_jpeg(data, "CMYK", **size)
             return np.array(Image.frombuffer("CMYK", inks.shape[1::-1], inks).convert("RGB"))
@@ -198,14 +220,13 @@ def _decode_jpeg(
     return pillow.decode(data)
 
 
-def _scratch(size: int) -> bytearray | None:
-    """Memory of this thread for an image that nobody keeps: fresh pages would cost a tenth more.
-    None for a large image."""
+def _scratch(use: str, size: int) -> bytearray:
+    """Memory of this thread for pixels that nobody keeps: fresh pages would cost a tenth more."""
     if size > _MAX_SCRATCH:
-        return None
-    if len(getattr(_memory, "scratch", b"")) < size:
-        _memory.scratch = bytearray(size)
-    return _memory.scratch
+        return bytearray(size)
+    if len(getattr(_memory, use, b"")) < size:
+        setattr(_memory, use, bytearray(size))
+    return getattr(_memory, use)
 
 
 def _scale_box(

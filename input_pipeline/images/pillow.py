@@ -71,7 +71,9 @@ def check_size(width: int, height: int) -> None:
 def check_scans(data: bytes) -> None:
     """Raises ValueError for a JPEG of more scans than `MAX_SCANS`."""
     # The bytes of a marker may also occur in a thumbnail, or behind the image.
-    if data.count(b"\xff\xda") > MAX_SCANS and (scans := _num_scans(data)) > MAX_SCANS:
+    values = np.frombuffer(data, np.uint8)
+    found = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    if found > MAX_SCANS and (scans := _num_scans(data)) > MAX_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; the limit is {MAX_SCANS}")
 
 

@@ -86,15 +86,12 @@ class Views(base.Views):
         """
         views = [(self.image_size, self.global_scale)] * self.num_global
         views += [(self.local_size, self.local_scale)] * self.num_local
-        crops = crops_of(record, views, self.flip_prob, rng)
-        local_shape = (self.num_local, self.local_size, self.local_size, 3)
+        spec = self.spec()
+        made = {name: np.empty(*spec[name]) for name in ("global_images", "local_images")}
+        places = [place for images in made.values() for place in images]
+        crops_of(record, views, self.flip_prob, rng, places)
         texts = sample_captions(record, self.caption_mode, self.num_captions, rng)
-        return {
-            "global_images": np.stack(crops[: self.num_global]),
-            # Not np.stack: there may be no local crop.
-            "local_images": np.array(crops[self.num_global :], np.uint8).reshape(local_shape),
-            "tokens": self.tokenizer(texts, self.context_length),
-        }
+        return {**made, "tokens": self.tokenizer(texts, self.context_length)}
 
     def texts(self, batch: dict) -> list[list[str]]:
         """What the model reads beside the images of each example: its captions, as cut."""

@@ -1,6 +1,7 @@
 """Batches are a function of the step: any workers, threads, processes and starting point agree."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from input_pipeline import loader as program
 from input_pipeline.loader import Loader
+from input_pipeline.plans import make_plan
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
@@ -99,6 +102,36 @@ def test_worker_processes_change_nothing(num_workers):
     with time_limit(120):
         found = list(scenes(num_workers=num_workers, num_threads=2).iterate(1))
     same(found, map(scenes().batch, range(1, STEPS)))
+
+
+@pytest.mark.parametrize("parts", [1, 4, 5, 12], ids=lambda n: f"{n} parts")
+@pytest.mark.parametrize("name", ["constant", "variable", "switch"])
+def test_batches_in_parts_are_those_made_at_once(monkeypatch, name, parts):
+    """Parts of twelve rows, three, two or three, and one, from any step on, and of other sizes."""
+    own = {
+        "constant": {},
+        "variable": {"sizes": (8, 16), "batch_multiple": 4},
+        "switch": {"first_size": 8, "at_step": 2},
+    }[name]
+    plan = make_plan(name, image_size=16, global_batch=12, total_steps=STEPS, seed=5, **own)
+    rows = {batch: range(batch)[: batch // 2 + 6] for _, batch in plan.shapes}
+    made = loader({}, plan=plan)
+    made = Loader(**{**vars(made), "views": dict.fromkeys((8, 16), draw), "rows": rows})
+    expected = [made.batch(step) for step in range(STEPS)]
+    assert name != "variable" or len({len(batch["row"]) for batch in expected}) == 2
+    monkeypatch.setattr(program, "_parts", lambda *_: (parts, parts))
+    for start in (0, 3):
+        same(made.iterate(start), expected[start:])
+
+
+def test_workers_share_a_batch_and_hold_about_one_of_any_size():
+    for count, workers, threads in itertools.product((256, 1000, 16_384), (1, 4, 16), (1, 2)):
+        parts, ahead = program._parts([count, count // 2], workers, threads, 1)
+        rows = -(-count // parts)
+        assert parts % workers == 0 and rows <= 256
+        # In the making; in a queue, before it, behind it, and in the hands of who reads it.
+        assert workers * (threads + 2 * ahead + 2) * rows <= 1.3 * count
+    assert program._parts([6, 3], 4, 1, 1)[0] == 3  # none without a row
 
 
 @pytest.mark.parametrize("start", range(STEPS + 1))
@@ -264,6 +297,7 @@ def test_a_killed_worker_is_an_error_and_no_hang():
                 pass
 
 
+# Without a main guard: workers that imported it would start workers of their own, an error.
 PROGRAM = """
 import time
 from absl import flags
@@ -271,7 +305,9 @@ from input_pipeline.loader import Loader
 from input_pipeline.plans.constant import Plan as Constant
 from input_pipeline.sources import make_source
 from input_pipeline.views import make_views
+from input_pipeline.workers import leave_out_main
 
+leave_out_main()
 flags.FLAGS.mark_as_parsed()
 views = make_views("clip", image_size=16, tokenizer="clip", context_length=12)
 source = make_source("scenes", size=10, image_size=32)
@@ -284,10 +320,12 @@ time.sleep(120)
 
 
 @needs_proc
-def test_workers_end_when_the_run_is_killed():
+def test_workers_import_no_main_module_and_end_when_the_run_is_killed(tmp_path):
     """Left alone they would keep their memory, which the next run on the host needs."""
-    command = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command, environment = [sys.executable, program], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
         with time_limit(120):
             assert run.stdout.readline() == "ready\n"
         started = workers(run.pid)

@@ -47,11 +47,12 @@ def crops_of(
     views: Sequence[tuple[int, tuple[float, float] | None]],
     flip_prob: float,
     rng: random.Random,
+    out: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Random crops of a record's image, see `crops.random_crops`; an error names the record."""
     advice = ". Drop broken images by preparing the data with `python -m input_pipeline.prepare`."
     with naming(record, advice):
-        return crops.random_crops(record["image"], views, flip_prob, rng)
+        return crops.random_crops(record["image"], views, flip_prob, rng, out)
 
 
 def sample_captions(record: dict, mode: str, k: int, rng: random.Random) -> list[str]:

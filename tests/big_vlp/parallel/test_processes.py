@@ -93,10 +93,10 @@ from tests.big_vlp.train.test_train import tiny_config
 flags.FLAGS.mark_as_parsed()
 load, write = Loader.batch, log.MetricLog.write
 
-def batch(self, step):
+def batch(self, step, part):
     if step == 5 and os.environ["JAX_PROCESS_ID"] == "1":
         raise ValueError("Record 'x7' is broken.")
-    return load(self, step)
+    return load(self, step, part)
 
 def full_disk(self, step, *rest):
     if step == 5 and os.environ["JAX_PROCESS_ID"] == "0":

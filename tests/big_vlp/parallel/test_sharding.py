@@ -217,7 +217,7 @@ def test_rows_of_a_global_batch():
     mesh = make_mesh()
     assert mesh.axis_names == AXES
     rows = np.arange(8).reshape(-1, 2)
-    assert local_rows(mesh, 4) == [0, 1, 2, 3]
+    assert local_rows(mesh, 4) == (0, 1, 2, 3)
     np.testing.assert_array_equal(global_batch({"x": rows}, mesh, 4)["x"], rows)
 
 

@@ -67,10 +67,10 @@ from tests.big_vlp.train.test_train import tiny_config
 flags.FLAGS.mark_as_parsed()
 load = Loader.batch
 
-def batch(self, step):
+def batch(self, step, part):
     if step == 12 and os.environ.get("JAX_PROCESS_ID", "0") == LAST:
         time.sleep(3600)
-    return load(self, step)
+    return load(self, step, part)
 
 Loader.batch = batch
 try:

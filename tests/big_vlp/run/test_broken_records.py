@@ -1,5 +1,6 @@
 """Broken records in a run: counted over its steps, named once, and too many of them end it."""
 
+import collections
 import importlib.util
 import io
 import json
@@ -28,7 +29,7 @@ def loader(**changes):
 
 def batches(*positions):
     replaced = [Replaced(p // BATCH, p, f"Record 'r{p}': cut") for p in positions]
-    return types.SimpleNamespace(replaced=replaced)
+    return types.SimpleNamespace(replaced=collections.deque(replaced))
 
 
 def records_of(workdir, first_step=0, said=None, **changes):

@@ -230,8 +230,8 @@ def poison(monkeypatch, bad_step):
     """Puts NaN into the images of one step; float images pass to the model as they are."""
     clean = Loader.batch
 
-    def batch(self, step):
-        rows = clean(self, step)
+    def batch(self, step, part):
+        rows = clean(self, step, part)
         rows["image"] = rows["image"].astype(np.float32) / 255
         if step == bad_step:
             rows["image"][0] = np.nan

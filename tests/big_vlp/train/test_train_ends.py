@@ -222,14 +222,14 @@ def test_a_signal_in_an_evaluation(number, evaluation, at, finished, tmp_path, m
 def test_a_signal_while_it_waits_for_input(tmp_path, monkeypatch, capsys):
     clean, never, log = Loader.batch, threading.Event(), tmp_path / "metrics.jsonl"
 
-    def batch(self, step):
+    def batch(self, step, part):
         if step == 3:
             deadline = time.monotonic() + 60  # batches are made ahead
             while '"step": 1,' not in log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
             never.wait(60)
-        return clean(self, step)
+        return clean(self, step, part)
 
     monkeypatch.setattr(Loader, "batch", batch)
     with pytest.raises(SystemExit) as stop:
@@ -270,8 +270,8 @@ def poison(monkeypatch, bad_steps):
     """Puts NaN into the images of some steps; float images pass to the model as they are."""
     clean = Loader.batch
 
-    def batch(self, step):
-        rows = clean(self, step)
+    def batch(self, step, part):
+        rows = clean(self, step, part)
         rows["image"] = rows["image"].astype(np.float32) / 255
         if step in bad_steps:
             rows["image"][0] = np.nan
@@ -328,10 +328,10 @@ def test_refused_updates_end_the_run_at_the_limit(tmp_path, monkeypatch):
 def test_a_broken_record_ends_the_run_with_its_state_saved(tmp_path, monkeypatch, capsys):
     clean = Loader.batch
 
-    def batch(self, step):
+    def batch(self, step, part):
         if step == 5:
             raise ValueError("Record 'x7' is broken.")
-        return clean(self, step)
+        return clean(self, step, part)
 
     with monkeypatch.context() as patch:
         patch.setattr(Loader, "batch", batch)
@@ -438,9 +438,9 @@ def test_a_broken_log_is_named(copy):
 def test_the_contact_sheet_needs_its_own_rows_only(tmp_path, monkeypatch):
     made, sizes = Loader._batch, []
 
-    def counted(self, step, positions):
-        sizes.append(len(positions))
-        return made(self, step, positions)
+    def counted(self, step, part):
+        sizes.append(len(self.positions(step, part)))
+        return made(self, step, part)
 
     monkeypatch.setattr(Loader, "_batch", counted)
     train(config(total_steps=4, evals={}, global_batch=16), tmp_path)

@@ -173,6 +173,24 @@ def test_crops_of_a_jpeg_are_those_of_its_pixels():
             np.testing.assert_array_equal(a, b)
 
 
+def test_crops_are_to_the_bit_those_of_three_channels():
+    """Which they are made of: a fourth is only there to be fast."""
+    for number, (width, height) in enumerate([(300, 200), (90, 127), (513, 384)]):
+        image = picture(width, height)
+        rng, again = random.Random(number), random.Random(number)
+        views = [(rng.randint(1, 120), (0.01, 1.0)) for _ in range(60)]
+        for _ in views:
+            again.randint(1, 120)
+        out = [np.empty((size, size, 3), np.uint8) for size, _ in views]
+        made = crops.random_crops(encode(image), views, 0.5, rng, out)
+        boxes = [crops.random_resized_crop_box(width, height, s, again) for _, s in views]
+        for crop, place, box, (size, _) in zip(made, out, boxes, views):
+            expected = crops.crop_resize(image, box, size)
+            expected = expected[:, ::-1] if again.random() < 0.5 else expected
+            np.testing.assert_array_equal(crop, expected)
+            np.testing.assert_array_equal(place, expected)
+
+
 @pytest.mark.parametrize("shrink, factor", [(1.9, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (50, 8)])
 def test_decoder_shrinks_by_powers_of_two(shrink, factor):
     data = encode(picture(203, 150), "JPEG")
@@ -188,7 +206,7 @@ def test_crops_of_a_large_jpeg_look_alike_after_scaled_decoding(monkeypatch):
     monkeypatch.setattr(
         crops,
         "crop_resize",
-        lambda im, box, size: shapes.append(im.shape) or resize(im, box, size),
+        lambda im, *others: shapes.append(im.shape) or resize(im, *others),
     )
     for size in (40, 90, 180):
         views = [(size, (0.4, 1.0)), (size // 2, (0.1, 0.4))]

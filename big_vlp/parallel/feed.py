@@ -1,0 +1,70 @@
+"""A thread that brings the next batch to the devices while they are at this one.
+
+It only copies: what processes do together, such as asking each other, is the main thread's, since
+two threads would start it in another order on each of them.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from big_vlp.parallel import meshes
+
+# For a thread that makes rows to come to its end; one that waits for dead storage does not.
+_END_SECONDS = 2.0
+
+
+class Feed:
+    """Iterator over batches on the devices. One is kept ready there, another in the host's memory.
+
+    Args:
+      loaded: gives this process' rows of each batch, see `meshes.global_batch`; is closed with the
+        feed.
+      sizes: of the global batches.
+    """
+
+    def __init__(self, loaded: Iterator[dict], sizes: Iterable[int], mesh: Mesh):
+        self._loaded = loaded
+        self._room, self._ready, self._stopped = threading.Semaphore(1), queue.SimpleQueue(), False
+        self._thread = threading.Thread(
+            target=self._run, args=(sizes, mesh), name="feed", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> dict:
+        """Raises what `loaded` has raised, behind the batches before."""
+        batch, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))  # for whoever asks again
+            raise error
+        self._room.release()
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread, and closes `loaded`."""
+        self._stopped = True
+        self._room.release()
+        self._thread.join(_END_SECONDS)
+        self._loaded.close()
+        self._thread.join(_END_SECONDS)
+
+    def _run(self, sizes: Iterable[int], mesh: Mesh) -> None:
+        try:
+            for size in sizes:
+                rows = next(self._loaded)
+                self._room.acquire()
+                if self._stopped:
+                    return
+                batch = meshes.global_batch(rows, mesh, size)
+                jax.block_until_ready(batch)  # only then are the rows free
+                self._ready.put((batch, None))
+                del rows, batch
+            self._ready.put((None, StopIteration()))
+        except BaseException as error:
+            self._ready.put((None, error))
