@@ -27,8 +27,8 @@ class Method(pairs.PairMethod):
         many steps.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
-        captions stay whole: the pooler attends to the padding of the first.
+      accumulate_steps, dtype, unroll, remat, attention, text_lengths: as for `methods.clip.Method`,
+        but global captions stay whole: the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
@@ -38,8 +38,9 @@ class Method(pairs.PairMethod):
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
+    attention: str = "auto"
     text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):

@@ -32,6 +32,7 @@ class Method(images.ImageMethod):
       augment: arguments of `RangeAugment`, or None for none.
       dtype: of the computation; parameters, logits and loss are fp32.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
+      attention: what computes it, see `models.layers.attention`.
     """
 
     preprocess: Preprocess
@@ -41,8 +42,9 @@ class Method(images.ImageMethod):
     ema_decay: float | None = None
     augment: dict | None = None
     dtype: str = "bfloat16"
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
+    attention: str = "auto"
 
     @property
     def network(self) -> Segmenter:
@@ -50,7 +52,7 @@ class Method(images.ImageMethod):
         dtype = compute_dtype(self.dtype)
         tower = arguments.call("model", catlip_vit.Tower, self.model, dtype=dtype, **execution)
         head = arguments.call("head", DeepLabV3, self.head, self.num_classes, dtype=dtype)
-        return Segmenter(tower, head)
+        return Segmenter(tower, head, attention=self.attention)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         """Batch: `image` u8[B, S, S, 3] and `mask`, integers [B, S, S], 0 or 1 + class."""

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.head import Head
+from big_vlp.models.layers.remat import named, rematerialised
 from big_vlp.models.layers.rope import rope_angles, rotate
-from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks, unstack
+from big_vlp.models.layers.stack import blocks_of, init_blocks, run_blocks, unstack
 from big_vlp.models.layers.transformer import normal
 from big_vlp.parallel import meshes
 
@@ -73,14 +74,14 @@ class Attention(nn.Module):
     def project(self, x):
         """[B, T, W] -> query [B, T, H, D], key and value [B, T, K, D], not rotated."""
         if self.kv_heads == self.heads:
-            qkv = self.qkv(x)
+            qkv = named(self.qkv(x), "qkv")
             return tuple(qkv[:, :, i] for i in range(3))
-        key_value = self.key_value(x)
-        return self.query(x), key_value[:, :, 0], key_value[:, :, 1]
+        query, key_value = named((self.query(x), self.key_value(x)), "qkv")
+        return query, key_value[:, :, 0], key_value[:, :, 1]
 
     def merge(self, heads):
         """[B, T, H, D] -> [B, T, W]."""
-        return self.out(heads)
+        return named(self.out(heads), "out")
 
 
 class GatedMlp(nn.Module):
@@ -98,9 +99,8 @@ class GatedMlp(nn.Module):
         dense = functools.partial(
             nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init
         )
-        gated = jax.nn.silu(dense(self.mlp_dim, name="gate")(x))
-        gated *= dense(self.mlp_dim, name="up")(x)
-        return dense(x.shape[-1], name="down")(gated)
+        gate, up = named([dense(self.mlp_dim, name=name)(x) for name in ("gate", "up")], "hidden")
+        return dense(x.shape[-1], name="down")(jax.nn.silu(gate) * up)
 
 
 class Expert(nn.Module):
@@ -173,18 +173,18 @@ class DecoderBlock(nn.Module):
         language = functools.partial(self.language.part, name)
         return by_expert(route, language, functools.partial(self.vision.part, name), x)
 
-    def __call__(self, x, angles, route: Route, mask, dropout=None):
+    def __call__(self, x, angles, route: Route, spans, dropout=None):
         """[B, T, W] -> ([B, T, W], (key, value) [B, T, K, D] each, rotated).
 
         Args:
           angles: of `rope_angles`.
-          mask: of `attention`; None is causal.
+          spans: of `attention`; what else is seen is causal.
           dropout: of `attention.drop`, with keys of this block's own.
         """
         query, key, value = self._part("qkv", route, self.norm1(x))
         query, key = rotate(query, angles), rotate(key, angles)
         of_weights, of_output = fold_in(dropout, 0), fold_in(dropout, 1)
-        heads = attention(query, key, value, causal=mask is None, mask=mask, dropout=of_weights)
+        heads = attention(query, key, value, causal=True, spans=spans, dropout=of_weights)
         x = x + drop(self._part("out", route, heads), of_output)
         return x + self._part("mlp", route, self.norm2(x)), (key, value)
 
@@ -232,7 +232,7 @@ class Llama(nn.Module):
     expert_qkv_bias: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
 
     def setup(self):
@@ -298,7 +298,7 @@ class Llama(nn.Module):
         x,
         positions,
         route: Route = None,
-        mask=None,
+        spans=None,
         keep_cache: bool = False,
         dropout_keys=None,
     ):
@@ -309,7 +309,7 @@ class Llama(nn.Module):
         Args:
           positions: ids i32[B, T].
           route: which tokens the visual experts handle, see `Route`.
-          mask: bool[B, 1, T, T], who sees whom; None is causal.
+          spans: which tokens see later ones, too, see `attention`; None: none do.
           keep_cache: else the cache is None; it is {"key", "value"} [L, B, T, K, D].
           dropout_keys: for training, a key a row, see `attention.drop`; None: without dropout.
         """
@@ -325,13 +325,13 @@ class Llama(nn.Module):
 
         def layer(x, params, number, route):
             of_layer = fold_in(dropout, number)
-            x, cache = block.apply({"params": params}, x, angles, route, mask, of_layer)
+            x, cache = block.apply({"params": params}, x, angles, route, spans, of_layer)
             kept = {"key": cache[0], "value": cache[1]} if keep_cache else {}
             return x, kept | ({"x": x} if keep_outputs else {})
 
         # The routes differ in a group, and may be Python's numbers, which a checkpoint would trace.
         with_expert, without = (
-            rematerialised(functools.partial(layer, route=r), self.remat, in_loop=not self.unroll)
+            rematerialised(functools.partial(layer, route=r), self.remat, self.unroll)
             for r in (route, None)
         )
 
