@@ -37,10 +37,10 @@ def run_blocks(body: Callable, x, stacked, layers: int, unroll: bool | int):
       (last x, outputs stacked [layers, ...]).
 
     Raises:
-      ValueError: `unroll` is below 1.
+      ValueError: `unroll` is none of these.
     """
     if unroll is not True:
-        if unroll is not False and unroll < 1:
+        if unroll is not False and not (isinstance(unroll, int) and unroll >= 1):
             raise ValueError(f"unroll={unroll}: give True, False, or 1 or more layers.")
         return jax.lax.scan(body, x, stacked, unroll=unroll or 1)
     outputs = []

@@ -72,7 +72,9 @@ def numeric_keys():
         for fn in made:
             for name, parameter in inspect.signature(fn).parameters.items():
                 annotation = parameter.annotation
-                if name in DECIDED_ELSEWHERE or not parts_of(annotation) & {int, float}:
+                kinds = parts_of(annotation)
+                # What is a switch or a number is checked where it is used.
+                if name in DECIDED_ELSEWHERE or bool in kinds or not kinds & {int, float}:
                     continue
                 path = ("config", *filter(None, section.split(".")), name)
                 if typing.get_origin(annotation) is Mapping:
