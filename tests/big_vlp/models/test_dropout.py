@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from big_vlp.models.layers import axes
-from big_vlp.models.layers.attention import attention, drop
+from big_vlp.models.layers.attention import attention, drop, using, written
 from big_vlp.models.llama import EXPERT_PARTS, Llama
 from big_vlp.parallel import meshes, placing
 from tests.big_vlp.models.towers.toy_towers import randn
@@ -270,9 +270,11 @@ def compare_meshes():
     splits = axes.traced(model.init, jax.random.key(0), x, positions)[1].splits
     step = jax.jit(jax.grad(loss, has_aux=True))
     expected, expected_out = step(params, x, jax.random.key(2))
+    written.QUERIES = 3
     for sizes in ((8, 1, 1), (2, 2, 2)):
         mesh = meshes.make_mesh(*sizes)
-        with jax.set_mesh(mesh):
+        # By blocks, where the one device held all weights.
+        with jax.set_mesh(mesh), using("blocks"):
             placed = jax.device_put(params, placing.place(params, mesh, splits))
             split = jax.device_put(x, meshes.over_batch(mesh))
             found, out = step(placed, split, jax.random.key(2))
