@@ -5,12 +5,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
 from big_vlp.models.layout import VISION, expert_mask, image_index, image_spans, position_ids
-from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
+from big_vlp.models.llama import Llama
 from big_vlp.models.towers import make_tower
 from input_pipeline.checks import arguments
 

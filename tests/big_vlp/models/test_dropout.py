@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_vlp.models.decoder import EXPERT_PARTS
 from big_vlp.models.layers import axes
 from big_vlp.models.layers.attention import attention, drop, using, written
-from big_vlp.models.llama import EXPERT_PARTS, Llama
+from big_vlp.models.llama import Llama
 from big_vlp.parallel import meshes, placing
 from tests.big_vlp.models.towers.toy_towers import randn
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_vlp.models.decoder import RMSNorm
 from big_vlp.models.layers.attention import attention, attention_over_cache
 from big_vlp.models.layers.rope import rope_angles, rotate
-from big_vlp.models.llama import Llama, RMSNorm, extend_cache
+from big_vlp.models.llama import Llama, extend_cache
 from tests.big_vlp.models.towers.toy_towers import randn
 
 SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "mlp_dim": 24}
