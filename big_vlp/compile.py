@@ -99,7 +99,7 @@ def flops_per_sample(experiment: Experiment) -> float:
     a loop counts once.
     """
     method = experiment.make_method()
-    plain = {"unroll": True, "remat": None, "accumulate_steps": 1, "attention": "xla"}
+    plain = {"unroll": True, "remat": None, "accumulate_steps": 1}
     fields = {field.name for field in dataclasses.fields(method)}
     method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
     optimizer = experiment.make_optimizer(method)

@@ -32,8 +32,8 @@ class Method(images.ImageMethod):
         trades precision for recall.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      attention: what computes it, see `models.layers.attention`.
     """
 
     preprocess: Preprocess
@@ -45,9 +45,9 @@ class Method(images.ImageMethod):
     positive_weight: float = 1.0
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()

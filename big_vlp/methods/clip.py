@@ -24,8 +24,8 @@ class Method(pairs.PairMethod):
       photometric: arguments of `augment.photometric.Photometric`, or None for none.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      attention: what computes it, see `models.layers.attention`.
       text_lengths: captions are cut to the first of these lengths that holds the longest of a
         batch, or else stay whole. Each length is compiled once. For causal towers only: there
         nothing depends on what comes after the end of a text.
@@ -37,9 +37,9 @@ class Method(pairs.PairMethod):
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
     text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):

@@ -43,8 +43,8 @@ class Method(base.Method):
       max_new_tokens: of an answer that evaluators let it write.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      attention: what computes it, see `models.layers.attention`.
     """
 
     preprocess: Preprocess
@@ -56,9 +56,9 @@ class Method(base.Method):
     max_new_tokens: int = 48
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()

@@ -25,10 +25,11 @@ class Method(pairs.PairMethod):
       ema_decay: of the teacher, at the first step: the share of it that stays.
       ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
         many steps.
+      attention: as for `methods.clip.Method`.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
-      accumulate_steps, dtype, unroll, remat, attention, text_lengths: as for `methods.clip.Method`,
-        but global captions stay whole: the pooler attends to the padding of the first.
+      accumulate_steps, dtype, unroll, remat, text_lengths: as for `methods.clip.Method`, but global
+        captions stay whole: the pooler attends to the padding of the first.
     """
 
     preprocess: Preprocess
@@ -38,9 +39,9 @@ class Method(pairs.PairMethod):
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
     text_lengths: tuple[int, ...] = ()
 
     def __post_init__(self):

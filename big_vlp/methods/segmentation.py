@@ -31,8 +31,8 @@ class Method(images.ImageMethod):
       ema_decay: share of the old average that stays after each step; None keeps none.
       augment: arguments of `RangeAugment`, or None for none.
       dtype: of the computation; parameters, logits and loss are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
-      attention: what computes it, see `models.layers.attention`.
     """
 
     preprocess: Preprocess
@@ -42,9 +42,9 @@ class Method(images.ImageMethod):
     ema_decay: float | None = None
     augment: dict | None = None
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
 
     @property
     def network(self) -> Segmenter:

@@ -27,7 +27,7 @@ class Method(images.ImageMethod):
       train_statistics: whether BatchNorm sees the batch and moves its running statistics; False for
         a frozen tower.
       ema_decay: share of the old average that stays after each step; None keeps none.
-      augment, accumulate_steps, dtype, unroll, remat, attention: as in `methods.catlip.Method`.
+      augment, accumulate_steps, dtype, attention, unroll, remat: as in `methods.catlip.Method`.
     """
 
     preprocess: Preprocess
@@ -41,9 +41,9 @@ class Method(images.ImageMethod):
     augment: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
+    attention: str = "auto"
     unroll: bool | int = False
     remat: str | None = None
-    attention: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()
