@@ -72,9 +72,9 @@ def numeric_keys():
         for fn in made:
             for name, parameter in inspect.signature(fn).parameters.items():
                 annotation = parameter.annotation
-                kinds = parts_of(annotation)
-                # What is a switch or a number is checked where it is used.
-                if name in DECIDED_ELSEWHERE or bool in kinds or not kinds & {int, float}:
+                if name in DECIDED_ELSEWHERE or not parts_of(annotation) & {int, float}:
+                    continue
+                if bool in parts_of(annotation):  # a switch or a number, checked where it is used
                     continue
                 path = ("config", *filter(None, section.split(".")), name)
                 if typing.get_origin(annotation) is Mapping:
