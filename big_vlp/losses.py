@@ -17,6 +17,8 @@ from big_vlp.parallel.meshes import AXES, BATCH_AXES
 
 # Logits that exist at once on a device: 64 MiB in fp32.
 BLOCK_LOGITS = 2**24
+# Of a language model's logits those of one row that exist at once: 16 MiB in fp32.
+ROW_LOGITS = 2**22
 
 
 def info_nce_pairs(x, y, scale):
@@ -251,17 +253,41 @@ def cosine(x, y):
     return (x * y).sum(axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def next_tokens(logits, tokens, mask):
+def next_tokens(hidden, head, tokens, mask):
     """Softmax loss of a language model, per row.
 
+    Where the logits of a row are many they are made in blocks of positions, one after the other,
+    and again in the backward pass.
+
     Args:
-      logits: [B, T, V].
+      hidden: [B, T, W], what the logits are made of.
+      head: [B, t, W] -> f32[B, t, V], any number of positions.
       tokens: ids i32[B, T] that they predict.
       mask: bool[B, T], which of them count.
 
     Returns:
       (f32[B] summed losses, i32[B] number of tokens that count).
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
-    return -jnp.where(mask, chosen, 0).sum(axis=1), mask.sum(axis=1, dtype=jnp.int32)
+
+    def summed(hidden, tokens, mask):
+        logits = head(hidden).astype(jnp.float32)
+        is_token = jnp.arange(logits.shape[-1]) == tokens[..., None]  # compared, not scattered
+        chosen = jnp.where(is_token, logits, 0).sum(axis=-1)
+        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return jnp.where(mask, loss, 0).sum(axis=1)
+
+    batch, length = tokens.shape
+    vocabulary = jax.eval_shape(head, hidden[:, :1]).shape[-1]
+    count = -(-length * vocabulary // ROW_LOGITS)
+    counted = mask.sum(axis=1, dtype=jnp.int32)
+    if count <= 1:
+        return summed(hidden, tokens, mask), counted
+    size = -(-length // count)
+
+    def blocks(x):  # [B, T, ...] -> [blocks, B, size, ...]
+        x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+    of_block = jax.checkpoint(lambda block: summed(*block), prevent_cse=False)
+    return jax.lax.map(of_block, tuple(map(blocks, (hidden, tokens, mask)))).sum(axis=0), counted

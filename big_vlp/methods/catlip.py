@@ -32,6 +32,7 @@ class Method(images.ImageMethod):
         trades precision for recall.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
@@ -44,7 +45,8 @@ class Method(images.ImageMethod):
     positive_weight: float = 1.0
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
 
     def __post_init__(self):
@@ -57,7 +59,8 @@ class Method(images.ImageMethod):
         execution = {"unroll": self.unroll, "remat": self.remat}
         dtype = compute_dtype(self.dtype)
         tower = arguments.call("model", catlip_vit.Tower, self.model, dtype=dtype, **execution)
-        return Classifier(tower, self.num_classes, math.log(self.prior / (1 - self.prior)))
+        bias = math.log(self.prior / (1 - self.prior))
+        return Classifier(tower, self.num_classes, bias, attention=self.attention)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged

@@ -24,6 +24,7 @@ class Method(pairs.PairMethod):
       photometric: arguments of `augment.photometric.Photometric`, or None for none.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation; parameters are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
       text_groups: (share, length) of groups of captions, by length: ((0.5, 16), (0.3, 32)) encodes
         the shortest half of a device's captions in 16 positions, the next three tenths in 32, the
@@ -38,7 +39,8 @@ class Method(pairs.PairMethod):
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
     text_groups: tuple[tuple[float, int], ...] = ()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ class Method(base.Method):
       max_new_tokens: of an answer that evaluators let it write.
       accumulate_steps: micro-batches per step; the gradient is that of the whole batch.
       dtype: of the computation.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
@@ -54,7 +56,8 @@ class Method(base.Method):
     max_new_tokens: int = 48
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
 
     def __post_init__(self):
@@ -91,6 +94,7 @@ class Method(base.Method):
             dtype=compute_dtype(self.dtype),
             unroll=self.unroll,
             remat=self.remat,
+            attention=self.attention,
         )
 
     @property
@@ -150,12 +154,15 @@ class Method(base.Method):
                 predicted = module.predict_features(hidden[:, 1 : first - 1])
                 targets = jax.lax.stop_gradient(patches[:, 0])
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
-            return module.logits(hidden[:, first:-1]), image_loss
+            return hidden[:, first:-1], image_loss
 
+        variables = trees.variables(model)
         with self.lora_active():
-            logits, image_loss = self.network.apply(trees.variables(model), method=run)
-        start = tokens.shape[1] - logits.shape[1]
-        text_loss = losses.next_tokens(logits, tokens[:, start:], rows["loss_mask"][:, start:])
+            hidden, image_loss = self.network.apply(variables, method=run)
+            head = functools.partial(self.network.apply, variables, method="logits")
+            start = tokens.shape[1] - hidden.shape[1]
+            predicted, counted = tokens[:, start:], rows["loss_mask"][:, start:]
+            text_loss = losses.next_tokens(hidden, head, predicted, counted)
         return *text_loss, image_loss
 
     def lora_active(self):

@@ -24,6 +24,7 @@ class Method(pairs.PairMethod):
       ema_decay: of the teacher, at the first step: the share of it that stays.
       ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
         many steps.
+      attention: as for `methods.clip.Method`.
       photometric: {"global_1": ..., "global_2": ..., "local": ...}, each the arguments of
         `augment.photometric.Photometric`; None for none.
       accumulate_steps, dtype, unroll, remat, text_groups: as for `methods.clip.Method`, but global
@@ -37,7 +38,8 @@ class Method(pairs.PairMethod):
     photometric: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
     text_groups: tuple[tuple[float, int], ...] = ()
 

@@ -31,6 +31,7 @@ class Method(images.ImageMethod):
       ema_decay: share of the old average that stays after each step; None keeps none.
       augment: arguments of `RangeAugment`, or None for none.
       dtype: of the computation; parameters, logits and loss are fp32.
+      attention: what computes it: "auto", or one of `models.layers.attention.BACKENDS`.
       unroll, remat: how the blocks are executed, see `models.layers.transformer.Transformer`.
     """
 
@@ -41,7 +42,8 @@ class Method(images.ImageMethod):
     ema_decay: float | None = None
     augment: dict | None = None
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
 
     @property
@@ -50,7 +52,7 @@ class Method(images.ImageMethod):
         dtype = compute_dtype(self.dtype)
         tower = arguments.call("model", catlip_vit.Tower, self.model, dtype=dtype, **execution)
         head = arguments.call("head", DeepLabV3, self.head, self.num_classes, dtype=dtype)
-        return Segmenter(tower, head)
+        return Segmenter(tower, head, attention=self.attention)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         """Batch: `image` u8[B, S, S, 3] and `mask`, integers [B, S, S], 0 or 1 + class."""

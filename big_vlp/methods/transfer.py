@@ -27,7 +27,7 @@ class Method(images.ImageMethod):
       train_statistics: whether BatchNorm sees the batch and moves its running statistics; False for
         a frozen tower.
       ema_decay: share of the old average that stays after each step; None keeps none.
-      augment, accumulate_steps, dtype, unroll, remat: as in `methods.catlip.Method`.
+      augment, accumulate_steps, dtype, attention, unroll, remat: as in `methods.catlip.Method`.
     """
 
     preprocess: Preprocess
@@ -41,7 +41,8 @@ class Method(images.ImageMethod):
     augment: dict | None = None
     accumulate_steps: int = 1
     dtype: str = "bfloat16"
-    unroll: bool = False
+    attention: str = "auto"
+    unroll: bool | int = False
     remat: str | None = None
 
     def __post_init__(self):
@@ -57,7 +58,7 @@ class Method(images.ImageMethod):
         given = {"image_size": self.preprocess.image_size, "dtype": compute_dtype(self.dtype)}
         given |= {"unroll": self.unroll, "remat": self.remat}
         tower = make_tower("model", self.tower, self.model, **given)
-        return Classifier(tower, self.num_classes)
+        return Classifier(tower, self.num_classes, attention=self.attention)
 
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged

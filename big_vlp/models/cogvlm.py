@@ -5,12 +5,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
-from big_vlp.models.layout import VISION, expert_mask, full_image_mask, image_index, position_ids
-from big_vlp.models.llama import EXPERT_PARTS, INIT, GatedMlp, Llama
+from big_vlp.models.layout import VISION, expert_mask, image_index, image_spans, position_ids
+from big_vlp.models.llama import Llama
 from big_vlp.models.towers import make_tower
 from input_pipeline.checks import arguments
 
@@ -88,7 +89,7 @@ class CogVLM(Network):
     image_mask: str = "causal"
     image_head: bool = False
     dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
 
     def setup(self):
@@ -191,13 +192,15 @@ class CogVLM(Network):
         if positions is None:
             positions = position_ids(types)
         if features is None:
-            x, route, mask = self.language.embed(tokens), None, None
+            x, route, spans = self.language.embed(tokens), None, None
         else:
             x = self.merge(tokens, types, features, layout)
             # boi and patches; eoi is language.
             route = (1, features.shape[2]) if layout == "static" else expert_mask(types)
-            mask = full_image_mask(types) if self.image_mask == "full" else None
-        return self.language(x, positions, route, mask, keep_cache, dropout_keys)
+            spans = None
+            if self.image_mask == "full":
+                spans = route if layout == "static" else image_spans(types)
+        return self.language(x, positions, route, spans, keep_cache, dropout_keys)
 
     def logits(self, hidden):
         """[..., D] of `hidden` -> f32[..., vocab_size]."""

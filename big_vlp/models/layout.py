@@ -1,4 +1,4 @@
-"""What follows from where images lie in a sequence: positions, experts, masks (CogVLM).
+"""What follows from where images lie in a sequence: positions, experts, spans (CogVLM).
 
 Every token has a type. An image takes N + 2 consecutive VISION slots: begin of image (boi), its N
 patches, end of image (eoi). Padding may stand before or behind the rest of a row.
@@ -52,17 +52,14 @@ def image_index(types):
     return jnp.cumsum(types == VISION, axis=1, dtype=jnp.int32) - 1
 
 
-def full_image_mask(types):
-    """bool[B, 1, T, T]: who sees whom where boi and patches of an image see each other.
+def image_spans(types):
+    """i32[B, T]: the number, from 1, of the image whose boi or patch a token is; 0 elsewhere.
 
-    Everything else is causal (the ablation "full visual mask" of arXiv 2311.03079).
+    As `spans` of attention they make the ablation "full visual mask" of arXiv 2311.03079.
     """
     inside = expert_mask(types)
     starts = inside & ~_preceding(inside, False)
-    image = jnp.cumsum(starts, axis=1)
-    same = (image[:, :, None] == image[:, None, :]) & inside[:, :, None] & inside[:, None, :]
-    causal = jnp.tril(jnp.ones((types.shape[1],) * 2, bool))
-    return (same | causal)[:, None]
+    return jnp.where(inside, jnp.cumsum(starts, axis=1, dtype=jnp.int32), 0)
 
 
 def is_static(types, slots: int):

@@ -33,7 +33,7 @@ class TextTransformer(nn.Module):
     activation: str = "gelu"
     norm_epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
 
     @nn.compact

@@ -40,7 +40,7 @@ class TwoTowers(Network):
     init_scale: float = 1 / 0.07
     init_bias: float | None = None
     dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
 
     def setup(self):

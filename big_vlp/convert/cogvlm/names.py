@@ -20,8 +20,8 @@ from big_vlp.convert.common import (
     to_state,
 )
 from big_vlp.models.cogvlm import CogVLM
+from big_vlp.models.decoder import EXPERT_PARTS
 from big_vlp.models.layers.rope import rope_frequencies
-from big_vlp.models.llama import EXPERT_PARTS
 from input_pipeline.preprocess import Preprocess
 
 FREQUENCIES = "model.layers.{i}.self_attn.rotary_emb.inv_freq"

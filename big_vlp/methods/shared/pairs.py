@@ -48,6 +48,7 @@ def make_towers(kind, method, **given) -> TwoTowers:
     """
     pre = method.preprocess
     given |= {"dtype": compute_dtype(method.dtype), "unroll": method.unroll, "remat": method.remat}
+    given["attention"] = method.attention
     towers = arguments.call("model", kind, method.model, **given)
     image = {**towers.image, "image_size": pre.image_size}
     return towers.clone(image=image, text={**towers.text, "context_length": pre.context_length})

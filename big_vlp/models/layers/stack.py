@@ -8,13 +8,6 @@ from flax import linen as nn
 
 from big_vlp.models.layers import axes
 
-REMAT_POLICIES = {
-    # Recompute everything inside a block: least memory.
-    "full": None,
-    # Keep the results of products with weights, recompute the cheap rest.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
 
 def blocks_of(module: nn.Module, init: Callable, *args) -> dict:
     """The parameter "blocks" of a module, which `init(rng, *args)` makes when there is none.
@@ -34,28 +27,22 @@ def init_blocks(rng, block, layers: int, *args) -> dict:
     return jax.vmap(lambda key: block.init(key, *args)["params"])(keys)
 
 
-def rematerialised(body: Callable, remat: str | None, in_loop: bool) -> Callable:
-    """`body` with what the backward pass recomputes by the policy of that name; None: nothing.
-
-    Raises:
-      ValueError: there is no such policy.
-    """
-    if remat is None:
-        return body
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"Unknown remat policy {remat!r}; choose None or {list(REMAT_POLICIES)}.")
-    # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
-    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not in_loop)
-
-
-def run_blocks(body: Callable, x, stacked, layers: int, unroll: bool):
+def run_blocks(body: Callable, x, stacked, layers: int, unroll: bool | int):
     """Runs `x, output = body(x, slice)` over the slices of a tree of arrays [layers, ...].
+
+    Args:
+      unroll: True writes every layer out; False loops over them; a number loops over so many.
 
     Returns:
       (last x, outputs stacked [layers, ...]).
+
+    Raises:
+      ValueError: `unroll` is none of these.
     """
-    if not unroll:
-        return jax.lax.scan(body, x, stacked)
+    if unroll is not True:
+        if unroll is not False and not (isinstance(unroll, int) and unroll >= 1):
+            raise ValueError(f"unroll={unroll}: give True, False, or 1 or more layers.")
+        return jax.lax.scan(body, x, stacked, unroll=unroll or 1)
     outputs = []
     for piece in unstack(stacked, layers):
         x, output = body(x, piece)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from big_vlp.models.layers.attention import attention
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
-from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
+from big_vlp.models.layers.remat import named, rematerialised
+from big_vlp.models.layers.stack import blocks_of, init_blocks, run_blocks
 from big_vlp.parallel import meshes
 
 ACTIVATIONS = {
@@ -91,11 +92,13 @@ class SelfAttention(nn.Module):
             kernel_init=self.inits.qkv,
             name="qkv",
         )(x)
+        qkv = named(qkv, "qkv")
         q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, T, H, D]
         out = attention(q, k, v, causal=self.causal)
-        return nn.DenseGeneral(
+        out = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
         )(out)
+        return named(out, "out")
 
 
 class Mlp(nn.Module):
@@ -123,7 +126,7 @@ class Mlp(nn.Module):
             )
 
         hidden = self.mlp_dim or 4 * width
-        x = dense(hidden, self.inits.fc1, width, "fc1")(x)
+        x = named(dense(hidden, self.inits.fc1, width, "fc1")(x), "hidden")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"Unknown activation {self.activation!r}; choose one of {list(ACTIVATIONS)}."
@@ -157,8 +160,9 @@ class Transformer(nn.Module):
 
     Attributes:
       unroll: True writes every block out in the program (longest compile, best fusion); False
-        compiles one block and loops. The parameters are the same.
-      remat: None, or a name of `stack.REMAT_POLICIES`: what the backward pass recomputes.
+        compiles one block and loops; a number so many to a round of the loop. The parameters are
+        the same.
+      remat: what the backward pass computes again, see `remat.rematerialised`.
       mlp_dim: hidden width of the MLPs; None is four times the width.
       norm: `norm(name, dtype)` makes the module that normalises.
     """
@@ -169,7 +173,7 @@ class Transformer(nn.Module):
     activation: str
     dtype: jnp.dtype
     inits: BlockInit
-    unroll: bool
+    unroll: bool | int
     remat: str | None
     mlp_dim: int | None = None
     norm: Callable = layer_norm
@@ -195,7 +199,7 @@ class Transformer(nn.Module):
             x = block.apply({"params": params}, meshes.keep_over_batch(x))
             return x, x if keep_outputs else None
 
-        body = rematerialised(body, self.remat, in_loop=not self.unroll)
+        body = rematerialised(body, self.remat, self.unroll)
         x, outputs = run_blocks(body, x, params, self.layers, self.unroll)
         if keep_outputs:
             self.sow("intermediates", "block_outputs", outputs)

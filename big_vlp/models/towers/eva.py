@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.positions import resize_grid
-from big_vlp.models.layers.stack import blocks_of, init_blocks, rematerialised, run_blocks
+from big_vlp.models.layers.remat import rematerialised
+from big_vlp.models.layers.stack import blocks_of, init_blocks, run_blocks
 from big_vlp.models.layers.transformer import BlockInit, Mlp, SelfAttention, normal
 from big_vlp.models.towers.shared import base
 from big_vlp.parallel import meshes
@@ -40,7 +41,7 @@ class EvaTransformer(nn.Module):
     mlp_dim: int
     epsilon: float
     dtype: jnp.dtype
-    unroll: bool
+    unroll: bool | int
     remat: str | None
 
     @nn.compact
@@ -52,7 +53,7 @@ class EvaTransformer(nn.Module):
         def body(x, params):
             return block.apply({"params": params}, meshes.keep_over_batch(x)), None
 
-        body = rematerialised(body, self.remat, in_loop=not self.unroll)
+        body = rematerialised(body, self.remat, self.unroll)
         return run_blocks(body, x, params, self.layers, self.unroll)[0]
 
 

@@ -37,7 +37,7 @@ def measure(length: int, head_size: int, causal: bool, kind: str, backend: str, 
     expected = exact(length, head_size, causal, kind, tiny)
     names = ("out_error", "dq_error", "dk_error", "dv_error")
     return {
-        "picked": models_attention.pick_backend(query.dtype, head_size) == backend,
+        "picked": mask is None and models_attention.pick(query, key) == backend,
         "forward_ms": milliseconds(lambda: forward(query, key, value, mask), tiny),
         "both_ms": milliseconds(lambda: both(query, key, value, mask, cotangent), tiny),
         **{name: error(x, y) for name, x, y in zip(names, found, expected)},

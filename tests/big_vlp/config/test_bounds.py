@@ -78,6 +78,8 @@ def numeric_keys():
                 annotation = parameter.annotation
                 if name in DECIDED_ELSEWHERE or not parts_of(annotation) & {int, float}:
                     continue
+                if bool in parts_of(annotation):  # a switch or a number, checked where it is used
+                    continue
                 path = ("config", *filter(None, section.split(".")), name)
                 if typing.get_origin(annotation) is Mapping:
                     path = (*path, "any")

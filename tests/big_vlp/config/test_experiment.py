@@ -95,6 +95,7 @@ def test_missing_key(tmp_path, key):
         ("views.caption_mode", "shuffled", ["config.views", "shuffled"]),
         ("method.name", "blip", ["config.method", "'blip'", "cosmos"]),
         ("method.dtype", "bf16", ["config.method", "bf16"]),
+        ("method.attention", "falsh", ["config.method", "'falsh'", "'flash'"]),
         ("method.remat", "some", ["config.method", "'some'", "dots"]),
         ("method.model.image.pool", "max", ["config.method", "'max'", "cls"]),
         ("method.model.image.heads", 3, ["config.method", "3 heads"]),

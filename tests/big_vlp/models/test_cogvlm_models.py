@@ -10,7 +10,8 @@ import pytest
 from big_vlp import trees
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM
-from big_vlp.models.llama import EXPERT_PARTS, extend_cache
+from big_vlp.models.decoder import EXPERT_PARTS
+from big_vlp.models.llama import extend_cache
 from tests.big_vlp.models.towers.toy_towers import randn
 from tests.big_vlp.models.toy_cogvlm import (
     LANGUAGE,

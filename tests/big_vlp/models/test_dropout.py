@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_vlp.models.decoder import EXPERT_PARTS
 from big_vlp.models.layers import axes
-from big_vlp.models.layers.attention import attention, drop
-from big_vlp.models.llama import EXPERT_PARTS, Llama
+from big_vlp.models.layers.attention import attention, drop, using, written
+from big_vlp.models.llama import Llama
 from big_vlp.parallel import meshes, placing
 from tests.big_vlp.models.towers.toy_towers import randn
 
@@ -57,17 +58,14 @@ def gradients(model, params, x, keys, route=None):
 
 
 @pytest.mark.parametrize("kv_heads", [6, 2])
-@pytest.mark.parametrize("causal, masked", [(False, False), (True, False), (False, True)])
-def test_with_rate_zero_it_is_the_kernel(kv_heads, causal, masked):
+@pytest.mark.parametrize("causal, spans", [(False, None), (True, None), (True, (1, 4))])
+def test_with_rate_zero_it_is_the_kernel(kv_heads, causal, spans):
     query = randn(ROWS, 5, 6, 4)
     key, value = randn(ROWS, 5, kv_heads, 4, seed=1), randn(ROWS, 5, kv_heads, 4, seed=2)
-    mask = np.random.default_rng(0).random((ROWS, 1, 5, 5)) < 0.5 if masked else None
-    if masked:
-        mask |= np.eye(5, dtype=bool)
 
     def of(dropout):
         def loss(*arrays):
-            out = attention(*arrays, causal=causal, mask=mask, dropout=dropout)
+            out = attention(*arrays, causal=causal, spans=spans, dropout=dropout)
             return (out * randn(*out.shape, seed=3)).sum(), out
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
@@ -104,7 +102,8 @@ def test_the_share_that_is_kept(rate, dtype):
     found = drop(x, (rate, KEYS))
     assert found.dtype == dtype
     kept = np.asarray(found != 0)
-    np.testing.assert_array_equal(found, jnp.where(kept, x / (1 - rate), 0))
+    share = 1 - round(rate * 2**16) / 2**16
+    np.testing.assert_array_equal(found, jnp.where(kept, x / share, 0))
     # Of a row's 2000 entries, and of all: five standard deviations of a binomial.
     spread = np.sqrt(rate * (1 - rate) / 2000)
     assert (np.abs(kept.mean(axis=(1, 2)) - (1 - rate)) < 5 * spread).all()
@@ -112,6 +111,13 @@ def test_the_share_that_is_kept(rate, dtype):
     agree = np.mean(kept[0] == kept[1])  # two rows: independent
     both = rate**2 + (1 - rate) ** 2
     assert abs(agree - both) < 5 * np.sqrt(both * (1 - both) / 2000)
+
+
+def test_a_positions_draws_do_not_depend_on_what_is_drawn_beside_it():
+    x = jnp.ones((ROWS, 6, 5))
+    places = jnp.array([4, 0, 5])
+    whole, parts = drop(x, (RATE, KEYS)), drop(x[:, :3], (RATE, KEYS), places)
+    np.testing.assert_array_equal(parts, whole[:, places])
 
 
 def test_probabilities_and_output_are_dropped_anew_in_every_layer_and_row():
@@ -266,9 +272,11 @@ def compare_meshes():
     splits = axes.traced(model.init, jax.random.key(0), x, positions)[1].splits
     step = jax.jit(jax.grad(loss, has_aux=True))
     expected, expected_out = step(params, x, jax.random.key(2))
+    written.QUERIES = 3
     for sizes in ((8, 1, 1), (2, 2, 2)):
         mesh = meshes.make_mesh(*sizes)
-        with jax.set_mesh(mesh):
+        # By blocks, where the one device held all weights.
+        with jax.set_mesh(mesh), using("blocks"):
             placed = jax.device_put(params, placing.place(params, mesh, splits))
             split = jax.device_put(x, meshes.over_batch(mesh))
             found, out = step(placed, split, jax.random.key(2))

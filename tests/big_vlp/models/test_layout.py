@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from big_vlp.models import layout
+from big_vlp.models.layers.attention import written
 from tests.big_vlp.models.toy_cogvlm import LANGUAGE, SLOTS, VISION, padded, row
 
 
@@ -76,10 +77,11 @@ def test_which_rows_are_static(rows, expected):
     assert bool(layout.is_static(padded(rows), SLOTS)) == expected
 
 
-def test_a_full_mask_lets_an_image_see_itself():
+def test_an_image_sees_itself_by_its_spans():
     types = padded([row(1, "image", 1, "image", 1), row(2, "image")])
-    mask = np.asarray(layout.full_image_mask(jnp.asarray(types)))
+    spans, length = layout.image_spans(jnp.asarray(types)), types.shape[1]
+    mask = np.asarray(written.seen(jnp.arange(length), length, True, spans))
     experts = np.asarray(layout.expert_mask(jnp.asarray(types)))
     for b, t, s in np.ndindex(*types.shape, types.shape[1]):
         between = experts[b, min(t, s) : max(t, s) + 1]
-        assert mask[b, 0, t, s] == (s <= t or between.all()), (b, t, s)
+        assert mask[b, t, s] == (s <= t or between.all()), (b, t, s)

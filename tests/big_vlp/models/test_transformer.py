@@ -1,4 +1,4 @@
-"""Blocks and attention: equal executions, masks, dtypes."""
+"""Blocks: equal executions, what the backward pass keeps, activations."""
 
 import functools
 import math
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vlp.models.layers.attention import attention, attention_weights
 from big_vlp.models.layers.transformer import ACTIVATIONS, Block, BlockInit, Transformer
 from tests.big_vlp.models.towers.toy_towers import apply, arbitrary, randn
 
@@ -39,7 +38,15 @@ def run_and_differentiate(model, params, x):
 
 
 @pytest.mark.parametrize(
-    "unroll, remat", [(True, None), (False, "full"), (False, "dots"), (True, "full")]
+    "unroll, remat",
+    [
+        (True, None),
+        (False, "full"),
+        (False, "dots"),
+        (True, "full"),
+        (2, "qkv,attention,out,hidden"),
+        (False, "out,host:hidden"),
+    ],
 )
 def test_every_execution_computes_the_same(looped, unroll, remat):
     params, x, expected = looped
@@ -47,6 +54,30 @@ def test_every_execution_computes_the_same(looped, unroll, remat):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_what_is_named_is_kept(looped):
+    """And nothing else than what goes into a block."""
+    params, _, _ = looped
+    x = jnp.zeros((7, 5, 16))  # of two heads
+
+    def kept(remat):
+        def backward(x):
+            return jax.vjp(lambda x: transformer(remat=remat).apply(params, x), x)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, x))
+        return {leaf.shape for leaf in leaves if leaf.shape[:2] == (2, 7)}  # [layers, rows, ...]
+
+    inputs = {(2, *x.shape)}
+    assert kept("full") == inputs
+    for name, shape in (
+        ("qkv", (5, 3, 2, 8)),
+        ("attention", (5, 2, 8)),
+        ("hidden", (5, 64)),
+        ("host:hidden", (5, 64)),
+    ):
+        assert kept(name) == inputs | {(2, 7, *shape)}
+    assert kept("qkv, out,hidden") == inputs | {(2, 7, 5, 3, 2, 8), (2, 7, 5, 64)}
 
 
 def test_layers_are_stacked_and_applied_in_order(looped):
@@ -73,7 +104,10 @@ def test_block_outputs_are_kept_on_request(looped, unroll):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"remat": "everything"}, "everything.*full.*dots"),
+        ({"remat": "everything"}, "everything.*full.*dots.*qkv.*host:"),
+        ({"remat": "qkv,qkv"}, "'qkv,qkv'; choose .* each once"),
+        ({"remat": "qkv,host:"}, "'qkv,host:'; choose"),
+        ({"unroll": 0}, "unroll=0: give True, False, or 1 or more"),
         ({"heads": 3}, "multiple of the 3 heads"),
         ({"activation": "relu"}, "relu.*gelu_tanh"),
     ],
@@ -94,40 +128,3 @@ def test_activations(name):
         "quick_gelu": [v / (1 + math.exp(-1.702 * v)) for v in x],
     }
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(x)), expected[name], atol=2e-6)
-
-
-def softmax_attention(query, key, value, causal=False):
-    """(output, weights), one query at a time, float64."""
-    batch, length, heads, width = query.shape
-    out = np.zeros(query.shape)
-    weights = np.zeros((batch, heads, length, key.shape[1]))
-    for b, t, h in np.ndindex(batch, length, heads):
-        end = t + 1 if causal else key.shape[1]
-        logits = key[b, :end, h].astype(np.float64) @ query[b, t, h] / math.sqrt(width)
-        w = np.exp(logits - logits.max())
-        weights[b, h, t, :end] = w / w.sum()
-        out[b, t, h] = weights[b, h, t] @ value[b, :, h]
-    return out, weights
-
-
-@pytest.mark.parametrize("causal, keys", [(False, 5), (False, 9), (True, 5)])
-def test_attention_is_a_softmax_average(causal, keys):
-    query = 3 * randn(2, 5, 3, 4)
-    key, value = randn(2, keys, 3, 4, seed=1), randn(2, keys, 3, 4, seed=2)
-    expected, weights = softmax_attention(query, key, value, causal)
-    found = jax.jit(attention, static_argnames="causal")(query, key, value, causal=causal)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    if not causal:
-        found = jax.jit(attention_weights)(query, key)
-        np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-6)
-
-
-def test_half_precision_attention_has_an_fp32_softmax():
-    # Equal logits over many keys: weights of 1/2047 summed in bf16 would be far from 1.
-    key, value = np.zeros((1, 2047, 1, 8), jnp.bfloat16), np.ones((1, 2047, 1, 8), jnp.bfloat16)
-    out = jax.jit(attention)(key[:, :1], key, value)
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(out), 1, atol=1e-2)
-    weights = jax.jit(attention_weights)(key[:, :1], key)
-    assert weights.dtype == jnp.float32
-    np.testing.assert_allclose(np.sum(weights), 1, rtol=1e-5)

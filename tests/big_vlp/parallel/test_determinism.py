@@ -11,7 +11,7 @@ import pytest
 
 from big_vlp import determinism
 from big_vlp.experiment import Experiment
-from big_vlp.models.layers.attention import pick_backend
+from big_vlp.models.layers import attention
 from tests.big_vlp.config.toy_config import make_config
 
 ROOT = Path(__file__).parents[3]
@@ -53,9 +53,10 @@ def test_the_config_asks_for_it_and_keeps_other_flags(monkeypatch):
 
 def test_attention_leaves_cudnn(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert pick_backend(jnp.bfloat16, 64) == "cudnn"
+    query = jax.ShapeDtypeStruct((2, 197, 12, 64), jnp.bfloat16)
+    assert attention.pick(query, query) == "cudnn"
     determinism.require()
-    assert pick_backend(jnp.bfloat16, 64) == "xla"
+    assert attention.pick(query, query) == "xla"
 
 
 def test_xla_knows_the_flag():

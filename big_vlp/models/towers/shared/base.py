@@ -16,7 +16,7 @@ class Tower(nn.Module, kw_only=True):
     """
 
     dtype: jnp.dtype = jnp.float32
-    unroll: bool = False
+    unroll: bool | int = False
     remat: str | None = None
 
     @property

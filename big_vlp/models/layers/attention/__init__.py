@@ -1,0 +1,188 @@
+"""Attention: one function, which every model calls; nothing else decides what computes it."""
+
+import contextlib
+import contextvars
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from big_vlp import determinism
+from big_vlp.models.layers import remat
+from big_vlp.models.layers.attention import flash, written
+from input_pipeline.checks.arguments import unknown
+
+# "xla" holds all weights, [B, H, T, S]; "blocks" those of a block of queries, and computes them
+# again in the backward pass; "cudnn" and "flash" are kernels that never hold them.
+BACKENDS = ("xla", "blocks", "cudnn", "flash")
+
+# The kernel of a platform, and the shortest rows, of queries and of keys, that it is taken for.
+# None of it was measured on hardware.
+# cuDNN: torch's tables give 1.7 to 2.3 times the speed on an H100 and 0.8 to 1 on smaller cards; up
+# to 600 tokens others saw no gain in time, but memory is saved at any length.
+# flash: by arithmetic for v5e. At 577 tokens XLA passes over the logits of a head about four times,
+# 5 MB and 6.5 us, where the kernel takes 2 us; at 257 tokens it is even, since a kernel's every
+# step costs about 0.5 us and rows are padded to 384.
+KERNELS = {"gpu": ("cudnn", 2), "tpu": ("flash", 512)}
+
+# Queries from which on XLA works by blocks: 16 heads' logits of a row are 16 MB here, fp32.
+LONG = 512
+
+_asked = contextvars.ContextVar("attention", default="auto")
+_said = set()
+
+
+def check(backend: str) -> None:
+    """Raises ValueError unless it is "auto" or one of BACKENDS."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(unknown("attention", backend, ("auto", *BACKENDS)))
+
+
+@contextlib.contextmanager
+def using(backend: str):
+    """Has `attention` use one of BACKENDS where it can; "auto" takes what fits the shapes."""
+    token = _asked.set(backend)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def attention(query, key, value, *, causal: bool = False, spans=None, dropout=None):
+    """Scaled dot-product attention; the softmax is computed in fp32.
+
+    Args:
+      query: [B, T, H, D].
+      key, value: [B, S, K, D]; K divides H, and H / K consecutive queries share a key.
+      causal: position t sees keys 0..t only (needs T == S).
+      spans: positions that see each other whatever their order, where the rest is causal: None;
+        (start, stop), positions start..stop-1 of every row; or i32[B, T], those that have a number
+        above 0 in common.
+      dropout: of the weights, as of `drop`.
+
+    Returns:
+      [B, T, H, D] in the dtype of `query`.
+    """
+    backend = pick(query, key, spans=spans, dropout=dropout)
+    sees = {"causal": causal or spans is not None, "spans": spans}
+    if backend == "flash":
+        return flash.attention(query, key, value, **sees)  # which names its residuals itself
+    if backend == "cudnn":
+        out = jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation="cudnn"
+        )
+    elif backend == "blocks":
+        out = written.by_blocks(query, key, value, **sees, dropout=dropout)
+    else:
+        out = written.whole(query, key, value, **sees, dropout=dropout)
+    return remat.named(out, "attention")
+
+
+def pick(query, key, *, spans=None, dropout=None) -> str:
+    """What computes `attention` of these arrays (or their shapes and dtypes), out of BACKENDS.
+
+    Where a kernel is wanted that does not take them, a line in the log says so, once a reason.
+    """
+    asked, platform = _asked.get(), flash.platform()
+    if asked in ("xla", "blocks"):
+        return asked
+    written_out = "blocks" if query.shape[1] >= LONG else "xla"
+    kernel, shortest = asked, 0
+    if asked == "auto":
+        kernel, shortest = KERNELS.get(platform, (None, 0))
+    if kernel is None or min(query.shape[1], key.shape[1]) < shortest:
+        return written_out
+    refused = _refusal(kernel, platform, query, key, spans, dropout)
+    if refused is None:
+        return kernel
+    if (kernel, refused) not in _said:
+        _said.add((kernel, refused))
+        logging.info("Attention by XLA in place of %s, which takes %s.", kernel, refused)
+    return written_out
+
+
+def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | None:
+    """What a kernel takes where it does not take this; None: it does."""
+    if dropout is not None:
+        return "no dropout"
+    if min(query.shape[1], key.shape[1]) == 1:
+        return "more than one query and key"
+    if kernel == "flash":
+        return flash.refusal(platform, query, key, spans)
+    if platform != "gpu":
+        return "GPUs"
+    if determinism.is_required():  # its backward pass adds up in any order
+        return "runs that need not repeat to the bit"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return "bfloat16 and float16"
+    if query.shape[-1] % 8 or query.shape[-1] > 128:
+        return "head sizes that are a multiple of 8 up to 128"
+    if spans is not None:  # as a mask they would need whole [T, S] rows, and gradients go wrong
+        return "no spans"
+    return None
+
+
+def drop(x, dropout, positions=None):
+    """Inverted dropout: zero with probability `rate`, else divided by 1 - rate.
+
+    Args:
+      x: [B, T, ...].
+      dropout: None, which returns `x`, or (rate, keys): 0 <= rate < 1, and random keys [B] or their
+        data u32[B, 2], of jax's default generator. Each row draws from its own key, so that neither
+        the rows beside it nor the devices that hold them matter.
+      positions: i32[T], where in their rows these T are; by default from 0 on. A position's draws
+        depend on nothing else, so that parts of a row can be dropped apart.
+
+    Returns:
+      [B, T, ...] in the dtype of `x`.
+    """
+    if dropout is None:
+        return x
+    rate, keys = dropout
+    positions = jnp.arange(x.shape[1]) if positions is None else positions
+    kept, share = written.draws(rate, keys, positions, x.shape[2:])
+    return jnp.where(kept, x / share, 0)
+
+
+def fold_in(dropout, number):
+    """`dropout` of `drop` with other keys for each number i32[]."""
+    if dropout is None:
+        return None
+    rate, keys = dropout
+    return rate, jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def attention_over_cache(query, key, value, cached_key, cached_value, lengths):
+    """Attention of one new position a row, over itself and a cache of earlier ones; fp32 softmax.
+
+    The new key and value need not be written to the cache before, which would copy it.
+
+    Args:
+      query: [B, 1, H, D].
+      key, value: [B, 1, K, D] of the new position; K as in `attention`.
+      cached_key, cached_value: [B, S, K, D].
+      lengths: i32[B], how many positions of each row's cache are filled, from the start.
+
+    Returns:
+      [B, 1, H, D] in the dtype of `query`.
+    """
+    batch, _, heads, width = query.shape
+    grouped = query.reshape(batch, key.shape[2], -1, width)  # [B, K, H / K, D]
+
+    def scores(keys):
+        logits = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+        return logits * width**-0.5
+
+    filled = jnp.arange(cached_key.shape[1]) < lengths[:, None]  # [B, S]
+    old = jnp.where(filled[:, None, None], scores(cached_key), -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([old, scores(key)], axis=-1), axis=-1)
+    weights = weights.astype(query.dtype)
+    out = jnp.einsum("bkgs,bskd->bkgd", weights[..., :-1], cached_value)
+    out += jnp.einsum("bkgs,bskd->bkgd", weights[..., -1:], value)
+    return out.reshape(batch, 1, heads, width)
+
+
+def attention_weights(query, key):
+    """Softmax weights [B, H, T, S] in fp32, for showing what a pooler attends to."""
+    logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1)

@@ -1,0 +1,101 @@
+"""Attention written out for XLA: all queries at once, or in blocks that leave nothing behind."""
+
+import jax
+import jax.numpy as jnp
+
+QUERIES = 128  # in a block
+DRAW_BITS = 16
+
+
+def whole(query, key, value, *, causal: bool, spans=None, dropout=None):
+    """As `attention.attention`; holds the weights, [B, H, T, S]."""
+    positions = jnp.arange(query.shape[1])
+    if dropout is not None:
+        return _attend(query, key, value, positions, causal, spans, dropout)
+    mask = None if spans is None else seen(positions, key.shape[1], causal, spans)[:, None]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal and spans is None, implementation="xla"
+    )
+
+
+def by_blocks(query, key, value, *, causal: bool, spans=None, dropout=None):
+    """As `whole`, one block of queries after the other; the backward pass computes each again.
+
+    What is dropped is the same, and the same whatever the size of a block.
+    """
+    batch, length, heads, width = query.shape
+    size = min(QUERIES, length)
+    count = -(-length // size)
+    padded = jnp.pad(query, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(padded.reshape(batch, count, size, heads, width), 1, 0)
+    # Their gradients are sums over the blocks, made in fp32.
+    keys, values = key.astype(jnp.float32), value.astype(jnp.float32)
+
+    def block(inputs):
+        query, first = inputs
+        exact = keys.astype(key.dtype), values.astype(value.dtype)
+        return _attend(query, *exact, first + jnp.arange(size), causal, spans, dropout)
+
+    # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
+    block = jax.checkpoint(block, prevent_cse=False)
+    out = jax.lax.map(block, (blocks, size * jnp.arange(count)))
+    return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
+
+
+def seen(positions, keys: int, causal: bool, spans):
+    """Which keys the queries at positions i32[T] see: bool[B or 1, T, keys]; None: all."""
+    if not causal:
+        return None
+    query, key = positions[:, None], jnp.arange(keys)
+    visible = (key <= query)[None]
+    if isinstance(spans, tuple):
+        start, stop = spans
+        inside = (query >= start) & (query < stop) & (key >= start) & (key < stop)
+        return visible | inside[None]
+    if spans is not None:
+        own = jnp.take(spans, positions, axis=1, mode="clip")  # [B, T]
+        visible = visible | ((own[:, :, None] == spans[:, None]) & (own > 0)[:, :, None])
+    return visible
+
+
+def draws(rate: float, keys, positions, shape: tuple[int, ...]):
+    """(bool[B, T, *shape], f32): what is kept with probability 1 - rate, and the exact share.
+
+    A draw is `DRAW_BITS` bits of a counter-based generator, so the share is a multiple of 2^-16. It
+    is a function of its row's key, its position and its place in `shape` alone.
+
+    Args:
+      keys: [B], or their data u32[B, 2].
+      positions: i32[T].
+      shape: of what is drawn at each position.
+    """
+    *outer, last = shape
+
+    def of_position(key, position):
+        # Two draws to a word.
+        words = jax.random.bits(
+            jax.random.fold_in(key, position), (*outer, -(-last // 2)), jnp.uint32
+        )
+        halves = [words & (2**DRAW_BITS - 1), words >> DRAW_BITS]
+        return jnp.concatenate(halves, axis=-1)[..., :last]
+
+    of_row = jax.vmap(of_position, (None, 0))
+    dropped = round(rate * 2**DRAW_BITS)
+    return jax.vmap(of_row, (0, None))(keys, positions) >= dropped, 1 - dropped / 2**DRAW_BITS
+
+
+def _attend(query, key, value, positions, causal: bool, spans, dropout):
+    """Attention of the queries [B, T, H, D] at positions i32[T] of their rows."""
+    batch, length, heads, width = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, width)  # [B, T, K, H / K, D]
+    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    logits *= width**-0.5
+    visible = seen(positions, key.shape[1], causal, spans)
+    if visible is not None:
+        logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if dropout is not None:
+        kept, share = draws(*dropout, positions, (*weights.shape[1:3], key.shape[1]))
+        weights = jnp.where(jnp.moveaxis(kept, 1, 3), weights / share, 0)
+    out = jnp.einsum("bkgts,bskd->btkgd", weights.astype(query.dtype), value)
+    return out.reshape(batch, length, heads, width)

@@ -1,0 +1,205 @@
+"""Attention: a softmax average whatever computes it, what is chosen, and what is never held."""
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_vlp import determinism
+from big_vlp.models.layers import attention as layer
+from big_vlp.models.layers.attention import attention, attention_weights, flash, written
+from big_vlp.models.two_towers import TwoTowers
+from big_vlp.parallel import meshes
+from tests.big_vlp.models.towers.toy_towers import randn
+
+DROPOUT = (0.25, jax.random.split(jax.random.key(5), 2))
+NUMBERS = np.array([[0, 1, 1, 0, 2, 2, 2], [3, 3, 3, 0, 0, 1, 1]], np.int32)
+
+
+def sees(causal, spans, row, query, key):
+    if spans is None:
+        return not causal or key <= query
+    if isinstance(spans, tuple):
+        inside = all(spans[0] <= position < spans[1] for position in (query, key))
+    else:
+        inside = spans[row][query] == spans[row][key] > 0
+    return key <= query or inside
+
+
+def softmax_attention(query, key, value, causal=False, spans=None, kept=None):
+    """(output, weights), one query at a time, float64; `kept` [B, T, H, S] are factors."""
+    batch, length, heads, width = query.shape
+    group = heads // key.shape[2]
+    out, weights = np.zeros(query.shape), np.zeros((batch, heads, length, key.shape[1]))
+    for b, t, h in np.ndindex(batch, length, heads):
+        seen = np.array([sees(causal, spans, b, t, s) for s in range(key.shape[1])])
+        logits = key[b, :, h // group].astype(np.float64) @ query[b, t, h] / math.sqrt(width)
+        w = np.exp(logits - logits.max()) * seen
+        weights[b, h, t] = w / w.sum()
+        factors = 1 if kept is None else kept[b, t, h]
+        out[b, t, h] = (weights[b, h, t] * factors) @ value[b, :, h // group]
+    return out, weights
+
+
+def inputs(length, keys=None, heads=4, kv_heads=2, width=3, rows=2):
+    shape = (rows, keys or length, kv_heads, width)
+    return 3 * randn(rows, length, heads, width), randn(*shape, seed=1), randn(*shape, seed=2)
+
+
+@pytest.mark.parametrize("backend", ["xla", "blocks"])
+@pytest.mark.parametrize(
+    "causal, keys, spans",
+    [(False, 7, None), (False, 9, None), (True, 7, None), (True, 7, (1, 5)), (True, 7, NUMBERS)],
+)
+def test_attention_is_a_softmax_average(monkeypatch, backend, causal, keys, spans):
+    monkeypatch.setattr(written, "QUERIES", 3)
+    arrays = inputs(7, keys)
+    expected, weights = softmax_attention(*arrays, causal, spans)
+    with layer.using(backend):
+        found = attention(*arrays, causal=causal, spans=spans)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    if not causal:
+        whole = np.repeat(arrays[1], 2, axis=2)
+        np.testing.assert_allclose(
+            attention_weights(arrays[0], whole), weights, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_half_precision_attention_has_an_fp32_softmax():
+    # Equal logits over many keys: weights of 1/2047 summed in bf16 would be far from 1.
+    key, value = np.zeros((1, 2047, 1, 8), jnp.bfloat16), np.ones((1, 2047, 1, 8), jnp.bfloat16)
+    out = jax.jit(attention)(key[:, :1], key, value)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(out), 1, atol=1e-2)
+    weights = jax.jit(attention_weights)(key[:, :1], key)
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(np.sum(weights), 1, rtol=1e-5)
+
+
+def differentiated(fn, arrays, **options):
+    """(output, gradients)"""
+
+    def loss(*arrays):
+        out = fn(*arrays, **options)
+        return (out * randn(*out.shape, seed=3)).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return out, *gradients
+
+
+def test_what_is_dropped_does_not_depend_on_blocks(monkeypatch):
+    """And it is what the draws say."""
+    arrays, options = inputs(7), {"causal": True, "spans": NUMBERS, "dropout": DROPOUT}
+    kept, share = written.draws(*DROPOUT, jnp.arange(7), (4, 7))
+    expected = differentiated(written.whole, arrays, **options)
+    plain, _ = softmax_attention(*arrays, True, NUMBERS, np.asarray(kept) / share)
+    np.testing.assert_allclose(expected[0], plain, rtol=1e-5, atol=2e-6)
+    for size in (1, 3, 7):
+        monkeypatch.setattr(written, "QUERIES", size)
+        found = differentiated(written.by_blocks, arrays, **options)
+        for array, other in zip(found, expected):
+            np.testing.assert_allclose(array, other, rtol=1e-5, atol=2e-6)
+
+
+def test_gradients_of_keys_are_summed_in_fp32():
+    """In bf16 a sum of many blocks would stand still."""
+    length = 4096
+    query, key, value = (jnp.ones((1, length, 1, 8), jnp.bfloat16) for _ in range(3))
+
+    def loss(value):
+        return written.by_blocks(query, key, value, causal=False).astype(jnp.float32).sum()
+
+    found = jax.jit(jax.grad(loss))(value)
+    np.testing.assert_allclose(np.float32(found), 1, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "length, keys, causal, spans",
+    [(130, 130, True, None), (130, 130, True, (1, 40)), (9, 130, False, None)],
+)
+def test_the_kernel_for_tpus_computes_the_same(monkeypatch, length, keys, causal, spans):
+    monkeypatch.setattr(flash, "BLOCKS", (128,))
+    arrays, options = inputs(length, keys, width=8, rows=1), {"causal": causal, "spans": spans}
+    expected = differentiated(written.whole, arrays, **options)
+    kernel = functools.partial(flash.attention, interpret=True)
+    found = differentiated(kernel, arrays, **options)
+    for array, other in zip(found, expected):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("length", [1, 256, 257, 577, 641, 1291, 4097])
+def test_rows_are_padded_to_whole_blocks(length):
+    padded = flash._padded(length)
+    assert length <= padded < length + min(max(length, 256), 384)
+    assert padded % flash._block(padded) == 0
+
+
+@pytest.mark.parametrize(
+    "platform, asked, length, changes, expected, said",
+    [
+        ("gpu", "auto", 197, {}, "cudnn", None),
+        ("gpu", "auto", 197, {"width": 112}, "cudnn", None),
+        ("gpu", "auto", 197, {"width": 132}, "xla", "head sizes"),
+        ("gpu", "auto", 197, {"width": 68}, "xla", "head sizes"),
+        ("gpu", "auto", 197, {"dtype": jnp.float32}, "xla", "bfloat16"),
+        ("gpu", "auto", 197, {"dropout": DROPOUT}, "xla", "no dropout"),
+        ("gpu", "auto", 600, {"dropout": DROPOUT}, "blocks", "no dropout"),
+        ("gpu", "auto", 600, {"spans": (1, 4)}, "blocks", "no spans"),
+        ("gpu", "auto", 1, {}, "xla", None),  # a pooler's one query: none was wanted
+        ("gpu", "cudnn", 1, {}, "xla", "more than one query"),
+        ("gpu", "xla", 600, {}, "xla", None),
+        ("gpu", "blocks", 197, {}, "blocks", None),
+        ("gpu", "flash", 600, {}, "blocks", "TPUs"),
+        ("cpu", "auto", 600, {"dtype": jnp.float32}, "blocks", None),
+        ("cpu", "auto", 197, {}, "xla", None),
+        ("cpu", "cudnn", 197, {}, "xla", "GPUs"),
+        ("tpu", "auto", 600, {}, "flash", None),
+        ("tpu", "auto", 600, {"spans": (1, 4)}, "flash", None),
+        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "same in all rows"),
+        ("tpu", "auto", 600, {"dtype": jnp.float32}, "blocks", "bfloat16"),
+        ("tpu", "auto", 257, {}, "xla", None),
+        ("tpu", "flash", 257, {}, "flash", None),
+    ],
+)
+def test_what_is_chosen(monkeypatch, caplog, platform, asked, length, changes, expected, said):
+    monkeypatch.setattr(flash, "platform", lambda: platform)
+    monkeypatch.setattr(layer, "_said", set())
+    monkeypatch.setattr(determinism, "is_required", lambda: False)
+    width, dtype = changes.pop("width", 64), changes.pop("dtype", jnp.bfloat16)
+    query = jax.ShapeDtypeStruct((2, length, 12, width), dtype)
+    key = jax.ShapeDtypeStruct((2, max(length, 9), 12, width), dtype)
+    with caplog.at_level(logging.INFO), layer.using(asked):
+        for _ in range(2):
+            assert layer.pick(query, key, **changes) == expected
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None)
+    assert said is None or said in messages[0]
+
+
+def test_the_kernel_for_tpus_wants_whole_heads_on_every_device(monkeypatch):
+    monkeypatch.setattr(flash, "_parts", lambda: (4, 8))
+
+    def refusal(rows, heads):
+        query = jax.ShapeDtypeStruct((rows, 600, 16, 64), jnp.bfloat16)
+        key = jax.ShapeDtypeStruct((rows, 600, heads, 64), jnp.bfloat16)
+        return flash.refusal("tpu", query, key, None)
+
+    assert refusal(8, 8) is None
+    assert "multiple of the 4 devices" in refusal(6, 8)
+    assert "multiple of the 8 devices" in refusal(8, 4)
+
+
+def test_the_devices_of_the_mesh_count():
+    assert flash._parts() == (1, 1)
+    with jax.set_mesh(meshes.make_mesh(devices=jax.devices()[:1])):
+        assert flash.platform() == "cpu"
+        assert flash._parts() == (1, 1)
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match="Unknown attention 'falsh'; did you mean 'flash'"):
+        TwoTowers({}, {}, 8, attention="falsh")
