@@ -22,7 +22,7 @@ from jax.experimental import topologies
 from big_vlp import command, trees
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import meshes, placing
-from big_vlp.run import step, tables
+from big_vlp.run import products, step, tables
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 
@@ -98,17 +98,37 @@ def flops_per_sample(experiment: Experiment) -> float:
     Counted at the recipe's image size, on the program of one device with every block written out:
     a loop counts once.
     """
-    method = experiment.make_method()
-    plain = {"unroll": True, "remat": None, "accumulate_steps": 1}
+    method = as_needed(experiment.make_method(), unroll=True)
+    train_step, arguments = _on_one_device(experiment, method)
+    cost = jax.jit(train_step).lower(*arguments).cost_analysis()
+    return cost["flops"] / experiment.global_batch
+
+
+def products_per_sample(experiment: Experiment, method) -> float:
+    """FLOPs of the products alone of a training step with this method, recomputation included.
+
+    Args:
+      method: the experiment's, or what else it may run with.
+    """
+    train_step, arguments = _on_one_device(experiment, method)
+    return products.flops(train_step, *arguments) / experiment.global_batch
+
+
+def as_needed(method, **more):
+    """The method without what computes things twice to save memory, and with `more`, where it has
+    such fields."""
+    plain = {"remat": None, "accumulate_steps": 1, **more}
     fields = {field.name for field in dataclasses.fields(method)}
-    method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
+    return dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
+
+
+def _on_one_device(experiment: Experiment, method):
+    """(a training step, its abstract arguments at the recipe's image size)."""
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    image_size, batch_size = experiment.preprocess_record.image_size, experiment.global_batch
-    batch = abstract_batch(experiment, image_size, batch_size)
-    train_step = jax.jit(step.make_train_step(method, optimizer))
-    cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
-    return cost["flops"] / batch_size
+    image_size = experiment.preprocess_record.image_size
+    batch = abstract_batch(experiment, image_size, experiment.global_batch)
+    return step.make_train_step(method, optimizer), (state, batch, 0, jax.random.key(0))
 
 
 def abstract_batch(experiment: Experiment, image_size: int, size: int, placement=None) -> dict:
@@ -170,6 +190,13 @@ def show(config: ml_collections.ConfigDict, topology: str | None) -> None:
     model = trees.merge(state["model"], state["frozen"])
     print(tables.parameter_table(model, optimizer.describe(model)), flush=True)
     print(f"\nFLOPs per sample: {flops_per_sample(experiment) / 1e9:,.1f} G", flush=True)
+    needed = products_per_sample(experiment, as_needed(method))
+    computed = products_per_sample(experiment, method)
+    print(
+        f"  of products {needed / 1e9:,.1f} G; the program computes {computed / 1e9:,.1f} G, "
+        f"{computed / needed:.2f} times as many",
+        flush=True,
+    )
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(f"On each of {mesh.size} devices ({sizes}):")
     for name, tree in {"training state": state, **state}.items():
