@@ -153,6 +153,16 @@ def test_gradients_in_half_precision_add_up_in_single():
     jax.tree.map(np.testing.assert_array_equal, found[0], total)
 
 
+def test_kernels_come_into_the_loop_in_the_dtype_of_the_computation():
+    """Cast once for all micro-batches, which is what devices then gather of them; the gradients
+    stay in single precision."""
+    run = with_gradient(functools.partial(summed, steps=4, dtype="bfloat16"))
+    program = jax.make_jaxpr(run)(LAYERS, rows_to_sum())
+    (loop,) = (e.params["jaxpr"].jaxpr for e in program.eqns if e.primitive.name == "scan")
+    kernels = [x.aval.dtype.name for x in loop.invars if x.aval.shape == (6, 6)]
+    assert sorted(kernels) == 3 * ["bfloat16"] + 2 * ["float32"]
+
+
 def method(name, **changes):
     options = {"preprocess": PREPROCESS, "model": MODEL, "dtype": "float32", "unroll": True}
     if name == "cosmos":

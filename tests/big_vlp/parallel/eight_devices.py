@@ -1,5 +1,4 @@
-"""Losses, gradients and statistics of every method on meshes of eight devices, and what a step
-gathers; prints them as JSON.
+"""Losses, gradients and statistics of every method on meshes of eight devices; prints them as JSON.
 
 A program of its own, since the number of devices is fixed when jax starts. For each method: the
 plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
@@ -15,11 +14,8 @@ import jax
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.compile import collectives
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
-from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
 from input_pipeline.preprocess import Preprocess
 
 BATCH = 16
@@ -93,24 +89,6 @@ def evaluate(method, params, batch, mesh=None):
     }
 
 
-def gathered():
-    """What a training step in half precision gathers of parameters that are all split: [arrays]."""
-    mesh = meshes.make_mesh(fsdp=8, data=1)
-    options = {**METHODS["catlip"], "model": {**METHODS["catlip"]["model"], "width": 64}}
-    method = make_method(
-        preprocess=PREPROCESS, dtype="bfloat16", remat="full", accumulate_steps=2, **options
-    )
-    optimizer = Optimizer(1e-3, 10, 0, 0.0, rules=((".*", 1.0, 0.0),))
-    state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
-    placement = placing.place(state, mesh, method.splits)
-    batch = meshes.global_batch(make_batch("catlip"), mesh, BATCH)
-    with jax.set_mesh(mesh):
-        train_step = step.compiled_step(method, optimizer, placement, mesh)
-        lowered = train_step.lower(step.abstract(state, placement), batch, 0, jax.random.key(0))
-        rows = collectives(lowered.compile().as_text())
-    return [arrays for kind, arrays, _ in rows if kind == "all-gather"]
-
-
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
     results = {}
@@ -129,7 +107,6 @@ def main():
             mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers[:3])])
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, cut, mesh)
-    results["gathered"] = gathered()
     print(json.dumps(results))
 
 
