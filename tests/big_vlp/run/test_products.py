@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from big_vlp.compile import products_per_sample
 from big_vlp.experiment import Experiment
@@ -33,6 +34,13 @@ def test_a_loop_counts_as_often_as_it_runs():
     # Once forward, once again, and twice backward.
     again = jax.grad(lambda x, w: jax.checkpoint(loop)(x, w).sum(), argnums=(0, 1))
     assert products.flops(again, X, W) == (2 + 2) * 5 * PRODUCT
+
+
+def test_what_is_written_for_one_device_counts_for_all():
+    mesh = AbstractMesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    assert products.flops(split, X, W) == PRODUCT
 
 
 def test_the_costliest_branch_counts():
