@@ -25,7 +25,12 @@ from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step, tables
 from big_vlp.telemetry import roofline
-from big_vlp.telemetry.flops import abstract_batch, flops_per_sample
+from big_vlp.telemetry.flops import (
+    abstract_batch,
+    as_needed,
+    flops_per_sample,
+    products_per_sample,
+)
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 
@@ -152,6 +157,13 @@ def show(
     print(tables.parameter_table(model, optimizer.describe(model)), flush=True)
     sample_flops = flops_per_sample(experiment)
     print(f"\nFLOPs per sample: {sample_flops / 1e9:,.1f} G", flush=True)
+    needed = products_per_sample(experiment, as_needed(method))
+    computed = products_per_sample(experiment, method)
+    print(
+        f"  of products {needed / 1e9:,.1f} G; the program computes {computed / 1e9:,.1f} G, "
+        f"{computed / needed:.2f} times as many",
+        flush=True,
+    )
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(f"On each of {mesh.size} devices ({sizes}):")
     for name, tree in {"training state": state, **state}.items():

@@ -7,7 +7,6 @@ import jax
 
 from big_vlp import losses, trees
 from big_vlp.methods.shared import images
-from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.heads.classifier import Classifier
 from big_vlp.models.towers import catlip_vit
@@ -69,12 +68,10 @@ class Method(images.ImageMethod):
             self, params, statistics, batch["image"], rng, step
         )
 
-        def row_losses(rows):
-            logits = images.classify(self, params, rows["tokens"])
-            return losses.binary_cross_entropy(logits, rows["labels"], self.positive_weight)
+        def row_losses(logits, labels):
+            return losses.binary_cross_entropy(logits, labels, self.positive_weight)
 
-        rows = {"tokens": tokens, "labels": batch["labels"]}
-        loss = over_micro_batches(row_losses, rows, self.accumulate_steps).mean()
+        loss = images.mean_loss(self, params, tokens, batch["labels"], row_losses)
         metrics = {"labels_per_image": (batch["labels"] >= 0).sum(axis=1).mean()}
         metrics |= images.loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)

@@ -11,7 +11,7 @@ from big_vlp import losses, trees
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.sampling import predict_fn
 from big_vlp.methods.shared import base
-from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.methods.shared.accumulate import sum_over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
@@ -117,18 +117,27 @@ class Method(base.Method):
     def loss(self, trainable, frozen, averaged, statistics, batch, *, rng, step):
         del averaged, step
         model = trees.merge(trees.merge(trainable, frozen), statistics)
-        rows = {**batch, "keys": jax.random.split(rng, batch["tokens"].shape[0])}
-        sums, counts, image_losses = over_micro_batches(
-            lambda rows: self._row_losses(model, rows), rows, self.accumulate_steps
-        )
-        count = counts.sum()
-        loss = sums.sum() / jnp.maximum(count, 1)
-        metrics = {"answer_tokens": count / batch["tokens"].shape[0]}
-        if self.image_loss:
-            image_loss = self.image_loss * image_losses.mean()
-            metrics |= {"text_loss": loss, "image_loss": image_loss}
-            loss += image_loss
+        size = batch["tokens"].shape[0]
+        count = batch["loss_mask"][:, self._first_predicted(batch) :].sum()
+
+        def part(model, rows):
+            sums, _, image_losses = self._row_losses(model, rows)
+            terms = {"text_loss": sums.sum() / jnp.maximum(count, 1)}
+            if self.image_loss:
+                terms["image_loss"] = self.image_loss * image_losses.sum() / size
+            return sum(terms.values()), terms
+
+        rows = {**batch, "keys": jax.random.split(rng, size)}
+        loss, terms = sum_over_micro_batches(part, model, rows, self.accumulate_steps, self.dtype)
+        metrics = {"answer_tokens": count / size} | (terms if self.image_loss else {})
         return loss, (statistics, metrics)
+
+    def _first_predicted(self, rows) -> int:
+        """The first position whose token is predicted: in the static layout, of the text."""
+        if "images" not in rows or self.layout != "static":
+            return 1
+        patches = rows["images"].shape[2] // self.preprocess.image_token_size
+        return 1 + patches**2 + 2  # the first token, boi and eoi
 
     def _row_losses(self, model, rows):
         """(f32[B], i32[B], f32[B]): each row's summed loss of text, the number of its tokens that
@@ -137,30 +146,28 @@ class Method(base.Method):
         Without "keys" there is no dropout.
         """
         tokens, types = rows["tokens"], rows["token_types"]
+        start = self._first_predicted(rows)
 
         def run(module):
-            features, first = None, 0
+            features = None
             if "images" in rows:
                 images = normalise(rows["images"], self.preprocess.mean, self.preprocess.std)
                 patches = module.image_tokens(images)
                 features = module.adapt(patches)
-                # In the static layout the end of the image is the first to predict a text token.
-                first = features.shape[2] if self.layout == "static" else 0
             hidden, _ = module.hidden(
                 tokens, types, features, self.layout, dropout_keys=rows.get("keys")
             )
             image_loss = jnp.zeros(len(tokens))
             if module.image_head:
-                predicted = module.predict_features(hidden[:, 1 : first - 1])
+                predicted = module.predict_features(hidden[:, 1 : start - 2])
                 targets = jax.lax.stop_gradient(patches[:, 0])
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
-            return hidden[:, first:-1], image_loss
+            return hidden[:, start - 1 : -1], image_loss
 
         variables = trees.variables(model)
         with self.lora_active():
             hidden, image_loss = self.network.apply(variables, method=run)
             head = functools.partial(self.network.apply, variables, method="logits")
-            start = tokens.shape[1] - hidden.shape[1]
             predicted, counted = tokens[:, start:], rows["loss_mask"][:, start:]
             text_loss = losses.next_tokens(hidden, head, predicted, counted)
         return *text_loss, image_loss

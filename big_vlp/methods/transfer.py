@@ -2,12 +2,12 @@
 section 4). What is frozen is the optimizer's affair; a frozen tower has no backward pass."""
 
 import dataclasses
+import functools
 
 import jax
 
 from big_vlp import losses, trees
 from big_vlp.methods.shared import images
-from big_vlp.methods.shared.accumulate import over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.heads.classifier import Classifier
 from big_vlp.models.towers import make_tower
@@ -73,14 +73,12 @@ class Method(images.ImageMethod):
             self.train_statistics,
         )
 
-        def classify(rows):
-            logits = images.classify(self, params, rows["tokens"])
-            if self.multi_label:
-                return losses.binary_cross_entropy(logits, rows["labels"])
-            return losses.cross_entropy(logits, rows["label"], self.label_smoothing)
-
-        rows = {"tokens": tokens, **{k: v for k, v in batch.items() if k != "image"}}
-        loss = over_micro_batches(classify, rows, self.accumulate_steps).mean()
+        if self.multi_label:
+            targets, row_losses = batch["labels"], losses.binary_cross_entropy
+        else:
+            targets = batch["label"]
+            row_losses = functools.partial(losses.cross_entropy, smoothing=self.label_smoothing)
+        loss = images.mean_loss(self, params, tokens, targets, row_losses)
         metrics = images.loss_terms(self, "classification_loss", loss, augment_loss)
         return loss + augment_loss, (statistics, metrics)
 

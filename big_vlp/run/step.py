@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import trees
+from big_vlp.methods.shared.base import in_compute_dtype
 from big_vlp.parallel import meshes
 
 
@@ -21,7 +22,7 @@ def make_init(method, optimizer):
         is_trainable = optimizer.is_trainable(parameters)
         trainable, frozen = trees.split(parameters, is_trainable)
         averaged, averaged_statistics = trees.split_statistics(averaged)
-        frozen = _in_compute_dtype(frozen, method.dtype)
+        frozen = in_compute_dtype(frozen, method.dtype, ("kernel", "embedding"))
         averaged, _ = trees.split(averaged, is_trainable)
         opt = {
             "moments": optimizer.init(trainable),
@@ -35,13 +36,6 @@ def make_init(method, optimizer):
         }
 
     return init
-
-
-def _in_compute_dtype(frozen, dtype: str):
-    """Kernels, which modules cast anyway, and token tables in `dtype`; the others stay fp32."""
-    flat = trees.flatten(frozen)
-    cast = {k: x.astype(dtype) for k, x in flat.items() if k.endswith(("/kernel", "/embedding"))}
-    return trees.unflatten({**flat, **cast})
 
 
 def abstract(shapes, placement):

@@ -7,7 +7,7 @@ import threading
 import jax
 from absl import logging
 
-from big_vlp.run import step
+from big_vlp.run import products, step
 
 # Dense TFLOP/s of one device by what jax calls its kind, the first that fits: (bf16, fp32). From
 # the makers' data sheets: NVIDIA's of H100, H200, A100, L40S, HGX B200 and GB200, half of what is
@@ -39,25 +39,48 @@ def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
 def flops_per_sample(experiment, image_size: int | None = None) -> float:
     """FLOPs of a training step as the model needs them, without recomputation.
 
-    Counted on the program of one device with every block written out, as a loop counts once, and
-    with XLA's attention, as the kernels' calls count nothing.
+    Counted on the program of one device with every block written out: a loop counts once.
 
     Args:
       experiment: an `Experiment`.
       image_size: default: the recipe's.
     """
-    method = experiment.make_method()
-    plain = {"unroll": True, "remat": None, "accumulate_steps": 1, "attention": "xla"}
+    method = as_needed(experiment.make_method(), unroll=True)
+    train_step, arguments = _on_one_device(experiment, method, image_size)
+    cost = jax.jit(train_step).lower(*arguments).cost_analysis()
+    return cost["flops"] / experiment.global_batch
+
+
+def products_per_sample(experiment, method) -> float:
+    """FLOPs of the products alone of a training step with this method, recomputation included.
+
+    Args:
+      method: the experiment's, or what else it may run with.
+    """
+    train_step, arguments = _on_one_device(experiment, method)
+    return products.flops(train_step, *arguments) / experiment.global_batch
+
+
+def as_needed(method, **more):
+    """The method without what computes things twice to save memory, and with `more`, where it has
+    such fields."""
+    return _with(method, remat=None, accumulate_steps=1, **more)
+
+
+def _with(method, **given):
     fields = {field.name for field in dataclasses.fields(method)}
-    method = dataclasses.replace(method, **{k: v for k, v in plain.items() if k in fields})
+    return dataclasses.replace(method, **{k: v for k, v in given.items() if k in fields})
+
+
+def _on_one_device(experiment, method, image_size: int | None = None):
+    """(a training step, its abstract arguments), with XLA's attention: calls of other kernels count
+    nothing."""
+    method = _with(method, attention="xla")
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
     image_size = image_size or experiment.preprocess_record.image_size
-    batch_size = experiment.global_batch
-    batch = abstract_batch(experiment, image_size, batch_size)
-    train_step = jax.jit(step.make_train_step(method, optimizer))
-    cost = train_step.lower(state, batch, 0, jax.random.key(0)).cost_analysis()
-    return cost["flops"] / batch_size
+    batch = abstract_batch(experiment, image_size, experiment.global_batch)
+    return step.make_train_step(method, optimizer), (state, batch, 0, jax.random.key(0))
 
 
 def abstract_batch(experiment, image_size: int, size: int, placement=None) -> dict:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from big_vlp import trees
 from big_vlp.methods.shared.ema import check_decay, ema
 from big_vlp.models.layers import axes
 from big_vlp.parallel import placing
@@ -116,3 +117,14 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in COMPUTE_DTYPES:
         raise ValueError(unknown("dtype", name, COMPUTE_DTYPES))
     return jnp.dtype(name)
+
+
+def in_compute_dtype(params: Tree, dtype: str, names=("kernel",)) -> Tree:
+    """`params` with what has one of these names in `dtype`; the others as they are.
+
+    Modules cast their kernels anyway. Token tables ("embedding") are for those that are frozen: the
+    gradient of a table adds up rows, which takes fp32.
+    """
+    flat = trees.flatten(params)
+    cast = {path: x.astype(dtype) for path, x in flat.items() if path.split("/")[-1] in names}
+    return trees.unflatten({**flat, **cast})

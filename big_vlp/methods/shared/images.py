@@ -7,6 +7,7 @@ from big_vlp import trees
 from big_vlp.augment.learned import RangeAugment
 from big_vlp.augment.photometric import normalise
 from big_vlp.methods.shared import base
+from big_vlp.methods.shared.accumulate import sum_over_micro_batches
 from input_pipeline.checks import arguments
 
 
@@ -75,14 +76,28 @@ def train_tokens(method, params, statistics, images, rng, step, train_statistics
     return run(params, statistics, images, keys)
 
 
+def mean_loss(method, params, tokens, targets, row_losses):
+    """The mean over rows of a loss of a `Classifier`'s logits, in the method's micro-batches.
+
+    Args:
+      tokens: of `train_tokens`. Their gradient is collected over the micro-batches, so the way from
+        there to the pixels has one backward pass, with the whole batch.
+      targets: [B, ...].
+      row_losses: (logits f32[b, num_classes], targets [b, ...]) -> f32[b].
+    """
+
+    def part(params, rows):
+        logits = method.network.apply({"params": params}, rows["tokens"], method="classify")
+        return row_losses(logits, rows["targets"]).sum() / targets.shape[0], None
+
+    rows = {"tokens": tokens, "targets": targets}
+    steps, dtype = method.accumulate_steps, method.dtype
+    return sum_over_micro_batches(part, network_params(params), rows, steps, dtype)[0]
+
+
 def loss_terms(method, name: str, loss, augment_loss) -> dict:
     """The parts of the loss as metrics, where there are two."""
     return {} if method.augment is None else {name: loss, "augment_loss": augment_loss}
-
-
-def classify(method, params, tokens):
-    """Logits f32[B, num_classes] of a method whose network is a `Classifier`."""
-    return method.network.apply({"params": network_params(params)}, tokens, method="classify")
 
 
 def predict_fns(method, activation):

@@ -51,8 +51,9 @@ def run_blocks(body: Callable, x, stacked, layers: int, unroll: bool | int):
 
 
 def unstack(tree, length: int) -> list:
-    """Stacked arrays -> one tree per layer. A split's gradient is one concatenation, where the
-    gradient of indexing adds up `length` padded copies."""
+    """Stacked arrays -> one tree per layer. A split's gradient is one concatenation, of which XLA
+    lets each layer's product write its part; the gradient of indexing adds up `length` padded
+    copies."""
     leaves, structure = jax.tree.flatten(tree)
     pieces = [[piece[0] for piece in jax.lax.split(leaf, (1,) * length, axis=0)] for leaf in leaves]
     return [structure.unflatten(layer) for layer in zip(*pieces)]

@@ -25,6 +25,7 @@ def test_report(config, capsys):
     assert "image_tower/patch/kernel" in text
     assert "On each of 1 devices (data=1, fsdp=1, tensor=1):" in text
     assert "A step of 8 examples at 16 pixels:" in text
+    assert "1.00 times as many" in text  # nothing is computed twice
     # Parameters and two moments, in fp32; the tokens' embedding alone has 790,528.
     state_mib = float(text.split("training state")[1].split("MiB")[0])
     assert 3 * 4 * 790_528 / 2**20 < state_mib < 11

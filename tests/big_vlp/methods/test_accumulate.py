@@ -1,5 +1,6 @@
 """Micro-batches change neither the loss nor its gradient, whatever their number."""
 
+import functools
 import re
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from big_vlp import losses, trees
 from big_vlp.methods import make_method
-from big_vlp.methods.shared.accumulate import over_micro_batches
+from big_vlp.methods.shared.accumulate import over_micro_batches, sum_over_micro_batches
+from big_vlp.run import products
 from input_pipeline.preprocess import Preprocess
 
 BATCH = 8
@@ -66,6 +68,99 @@ def test_rows_are_strided_and_come_back_in_order():
 def test_steps_must_divide_the_batch(steps):
     with pytest.raises(ValueError, match=f"accumulate_steps={steps} does not divide.*batch of 8"):
         over_micro_batches(lambda rows: rows, {"row": np.arange(BATCH)}, steps)
+
+
+LAYERS = {
+    name: {"kernel": randn(6, 6, seed=i), "bias": randn(6, seed=9)} for i, name in enumerate("abc")
+}
+COUNTS = np.arange(BATCH, dtype=np.float32) ** 2 + 1
+
+
+def summed(layers, rows, steps, dtype="float32"):
+    """A sum over rows, which count unevenly and are dropped in part: (loss, other sums)."""
+
+    def part(layers, rows):
+        x = rows["x"]
+        for name in "abc":
+            kernel, bias = layers[name]["kernel"], layers[name]["bias"]
+            x = jnp.tanh(x.astype(dtype) @ kernel.astype(dtype) + bias)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (6,)))(rows["keys"])
+        of_rows = jnp.where(kept, x, 0).sum(axis=1) * rows["counts"] / COUNTS.sum()
+        return of_rows.sum(), {"rows": jnp.float32(x.shape[0])}
+
+    return sum_over_micro_batches(part, layers, rows, steps, dtype)
+
+
+def rows_to_sum():
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    return {"keys": keys, "counts": COUNTS, "x": randn(BATCH, 6, seed=8)}
+
+
+def with_gradient(loss):
+    """loss(layers, rows) -> a function that gives its value, and its gradient with respect to all
+    layers but the first, which is frozen, and to the vectors of the rows."""
+
+    def run(layers, rows):
+        frozen, learnt = {"a": layers["a"]}, {name: layers[name] for name in "bc"}
+
+        def fn(learnt, x):
+            return loss(frozen | learnt, {**rows, "x": x})
+
+        return jax.value_and_grad(fn, argnums=(0, 1), has_aux=True)(learnt, rows["x"])
+
+    return run
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_a_sum_over_rows_is_that_of_the_whole_batch(steps):
+    whole, parts = (
+        jax.jit(with_gradient(functools.partial(summed, steps=n)))(LAYERS, rows_to_sum())
+        for n in (1, steps)
+    )
+    assert parts[0][1]["rows"] == BATCH
+    jax.tree.map(close, parts, whole)
+
+
+def test_a_sum_over_rows_computes_nothing_twice():
+    """With its gradient or without; what is frozen has no backward pass of its own."""
+
+    def counted(loss):
+        return [
+            products.flops(loss(functools.partial(summed, steps=steps)), LAYERS, rows_to_sum())
+            for steps in (1, 4)
+        ]
+
+    product = 2 * BATCH * 6 * 6
+    assert counted(lambda loss: loss) == [3 * product] * 2
+    assert counted(with_gradient) == [(2 + 3 + 3) * product] * 2
+
+
+def test_gradients_in_half_precision_add_up_in_single():
+    """As if each layer cast its kernel, each micro-batch had a gradient, and these were added."""
+    steps, rows = 4, rows_to_sum()
+    in_half = functools.partial(summed, dtype="bfloat16")
+    _, found = jax.jit(with_gradient(functools.partial(in_half, steps=steps)))(LAYERS, rows)
+    alone = jax.jit(with_gradient(functools.partial(in_half, steps=1)))
+    total = jax.tree.map(jnp.zeros_like, found[0])
+    for i in range(steps):
+        _, (of_layers, of_rows) = alone(LAYERS, {name: x[i::steps] for name, x in rows.items()})
+        np.testing.assert_array_equal(found[1][i::steps], of_rows)
+        total = jax.tree.map(jnp.add, total, of_layers)
+    jax.tree.map(np.testing.assert_array_equal, found[0], total)
+
+
+def test_kernels_come_into_the_loop_in_the_dtype_of_the_computation():
+    """Cast once for all micro-batches, which is what devices then gather of them; the gradients
+    stay in single precision."""
+    run = with_gradient(functools.partial(summed, steps=4, dtype="bfloat16"))
+    program = jax.make_jaxpr(run)(LAYERS, rows_to_sum())
+    (loop,) = (e.params["jaxpr"].jaxpr for e in program.eqns if e.primitive.name == "scan")
+    kernels = [x.aval.dtype.name for x in loop.invars if x.aval.shape == (6, 6)]
+    assert sorted(kernels) == 3 * ["bfloat16"] + 2 * ["float32"]
 
 
 def method(name, **changes):
