@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp import trees
-from big_vlp.compile import flops_per_sample
 from big_vlp.experiment import Experiment
+from big_vlp.telemetry.flops import flops_per_sample
 from configs import cogvlm
 
 PUBLISHED = {"1": 14.25, "2": 62.9}  # TFLOPs per sample, causal attention halved

@@ -30,8 +30,8 @@ def total(counted: dict, layers: dict[str, int]) -> float:
 
 
 def flops(model: str, tiny: bool, folder: str, layers: dict[str, int]) -> float:
-    from big_vlp.compile import flops_per_sample
     from big_vlp.experiment import Experiment
+    from big_vlp.telemetry.flops import flops_per_sample
 
     config = make_config(model, folder, tiny, layers=layers)
     config.global_batch = SAMPLES

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp.compile import abstract_batch
 from big_vlp.experiment import Experiment
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step
+from big_vlp.telemetry.flops import abstract_batch
 from tests.benchmarks.accelerator.models import COUNTED, GIB, WARM_UP, make_config, towers
 
 

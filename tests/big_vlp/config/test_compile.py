@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from big_vlp.compile import collectives, flops_per_sample, make_mesh, show
+from big_vlp.compile import collectives, make_mesh, show
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.telemetry.flops import flops_per_sample
 
 CONFIG = Path(__file__).parents[2] / "tiny_config.py"
 

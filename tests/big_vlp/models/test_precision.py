@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from big_vlp import trees
-from big_vlp.compile import abstract_batch
 from big_vlp.experiment import Experiment
 from big_vlp.methods import make_method
 from big_vlp.run import step
+from big_vlp.telemetry.flops import abstract_batch
 from input_pipeline.preprocess import Preprocess
 from tests.tiny_config import get_config
 
