@@ -248,7 +248,8 @@ def test_a_bug_inside_a_model_is_not_a_wrong_config(monkeypatch, bug):
         ),
         ("method.model.image", 3, "config.method: model: image=3; give a section of keys"),
         ("method.model", 3, "config.method: model=3; give a section of keys"),
-        ("method.unroll", 1, "config.method: unroll=1; give True or False"),
+        ("method.unroll", 0, "config.method: unroll=0: give True, False, or 1 or more layers"),
+        ("method.model.text.causal", 1, "causal=1; give True or False"),
         ("method.dtype", "bfloat61", "config.method: Unknown dtype 'bfloat61'; did you mean 'bflo"),
         ("evals.held_out.evaluator", "retrival", "'retrival'; did you mean 'retrieval'"),
         (
