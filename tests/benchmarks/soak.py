@@ -1,6 +1,6 @@
 """A run of two processes in a bucket that is killed again and again, beside one that is left alone.
 
-`launch/local.sh` runs the tiny CLIP on gs:// (a server on this machine), with a checkpoint every 20
+`launch/local.sh` runs the tiny CLIP on gs:// (a server on this machine), with a checkpoint every 50
 steps. At random moments, the same ones each time, it is hurt: SIGKILL to one process or to both,
 SIGTERM to one or to the launcher, SIGSTOP to one, which the other's watchdog has to find and the
 launcher to kill. Whoever was told to end is started again by the same command, the rest is the
@@ -32,7 +32,7 @@ from tests.bucket_server import GoogleServer, is_missing
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "soak"
-CHECKPOINT_STEPS, LOG_STEPS = 20, 5
+CHECKPOINT_STEPS, LOG_STEPS = 50, 10
 WATCHDOG_MINUTES, GRACE_SECONDS = 0.75, 15
 KINDS = (
     "SIGKILL to one", "SIGSTOP to one", "SIGTERM to one", "SIGKILL to both",
@@ -58,16 +58,11 @@ def measure(
         opened.callback(server.stop)
         server.make_bucket(BUCKET)
         environment = environment_of(server, folder)
-        alone = Run("alone", steps, environment, folder, deadline)
-        opened.callback(alone.end)
-        begun = time.monotonic()
-        alone.finish()
-        seconds, growth = time.monotonic() - begun, alone.growth()
-        memory = {"peak_mib": alone.peak_mib(), "memory_growth": growth}
-        yield {"row": "a", "case": "left alone", "seconds": seconds, **memory}
-
-        hurt = Run("hurt", steps, environment, folder, deadline)
-        opened.callback(hurt.end)
+        alone, hurt = (
+            Run(name, steps, environment, folder, deadline) for name in ("alone", "hurt")
+        )
+        for run in (alone, hurt):
+            opened.callback(run.end)
         begun = time.monotonic()
         for number, (kind, moment) in enumerate(moments(steps, kills, seed)):
             at = hurt.wait_for(moment)
@@ -75,6 +70,10 @@ def measure(
             yield {"row": f"{number + 1}", "case": kind, "moment": at, "processes": len(pids)}
         hurt.finish()
         seconds = time.monotonic() - begun
+        alone.finish()
+        growth = alone.growth()
+        memory = {"peak_mib": alone.peak_mib(), "memory_growth": growth}
+        yield {"row": "a", "case": "left alone", "seconds": alone.samples[-1][0], **memory}
         draw(plot, alone, hurt)
         found = {
             "seconds": seconds,
