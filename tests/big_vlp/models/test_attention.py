@@ -172,7 +172,7 @@ def test_what_is_chosen(monkeypatch, caplog, platform, asked, length, changes, e
     width, dtype = changes.pop("width", 64), changes.pop("dtype", jnp.bfloat16)
     query = jax.ShapeDtypeStruct((2, length, 12, width), dtype)
     key = jax.ShapeDtypeStruct((2, max(length, 9), 12, width), dtype)
-    with caplog.at_level(logging.INFO), layer.using(asked):
+    with caplog.at_level(logging.INFO, logger="absl"), layer.using(asked):
         for _ in range(2):
             assert layer.pick(query, key, **changes) == expected
     messages = [record.getMessage() for record in caplog.records]
