@@ -4,6 +4,7 @@ It only copies: what processes do together, such as asking each other, is the ma
 two threads would start it in another order on each of them.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from big_vlp.parallel import meshes
 
 # For a thread that makes rows to come to its end; one that waits for dead storage does not.
 _END_SECONDS = 2.0
+_LOOK_SECONDS = 0.2
 
 
 class Feed:
@@ -39,7 +41,11 @@ class Feed:
 
     def __next__(self) -> dict:
         """Raises what `loaded` has raised, behind the batches before."""
-        batch, error = self._ready.get()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                # A wait without end may not hear a signal.
+                batch, error = self._ready.get(timeout=_LOOK_SECONDS)
+                break
         if error is not None:
             self._ready.put((None, error))  # for whoever asks again
             raise error
@@ -47,11 +53,13 @@ class Feed:
         return batch
 
     def close(self) -> None:
-        """Ends the thread, and closes `loaded`."""
+        """Ends the thread, and closes `loaded`; waits seconds for that, not for dead storage."""
         self._stopped = True
         self._room.release()
         self._thread.join(_END_SECONDS)
-        self._loaded.close()
+        closing = threading.Thread(target=self._loaded.close, name="feed's end", daemon=True)
+        closing.start()
+        closing.join(_END_SECONDS)
         self._thread.join(_END_SECONDS)
 
     def _run(self, sizes: Iterable[int], mesh: Mesh) -> None:
