@@ -181,10 +181,11 @@ def test_what_is_named_of_a_module_is_there(folder):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
         } | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                module = modules.get(node.value.id)
-                if module and node.value.id not in assigned and not node.attr.startswith("__"):
-                    inside = BOUND[module] | {name.removeprefix(f"{module}.") for name in MODULES}
-                    if node.attr not in inside:
-                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            module = None if node.value.id in assigned else modules.get(node.value.id)
+            if module is None or node.attr.startswith("__"):
+                continue
+            if node.attr not in BOUND[module] and f"{module}.{node.attr}" not in MODULES:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert not wrong

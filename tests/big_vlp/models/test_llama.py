@@ -102,7 +102,15 @@ def test_hugging_faces_llama_gives_the_same_logits(kv_heads, base, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_heads, unroll", [(4, False), (2, True)])
+@pytest.mark.parametrize(
+    "kv_heads, unroll",
+    [
+        (4, False),
+        (2, True),
+        pytest.param(4, True, marks=pytest.mark.slow),
+        pytest.param(2, False, marks=pytest.mark.slow),
+    ],
+)
 def test_decoding_continues_rows_of_different_lengths(kv_heads, unroll):
     model = Llama(**SIZES, kv_heads=kv_heads, unroll=unroll)
     params = fresh(model)

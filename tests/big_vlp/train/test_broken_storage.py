@@ -175,7 +175,10 @@ def wait_until_quiet(directory):
     would end; here the next run would meet them."""
     seen = []
     while len(seen) < 10 or len({frozenset(files) for files in seen[-10:]}) > 1:
-        seen.append(list(map(os.fspath, directory.glob("**/*"))))
+        if isinstance(directory, Path):
+            seen.append(list(map(os.fspath, directory.rglob("*"))))
+        else:  # whose paths know no "**"
+            seen.append(buckets.files_of(directory).find(os.fspath(directory)))
         time.sleep(0.1)
 
 
