@@ -4,7 +4,6 @@ It only copies: what processes do together, such as asking each other, is the ma
 two threads would start it in another order on each of them.
 """
 
-import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,6 @@ from big_vlp.parallel import meshes
 
 # For a thread that makes rows to come to its end; one that waits for dead storage does not.
 _END_SECONDS = 2.0
-_LOOK_SECONDS = 0.2
 
 
 class Feed:
@@ -41,11 +39,7 @@ class Feed:
 
     def __next__(self) -> dict:
         """Raises what `loaded` has raised, behind the batches before."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                # A wait without end may not hear a signal.
-                batch, error = self._ready.get(timeout=_LOOK_SECONDS)
-                break
+        batch, error = self._ready.get()
         if error is not None:
             self._ready.put((None, error))  # for whoever asks again
             raise error

@@ -13,8 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-# Where google-auth looks for it, too; by number, as a name that nobody knows takes its time.
-_VARIABLE, _SERVER = "GCE_METADATA_HOST", "169.254.169.254"
+# Variables that google-auth knows, too. The server by number, as a name that nobody knows takes its time.
+_VARIABLE, _OFF, _SERVER = "GCE_METADATA_HOST", "NO_GCE_CHECK", "169.254.169.254"
 _PRODUCT = Path("/sys/class/dmi/id/product_name")
 _POLL_SECONDS, _ANSWER_SECONDS = 2.0, 5.0  # a spot machine has 30 seconds
 _NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
@@ -38,7 +38,9 @@ def heard():
 
 
 def _server() -> str | None:
-    """host[:port] of the metadata server, or None where there is none."""
+    """host[:port] of the metadata server, or None where there is none, or none is to be asked."""
+    if os.environ.get(_OFF) == "true":
+        return None
     if given := os.environ.get(_VARIABLE):
         return given
     with contextlib.suppress(OSError):

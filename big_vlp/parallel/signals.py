@@ -79,10 +79,15 @@ def only_note() -> None:
 
 @contextlib.contextmanager
 def interrupting():
-    """Within it signals raise Stop, also after `only_note`: as where a run waits for input."""
+    """Within it signals raise Stop, also after `only_note`: as where a run waits for input.
+
+    One that was noted before raises at once: nobody may send another.
+    """
     global _raising
     before, _raising = _raising, True
     try:
+        if _received:
+            raise Stop(_received)
         yield
     finally:
         _raising = before and not _received  # what is left to do is tidying up

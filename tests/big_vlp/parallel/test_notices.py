@@ -27,6 +27,7 @@ def metadata(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
     monkeypatch.setattr(notices, "_POLL_SECONDS", 0.02)
     yield said
@@ -65,12 +66,15 @@ def test_what_is_no_news(before, then, metadata):
         assert not signals.received()
 
 
-def watching():
-    return [thread for thread in threading.enumerate() if thread.name == "notices"]
-
-
 def test_elsewhere_nothing_asks(monkeypatch, tmp_path):
+    before = set(threading.enumerate())
+
+    def watching():
+        found = set(threading.enumerate()) - before
+        return [thread for thread in found if thread.name == "notices"]
+
     monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
+    monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     product = tmp_path / "product_name"
     monkeypatch.setattr(notices, "_PRODUCT", product)
     for text in (None, "ThinkPad"):
@@ -80,6 +84,10 @@ def test_elsewhere_nothing_asks(monkeypatch, tmp_path):
             assert not watching()
     product.write_text("Google Compute Engine")
     monkeypatch.setattr(notices, "_SERVER", "127.0.0.1:9")  # nobody there
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with notices.heard():
+        assert not watching()
+    monkeypatch.delenv("NO_GCE_CHECK")
     with notices.heard():
         [thread] = watching()
     thread.join(10)

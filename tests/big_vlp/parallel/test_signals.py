@@ -31,15 +31,24 @@ def test_in_training_it_is_noted_and_ends_a_wait():
         signals.only_note()
         with signals.interrupting():
             pass
-        send(signal.SIGTERM)
-        assert signals.received() == signal.SIGTERM
         start = time.monotonic()
         with pytest.raises(signals.Stop), signals.interrupting():
             send(signal.SIGTERM)
             time.sleep(5)
         assert time.monotonic() - start < 4
         send(signal.SIGTERM)  # tidying up is not disturbed
+        assert signals.received() == signal.SIGTERM
     assert signals.received() == 0
+
+
+def test_one_that_was_noted_before_a_wait_ends_it():
+    with signals.heard():
+        signals.only_note()
+        send(signal.SIGTERM)
+        assert signals.received() == signal.SIGTERM
+        with pytest.raises(signals.Stop) as stop, signals.interrupting():
+            pytest.fail("it waits")
+        assert stop.value.code == 143
 
 
 def test_one_that_came_before_training_is_not_lost():

@@ -219,21 +219,26 @@ def test_a_signal_in_an_evaluation(number, evaluation, at, finished, tmp_path, m
     assert values[0] == values[1]
 
 
-def test_a_signal_while_it_waits_for_input(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("seconds", [0, 1])  # of the wait when it comes, or about so
+def test_a_signal_while_it_waits_for_input(seconds, tmp_path, monkeypatch, capsys):
     clean, never, log = Loader.batch, threading.Event(), tmp_path / "metrics.jsonl"
+    sent = []
 
     def batch(self, step, part):
         if step == 3:
             deadline = time.monotonic() + 60  # batches are made ahead
             while '"step": 1,' not in log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.01)
+            time.sleep(seconds)
             os.kill(os.getpid(), signal.SIGTERM)
+            sent.append(time.monotonic())
             never.wait(60)
         return clean(self, step, part)
 
     monkeypatch.setattr(Loader, "batch", batch)
     with pytest.raises(SystemExit) as stop:
         train(config(evals={}), tmp_path)
+    assert time.monotonic() - sent[0] < 30
     never.set()
     assert stop.value.code == 143
     at = Checkpoints(tmp_path, read_only=True).latest_step()
