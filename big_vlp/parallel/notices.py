@@ -13,7 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-# Variables that google-auth knows, too. The server by number, as a name that nobody knows takes its time.
+# The variables are google-auth's, too; the server is one by number, since a name that nobody knows
+# takes its time.
 _VARIABLE, _OFF, _SERVER = "GCE_METADATA_HOST", "NO_GCE_CHECK", "169.254.169.254"
 _PRODUCT = Path("/sys/class/dmi/id/product_name")
 _POLL_SECONDS, _ANSWER_SECONDS = 2.0, 5.0  # a spot machine has 30 seconds
