@@ -97,7 +97,7 @@ def pick(query, key, *, spans=None, dropout=None) -> str:
         return kernel
     if (kernel, refused) not in _said:
         _said.add((kernel, refused))
-        logging.info("Attention by XLA in place of %s, which takes %s.", kernel, refused)
+        logging.warning("Attention by XLA in place of %s, which takes %s.", kernel, refused)
     return written_out
 
 
