@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.attention import self_attention
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.remat import named, rematerialised
@@ -92,9 +92,7 @@ class SelfAttention(nn.Module):
             kernel_init=self.inits.qkv,
             name="qkv",
         )(x)
-        qkv = named(qkv, "qkv")
-        q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, T, H, D]
-        out = attention(q, k, v, causal=self.causal)
+        out = self_attention(named(qkv, "qkv"), causal=self.causal)
         out = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
         )(out)

@@ -9,21 +9,21 @@ from absl import logging
 
 from big_vlp import determinism
 from big_vlp.models.layers import remat
-from big_vlp.models.layers.attention import flash, written
+from big_vlp.models.layers.attention import flash, rows, split, written
 from input_pipeline.checks.arguments import unknown
 
 # "xla" holds all weights, [B, H, T, S]; "blocks" those of a block of queries, and computes them
-# again in the backward pass; "cudnn" and "flash" are kernels that never hold them.
-BACKENDS = ("xla", "blocks", "cudnn", "flash")
+# again in the backward pass; "cudnn", "rows" and "flash" are kernels, out of which they never come.
+BACKENDS = ("xla", "blocks", "cudnn", "rows", "flash")
 
-# The kernel of a platform, and the shortest rows, of queries and of keys, that it is taken for.
-# None of it was measured on hardware.
+# The kernels of a platform, the first that takes the arrays first, and the shortest rows, of
+# queries and of keys, that each is taken for. None of it was measured on hardware.
 # cuDNN: torch's tables give 1.7 to 2.3 times the speed on an H100 and 0.8 to 1 on smaller cards; up
 # to 600 tokens others saw no gain in time, but memory is saved at any length.
-# flash: by arithmetic for v5e. At 577 tokens XLA passes over the logits of a head about four times,
-# 5 MB and 6.5 us, where the kernel takes 2 us; at 257 tokens it is even, since a kernel's every
-# step costs about 0.5 us and rows are padded to 384.
-KERNELS = {"gpu": ("cudnn", 2), "tpu": ("flash", 512)}
+# For TPUs by arithmetic for v5e. XLA moves the weights of a head about eight times in a step of
+# training: 197 positions, 12 heads and 64 rows are 1.3 GB a layer, 1.6 ms; "rows" moves 0.2 GB and
+# computes for 0.7 ms. "flash" pads rows and moves its sums: no gain below 512.
+KERNELS = {"gpu": (("cudnn", 2),), "tpu": (("rows", 16), ("flash", 512))}
 
 # Queries from which on XLA works by blocks: 16 heads' logits of a row are 16 MB here, fp32.
 LONG = 512
@@ -67,6 +67,8 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
     sees = {"causal": causal or spans is not None, "spans": spans}
     if backend == "flash":
         return flash.attention(query, key, value, **sees)  # which names its residuals itself
+    if backend == "rows":
+        return rows.attention(query, key, value, causal=causal)
     if backend == "cudnn":
         out = jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
@@ -78,27 +80,34 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
     return remat.named(out, "attention")
 
 
+def self_attention(qkv, *, causal: bool = False):
+    """`attention` of qkv[:, :, i], [B, T, 3, H, D], which a kernel may read where they are."""
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    if pick(query, key) == "rows":
+        return rows.self_attention(qkv, causal=causal)
+    return attention(query, key, value, causal=causal)
+
+
 def pick(query, key, *, spans=None, dropout=None) -> str:
     """What computes `attention` of these arrays (or their shapes and dtypes), out of BACKENDS.
 
     Where a kernel is wanted that does not take them, a line in the log says so, once a reason.
     """
-    asked, platform = _asked.get(), flash.platform()
+    asked, platform = _asked.get(), split.platform()
     if asked in ("xla", "blocks"):
         return asked
-    written_out = "blocks" if query.shape[1] >= LONG else "xla"
-    kernel, shortest = asked, 0
-    if asked == "auto":
-        kernel, shortest = KERNELS.get(platform, (None, 0))
-    if kernel is None or min(query.shape[1], key.shape[1]) < shortest:
-        return written_out
-    refused = _refusal(kernel, platform, query, key, spans, dropout)
-    if refused is None:
-        return kernel
-    if (kernel, refused) not in _said:
-        _said.add((kernel, refused))
-        logging.warning("Attention by XLA in place of %s, which takes %s.", kernel, refused)
-    return written_out
+    wanted = KERNELS.get(platform, ()) if asked == "auto" else ((asked, 0),)
+    length, refused = min(query.shape[1], key.shape[1]), {}
+    for kernel, shortest in wanted:
+        if length >= shortest:
+            refused[kernel] = _refusal(kernel, platform, query, key, spans, dropout)
+            if refused[kernel] is None:
+                return kernel
+    for kernel, reason in refused.items():
+        if (kernel, reason) not in _said:
+            _said.add((kernel, reason))
+            logging.warning("Attention by XLA in place of %s, which takes %s.", kernel, reason)
+    return "blocks" if query.shape[1] >= LONG else "xla"
 
 
 def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | None:
@@ -107,8 +116,8 @@ def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | No
         return "no dropout"
     if min(query.shape[1], key.shape[1]) == 1:
         return "more than one query and key"
-    if kernel == "flash":
-        return flash.refusal(platform, query, key, spans)
+    if kernel in ("flash", "rows"):
+        return {"flash": flash, "rows": rows}[kernel].refusal(platform, query, key, spans)
     if platform != "gpu":
         return "GPUs"
     if determinism.is_required():  # its backward pass adds up in any order
