@@ -269,8 +269,8 @@ def next_tokens(hidden, head, tokens, mask):
       (f32[B] summed losses, i32[B] number of tokens that count).
     """
 
-    def summed(hidden, tokens, mask):
-        logits = head(hidden).astype(jnp.float32)
+    def summed(hidden, tokens, mask, *held):
+        logits = head(hidden, *held).astype(jnp.float32)
         is_token = jnp.arange(logits.shape[-1]) == tokens[..., None]  # compared, not scattered
         chosen = jnp.where(is_token, logits, 0).sum(axis=-1)
         loss = jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -283,11 +283,17 @@ def next_tokens(hidden, head, tokens, mask):
     if count <= 1:
         return summed(hidden, tokens, mask), counted
     size = -(-length // count)
+    # The gradients of what the head holds are sums over the blocks, made in fp32.
+    head, held = jax.closure_convert(head, hidden[:, :size])
+    exact = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in held]
 
     def blocks(x):  # [B, T, ...] -> [blocks, B, size, ...]
         x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
-    of_block = jax.checkpoint(lambda block: summed(*block), prevent_cse=False)
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block):
+        return summed(*block, *(x.astype(given.dtype) for x, given in zip(exact, held)))
+
     return jax.lax.map(of_block, tuple(map(blocks, (hidden, tokens, mask)))).sum(axis=0), counted

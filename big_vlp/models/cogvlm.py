@@ -2,10 +2,10 @@
 blocks have visual experts. CogVLM2 is the same with other sizes, and any ViT can be the tower."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp
+from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import layer_norm
@@ -45,7 +45,7 @@ class Adapter(nn.Module):
 
     def project(self, x):
         """[B, N, W] -> [B, N, D]."""
-        return self.mlp(jax.nn.gelu(self.norm(self.linear(x)), approximate=False))
+        return self.mlp(gelu(self.norm(self.linear(x))))
 
     def __call__(self, x):
         """[B, N, W] -> [B, N + 2, D]."""

@@ -1,6 +1,5 @@
 """Pre-norm transformer blocks, stacked `[L, ...]`, shared by the image and the text tower."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,18 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.layers.activations import ACTIVATIONS
 from big_vlp.models.layers.attention import self_attention
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.remat import named, rematerialised
 from big_vlp.models.layers.stack import blocks_of, init_blocks, run_blocks
 from big_vlp.parallel import meshes
-
-ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
 
 normal = jax.nn.initializers.normal
 

@@ -183,13 +183,13 @@ def test_goodput_is_of_the_time_since_the_first_start(clock):
     log.insert(0, line(0, 101.0, {"loss": 1.0}))  # of an older version
     clock.pass_(60)  # away
     with meter_of(clock) as meter:
-        meter.goes_on(log, first_step=6)
+        meter.goes_on(log, first_step=6, refused=3)
         for _ in range(4):
             step(meter, clock, wait=0.0, seconds=1.0)
-        values = meter.read()
-    # Steps 0 to 4, step 5 at their median, then four.
+        values = meter.read(refused=4)
+    # Steps 0 to 4, step 5 at their median, then four of which one changed nothing.
     assert values["run_seconds"] == pytest.approx(20 + 60 + 4)
-    assert values["goodput"] == pytest.approx((5 + 1 + 4) / 84)
+    assert values["goodput"] == pytest.approx((5 + 1 + 3) / 84)
 
 
 def test_a_step_that_fails_is_the_loops_to_tell(clock):

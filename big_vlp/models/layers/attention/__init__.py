@@ -128,7 +128,7 @@ def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | No
         return "head sizes that are a multiple of 8 up to 128"
     if spans is not None:  # as a mask they would need whole [T, S] rows, and gradients go wrong
         return "no spans"
-    return None
+    return split.refusal(query, key)
 
 
 def drop(x, dropout, positions=None):

@@ -1,0 +1,24 @@
+"""Activations by name, elementwise. They are computed in fp32 whatever they get and give: XLA then
+fuses them into the products around them, and keeps one array for the backward pass, not several."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def _in_fp32(fn: Callable) -> Callable:
+    return lambda x: fn(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
+@_in_fp32
+def gelu(x):
+    """The exact one, as PyTorch has it. JAX's own goes by erfc, which costs XLA several passes."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 2**-0.5))
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": _in_fp32(lambda x: jax.nn.gelu(x, approximate=True)),
+    "quick_gelu": _in_fp32(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+}
