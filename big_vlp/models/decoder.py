@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.layers.activations import silu
 from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.remat import named
@@ -97,7 +98,7 @@ class GatedMlp(nn.Module):
             nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init
         )
         gate, up = named([dense(self.mlp_dim, name=name)(x) for name in ("gate", "up")], "hidden")
-        return dense(x.shape[-1], name="down")(jax.nn.silu(gate) * up)
+        return dense(x.shape[-1], name="down")(silu(gate) * up)
 
 
 class Expert(nn.Module):

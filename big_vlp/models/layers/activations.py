@@ -17,6 +17,8 @@ def gelu(x):
     return x * (0.5 + 0.5 * jax.lax.erf(x * 2**-0.5))
 
 
+silu = _in_fp32(jax.nn.silu)
+
 ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": _in_fp32(lambda x: jax.nn.gelu(x, approximate=True)),
