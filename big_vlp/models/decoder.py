@@ -206,21 +206,24 @@ class DecoderBlock(nn.Module):
         """As `__call__` for one new language token [B, 1, W] of each row; see `Llama.decode`.
 
         On a mesh a kernel stays in its parts, whichever axis they split: the few rows go to it. All
-        of them are on every device of "fsdp", but in attention, whose cache is split by rows.
+        of them are on every device of "fsdp", but in attention, whose caches are split by rows.
 
         Args:
           prompts, written: {"key", "value"} of this block: [P, S, K, D], [B, N, K, D].
         """
 
-        def by_rows(x):
-            return meshes.keep(x, meshes.BATCH_AXES, None, "tensor")
+        def whole(heads):
+            return meshes.keep(heads, "data", None, "tensor")
 
-        qkv = map(by_rows, self.language.part("qkv", self.norm1(x)))
-        query, key, value = qkv
+        def by_rows(heads):
+            return meshes.keep(heads, meshes.BATCH_AXES, None, "tensor")
+
+        # First whole: told of the rows alone, the compiler would bring the kernel to them.
+        qkv = self.language.part("qkv", self.norm1(x))
+        query, key, value = (by_rows(whole(heads)) for heads in qkv)
         query, key = rotate(query, angles), rotate(key, angles)
         caches = ((cache["key"], cache["value"]) for cache in (prompts, written))
         heads = attention_over_cache(query, key, value, *caches, lengths, step)
-        heads = meshes.keep(by_rows(heads), "data", None, "tensor")
-        x = meshes.keep(x + self.language.part("out", heads), "data")
+        x = meshes.keep(x + self.language.part("out", whole(by_rows(heads))), "data")
         x = meshes.keep(x + self.language.part("mlp", self.norm2(x)), "data")
         return x, {"key": key, "value": value}

@@ -24,8 +24,8 @@ class WritingEvaluator(Evaluator):
     """The base of evaluators that score what a model writes.
 
     Calls generate(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B,
-    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence. Before a pass over the
-    questions, and for as long, generate.weights(model) takes the model's place, where there is it.
+    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence. Where it has
+    `weights`, it is called with generate.weights(model), made for each pass over the questions.
 
     Attributes:
       template: of the prompt, see `input_pipeline.text.templates`.
