@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.generation.cache import Prompts, Settings, decode, empty_cache, prefill
+from big_vlp.parallel import meshes
 
 NEVER = -jnp.inf  # score of what must not be chosen
 
@@ -81,6 +82,7 @@ def _extend(settings: Settings, beams: Beams, search: _Search, logits, step) -> 
     count = beams.count
     batch, vocab_size = len(search.done), logits.shape[-1]
     scores = jax.nn.log_softmax(logits).reshape(batch, count, vocab_size)
+    scores = meshes.keep(scores, meshes.BATCH_AXES)  # the best are chosen among a row's own
     scores = (scores + search.open_scores[..., None]).reshape(batch, -1)
     scores, index = jax.lax.top_k(scores, 2 * count)
     origins, token = index // vocab_size, index % vocab_size

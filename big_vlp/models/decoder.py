@@ -215,15 +215,11 @@ class DecoderBlock(nn.Module):
         def whole(heads):
             return meshes.keep(heads, "data", None, "tensor")
 
-        def by_rows(heads):
-            return meshes.keep(heads, meshes.BATCH_AXES, None, "tensor")
-
-        # First whole: told of the rows alone, the compiler would bring the kernel to them.
-        qkv = self.language.part("qkv", self.norm1(x))
-        query, key, value = (by_rows(whole(heads)) for heads in qkv)
+        # Not by rows at once: the compiler would bring the kernel to the rows.
+        query, key, value = map(whole, self.language.part("qkv", self.norm1(x)))
         query, key = rotate(query, angles), rotate(key, angles)
         caches = ((cache["key"], cache["value"]) for cache in (prompts, written))
         heads = attention_over_cache(query, key, value, *caches, lengths, step)
-        x = meshes.keep(x + self.language.part("out", whole(by_rows(heads))), "data")
+        x = meshes.keep(x + self.language.part("out", whole(heads)), "data")
         x = meshes.keep(x + self.language.part("mlp", self.norm2(x)), "data")
         return x, {"key": key, "value": value}

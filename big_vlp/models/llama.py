@@ -239,5 +239,6 @@ class Llama(nn.Module):
         written = jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, step, axis=2), written, new
         )
-        logits = self.logits(self.norm(x))[:, 0]
-        return meshes.keep(logits, meshes.BATCH_AXES), written
+        # By tokens, as the layer's kernel is, which stays where it is.
+        logits = meshes.keep(self.logits(self.norm(x))[:, 0], "data", ("fsdp", "tensor"))
+        return logits, written
