@@ -239,6 +239,6 @@ class Llama(nn.Module):
         written = jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, step, axis=2), written, new
         )
-        # By tokens, as the layer's kernel is, which stays where it is.
-        logits = meshes.keep(self.logits(self.norm(x))[:, 0], "data", ("fsdp", "tensor"))
-        return logits, written
+        # By tokens, as the kernel of the last layer is, which stays where it is.
+        logits = self.logits(meshes.keep(self.norm(x), "data"))[:, 0]
+        return meshes.keep(logits, "data", ("fsdp", "tensor")), written
