@@ -3,16 +3,17 @@
 import contextlib
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import normalise
-from big_vlp.generation.sampling import predict_fn
+from big_vlp.generation.answers import Generate
 from big_vlp.methods.shared import base
 from big_vlp.methods.shared.accumulate import sum_over_micro_batches
-from big_vlp.methods.shared.base import compute_dtype
+from big_vlp.methods.shared.base import compute_dtype, in_compute_dtype
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.models.layers import axes
@@ -181,6 +182,20 @@ class Method(base.Method):
         smallest changes are rounded away."""
         return model if self.lora is None else Lora(**self.lora).merge(model)
 
+    def for_writing(self, model):
+        """The model with what every new token goes through in the compute dtype, LoRA merged.
+
+        The image tower and the visual experts, which read a prompt once, are the same arrays, and
+        so is what needs no change; every other array lies on the devices as the one it replaces.
+        """
+
+        def every_token(path):
+            return re.match("language/(?!blocks/vision/)", path)
+
+        used, others = trees.split(model, every_token)
+        used = in_compute_dtype(self.merged(used), self.dtype, ("kernel", "embedding"))
+        return trees.merge(used, others)
+
     def model_images(self, batch, keys):
         if "images" not in batch:
             return {}
@@ -197,14 +212,9 @@ class Method(base.Method):
 
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.shared.base`."""
-        rows = Rows.of(self.preprocess)
-        write = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
-
-        def generate(model, batch):
-            with self.lora_active():
-                return write(model, batch)
-
         return {
             "token_losses": lambda model, batch: self._row_losses(model, batch)[:2],
-            "generate": generate,
+            "generate": Generate(
+                self, Rows.of(self.preprocess), self.max_new_tokens, layout=self.layout
+            ),
         }

@@ -104,10 +104,32 @@ def keep_over_batch(x):
     Where parameters are split, it could as well split the activations by features and hold the
     whole batch. Without an ambient mesh, or where the axis does not divide, `x` is left alone.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    if not over_devices(len(x)):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def over_devices(rows: int) -> int:
+    """Over how many parts of the ambient mesh, data and fsdp, so many rows can be split; 0: they
+    cannot, or there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 0 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return 0 if parts and rows % parts else parts
+
+
+def keep(x, *axes):
+    """Tells the compiler over which mesh axes each axis of `x` stays split: a name, several, or
+    None; those that are not given are not split, nor those that the mesh does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+
+    def divides(names, length):
+        names = (names,) if isinstance(names, str) else names or ()
+        return length % math.prod(mesh.shape[name] for name in names) == 0
+
+    spec = (names if divides(names, length) else None for names, length in zip(axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 @functools.lru_cache(maxsize=64)  # asked for with every batch

@@ -161,34 +161,47 @@ def fold_in(dropout, number):
     return rate, jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def attention_over_cache(query, key, value, cached_key, cached_value, lengths):
-    """Attention of one new position a row, over itself and a cache of earlier ones; fp32 softmax.
+def attention_over_cache(query, key, value, prompts, written, lengths, step):
+    """Attention of one new position a row over a prompt, what was written behind it, and itself;
+    fp32 softmax.
 
     The new key and value need not be written to the cache before, which would copy it.
 
     Args:
       query: [B, 1, H, D].
       key, value: [B, 1, K, D] of the new position; K as in `attention`.
-      cached_key, cached_value: [B, S, K, D].
-      lengths: i32[B], how many positions of each row's cache are filled, from the start.
+      prompts: (key, value) [P, S, K, D]; P divides B, and B / P consecutive rows share a prompt.
+      written: (key, value) [B, N, K, D].
+      lengths: i32[P], how many positions of each prompt count, from the start.
+      step: i32[], how many positions of `written` do.
 
     Returns:
       [B, 1, H, D] in the dtype of `query`.
     """
-    batch, _, heads, width = query.shape
+    batch, *_, width = query.shape
+    (prompt_key, prompt_value), (written_key, written_value) = prompts, written
     grouped = query.reshape(batch, key.shape[2], -1, width)  # [B, K, H / K, D]
+    of_prompts = grouped.reshape(len(lengths), -1, *grouped.shape[1:])  # [P, B / P, K, H / K, D]
 
-    def scores(keys):
-        logits = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
-        return logits * width**-0.5
+    def product(form, *arrays):
+        return jnp.einsum(form, *arrays, preferred_element_type=jnp.float32)
 
-    filled = jnp.arange(cached_key.shape[1]) < lengths[:, None]  # [B, S]
-    old = jnp.where(filled[:, None, None], scores(cached_key), -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([old, scores(key)], axis=-1), axis=-1)
-    weights = weights.astype(query.dtype)
-    out = jnp.einsum("bkgs,bskd->bkgd", weights[..., :-1], cached_value)
-    out += jnp.einsum("bkgs,bskd->bkgd", weights[..., -1:], value)
-    return out.reshape(batch, 1, heads, width)
+    def scores(keys, count):
+        logits = product("bkgd,bskd->bkgs", grouped, keys)
+        return jnp.where(jnp.arange(keys.shape[1]) < count, logits, -jnp.inf)
+
+    far = product("prkgd,pskd->prkgs", of_prompts, prompt_key)
+    real = jnp.arange(prompt_key.shape[1]) < lengths[:, None]  # [P, S]
+    far = jnp.where(real[:, None, None, None], far, -jnp.inf).reshape(*grouped.shape[:3], -1)
+    logits = jnp.concatenate([far, scores(written_key, step), scores(key, 1)], axis=-1)
+    weights = jax.nn.softmax(logits * width**-0.5, axis=-1).astype(query.dtype)
+    sizes = prompt_key.shape[1], prompt_key.shape[1] + written_key.shape[1]
+    far, near, own = jnp.split(weights, sizes, axis=-1)
+    far = far.reshape(*of_prompts.shape[:4], -1)
+    out = product("prkgs,pskd->prkgd", far, prompt_value).reshape(grouped.shape)
+    out += product("bkgs,bskd->bkgd", near, written_value)
+    out += product("bkgs,bskd->bkgd", own, value)
+    return out.reshape(query.shape).astype(query.dtype)
 
 
 def attention_weights(query, key):
