@@ -110,6 +110,11 @@ def keep_over_batch(x):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 @functools.lru_cache(maxsize=64)  # asked for with every batch
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """The rows of a global batch that this process' devices hold, ascending.
@@ -119,7 +124,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     Raises:
       ValueError: the batch cannot be split evenly.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ValueError(
             f"A batch of {batch_size} cannot be split over data * fsdp = {parts} devices; make it "

@@ -1,4 +1,4 @@
-"""FLOPs that a model needs, and that a device can do."""
+"""FLOPs that a model needs, and what a device can do and hold."""
 
 import dataclasses
 import re
@@ -26,6 +26,14 @@ _PEAKS = (
     ("TPU v6", 918.0, None),
 )
 
+# GiB of one device's memory that programs can use, as libtpu says it for described devices.
+_MEMORIES = (
+    ("TPU v4", 15.25),
+    ("TPU v5 ?(lite|e)", 15.75),
+    ("TPU v5", 95.74),
+    ("TPU v6", 31.25),
+)
+
 
 def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
     """Dense TFLOP/s of a device of this kind in "bfloat16", "float16" or full-precision "float32";
@@ -34,6 +42,20 @@ def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
         if re.search(pattern, kind):
             return single if dtype == "float32" else half
     return None
+
+
+def memory_bytes(device) -> int | None:
+    """What programs can use of a device's memory; None where nobody says it.
+
+    Args:
+      device: of this machine, or a described one.
+    """
+    try:
+        stats = device.memory_stats() or {}
+    except jax.errors.JaxRuntimeError:  # it is described, or another process'
+        stats = {}
+    known = (gib for kind, gib in _MEMORIES if re.search(kind, device.device_kind))
+    return stats.get("bytes_limit") or next((int(gib * 2**30) for gib in known), None)
 
 
 def flops_per_sample(experiment, image_size: int | None = None) -> float:
@@ -64,10 +86,11 @@ def products_per_sample(experiment, method) -> float:
 def as_needed(method, **more):
     """The method without what computes things twice to save memory, and with `more`, where it has
     such fields."""
-    return _with(method, remat=None, accumulate_steps=1, **more)
+    return with_settings(method, remat=None, accumulate_steps=1, **more)
 
 
-def _with(method, **given):
+def with_settings(method, **given):
+    """The method with these values of fields, where it has such fields."""
     fields = {field.name for field in dataclasses.fields(method)}
     return dataclasses.replace(method, **{k: v for k, v in given.items() if k in fields})
 
@@ -75,7 +98,7 @@ def _with(method, **given):
 def _on_one_device(experiment, method, image_size: int | None = None):
     """(a training step, its abstract arguments), with XLA's attention: calls of other kernels count
     nothing."""
-    method = _with(method, attention="xla")
+    method = with_settings(method, attention="xla")
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
     image_size = image_size or experiment.preprocess_record.image_size
@@ -85,9 +108,18 @@ def _on_one_device(experiment, method, image_size: int | None = None):
 
 def abstract_batch(experiment, image_size: int, size: int, placement=None) -> dict:
     """Shapes of a global batch of so many examples, its text whole."""
+    return abstract_rows(experiment.make_views(image_size).spec(), size, placement)
+
+
+def abstract_rows(row: dict, size: int, placement=None) -> dict:
+    """Shapes of so many rows.
+
+    Args:
+      row: name -> (shape, dtype) of one.
+    """
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
-        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
+        for name, (shape, dtype) in row.items()
     }
 
 

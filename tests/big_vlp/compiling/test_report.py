@@ -1,11 +1,16 @@
 """The compile command: what it reports for devices of this machine."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-from big_vlp.compile import collectives, make_mesh, show
+from big_vlp import compile as command
+from big_vlp.compiling.evaluation import evaluator_programs
+from big_vlp.compiling.programs import TooLargeError
+from big_vlp.compiling.report import collectives
+from big_vlp.compiling.setup import Setup, held, make_mesh
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.telemetry.flops import flops_per_sample
 
@@ -20,8 +25,13 @@ def config():
     return module.get_config("method=clip")
 
 
-def test_report(config, capsys):
-    show(config, topology=None)
+def test_report(config, capsys, monkeypatch):
+    config = config.copy_and_resolve_references()
+    config.evals.retrieval.data = dict(name="prepared", path="is/not/read")
+    opened = []
+    monkeypatch.setattr(command, "open_compile_cache", lambda: opened.append(True))
+    command.show(config, topology=None)
+    assert opened
     text = capsys.readouterr().out
     assert "image_tower/patch/kernel" in text
     assert "On each of 1 devices (data=1, fsdp=1, tensor=1):" in text
@@ -30,6 +40,42 @@ def test_report(config, capsys):
     # Parameters and two moments, in fp32; the tokens' embedding alone has 790,528.
     state_mib = float(text.split("training state")[1].split("MiB")[0])
     assert 3 * 4 * 790_528 / 2**20 < state_mib < 11
+    assert "Evaluators, each beside the training state:" in text
+    for function in ("encode_image", "encode_text"):
+        _, found = text.split(f"  retrieval: {function} of 4 rows\n    weights       ")
+        assert float(found.split("MiB")[0]) == pytest.approx(state_mib / 3, abs=0.1)
+        assert float(found.split("its work")[1].split("MiB")[0]) < 1
+
+
+def test_an_evaluator_that_does_not_fit(config):
+    """Beside the training state, all of it."""
+    experiment = Experiment.from_config(config)
+    setup = Setup.of(experiment, experiment.make_mesh())
+    full = dataclasses.replace(setup, memory=held(setup.state) + 100)
+    what = r"config.evals.retrieval \(encode_image of 4 rows\) does not fit: .* Lower "
+    with pytest.raises(TooLargeError, match=rf"{what}config.evals.retrieval.batch_size"):
+        next(evaluator_programs(full))
+
+
+def test_evaluators_that_are_not_known(config, tmp_path, monkeypatch):
+    """Nothing is compiled of what does not say what it needs, or of what row."""
+    config = config.copy_and_resolve_references()
+    code = "class Evaluator:\n    needs = ('encode_maps',)\n    batch_size = 3\n"
+    (tmp_path / "of_maps.py").write_text(code)
+    (tmp_path / "of_nothing.py").write_text("class Evaluator:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config.evals = dict(a=dict(evaluator="of_nothing", every_steps=1))
+    experiment = Experiment.from_config(config)
+    setup = Setup.of(experiment, experiment.make_mesh())
+    assert list(evaluator_programs(setup)) == []
+    config.evals = dict(a=dict(evaluator="of_maps", every_steps=1))
+    setup = dataclasses.replace(setup, experiment=Experiment.from_config(config))
+    with pytest.raises(ConfigError, match=r"config.evals.a: .*needs .*\['encode_maps'\]"):
+        list(evaluator_programs(setup))
+    config.evals = dict(a=dict(evaluator="retrieval", weights="averaged", every_steps=1))
+    setup = dataclasses.replace(setup, experiment=Experiment.from_config(config))
+    with pytest.raises(ConfigError, match="averages nothing"):
+        list(evaluator_programs(setup))
 
 
 def test_flops_do_not_depend_on_how_blocks_are_executed(config):
@@ -83,7 +129,7 @@ def test_a_topology_has_the_slices_of_the_mesh(config, monkeypatch):
         asked.append(given)
         raise RuntimeError("no libtpu here")
 
-    monkeypatch.setattr("big_vlp.compile.topologies.get_topology_desc", describe)
+    monkeypatch.setattr("big_vlp.compiling.setup.topologies.get_topology_desc", describe)
     config = config.copy_and_resolve_references()
     for slices in (1, 2):
         config.mesh.slices = slices
