@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from big_vlp import trees
 from big_vlp.compiling.setup import Setup, held
 from big_vlp.parallel import meshes
 from big_vlp.run import step
@@ -23,7 +24,7 @@ class Report:
 
     Attributes:
       work_bytes: the most that it needs beside the training state, on each device: temporary
-        arrays, its batch, and its results.
+        arrays, its batch and the next one, its results, and weights in another form.
       text: the compiled program; None where the compiler cannot print it (some of libtpu's larger
         ones, whose instructions jaxlib does not know).
     """
@@ -80,15 +81,33 @@ def compile_predict(
     row = base.row_of(function, setup.experiment.preprocess_record)
     if row is None:
         return None
-    mesh, model = setup.mesh, setup.weights(weights)
+    mesh, predict = setup.mesh, setup.method.predict_fns()[function]
     batch = abstract_rows(row, rows, meshes.over_batch(mesh))
-    predict = setup.method.predict_fns()[function]
     with jax.set_mesh(mesh):
+        model, copies = _called_with(predict, setup.weights(weights))
         lowered = jax.jit(predict, out_shardings=meshes.replicated(mesh)).lower(model, batch)
-    return _compiled(setup, lowered, batch, name, advice)
+    return _compiled(setup, lowered, batch, name, advice, copies)
 
 
-def _compiled(setup: Setup, lowered, batch, name: str, advice: str) -> Report:
+def _called_with(predict, model) -> tuple[dict, list]:
+    """(the weights that an evaluator calls a predict function with, those of them that are no
+    arrays of the model's): `predict.weights(model)`, where it has that."""
+    make = getattr(predict, "weights", None)
+    if make is None:
+        return model, []
+    program, made = jax.make_jaxpr(make, return_shape=True)(model)
+    own = trees.flatten(model)
+    made = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own[path].sharding)
+        for path, x in trees.flatten(made).items()
+    }
+    made = trees.unflatten(made)
+    given = set(program.jaxpr.invars)
+    copies = [x for x, var in zip(jax.tree.leaves(made), program.jaxpr.outvars) if var not in given]
+    return made, copies
+
+
+def _compiled(setup: Setup, lowered, batch, name: str, advice: str, copies=()) -> Report:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -99,7 +118,7 @@ def _compiled(setup: Setup, lowered, batch, name: str, advice: str) -> Report:
     memory = program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     state_bytes = held(setup.state)
-    work_bytes = held(batch) + memory.temp_size_in_bytes + results
+    work_bytes = 2 * held(batch) + held(copies) + memory.temp_size_in_bytes + results
     if setup.memory is not None and state_bytes + work_bytes > setup.memory:
         raise TooLargeError(
             f"{name} does not fit: beside {_gib(state_bytes)} of training state it needs "

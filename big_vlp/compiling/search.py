@@ -1,10 +1,10 @@
 """The remat policy and the number of micro-batches with which a recipe's batch runs fastest.
 
 Candidates are compiled with their blocks in loops, which takes a fraction of the time. For each
-policy two batches are compiled without micro-batches: between and near them memory and time are
-affine in the batch. Where the recipe's batch does not fit so, it is cut into the fewest
-micro-batches with which it does. Only the winner is compiled as the config says. What was compiled
-is kept on the user's disk, so a search that was ended goes on.
+policy two batches are compiled without micro-batches (one, if that is the recipe's and fits):
+between and near them memory and time are affine in the batch. Where the recipe's batch does not fit
+so, it is cut into the fewest micro-batches with which it does. Only the winner is compiled as the
+config says. What was compiled is kept on the user's disk, so a search that was ended goes on.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from big_vlp.telemetry.flops import as_needed, products_per_sample, with_setting
 
 # After so many no other candidate is begun.
 MINUTES = 30
-# From the least memory to the most: the first find something, whenever the time is over.
+# After the config's own. From the least memory to the most: so something is found in any case.
 POLICIES = ("full", "dots", ",".join(NAMES[:3]), ",".join(NAMES), None)
-# Rows on each device of the first program of a policy.
+# Rows on each device of the first program.
 ROWS = 8
 # Share of the memory that is left free where it was not compiled but interpolated.
 MARGIN = 0.02
@@ -102,14 +102,16 @@ def search(setup: Setup, with_roofline: bool) -> None:
         )
     for row in rows:
         chosen = with_row(setup, row)
-        print(f"\nThe first of these as the config compiles it: {options(chosen)}", flush=True)
+        print(f"\n{options(chosen)}, compiled as the config says:", flush=True)
         try:
             report.show_steps(chosen, with_roofline)
         except programs.TooLargeError as error:
             print(f"  {error}\n  So the next.")
             continue
-        report.show_evaluators(chosen)
-        print(f"\nAdd to the command line:\n  {options(chosen)}")
+        try:
+            report.show_evaluators(chosen)
+        finally:
+            print(f"\nAdd to the command line:\n  {options(chosen)}", flush=True)
         return
     raise programs.TooLargeError(
         f"Nothing that was tried fits {setup.mesh.size} x {setup.device_kind}. Use more devices, "
@@ -119,8 +121,7 @@ def search(setup: Setup, with_roofline: bool) -> None:
 
 def with_row(setup: Setup, row: Row) -> Setup:
     """The setup with the row's settings."""
-    fields = {field.name for field in dataclasses.fields(setup.method)}
-    given = {"remat": row.remat, "accumulate_steps": row.steps}
+    fields, given = _fields(setup.method), {"remat": row.remat, "accumulate_steps": row.steps}
     given = {name: value for name, value in given.items() if name in fields}
     method = {**setup.experiment.method, **given}
     experiment = dataclasses.replace(setup.experiment, global_batch=row.point.batch, method=method)
@@ -159,6 +160,10 @@ def table(rows: list[Row], setup: Setup) -> str:
     return "\n".join(lines)
 
 
+def _fields(method) -> set[str]:
+    return {field.name for field in dataclasses.fields(method)}
+
+
 def _named(remat: str | None) -> str:
     return str(remat)
 
@@ -171,14 +176,16 @@ class Candidates:
         self._size = setup.experiment.preprocess_record.image_size
         self._wanted = setup.experiment.global_batch
         self._parts = meshes.batch_parts(setup.mesh)
+        self._first = ROWS * self._parts
         self._end = time.monotonic() + 60 * MINUTES
 
     def rows(self) -> tuple[list[Row], list[str | None]]:
         """(the rows, those with the recipe's whole batch first, and of these the fastest first;
         policies that did not get their turn)."""
-        has_remat = any(f.name == "remat" for f in dataclasses.fields(self._setup.method))
-        rows, left = [], []
-        for remat in POLICIES if has_remat else (None,):
+        rows, left, policies = [], [], (None,)
+        if "remat" in _fields(self._setup.method):
+            policies = dict.fromkeys((self._setup.method.remat, *POLICIES))
+        for remat in policies:
             try:
                 rows += [
                     Row(remat, steps, point, self._overhead(remat, steps))
@@ -198,6 +205,7 @@ class Candidates:
         largest = self._whole(remat)
         if largest is None:
             return
+        self._first = largest.batch  # the next policy begins there
         yield 1, largest
         if largest.batch == self._wanted:
             return
@@ -216,7 +224,7 @@ class Candidates:
     def _divisors(self) -> list[int]:
         """Into how many micro-batches the recipe's batches can be cut, each of the same number of
         rows on every device."""
-        if not any(f.name == "accumulate_steps" for f in dataclasses.fields(self._setup.method)):
+        if "accumulate_steps" not in _fields(self._setup.method):
             return []
         batches = [batch for _, batch in self._setup.experiment.make_plan().shapes]
         most = min(batches) // self._parts
@@ -228,8 +236,8 @@ class Candidates:
 
     def _whole(self, remat: str | None) -> Point | None:
         """The largest batch without micro-batches, up to the recipe's; None where none fits."""
-        for rows in (ROWS, 1):
-            first = self._point(remat, 1, min(rows * self._parts, self._wanted))
+        for batch in dict.fromkeys((self._first, self._first / 8, 1)):
+            first = self._point(remat, 1, max(self._rounded(batch), self._parts))
             if first.work_bytes is not None:
                 break
         else:

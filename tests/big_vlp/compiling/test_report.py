@@ -4,11 +4,12 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
 
 from big_vlp import compile as command
+from big_vlp.compiling import programs
 from big_vlp.compiling.evaluation import evaluator_programs
-from big_vlp.compiling.programs import TooLargeError
 from big_vlp.compiling.report import collectives
 from big_vlp.compiling.setup import Setup, held, make_mesh
 from big_vlp.experiment import ConfigError, Experiment
@@ -23,6 +24,12 @@ def config():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config("method=clip")
+
+
+@pytest.fixture(scope="module")
+def setup(config):
+    experiment = Experiment.from_config(config)
+    return Setup.of(experiment, experiment.make_mesh())
 
 
 def test_report(config, capsys, monkeypatch):
@@ -47,17 +54,37 @@ def test_report(config, capsys, monkeypatch):
         assert float(found.split("its work")[1].split("MiB")[0]) < 1
 
 
-def test_an_evaluator_that_does_not_fit(config):
+def test_an_evaluator_that_does_not_fit(setup):
     """Beside the training state, all of it."""
-    experiment = Experiment.from_config(config)
-    setup = Setup.of(experiment, experiment.make_mesh())
     full = dataclasses.replace(setup, memory=held(setup.state) + 100)
     what = r"config.evals.retrieval \(encode_image of 4 rows\) does not fit: .* Lower "
-    with pytest.raises(TooLargeError, match=rf"{what}config.evals.retrieval.batch_size"):
+    with pytest.raises(programs.TooLargeError, match=rf"{what}config.evals.retrieval.batch_size"):
         next(evaluator_programs(full))
 
 
-def test_evaluators_that_are_not_known(config, tmp_path, monkeypatch):
+def test_weights_in_another_form_count(setup, monkeypatch):
+    """Those that a predict function has made for itself, if they are not arrays of the model."""
+
+    class Predict:
+        def __call__(self, model, batch):
+            (dtype,) = {x.dtype for x in jax.tree.leaves(model["text_tower"])}
+            assert dtype == self.dtype and model["logit_scale"].dtype == "float32"
+            return batch["tokens"] * model["logit_scale"]
+
+        def weights(self, model):
+            texts = jax.tree.map(lambda x: x.astype(self.dtype), model["text_tower"])
+            return {**model, "text_tower": texts}
+
+    monkeypatch.setattr(type(setup.method), "predict_fns", lambda self: {"encode_text": predict})
+    predict, work = Predict(), {}
+    for predict.dtype in ("float32", "bfloat16"):
+        report = programs.compile_predict(setup, "encode_text", 4, "model", "it", "")
+        work[predict.dtype] = report.work_bytes
+    copies = held(setup.state["model"]["text_tower"]) / 2
+    assert work["bfloat16"] - work["float32"] == pytest.approx(copies, rel=0.01)
+
+
+def test_evaluators_that_are_not_known(config, setup, tmp_path, monkeypatch):
     """Nothing is compiled of what does not say what it needs, or of what row."""
     config = config.copy_and_resolve_references()
     code = "class Evaluator:\n    needs = ('encode_maps',)\n    batch_size = 3\n"
@@ -65,8 +92,7 @@ def test_evaluators_that_are_not_known(config, tmp_path, monkeypatch):
     (tmp_path / "of_nothing.py").write_text("class Evaluator:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     config.evals = dict(a=dict(evaluator="of_nothing", every_steps=1))
-    experiment = Experiment.from_config(config)
-    setup = Setup.of(experiment, experiment.make_mesh())
+    setup = dataclasses.replace(setup, experiment=Experiment.from_config(config))
     assert list(evaluator_programs(setup)) == []
     config.evals = dict(a=dict(evaluator="of_maps", every_steps=1))
     setup = dataclasses.replace(setup, experiment=Experiment.from_config(config))
