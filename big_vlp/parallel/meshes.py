@@ -89,6 +89,11 @@ def _laid_out(sizes: tuple[int, int, int], devices) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -108,11 +113,6 @@ def keep_over_batch(x):
     if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
-
-
-def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 @functools.lru_cache(maxsize=64)  # asked for with every batch
