@@ -93,12 +93,14 @@ def search(setup: Setup, with_roofline: bool) -> None:
         f"{held(setup.state) / 2**30:.2f}; at most {MINUTES} minutes:",
         flush=True,
     )
-    rows, left = Candidates(setup).rows()
+    rows, unfit, left = Candidates(setup).rows()
     print(table(rows, setup))
+    if unfit:
+        print(f"No batch fits with: {'; '.join(map(str, unfit))}.")
     if left:
         print(
-            f"Not reached in {MINUTES} minutes: {', '.join(map(_named, left))}. The same command "
-            "goes on from here."
+            f"Not reached in {MINUTES} minutes: {'; '.join(map(str, left))}. The same command goes "
+            "on from here."
         )
     for row in rows:
         chosen = with_row(setup, row)
@@ -150,7 +152,7 @@ def table(rows: list[Row], setup: Setup) -> str:
         if row.rate:
             times = f"{1e3 * point.seconds:8,.1f}  {row.rate:10,.0f}"
         lines.append(
-            f"  {_named(row.remat):26} {row.steps:13} {point.batch:8,} "
+            f"  {row.remat!s:26} {row.steps:13} {point.batch:8,} "
             f"{(state + point.work_bytes) / 2**30:7.2f}  {row.overhead:5.2f}  {times}"
         )
     lines.append(
@@ -164,10 +166,6 @@ def _fields(method) -> set[str]:
     return {field.name for field in dataclasses.fields(method)}
 
 
-def _named(remat: str | None) -> str:
-    return str(remat)
-
-
 class Candidates:
     """Compiles what the table needs, and no more."""
 
@@ -179,21 +177,25 @@ class Candidates:
         self._first = ROWS * self._parts
         self._end = time.monotonic() + 60 * MINUTES
 
-    def rows(self) -> tuple[list[Row], list[str | None]]:
+    def rows(self) -> tuple[list[Row], list[str | None], list[str | None]]:
         """(the rows, those with the recipe's whole batch first, and of these the fastest first;
-        policies that did not get their turn)."""
-        rows, left, policies = [], [], (None,)
+        policies with which no batch fits; those that did not get their turn)."""
+        rows, unfit, left, policies = [], [], [], (None,)
         if "remat" in _fields(self._setup.method):
             policies = dict.fromkeys((self._setup.method.remat, *POLICIES))
         for remat in policies:
             try:
-                rows += [
+                found = [
                     Row(remat, steps, point, self._overhead(remat, steps))
                     for steps, point in self._of_policy(remat)
                 ]
             except _OutOfTime:
                 left.append(remat)
-        return sorted(rows, key=self._order), left
+                continue
+            rows += found
+            if not found:
+                unfit.append(remat)
+        return sorted(rows, key=self._order), unfit, left
 
     def _order(self, row: Row) -> tuple:
         """By overhead where a time is not known."""
@@ -256,9 +258,9 @@ class Candidates:
         """The largest batch whose work fits, on the line through two points."""
         more = second.work_bytes - first.work_bytes
         share = (free - first.work_bytes) / more if more > 0 else float("inf")
-        if share < 1:  # the second did fit
-            return second
         step = second.batch - first.batch
+        if share < 1 or step < first.batch / 4:  # the second did fit; they are too near for a line
+            return second
         batch = self._rounded(first.batch + min(share * step, self._wanted))
         share = (batch - first.batch) / step
         seconds = None
@@ -302,7 +304,7 @@ class Candidates:
             pass
         work = "does not fit" if found[0] is None else f"work of {found[0] / 2**30:.2f} GiB"
         print(
-            f"  {_named(remat)}, {steps} x {batch // steps:,} examples: {work} "
+            f"  {remat}, {steps} x {batch // steps:,} examples: {work} "
             f"({time.monotonic() - began:.0f} s)",
             flush=True,
         )

@@ -56,8 +56,8 @@ def setup(tiny, monkeypatch, tmp_path):
 
 def test_the_largest_batches_and_the_fewest_micro_batches(setup):
     made, compiled = setup
-    rows, left = search.Candidates(made).rows()
-    assert not left and len(compiled) == len(set(compiled))
+    rows, unfit, left = search.Candidates(made).rows()
+    assert not (unfit or left) and len(compiled) == len(set(compiled))
     found = {(row.remat, row.steps): row.point.batch for row in rows}
     for remat, (bytes_a_row, _) in COSTS.items():
         largest = (42_010 - FIXED) // (bytes_a_row + BATCH)
@@ -77,15 +77,15 @@ def test_the_largest_batches_and_the_fewest_micro_batches(setup):
 def test_a_search_that_was_ended_goes_on(setup, monkeypatch):
     made, compiled = setup
     monkeypatch.setattr(search, "MINUTES", -1)
-    rows, left = search.Candidates(made).rows()
+    rows, _, left = search.Candidates(made).rows()
     assert rows == [] and left == [None, *search.POLICIES[:-1]] and not compiled  # its own first
     monkeypatch.setattr(search, "MINUTES", 30)
     monkeypatch.setattr(search, "POLICIES", search.POLICIES[:2])
-    before, _ = search.Candidates(made).rows()
+    before, *_ = search.Candidates(made).rows()
     count = len(compiled)
     assert count
     monkeypatch.setattr(search, "MINUTES", -1)
-    assert search.Candidates(made).rows() == (before, [])
+    assert search.Candidates(made).rows() == (before, [], [])
     assert len(compiled) == count
     other = dataclasses.replace(made, memory=made.memory + 1)  # nothing is kept of these devices
     assert search.Candidates(other).rows()[0] == []
@@ -114,12 +114,13 @@ def test_the_first_that_fits_as_the_config_says(setup, monkeypatch, capsys):
     assert last[:2] == ["--config.global_batch=1024", f"--config.method.remat={shown[1][0]}"]
 
 
-def test_what_cannot_be_searched(setup):
+def test_what_cannot_be_searched(setup, capsys):
     made, _ = setup
     with pytest.raises(ConfigError, match="memory of a TPU v5 lite is not known"):
         search.search(dataclasses.replace(made, memory=None), False)
     with pytest.raises(programs.TooLargeError, match="Nothing that was tried fits 1 x"):
         search.search(dataclasses.replace(made, memory=held(made.state)), False)
+    assert "No batch fits with: None; full; dots; qkv" in capsys.readouterr().out
 
 
 @pytest.mark.slow
