@@ -89,6 +89,11 @@ def _laid_out(sizes: tuple[int, int, int], devices) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -141,7 +146,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     Raises:
       ValueError: the batch cannot be split evenly.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ValueError(
             f"A batch of {batch_size} cannot be split over data * fsdp = {parts} devices; make it "

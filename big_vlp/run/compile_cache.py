@@ -65,14 +65,24 @@ def open_compile_cache() -> None:
     jax.config.update(_OF_XLA, "")
 
 
+def users_cache(*names: str) -> Path:
+    """The folder `$XDG_CACHE_HOME/big_vlp/NAMES`, else in `~/.cache`, made if missing.
+
+    Raises:
+      OSError: it cannot be written; RuntimeError: nobody knows the home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home, "big_vlp", *names)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+    return directory
+
+
 def _own_directory() -> str | None:
     """The user's, made if missing; None, and a logged line, where it cannot be written."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(home) / "big_vlp" / "compiled" / _kind_of_cpu()
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        directory = users_cache("compiled", _kind_of_cpu())
     except (OSError, RuntimeError) as error:  # the latter where nobody knows the home
         logging.warning(
             "Compiled programs are not kept (%s). %s names another place, or %r for none.",

@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 # Of one device, the first that fits: dense TFLOP/s (bf16, fp32), and GB/s of its memory. From the
 # makers' data sheets: NVIDIA's of H100, H200, A100, L40S, HGX B200 and GB200, half of what is given
 # "with sparsity"; Google's "system architecture" pages of Cloud TPU.
@@ -22,6 +24,14 @@ _DEVICES = (
     ("TPU v6", 918.0, None, 1640.0),
 )
 
+# GiB of one device's memory that programs can use, as libtpu says it for described devices.
+_MEMORIES = (
+    ("TPU v4", 15.25),
+    ("TPU v5 ?(lite|e)", 15.75),
+    ("TPU v5", 95.74),
+    ("TPU v6", 31.25),
+)
+
 
 def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
     """Dense TFLOP/s of a device of this kind in "bfloat16", "float16" or full-precision "float32";
@@ -33,6 +43,20 @@ def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
 def bandwidth(kind: str) -> float | None:
     """GB/s of the memory of a device of this kind; None where it is not known."""
     return _found(kind)[2]
+
+
+def memory_bytes(device) -> int | None:
+    """What programs can use of a device's memory; None where nobody says it.
+
+    Args:
+      device: of this machine, or a described one.
+    """
+    try:
+        stats = device.memory_stats() or {}
+    except jax.errors.JaxRuntimeError:  # it is described, or another process'
+        stats = {}
+    known = (gib for kind, gib in _MEMORIES if re.search(kind, device.device_kind))
+    return stats.get("bytes_limit") or next((int(gib * 2**30) for gib in known), None)
 
 
 def _found(kind: str) -> tuple[float | None, float | None, float | None]:

@@ -1,4 +1,4 @@
-"""FLOPs that a model needs, and that a device can do."""
+"""FLOPs that a model needs."""
 
 import dataclasses
 import threading
@@ -34,10 +34,11 @@ def products_per_sample(experiment, method, image_size: int | None = None) -> fl
 
 def as_needed(method):
     """The method without what computes things twice to save memory, where it has such fields."""
-    return _with(method, remat=None, accumulate_steps=1)
+    return with_settings(method, remat=None, accumulate_steps=1)
 
 
-def _with(method, **given):
+def with_settings(method, **given):
+    """The method with these values of fields, where it has such fields."""
     fields = {field.name for field in dataclasses.fields(method)}
     return dataclasses.replace(method, **{k: v for k, v in given.items() if k in fields})
 
@@ -45,7 +46,7 @@ def _with(method, **given):
 def _on_one_device(experiment, method, image_size: int | None = None):
     """(a training step, its abstract arguments), with XLA's attention: calls of other kernels count
     nothing."""
-    method = _with(method, attention="xla")
+    method = with_settings(method, attention="xla")
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
     image_size = image_size or experiment.preprocess_record.image_size
@@ -55,9 +56,18 @@ def _on_one_device(experiment, method, image_size: int | None = None):
 
 def abstract_batch(experiment, image_size: int, size: int, placement=None) -> dict:
     """Shapes of a global batch of so many examples, its text whole."""
+    return abstract_rows(experiment.make_views(image_size).spec(), size, placement)
+
+
+def abstract_rows(row: dict, size: int, placement=None) -> dict:
+    """Shapes of so many rows.
+
+    Args:
+      row: name -> (shape, dtype) of one.
+    """
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
-        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
+        for name, (shape, dtype) in row.items()
     }
 
 

@@ -5,33 +5,31 @@ A program of its own, since the number of devices is fixed when jax starts.
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.compiling.report import collectives
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
 from big_vlp.generation.sampling import Sampling, _first, _next, generate
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers import axes
 from big_vlp.parallel import meshes, placing
-from big_vlp.telemetry.hlo import Program
 
 MESHES = {"2,2,2": 8, "1,1,2": 2}
 IMAGE = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
 TEXT = {"vocab_size": 24, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 128}
 BATCH, NEW = 8, 5
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SHAPE = re.compile(r"\[([\d,]*)\]")
 
 
-def is_moved(work):
-    """Whether devices send each other something."""
-    return work.instruction.opcode.removesuffix("-start") in COLLECTIVES
-
-
-def elements(work):
-    return max(math.prod(shape) for _, shape in work.instruction.arrays)
+def elements(moved):
+    """Of the largest array that devices send each other in a program."""
+    shapes = [shape.split(",") for _, arrays, _ in moved for shape in SHAPE.findall(arrays)]
+    return max((math.prod(int(n) for n in shape if n) for shape in shapes), default=0)
 
 
 def main():
@@ -73,11 +71,11 @@ def main():
         leaves = jax.tree.leaves(own)
         cache, state = _first(settings, own, prompts, features, None, None)
         step = _next.lower(settings, own, cache, prompts.lengths, state, 1, None, None)
-        work = Program(step.compile().as_text()).work()
+        moved = collectives(step.compile().as_text())
         return {
             "ids": [np.asarray(x).tolist() for x in ids],
             "cache": cache["key"].sharding.shard_shape(cache["key"].shape)[1:4:2],
-            "moved": max(map(elements, filter(is_moved, work)), default=0),
+            "moved": elements(moved),
             "split": mesh and sum(placing.bytes_per_device(x) < x.nbytes for x in leaves),
         }
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.compile import collectives
+from big_vlp.compiling.report import collectives
 from big_vlp.methods import make_method
 from big_vlp.methods.shared import text_groups
 from big_vlp.parallel import meshes, placing
