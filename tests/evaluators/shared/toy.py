@@ -116,6 +116,8 @@ def as_described(name, fn, preprocess):
         assert rows == base.row_of(name, preprocess)
         return fn(model, batch)
 
+    if hasattr(fn, "weights"):
+        predict.weights = fn.weights
     return predict
 
 
