@@ -111,7 +111,7 @@ def _compiled(setup: Setup, lowered, batch, name: str, advice: str, copies=()) -
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error):  # a kernel's own fault
             raise
         why = str(error).splitlines()[0]
         raise TooLargeError(f"{name} does not fit: {why} {advice}") from error

@@ -110,10 +110,8 @@ def search(setup: Setup, with_roofline: bool) -> None:
         except programs.TooLargeError as error:
             print(f"  {error}\n  So the next.")
             continue
-        try:
-            report.show_evaluators(chosen)
-        finally:
-            print(f"\nAdd to the command line:\n  {options(chosen)}", flush=True)
+        report.show_evaluators(chosen)
+        print(f"\nAdd to the command line:\n  {options(chosen)}", flush=True)
         return
     raise programs.TooLargeError(
         f"Nothing that was tried fits {setup.mesh.size} x {setup.device_kind}. Use more devices, "
@@ -282,8 +280,9 @@ class Candidates:
         def count(method):
             return products_per_sample(experiment, method)
 
-        needed = self._kept.get("needed", lambda: count(as_needed(method)))
-        return self._kept.get(f"{remat} {steps}", lambda: count(method)) / needed
+        batch = experiment.global_batch
+        needed = self._kept.get(f"needed {batch}", lambda: count(as_needed(method)))
+        return self._kept.get(f"{remat} {steps} of {batch}", lambda: count(method)) / needed
 
     def _point(self, remat: str | None, steps: int, batch: int) -> Point:
         """Raises _OutOfTime where it is not kept, and no more may be begun."""

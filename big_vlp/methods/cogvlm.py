@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import re
 
 import jax
@@ -165,12 +164,16 @@ class Method(base.Method):
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
             return hidden[:, start - 1 : -1], image_loss
 
-        variables = trees.variables(model)
         with self.lora_active():
-            hidden, image_loss = self.network.apply(variables, method=run)
-            head = functools.partial(self.network.apply, variables, method="logits")
+            hidden, image_loss = self.network.apply(trees.variables(model), method=run)
             predicted, counted = tokens[:, start:], rows["loss_mask"][:, start:]
-            text_loss = losses.next_tokens(hidden, head, predicted, counted)
+            of_head, others = trees.split(model, lambda path: path.startswith("language/head/"))
+
+            def logits(of_head, hidden):
+                variables = trees.variables(trees.merge(of_head, others))
+                return self.network.apply(variables, hidden, method="logits")
+
+            text_loss = losses.next_tokens(hidden, logits, of_head, predicted, counted)
         return *text_loss, image_loss
 
     def lora_active(self):
@@ -183,7 +186,8 @@ class Method(base.Method):
         return model if self.lora is None else Lora(**self.lora).merge(model)
 
     def for_writing(self, model):
-        """The model with what every new token goes through in the compute dtype, LoRA merged.
+        """The model with what every new token goes through in the compute dtype. LoRA's factors
+        stay apart: in bf16 kernels the smallest changes would be rounded away.
 
         The image tower and the visual experts, which read a prompt once, are the same arrays, and
         so is what needs no change; every other array lies on the devices as the one it replaces.
@@ -193,7 +197,7 @@ class Method(base.Method):
             return re.match("language/(?!blocks/vision/)", path)
 
         used, others = trees.split(model, every_token)
-        used = in_compute_dtype(self.merged(used), self.dtype, ("kernel", "embedding"))
+        used = in_compute_dtype(used, self.dtype, ("kernel", "embedding"))
         return trees.merge(used, others)
 
     def model_images(self, batch, keys):

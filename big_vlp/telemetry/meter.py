@@ -164,7 +164,7 @@ class Meter:
         self._steps.append(step)
         self._dispatched.put((step, output))
 
-    def read(self, refused: int = 0) -> dict[str, float]:
+    def read(self, refused: int) -> dict[str, float]:
         """The values of a training line, `CLOCKED`, over the steps since the last reading; waits
         for the last step. What is not known, or took no time, is left out.
 

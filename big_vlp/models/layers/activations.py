@@ -1,5 +1,6 @@
-"""Activations by name, elementwise. They are computed in fp32 whatever they get and give: XLA then
-fuses them into the products around them, and keeps one array for the backward pass, not several."""
+"""Activations by name, elementwise. They are computed in fp32 whatever they get and give, and again
+in the backward pass, for which what they get is kept alone: XLA fuses them into the products around
+them."""
 
 from collections.abc import Callable
 
@@ -8,7 +9,11 @@ import jax.numpy as jnp
 
 
 def _in_fp32(fn: Callable) -> Callable:
-    return lambda x: fn(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+    def computed(x):
+        return fn(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+    # In a loop XLA cannot merge the recomputation away; written out it may, if that is cheaper.
+    return jax.checkpoint(computed, prevent_cse=False)
 
 
 @_in_fp32

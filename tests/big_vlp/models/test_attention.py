@@ -158,8 +158,21 @@ def test_the_kernel_of_whole_rows_computes_the_same(monkeypatch, length, keys, c
 
         for array, other in zip(differentiated(of_parts, arrays, causal=causal), found):
             np.testing.assert_array_equal(array, other)
-        np.testing.assert_array_equal(
-            self_attention(qkv, causal=causal), attention(*arrays, causal=causal)
+        monkeypatch.setattr(layer, "pick", lambda *_, **__: "rows")
+        of_rows = functools.partial(rows.self_attention, interpret=True)
+        monkeypatch.setattr(rows, "self_attention", of_rows)
+        np.testing.assert_array_equal(self_attention(qkv, causal=causal), found[0])
+
+
+def test_the_kernel_of_whole_rows_in_half_precision():
+    arrays = [x.astype(jnp.bfloat16) for x in inputs(40, kv_heads=4, width=16)]
+    exact = [np.asarray(x, np.float32) for x in arrays]
+    expected = differentiated(written.whole, exact, causal=True)
+    kernel = functools.partial(rows.attention, interpret=True)
+    for array, other in zip(differentiated(kernel, arrays, causal=True), expected):
+        assert array.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            np.float32(array), other, rtol=2e-2, atol=2e-2 * np.abs(other).max()
         )
 
 
@@ -197,7 +210,8 @@ def test_rows_are_padded_to_whole_blocks(length):
         ("tpu", "auto", 600, {"dtype": jnp.float32}, "blocks", "bfloat16"),
         ("tpu", "auto", 257, {"dropout": DROPOUT}, "xla", "no dropout"),
         ("tpu", "auto", 257, {}, "rows", None),
-        ("tpu", "auto", 8, {}, "xla", None),
+        ("tpu", "auto", 50, {}, "xla", None),
+        ("tpu", "auto", 257, {"width": 256}, "xla", "heads of up to"),
         ("tpu", "rows", 700, {}, "blocks", "up to"),
         ("tpu", "flash", 257, {}, "flash", None),
     ],

@@ -43,7 +43,7 @@ def run(tmp_path):
                     pass
                 meter.dispatched(work(x), 1, 1)
                 profile.dispatched(step)
-            values = meter.read()
+            values = meter.read(0)
             profile.close()
         return said, values
 

@@ -22,8 +22,9 @@ BACKENDS = ("xla", "blocks", "cudnn", "rows", "flash")
 # to 600 tokens others saw no gain in time, but memory is saved at any length.
 # For TPUs by arithmetic for v5e. XLA moves the weights of a head about eight times in a step of
 # training: 197 positions, 12 heads and 64 rows are 1.3 GB a layer, 1.6 ms; "rows" moves 0.2 GB and
-# computes for 0.7 ms. "flash" pads rows and moves its sums: no gain below 512.
-KERNELS = {"gpu": (("cudnn", 2),), "tpu": (("rows", 16), ("flash", 512))}
+# computes for 0.7 ms; rows of less than 64 it pads to 128. "flash" pads rows and moves its sums: no
+# gain below 512.
+KERNELS = {"gpu": (("cudnn", 2),), "tpu": (("rows", 64), ("flash", 512))}
 
 # Queries from which on XLA works by blocks: 16 heads' logits of a row are 16 MB here, fp32.
 LONG = 512
@@ -64,6 +65,19 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
       [B, T, H, D] in the dtype of `query`.
     """
     backend = pick(query, key, spans=spans, dropout=dropout)
+    return _by(backend, query, key, value, causal, spans, dropout)
+
+
+def self_attention(qkv, *, causal: bool = False):
+    """`attention` of qkv[:, :, i], [B, T, 3, H, D], which a kernel may read where they are."""
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    backend = pick(query, key)
+    if backend == "rows":
+        return rows.self_attention(qkv, causal=causal)
+    return _by(backend, query, key, value, causal)
+
+
+def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None):
     sees = {"causal": causal or spans is not None, "spans": spans}
     if backend == "flash":
         return flash.attention(query, key, value, **sees)  # which names its residuals itself
@@ -78,14 +92,6 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
     else:
         out = written.whole(query, key, value, **sees, dropout=dropout)
     return remat.named(out, "attention")
-
-
-def self_attention(qkv, *, causal: bool = False):
-    """`attention` of qkv[:, :, i], [B, T, 3, H, D], which a kernel may read where they are."""
-    query, key, value = (qkv[:, :, i] for i in range(3))
-    if pick(query, key) == "rows":
-        return rows.self_attention(qkv, causal=causal)
-    return attention(query, key, value, causal=causal)
 
 
 def pick(query, key, *, spans=None, dropout=None) -> str:

@@ -16,8 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 from big_vlp.models.layers import remat
 from big_vlp.models.layers.attention import split
 
-# Of queries or keys: six arrays of 640 x 640, fp32, are 10 MB of a core's 16 MB.
-LONGEST = 640
+# Of queries or keys, and of a head: six arrays of 640 x 640, fp32, are 10 MB of a core's 16 MB, and
+# what a step reads and writes, 14 arrays of 640 x 128 in bf16, 2.3 MB.
+LONGEST, WIDEST = 640, 128
 # For what a step of the kernel reads and writes, which is there twice; a step costs some 0.3 us.
 BLOCK_BYTES, MOST_ROWS = 2**20, 8
 
@@ -32,6 +33,8 @@ def refusal(platform: str, query, key, spans) -> str | None:
         return "no spans"
     if max(query.shape[1], key.shape[1]) > LONGEST:
         return f"rows of up to {LONGEST} positions"
+    if query.shape[3] > WIDEST:
+        return f"heads of up to {WIDEST} numbers"
     if query.shape[2] != key.shape[2]:
         return "a key for each query"
     return split.refusal(query, key)
