@@ -34,7 +34,7 @@ CASES = {
     "catlip-b16": ("catlip", 64, {}, ("method.model.layers",), 0.55),
     "cogvlm": (
         "cogvlm:stage=1",
-        16,
+        32,
         {
             "preprocess.tokenizer": "llama:scenes",  # any: the vocabulary of the model stays
             "mesh.fsdp": 4,
@@ -110,7 +110,7 @@ def compiled(case: str, layers: int, topology: str, images: int) -> None:
     rows = CHIPS * (images or default)
     changes = {
         "global_batch": rows,
-        "total_steps": 10_000,
+        "total_steps": 100_000,
         "method.unroll": True,
         "method.remat": None,
         **changes,
@@ -127,11 +127,12 @@ def compiled(case: str, layers: int, topology: str, images: int) -> None:
                     node = node[part]
                 node[last] = value
         experiment = Experiment.from_config(config)
-    setup = Setup.of(experiment, make_mesh(experiment, topology))
-    (size, batch), *_ = experiment.make_plan().shapes
-    program = programs.compile_step(setup, size, batch)
+        setup = Setup.of(experiment, make_mesh(experiment, topology))
+        size = experiment.preprocess_record.image_size
+        batch = dict(experiment.make_plan().shapes)[size]
+        program = programs.compile_step(setup, size, batch)
     found = roofline.roofline(program.text, setup.device_kind)
-    model_flops = flops_per_sample(experiment) * batch / setup.mesh.size
+    model_flops = flops_per_sample(experiment, size) * batch / setup.mesh.size
     print(
         json.dumps(
             {
