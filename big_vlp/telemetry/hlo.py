@@ -388,9 +388,10 @@ def _of_kernel(instruction: Instruction, computation: Computation) -> float:
     if said:
         return float(said[1])
     if kind := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", instruction.name):  # it does not say
-        arrays = [computation[name].arrays[0][1] for name in instruction.operands]
-        query, key = [shape for shape in arrays if len(shape) == 4][:2]  # [B, H, T or S, D]
-        return 2.0 * _SPLASH_PRODUCTS[kind[1]] * math.prod(query) * key[2]
+        arrays = (computation[name].arrays[0] for name in instruction.operands)
+        # Behind what its masks want, whole numbers: [B, H, T or S, D]; of one row without B.
+        query, key = [shape for dtype, shape in arrays if dtype in ("bf16", "f32")][:2]
+        return 2.0 * _SPLASH_PRODUCTS[kind[1]] * math.prod(query) * key[-2]
     contracted = re.search(r'"lhs_contracting_dimensions":\["(\d+)"', instruction.attributes)
     if contracted and "gemm" in instruction.attributes:
         left = computation[instruction.operands[0]].arrays[0][1]

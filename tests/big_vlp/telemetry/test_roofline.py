@@ -72,6 +72,9 @@ ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,2]) -> bf16[4,8,2] {
   %which = s32[] constant(0)
   %chosen = bf16[4,8]{1,0} conditional(%which, %a, %a), branch_computations={%cheap, %dear}
   %splash_mha_dq.3 = bf16[2,3,4,8]{3,2,1,0} custom-call(%which, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %next = s32[3,1,1]{2,1,0} constant({...})
+  %row = bf16[3,4,8]{2,1,0} bitcast(%q)
+  %splash_mha_fwd.1 = bf16[3,4,8]{2,1,0} custom-call(%next, %row, %row, %row), custom_call_target="tpu_custom_call"
   %kernel = bf16[4,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"1000"}}}
   ROOT %batched = bf16[4,8,2]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=3_3 rhs_reversal=1 lhs_dilate=4}, dim_labels=0bf_0io->0bf
 }
@@ -81,8 +84,17 @@ ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,2]) -> bf16[4,8,2] {
 def test_loops_slices_kernels_and_batches_of_products():
     """Of branches the costliest counts, and what devices send each other does not."""
     found = {work.instruction.name: work for work in Program(TEXT).work()}
-    assert found.keys() == {"y", "z", "d1", "splash_mha_dq.3", "kernel", "batched"}
+    assert found.keys() == {
+        "y",
+        "z",
+        "d1",
+        "splash_mha_dq.3",
+        "splash_mha_fwd.1",
+        "kernel",
+        "batched",
+    }
     assert found["splash_mha_dq.3"].flops == 2 * 3 * (2 * 3) * 4 * 5 * 8
+    assert found["splash_mha_fwd.1"].flops == 2 * 2 * 3 * 4 * 4 * 8  # of one row
     y, z, kernel, batched = (found[name] for name in ("y", "z", "kernel", "batched"))
     assert y.times == z.times == 3 and y.flops == 3 * 2 * 4 * 8 * 16
     assert y.bytes == 3 * (2 * (4 * 8 + 8 * 16 + 4 * 16) + 4)  # of the stack one matrix
