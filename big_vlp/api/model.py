@@ -21,6 +21,7 @@ from big_vlp.parallel import meshes
 from big_vlp.storage.model_dir import open_model
 from evaluators.maps.segmentation import label_map
 from evaluators.pairs.zeroshot import zeroshot_weights
+from evaluators.shared.rows import RowMap
 from input_pipeline.checks import unicode
 from input_pipeline.images.crops import decode, eval_image
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -105,8 +106,18 @@ class Model:
     def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Features f32[N, D] of unit length, to be compared with `encode_image`'s."""
         self._check("encode_text")
-        tokens = self._tokenize(_strings(texts, "texts"), self.preprocess.context_length)
+        tokens = self.tokens(_strings(texts, "texts"))
         return self._all("encode_text", "tokens", tokens.__getitem__, len(tokens))
+
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts as `encode_text` reads them, i32[N, T]."""
+        return self._tokenize(texts, self.preprocess.context_length)
+
+    def row_map(self, name: str) -> Callable:
+        """`encode_image` or `encode_text` as a function of (load, count, batch_size), over all
+        processes, see `evaluators.shared.rows.RowMap`; rows hold "image" or "tokens"."""
+        self._check(name)
+        return functools.partial(RowMap(self._fns[name], self._mesh), self._weights)
 
     def similarity(self, images: Any, texts: str | Iterable[str]) -> np.ndarray:
         """Cosines f32[N, M] of N images and M texts, in -1..1."""
