@@ -36,19 +36,12 @@ def lines(workdir):
 def test_a_killed_run_goes_on_to_the_bit(method, dtype, optimizer, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     given = [f"--config={ROOT / 'tests' / 'tiny_config.py'}:method={method},dtype={dtype}"]
-    options = [f"--config.optim.name={optimizer}", "--config.optim.first_moment_dtype=bfloat16"]
-    given += options if optimizer != "adamw" else []
+    if optimizer != "adamw":
+        given += [f"--config.optim.name={optimizer}", "--config.optim.first_moment_dtype=bfloat16"]
 
     def start(name):
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "big_vlp.train",
-                config,
-                f"--workdir={tmp_path / name}",
-                *options,
-            ],
+            [sys.executable, "-m", "big_vlp.train", *given, f"--workdir={tmp_path / name}"],
             env={**environment, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
