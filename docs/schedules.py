@@ -1,6 +1,6 @@
 """Draws docs/schedules.png: the learning rate of each schedule over a run.
 
-    PYTHONPATH=. python docs/schedules.py
+PYTHONPATH=. python docs/schedules.py
 """
 
 from pathlib import Path

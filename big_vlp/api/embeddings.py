@@ -23,7 +23,7 @@ from big_vlp.parallel.processes import from_first
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import gather_rows
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.files.buckets import make_directory, storage_path
+from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 from input_pipeline.files.whole import (
     in_directory,
     place,
@@ -101,28 +101,29 @@ def embed(
         "part_rows": PART_ROWS,
     }
 
+    names = [f"{start // PART_ROWS:06d}.npz" for start in range(0, len(source), PART_ROWS)]
+
     def begin():
         with _writing(output):
             _check_captions(source, captions)
-            return _finished(parts, output, about)
+            return _finished(parts, output, names, about)
 
-    done, starts = set(from_first(begin, EmbedError)), range(0, len(source), PART_ROWS)
+    done = from_first(begin, EmbedError)
     if done:
-        say(f"{len(done):,} of {len(starts):,} parts are there already, in {parts}.")
+        say(f"{done:,} of {len(names):,} parts are there already, in {parts}.")
     began, rows = time.monotonic(), 0
-    for number, start in enumerate(starts):
-        if _name(number) in done:
-            continue
+    for number in range(done, len(names)):
+        start = number * PART_ROWS
         count = min(PART_ROWS, len(source) - start)
         part = _part(model, encode, source, start, count, captions, batch_size)
-        from_first(functools.partial(_keep, parts / _name(number), part), EmbedError)
+        from_first(functools.partial(_keep, parts / names[number], part), EmbedError)
         rows += count
         rate = rows / (time.monotonic() - began)
         say(f"{start + count:,} of {len(source):,} images, {rate:,.0f} a second.")
 
     def join():
         with _writing(output):
-            return _join(parts, [_name(number) for number in range(len(starts))], output, captions)
+            return _join(parts, names, output, captions)
 
     return Embedded(*from_first(join, EmbedError))
 
@@ -133,16 +134,12 @@ def broken_file(output: str | os.PathLike):
     return output.with_name(f"{output.name}.broken.jsonl")
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}.npz"
-
-
 def _check_captions(source: Source, captions: Sequence[str]) -> None:
     """Of the first record, so that a misspelt field does not become a file without texts."""
     if not len(source):
         raise EmbedError("The source has no records.")
-    (first,) = source.records([0])
-    if not isinstance(first, Exception):
+    first = source.records([0])[0] if captions else None
+    if isinstance(first, dict):
         missing = [field for field in captions if field not in first["captions"]]
         if missing:
             raise EmbedError(
@@ -151,15 +148,17 @@ def _check_captions(source: Source, captions: Sequence[str]) -> None:
             )
 
 
-def _finished(parts, output, about: dict[str, Any]) -> list[str]:
-    """The names of the parts that an earlier call left; a new directory says what they are of."""
+def _finished(parts, output, names: Sequence[str], about: dict[str, Any]) -> int:
+    """How many parts an earlier call left, the first ones; a new directory says what it is of."""
     file = parts / _ABOUT
     if not file.exists():
         if output.exists():
             raise EmbedError(f"{output} exists: delete it, or give another output.")
         make_directory(parts)
+        for path in in_directory(parts):
+            path.unlink()  # nothing says what they are of
         write_json(file, about)
-        return []
+        return 0
     found = json.loads(file.read_bytes())
     if found != about:
         other = [key for key in about if found.get(key) != about[key]]
@@ -168,7 +167,8 @@ def _finished(parts, output, about: dict[str, Any]) -> list[str]:
             f"{[found.get(key) for key in other]}, now {[about[key] for key in other]}). Delete "
             "it, or give another output."
         )
-    return [path.name for path in in_directory(parts) if path.suffix == ".npz"]
+    found = {path.name for path in in_directory(parts)}
+    return next((i for i, name in enumerate(names) if name not in found), len(names))
 
 
 def _part(
@@ -258,9 +258,10 @@ def _join(parts, names: Sequence[str], output, captions: Sequence[str]) -> tuple
             raise
     if broken:
         write_whole(broken_file(output), "".join(broken).encode())
+    (parts / _ABOUT).unlink()  # first: without it the others count for nothing
     for path in in_directory(parts):
         path.unlink()
-    if parts.exists():
+    if not is_in_bucket(parts):
         parts.rmdir()
     return int(sizes[0]), int(sizes[1]), len(broken)
 

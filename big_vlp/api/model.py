@@ -117,7 +117,13 @@ class Model:
         """`encode_image` or `encode_text` as a function of (load, count, batch_size), over all
         processes, see `evaluators.shared.rows.RowMap`; rows hold "image" or "tokens"."""
         self._check(name)
-        return functools.partial(RowMap(self._fns[name], self._mesh), self._weights)
+        row_map = RowMap(self._fns[name], self._mesh)
+
+        def run(load, count, batch_size):
+            with jax.set_mesh(self._mesh):
+                return row_map(self._weights, load, count, batch_size)
+
+        return run
 
     def similarity(self, images: Any, texts: str | Iterable[str]) -> np.ndarray:
         """Cosines f32[N, M] of N images and M texts, in -1..1."""

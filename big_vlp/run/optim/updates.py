@@ -176,17 +176,16 @@ def _apart(
     is_matrix: Callable[[str], bool],
 ) -> optax.GradientTransformation:
     """One transformation for some paths of a tree, another for the others."""
+    both = {"matrices": matrices, "others": others}
 
     def init(params):
-        first, second = trees.split(params, is_matrix)
-        return {"matrices": matrices.init(first), "others": others.init(second)}
+        parts = trees.split(params, is_matrix)
+        return {name: both[name].init(part) for name, part in zip(both, parts)}
 
     def update(updates, state, params=None):
-        found, states = [], {}
-        parts = zip(state, trees.split(updates, is_matrix), (matrices, others))
-        for name, part, transformation in parts:
-            directions, states[name] = transformation.update(part, state[name])
-            found.append(directions)
-        return trees.merge(*found), states
+        parts = zip(both, trees.split(updates, is_matrix))
+        found = {name: both[name].update(part, state[name]) for name, part in parts}
+        directions = trees.merge(*(direction for direction, _ in found.values()))
+        return directions, {name: new for name, (_, new) in found.items()}
 
     return optax.GradientTransformation(init, update)

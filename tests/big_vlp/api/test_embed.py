@@ -104,7 +104,7 @@ def test_what_was_killed_goes_on_to_the_same_file(model, tmp_path, suffix):
     (tmp_path / f"{output.name}.parts" / ".000002.npz.abc.tmp").write_bytes(b"half")
     again, said = Records(broken=(1,)), []
     assert embed(model, again, output, batch_size=4, say=said.append) == (7, 0, 1)
-    assert set(again.read) <= {0, 6, 7} and "2 of 3 parts are there already" in said[0]
+    assert set(again.read) == {6, 7} and "2 of 3 parts are there already" in said[0]
     assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert (
         broken_file(output).read_bytes() == broken_file(tmp_path / f"whole.{suffix}").read_bytes()
@@ -117,7 +117,7 @@ def test_what_storage_refuses_now_is_not_left_out(model, tmp_path):
         embed(model, Records(refused=(4,)), tmp_path / "a.npz", batch_size=4)
     later = Records()
     assert embed(model, later, tmp_path / "a.npz", batch_size=4).images == 8
-    assert set(later.read) == {0, *range(PART, 8)}
+    assert set(later.read) == set(range(PART, 8))
 
 
 def test_what_cannot_be_made(model, tmp_path):

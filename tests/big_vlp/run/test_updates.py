@@ -120,7 +120,7 @@ def test_muon_takes_each_block_and_part_by_itself():
                     as_matrices(found[step][path])[index], expected, atol=2e-3, err_msg=path
                 )
         sizes = np.linalg.svd(as_matrices(found[-1][path]), compute_uv=False)
-        assert 0.3 * scale < sizes.min() and sizes.max() < 1.3 * scale
+        assert 0.6 * scale < np.median(sizes) and sizes.max() < 1.3 * scale
 
 
 def test_adafactor_is_optax_factored_rms_of_each_matrix():
