@@ -15,6 +15,7 @@ from big_vlp.api.embeddings import EmbedError, broken_file, embed
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import Source, make_source
+from tests.big_vlp.parallel.clusters import Cluster
 from tests.test_stored import unpacked
 
 PART = 3
@@ -194,3 +195,27 @@ def test_in_a_bucket(model, tmp_path, bucket):
         with np.load(tmp_path / "a.npz") as here:
             np.testing.assert_array_equal(there["image"], here["image"])
     assert {path.name for path in folder.iterdir()} == {"a.npz", *(f"{i}.png" for i in range(4))}
+
+
+PROGRAM = """
+import sys
+from big_vlp.embed import main
+images = "scenes:size=10,image_size=16"
+output = sys.argv[1] + f"/{COUNT}.npz"
+options = ["--captions", "caption", "--batch-size", "4"]
+sys.exit(main(["--model", sys.argv[1] + "/model", "--images", images, "--output", output, *options]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path):
+    unpacked("model", tmp_path)
+    for count, devices in ((1, 1), (2, 2)):
+        source = PROGRAM.replace("COUNT", str(count))
+        Cluster(count, "", "", tmp_path, source=source, devices=devices).finish()
+    with np.load(tmp_path / "1.npz") as one, np.load(tmp_path / "2.npz") as two:
+        assert one.files == two.files and len(one["ids"]) == 10
+        for name in ("ids", "captions", "caption_ids"):
+            assert one[name].tolist() == two[name].tolist()
+        for name in ("image", "text"):
+            np.testing.assert_allclose(one[name], two[name], atol=1e-6)
