@@ -200,10 +200,9 @@ def test_in_a_bucket(model, tmp_path, bucket):
 PROGRAM = """
 import sys
 from big_vlp.embed import main
-images = "scenes:size=10,image_size=16"
-output = sys.argv[1] + f"/{COUNT}.npz"
-options = ["--captions", "caption", "--batch-size", "4"]
-sys.exit(main(["--model", sys.argv[1] + "/model", "--images", images, "--output", output, *options]))
+model, images, output = sys.argv[1] + "/model", "scenes:size=10,image_size=16", "/COUNT.npz"
+given = ["--model", model, "--images", images, "--output", sys.argv[1] + output]
+sys.exit(main([*given, "--captions", "caption", "--batch-size", "4"]))
 """
 
 
