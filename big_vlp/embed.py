@@ -11,6 +11,7 @@ named in FILE.broken.jsonl.
 """
 
 import argparse
+import functools
 import re
 import sys
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     cluster.connect_processes()
     try:
-        with processes.telling(_say, lambda: None):
+        with processes.telling(functools.partial(print, file=sys.stderr), lambda: None):
             open_compile_cache()
             source = open_images(args.images)
             model = big_vlp.load(args.model, args.weights)

@@ -35,7 +35,7 @@ class Records(Source):
     """Some scenes; a number in `broken` has no image, one in `refused` cannot be read now."""
 
     def __init__(self, size=8, broken=(), refused=()):
-        self.scenes = make_source("scenes", size=size, image_size=16)
+        self.scenes = make_source("scenes", size=size, image_size=32)
         self.broken, self.refused, self.read = broken, refused, []
 
     def __len__(self):
@@ -200,7 +200,7 @@ def test_in_a_bucket(model, tmp_path, bucket):
 PROGRAM = """
 import sys
 from big_vlp.embed import main
-model, images, output = sys.argv[1] + "/model", "scenes:size=10,image_size=16", "/COUNT.npz"
+model, images, output = sys.argv[1] + "/model", "scenes:size=10,image_size=32", "/COUNT.npz"
 given = ["--model", model, "--images", images, "--output", sys.argv[1] + output]
 sys.exit(main([*given, "--captions", "caption", "--batch-size", "4"]))
 """

@@ -43,5 +43,5 @@ def compared(name, mesh):
 
 if __name__ == "__main__":
     placing.FSDP_MIN_BYTES = 1024
-    mesh = meshes.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
     print(json.dumps({name: compared(name, mesh) for name in UPDATES}))
