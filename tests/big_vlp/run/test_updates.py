@@ -209,21 +209,14 @@ def test_the_table_says_who_is_treated_how():
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_half_of_the_first_moment(name):
-    """bf16 changes directions by its rounding alone, and takes half the bytes of that moment."""
-    gradients = [arrays(seed) for seed in range(3)]
-    whole, half = (
-        optimizer(name, first_moment_dtype=dtype, clip_norm=1.0)
-        for dtype in ("float32", "bfloat16")
-    )
-    sizes = [
-        sum(x.nbytes for x in jax.tree.leaves(made.init(gradients[0]))) for made in (whole, half)
-    ]
-    assert sizes[0] - sizes[1] == sum(x.nbytes for x in jax.tree.leaves(gradients[0])) // 2
-    if name == "lion":
-        return  # a sign has no rounding
-    exact, rounded = (directions(made, gradients)[-1] for made in (whole, half))
-    for path, value in exact.items():
-        assert np.abs(rounded[path] - value).max() <= 0.1 * np.abs(value).max(), path
+    """bf16 is for the mean alone."""
+    params, sizes = arrays(0), []
+    for dtype in ("float32", "bfloat16"):
+        made = optimizer(name, first_moment_dtype=dtype, clip_norm=1.0)
+        sizes.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(
+            jax.eval_shape(made.init, params)
+        )))  # fmt: skip
+    assert sizes[0] - sizes[1] == sum(x.nbytes for x in jax.tree.leaves(params)) // 2
 
 
 @pytest.mark.parametrize("name", UPDATES)
