@@ -10,10 +10,11 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -36,7 +37,7 @@ from input_pipeline.records import may_pass, what_is_wrong
 from input_pipeline.sources import Source
 from input_pipeline.text.captions import texts_of
 
-PART_ROWS = 4096
+PART_ROWS = 1024
 FORMATS = (".npz", ".parquet")
 _ABOUT = "about.json"
 
@@ -75,7 +76,8 @@ def embed(
     Args:
       output: a file on a disk or in a bucket; it must not exist.
       captions: fields whose texts are embedded, too.
-      batch_size: rows on all devices together; no value depends on it, but for rounding.
+      batch_size: rows on all devices together; no value depends on it, but for rounding. With one
+        that divides PART_ROWS what was killed goes on to the bit.
       say: is told how far it is.
 
     Raises:
@@ -89,9 +91,8 @@ def embed(
     if output.suffix not in FORMATS:
         raise EmbedError(f"{output}: give a file that ends in {' or '.join(FORMATS)}.")
     parts = output.with_name(f"{output.name}.parts")
-    encode = {"image": model.row_map("encode_image")}
-    if captions:
-        encode["tokens"] = model.row_map("encode_text")
+    for name in ("encode_image", "encode_text") if captions else ("encode_image",):
+        model.check(name)
     about = {
         "model": os.fspath(model.stored.directory),
         "step": model.stored.step,
@@ -111,15 +112,14 @@ def embed(
     done = from_first(begin, EmbedError)
     if done:
         say(f"{done:,} of {len(names):,} parts are there already, in {parts}.")
-    began, rows = time.monotonic(), 0
-    for number in range(done, len(names)):
-        start = number * PART_ROWS
-        count = min(PART_ROWS, len(source) - start)
-        part = _part(model, encode, source, start, count, captions, batch_size)
-        from_first(functools.partial(_keep, parts / names[number], part), EmbedError)
-        rows += count
-        rate = rows / (time.monotonic() - began)
-        say(f"{start + count:,} of {len(source):,} images, {rate:,.0f} a second.")
+    first, began = done * PART_ROWS, time.monotonic()
+    with jax.set_mesh(model.mesh):
+        made = _parts(model, source, first, captions, batch_size)
+        for number, part in enumerate(made, done):
+            from_first(functools.partial(_keep, parts / names[number], part), EmbedError)
+            end = min(len(source), (number + 1) * PART_ROWS)
+            rate = (end - first) / (time.monotonic() - began)
+            say(f"{end:,} of {len(source):,} images, {rate:,.0f} a second.")
 
     def join():
         with _writing(output):
@@ -171,23 +171,22 @@ def _finished(parts, output, names: Sequence[str], about: dict[str, Any]) -> int
     return next((i for i, name in enumerate(names) if name not in found), len(names))
 
 
-def _part(
-    model: Model,
-    encode: dict[str, Callable],
-    source: Source,
-    start: int,
-    count: int,
-    captions: Sequence[str],
-    batch_size: int,
-) -> dict[str, np.ndarray]:
-    """The features of some records, the same on all processes: see `_join`."""
-    described, pre = {}, model.preprocess
+def _parts(
+    model: Model, source: Source, first: int, captions: Sequence[str], batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The parts of all records from one on, each as `_join` reads it, the same on all processes.
+
+    Images of the next part are loaded while one is finished.
+    """
+    described, pre, count = {}, model.preprocess, len(source) - first
     blank = np.zeros((pre.image_size, pre.image_size, 3), np.uint8)
 
     def load(row):
-        name = f"Record number {start + row}"
+        if row >= count:
+            return {"image": blank}
+        name = f"number {first + row}"
         try:
-            record = source[start + row]
+            record = source[first + row]
             name = record["id"]
             pixels = image_of(record, pre)
             given = record["captions"]
@@ -200,8 +199,30 @@ def _part(
             described[row] = name, [], what_is_wrong(f"Record {name!r}", error)
             return {"image": blank}
 
-    features = encode["image"](load, count, batch_size)
-    found = gather_rows(described, count)
+    if not count:
+        return
+    # Of a few rows that are left, too, a whole batch: another program might round otherwise.
+    loaded = max(count, min(batch_size, len(source)))
+    start, waiting = 0, np.zeros((0, 0), np.float32)
+    for batch in model.stream("encode_image", load, loaded, batch_size):
+        waiting = np.concatenate([waiting, batch]) if len(waiting) else batch
+        while start < count and len(waiting) >= (size := min(PART_ROWS, count - start)):
+            own = {
+                row: described.pop(start + row) for row in range(size) if start + row in described
+            }
+            found = gather_rows(own, size)
+            yield _part(model, found, waiting[:size], captions, batch_size)
+            start, waiting = start + size, waiting[size:]
+
+
+def _part(
+    model: Model,
+    found: Sequence[tuple[str, Sequence[str], str]],
+    features: np.ndarray,
+    captions: Sequence[str],
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """A part, of what is known of its records (id, captions, what is wrong) and their features."""
     usable = np.array([not reason for _, _, reason in found])
     kept, broken = ([f for f in found if bool(f[2]) is wrong] for wrong in (False, True))
     part = {
@@ -213,7 +234,11 @@ def _part(
     if captions:
         texts = [text for _, own, _ in kept for text in own]
         tokens = model.tokens(texts or [""])  # of one, so that the width is known
-        rows = encode["tokens"](lambda row: {"tokens": tokens[row]}, len(tokens), batch_size)
+
+        def load(row):
+            return {"tokens": tokens[row]}
+
+        rows = np.concatenate(list(model.stream("encode_text", load, len(tokens), batch_size)))
         part["text"] = np.asarray(rows[: len(texts)], np.float32)
         part["captions"] = _strings(texts)
         part["counts"] = np.array([len(own) for _, own, _ in kept], np.int64)

@@ -92,7 +92,7 @@ def test_features_are_those_of_the_api(model, tmp_path):
 def test_what_was_killed_goes_on_to_the_same_file(model, tmp_path, suffix):
     """What is done is not done again, also where a later start is killed while it writes."""
     source = Records(broken=(1,))
-    embed(model, source, tmp_path / f"whole.{suffix}", batch_size=4)
+    embed(model, source, tmp_path / f"whole.{suffix}", batch_size=3)
 
     def die(text):
         if text.startswith("6 of 8"):
@@ -100,11 +100,11 @@ def test_what_was_killed_goes_on_to_the_same_file(model, tmp_path, suffix):
 
     killed, output = Records(broken=(1,)), tmp_path / f"killed.{suffix}"
     with pytest.raises(KeyboardInterrupt):
-        embed(model, killed, output, batch_size=4, say=die)
+        embed(model, killed, output, batch_size=3, say=die)
     assert not output.exists()
     (tmp_path / f"{output.name}.parts" / ".000002.npz.abc.tmp").write_bytes(b"half")
     again, said = Records(broken=(1,)), []
-    assert embed(model, again, output, batch_size=4, say=said.append) == (7, 0, 1)
+    assert embed(model, again, output, batch_size=3, say=said.append) == (7, 0, 1)
     assert set(again.read) == {6, 7} and "2 of 3 parts are there already" in said[0]
     assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert (
@@ -115,9 +115,9 @@ def test_what_was_killed_goes_on_to_the_same_file(model, tmp_path, suffix):
 
 def test_what_storage_refuses_now_is_not_left_out(model, tmp_path):
     with pytest.raises(BrokenRecordError, match="no answer"):
-        embed(model, Records(refused=(4,)), tmp_path / "a.npz", batch_size=4)
+        embed(model, Records(refused=(7,)), tmp_path / "a.npz", batch_size=3)
     later = Records()
-    assert embed(model, later, tmp_path / "a.npz", batch_size=4).images == 8
+    assert embed(model, later, tmp_path / "a.npz", batch_size=3).images == 8
     assert set(later.read) == set(range(PART, 8))
 
 
