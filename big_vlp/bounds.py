@@ -124,10 +124,13 @@ BOUNDS: dict[str, Range] = {
     "initial_learning_rate": real(0, none="for a first step's share of the warm-up"),
     "epoch_steps": whole(1, none="to move every step"),
     "hold_steps": whole(0),
+    "cooldown_steps": whole(0),
+    "timescale": _COUNT,
     "warmup_steps": whole(0),
     "weight_decay": real(0),
     "beta1": real(0, below=1),
     "beta2": real(0, below=1),
+    "momentum": real(0, below=1),
     "clip_norm": real(above=0, none="for no clipping"),
     "rules": real(0, count=0, named=2),
     # Where a run starts from.

@@ -18,7 +18,7 @@ from big_vlp import bounds, determinism, flag_sets, renamed, trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes, placing
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import Optimizer, make_optimizer
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import Labels
 from big_vlp.storage.warm_start import WarmStart
@@ -53,7 +53,7 @@ class Experiment:
       views: `input_pipeline.views.make_views`.
       loader: `input_pipeline.loader.Loader`, the execution part (workers, threads, prefetch).
       method: `big_vlp.methods.make_method`.
-      optim: `big_vlp.run.optim.Optimizer`.
+      optim: `big_vlp.run.optim.make_optimizer`.
       mesh: `big_vlp.parallel.meshes.make_mesh`.
       checkpoint: `big_vlp.storage.checkpoint.Checkpoints`.
       evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
@@ -158,8 +158,9 @@ class Experiment:
             )
 
     def make_optimizer(self, method) -> Optimizer:
-        given = {"total_steps": self.total_steps, "dead": method.dead_parameters()}
-        optimizer = _call("config.optim", Optimizer, self.optim, **given)
+        given = {"dead": method.dead_parameters(), "declared": method.declared}
+        given["total_steps"] = self.total_steps
+        optimizer = _call("config.optim", make_optimizer, self.optim, **given)
         parameters, _ = trees.split_statistics(method.shapes[0])
         with _in_section("config.optim"):
             optimizer.assign(parameters)

@@ -23,7 +23,7 @@ import numpy as np
 from input_pipeline import workers
 from input_pipeline.files.outages import Unreachable
 from input_pipeline.order import MixedOrder, shuffled
-from input_pipeline.records import BrokenRecordError, given, what_is_wrong
+from input_pipeline.records import BrokenRecordError, given, may_pass, what_is_wrong
 from input_pipeline.sources import Source
 
 # Positions that are tried in place of a broken record.
@@ -195,9 +195,7 @@ class Loader:
                 raise
             except Exception as error:  # Malformed records raise many types.
                 reasons.append(what_is_wrong(name, error))
-                # What a disk or network refuses now, it may give the next time.
-                lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError
-                if isinstance(error, OSError) and not isinstance(error, lasting):
+                if may_pass(error):
                     raise BrokenRecordError(
                         f"{reasons[-1].rstrip('.')}. No other record stands in for what cannot be "
                         "read now but may be later: give the same command again."

@@ -50,6 +50,12 @@ def what_is_wrong(name: str, error: Exception) -> str:
     return f"{name}: {text}"
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether what a disk or network refuses now may be had the next time: no fault of a record."""
+    lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError
+    return isinstance(error, OSError) and not isinstance(error, lasting)
+
+
 def attempt(function: Callable[..., Any], *arguments) -> Any:
     """What a function returns, or its exception; that of an argument which is one already."""
     for argument in arguments:

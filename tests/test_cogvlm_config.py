@@ -90,15 +90,23 @@ def test_the_stages_of_the_paper():
     made, method, *_ = parts("stage=1")
     optim = made.make_optimizer(method)
     assert (made.total_steps, made.global_batch) == (120_000, 8192)
-    assert (optim.learning_rate, optim.warmup_steps, optim.weight_decay) == (1e-4, 12_000, 0.05)
-    assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.95, 1e-8)
+    assert (optim.schedule.learning_rate, optim.schedule.warmup_steps, optim.weight_decay) == (
+        1e-4,
+        12_000,
+        0.05,
+    )
+    assert (optim.algorithm.beta1, optim.algorithm.beta2, optim.algorithm.epsilon) == (
+        0.9,
+        0.95,
+        1e-8,
+    )
     assert made.method["model"]["text"]["dropout"] == 0.1
     assert made.make_plan().shapes == [(224, 8192)]
     assert made.make_views(224).spec()["tokens"][0] == (1 + 258 + 58,)
 
     made, method, *_ = parts("stage=2")
     plan = made.make_plan()
-    assert (made.total_steps, made.make_optimizer(method).warmup_steps) == (60_000, 1200)
+    assert (made.total_steps, made.make_optimizer(method).schedule.warmup_steps) == (60_000, 1200)
     assert (plan(29_999)[:2], plan(30_000)[:2]) == ((224, 1024), (490, 1024))
     assert made.make_views(490).spec()["tokens"][0] == (1 + 1227 + 58,)
 

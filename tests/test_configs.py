@@ -86,7 +86,7 @@ def test_all_options_build(tmp_path, monkeypatch, name):
         key = json.dumps([made.method, made.preprocess])
         method = methods[key] = methods.get(key) or made.make_method()
         checkpoints[json.dumps(made.checkpoint)] = made
-        assert made.make_optimizer(method).total_steps == made.total_steps
+        assert made.make_optimizer(method).schedule.total_steps == made.total_steps
         made.make_mesh()
         assert made.log_every_steps > 0
         spec = views.spec()
@@ -258,9 +258,20 @@ def test_published_catlip_recipes(words_24320, model):
         200_000,
         13,
     )
-    assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, peak / 100)
-    assert (optimizer.weight_decay, optimizer.warmup_steps, optimizer.clip_norm) == (0.2, 10_000, 1)
-    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.999, 1e-8)
+    assert (optimizer.schedule.learning_rate, optimizer.schedule.final_learning_rate) == (
+        peak,
+        peak / 100,
+    )
+    assert (optimizer.weight_decay, optimizer.schedule.warmup_steps, optimizer.clip_norm) == (
+        0.2,
+        10_000,
+        1,
+    )
+    assert (optimizer.algorithm.beta1, optimizer.algorithm.beta2, optimizer.algorithm.epsilon) == (
+        0.9,
+        0.999,
+        1e-8,
+    )
     for path, (_, wd) in optimizer.assign(shapes).items():
         assert wd == (0 if re.search(r"(bias|scale)$", path) else 1), path
     assert (method.ema_decay, method.prior, method.positive_weight) == (1 - 5e-4, 0.5, 1.0)
@@ -292,8 +303,8 @@ def test_transfer_learns_at_one_rate_an_epoch(name, arg, epochs):
     rates = jax.vmap(optimizer.schedule)(np.arange(made.total_steps))
     assert rates[0] == np.float32(1e-6)
     expected = [
-        optimizer.final_learning_rate
-        + (optimizer.learning_rate - optimizer.final_learning_rate)
+        optimizer.schedule.final_learning_rate
+        + (optimizer.schedule.learning_rate - optimizer.schedule.final_learning_rate)
         * (1 + np.cos(np.pi * epoch / epochs)) / 2
         for epoch in range(epochs)
     ]  # fmt: skip
@@ -320,7 +331,7 @@ def test_baselines_read_raw_captions_unless_told(name, captions):
 def test_siglip_decays_as_big_vision_does():
     """1e-4 of a kernel a step at the peak, and nothing of tables, the probe and vectors."""
     optimizer = experiment("siglip").make_optimizer(experiment("siglip").make_method())
-    assert optimizer.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
+    assert optimizer.schedule.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
     for path, (lr, wd) in optimizer.assign(parameter_shapes("siglip", "model=vitb16")).items():
         assert (lr, wd) == (1, path.endswith("kernel")), path
 
@@ -352,7 +363,10 @@ def test_published_transfer_recipes(task, mode):
     assert made.global_batch == batch
     _, last, before = made.make_plan()(made.total_steps - 1)
     assert abs((before + last) / IMAGES[task] - epochs) < 0.2  # sizes are drawn
-    assert (optimizer.learning_rate, optimizer.final_learning_rate) == (peak, final)
+    assert (optimizer.schedule.learning_rate, optimizer.schedule.final_learning_rate) == (
+        peak,
+        final,
+    )
     assert optimizer.weight_decay == decay
     assert len(made.make_plan().shapes) == sizes
     trainable = optimizer.is_trainable(parameters := trees.split_statistics(method.shapes[0])[0])
@@ -400,9 +414,13 @@ def test_published_cosmos_recipes(data, model):
     sources = made.data.get("sources", (made.data,))
     assert tuple(sources) == tuple({"name": "prepared", "path": f"data/{p}"} for p in parts)
 
-    assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-4, 0.5)
-    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.98, 1e-8)
-    assert (optimizer.warmup_steps, optimizer.clip_norm) == (2000, None)
+    assert (optimizer.schedule.learning_rate, optimizer.weight_decay) == (5e-4, 0.5)
+    assert (optimizer.algorithm.beta1, optimizer.algorithm.beta2, optimizer.algorithm.epsilon) == (
+        0.9,
+        0.98,
+        1e-8,
+    )
+    assert (optimizer.schedule.warmup_steps, optimizer.clip_norm) == (2000, None)
     for path, (lr, wd) in optimizer.assign(parameter_shapes("cosmos", f"model={model}")).items():
         exempt = re.search(r"bias$|norm|class_token|logit_scale", path)
         assert (lr, wd) == (1, 0 if exempt else 1), path

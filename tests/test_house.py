@@ -28,7 +28,7 @@ FLOORS = (
     ("api", "bounds", "convert"),
     ("experiment",),
     ("command", "compiling"),
-    ("compile", "evaluate", "generate", "show", "train"),
+    ("compile", "embed", "evaluate", "generate", "show", "train"),
 )
 
 

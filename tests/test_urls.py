@@ -24,6 +24,7 @@ URL = "ftp://server/a/file.tsv"
 # What each command cannot do without.
 NEEDED = {
     "big_vlp.generate": ["--model", "DIR"],
+    "big_vlp.embed": ["--model", "DIR", "--images", "scenes", "--output", "FILE.npz"],
     "big_vlp.show words": ["--model", "DIR", "--image", "FILE"],
     "big_vlp.convert": ["import", "catlip", "FROM", "TO"],
     "input_pipeline.prepare webdataset": ["--input", "x.tar", "--captions", "a", "--output", "DIR"],

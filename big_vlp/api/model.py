@@ -21,6 +21,7 @@ from big_vlp.parallel import meshes
 from big_vlp.storage.model_dir import open_model
 from evaluators.maps.segmentation import label_map
 from evaluators.pairs.zeroshot import zeroshot_weights
+from evaluators.shared.rows import RowMap
 from input_pipeline.checks import unicode
 from input_pipeline.images.crops import decode, eval_image
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -58,6 +59,7 @@ class Model:
       preprocess: its record.
       class_names: of a classifier in the order of its classes; None where labels.json is missing.
       can: names of the methods that this model has.
+      mesh: the devices.
 
     Raises:
       As `big_vlp.load`. All methods raise ModelError for what this model cannot do and for images,
@@ -79,15 +81,16 @@ class Model:
         if "features" in fns:
             fns.setdefault("encode_image", fns["features"])
         self.can = tuple(name for name, needed in NEEDS.items() if needed <= fns.keys())
-        self._mesh = meshes.make_mesh()
-        self._shards = math.prod(self._mesh.shape[axis] for axis in meshes.BATCH_AXES)
+        self.mesh = meshes.make_mesh()
+        self._shards = math.prod(self.mesh.shape[axis] for axis in meshes.BATCH_AXES)
         batches = -(-_at_least_1("batch_size", batch_size) // self._shards)
         self._batch_size = batches * self._shards
         if "generate" in fns:
             self._writer = Writer(self.stored.directory, self.stored.weights, step=self.stored.step)
             return
-        self._weights = self.stored.load(self._mesh)
-        whole = meshes.replicated(self._mesh)
+        self._weights = self.stored.load(self.mesh)
+        self._row_maps: dict[str, RowMap] = {}
+        whole = meshes.replicated(self.mesh)
         self._fns = {name: jax.jit(fn, out_shardings=whole) for name, fn in fns.items()}
 
     def __repr__(self) -> str:
@@ -97,20 +100,39 @@ class Model:
     def encode_image(self, images: Any) -> np.ndarray:
         """Features f32[N, D]: of unit length from CLIP, SigLIP and COSMOS, pooled by the tower, as
         they are, from classifiers."""
-        self._check("encode_image")
+        self.check("encode_image")
         images = as_list(images)
         load = functools.partial(self._pixels, images)
         return self._all("encode_image", "image", load, len(images))
 
     def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Features f32[N, D] of unit length, to be compared with `encode_image`'s."""
-        self._check("encode_text")
-        tokens = self._tokenize(_strings(texts, "texts"), self.preprocess.context_length)
+        self.check("encode_text")
+        tokens = self.tokens(_strings(texts, "texts"))
         return self._all("encode_text", "tokens", tokens.__getitem__, len(tokens))
+
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts as `encode_text` reads them, i32[N, T]."""
+        return self._tokenize(texts, self.preprocess.context_length)
+
+    def stream(
+        self, name: str, load: Callable[[int], dict], count: int, batch_size: int
+    ) -> Iterator[np.ndarray]:
+        """The outputs of `encode_image` or `encode_text`, batch by batch, by all processes.
+
+        `mesh` must be ambient. For the rest see `evaluators.shared.rows.RowMap`.
+
+        Args:
+          load: gives the "image" or the "tokens" of a row; called from threads.
+        """
+        self.check(name)
+        if name not in self._row_maps:
+            self._row_maps[name] = RowMap(self._fns[name], self.mesh)
+        return self._row_maps[name].stream(self._weights, load, count, batch_size)
 
     def similarity(self, images: Any, texts: str | Iterable[str]) -> np.ndarray:
         """Cosines f32[N, M] of N images and M texts, in -1..1."""
-        self._check("similarity")
+        self.check("similarity")
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def zero_shot(
@@ -129,7 +151,7 @@ class Model:
           templates: with one `{}` each, for the name; a class is the mean of its prompts (CLIP,
             arXiv 2103.00020, section 3.1.4).
         """
-        self._check("zero_shot")
+        self.check("zero_shot")
         if isinstance(class_names, str):
             raise ModelError(f"class_names={class_names!r}: give a list of names.")
         names, templates = _strings(class_names, "class_names"), _strings(templates, "templates")
@@ -151,7 +173,7 @@ class Model:
         Probabilities sum to 1 over the classes, or stand for themselves where an image can have
         several, as in CatLIP, whose classes are synsets to be expected in a caption.
         """
-        self._check("classify")
+        self.check("classify")
         _at_least_1("top", top)
         if self.class_names is None:
             raise ModelError(
@@ -168,13 +190,13 @@ class Model:
 
     def words(self, images: Any, top: int = 10) -> list[list[tuple[str, float]]]:
         """The synsets that a CatLIP model expects in a caption of each image; see `classify`."""
-        self._check("words")
+        self.check("words")
         return self.classify(images, top)
 
     def segment(self, images: Any) -> list[np.ndarray]:
         """The class of every pixel, i32[H, W] for each image at its own size; -1 where no class is
         above all others."""
-        self._check("segment")
+        self.check("segment")
         if self.preprocess.resize != "squash":
             raise ModelError(
                 "Segmentation needs the whole image, and the preprocess record of this model says "
@@ -212,7 +234,7 @@ class Model:
           strategy: `generation.sampling.Sampling` or `generation.beams.Beams`; None is greedy.
           seed: of sampling.
         """
-        self._check("generate")
+        self.check("generate")
         _at_least_1("max_new_tokens", max_new_tokens)
         prompts = _strings(prompts, "prompts")
         with explained("strategy"):
@@ -240,7 +262,8 @@ class Model:
             answers.append(answer.text.strip())
         return answers
 
-    def _check(self, name: str) -> None:
+    def check(self, name: str) -> None:
+        """Raises ModelError unless the model can do what the method of that name does."""
         if name not in self.can:
             method = self.stored.meta["config"]["method"]["name"]
             raise ModelError(
@@ -279,9 +302,9 @@ class Model:
             for start in range(0, count, size):
                 rows = list(pool.map(load, range(start, min(start + size, count))))
                 batch = {field: np.stack(rows + rows[-1:] * (size - len(rows)))}
-                with jax.set_mesh(self._mesh):
+                with jax.set_mesh(self.mesh):
                     output = self._fns[name](
-                        self._weights, meshes.global_batch(batch, self._mesh, size)
+                        self._weights, meshes.global_batch(batch, self.mesh, size)
                     )
                 if running is not None:  # read one batch late: the device is never idle
                     yield np.asarray(running)

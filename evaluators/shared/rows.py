@@ -57,8 +57,12 @@ class RowMap:
         Raises:
           BrokenRecordError: what `load` raised, but for want of memory; it names the row.
         """
-        batches = self._batches(self._gathered, params, load, count, batch_size)
-        return np.concatenate([np.asarray(output) for _, output in batches])[:count]
+        return np.concatenate(list(self.stream(params, load, count, batch_size)))
+
+    def stream(self, params, load, count: int, batch_size: int) -> Iterator[np.ndarray]:
+        """As calling it, but yields the outputs of one batch after the other."""
+        for start, output in self._batches(self._gathered, params, load, count, batch_size):
+            yield np.asarray(output)[: count - start]
 
     def local(self, params, load, count: int, batch_size: int) -> Iterator[tuple[int, jax.Array]]:
         """As calling it, for outputs that are too large to be gathered.

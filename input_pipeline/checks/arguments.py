@@ -42,7 +42,7 @@ def call(where: str, fn, section: Mapping[str, Any], /, *args, **given):
     for key, value in section.items():
         if key not in free:
             if not takes_any:
-                message = f"got an unexpected keyword argument {key!r}{_nearest(key, free)}"
+                message = f"got an unexpected keyword argument {key!r}{nearest(key, free)}"
                 raise ArgumentError(f"{prefix}{message}")
         elif expected := _mismatch(value, free[key].annotation):
             raise ArgumentError(f"{prefix}{key}={value!r}; give {expected}.")
@@ -63,10 +63,11 @@ def require_fields(cls: type, base: type) -> None:
 
 def unknown(what: str, name: Any, choices: Iterable[str]) -> str:
     """The message for a name that is none of the choices, with the nearest of them."""
-    return f"Unknown {what} {name!r}{_nearest(name, choices)}"
+    return f"Unknown {what} {name!r}{nearest(name, choices)}"
 
 
-def _nearest(name: Any, choices: Iterable[str]) -> str:
+def nearest(name: Any, choices: Iterable[str]) -> str:
+    """The end of a message about a name that is none of the choices."""
     choices = list(choices)
     found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1)
     if found:

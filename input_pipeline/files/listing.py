@@ -51,8 +51,7 @@ def find(pattern: str | os.PathLike) -> list[Path | epath.Path]:
       ValueError: two files have one name but for the ending: their records would have equal ids.
       PathError: a file in a bucket has a name with one of *?[]#.
     """
-    found = _find_in_bucket(os.fspath(pattern)) if is_in_bucket(pattern) else _find(pattern)
-    files = sorted(found, key=lambda f: f.name)
+    files = sorted(matches(pattern), key=lambda f: f.name)
     known: dict[str, Path] = {}
     for file in files:
         if (other := known.setdefault(file.stem, file)) is not file:
@@ -61,6 +60,11 @@ def find(pattern: str | os.PathLike) -> list[Path | epath.Path]:
                 "make two data sets of them."
             )
     return files
+
+
+def matches(pattern: str | os.PathLike) -> list[Path | epath.Path]:
+    """As `find`, but names may be equal; in the order of the paths."""
+    return _find_in_bucket(os.fspath(pattern)) if is_in_bucket(pattern) else _find(pattern)
 
 
 def _find_in_bucket(pattern: str) -> list[epath.Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from big_vlp import recipes
 from big_vlp.methods import make_method
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.common import interleaved
 
@@ -66,7 +66,9 @@ def prepared(name: str, model: str, batch: int, classes: int):
         given = {"tower": "vit", "model": tower, "num_classes": classes, "multi_label": True}
         rows["labels"] = rng.integers(0, classes, (batch, 8), dtype=np.int32)
     method = make_method(name, preprocess=preprocess, dtype="float32", **given)
-    optimizer = Optimizer(1e-3, total_steps=1000, warmup_steps=100, weight_decay=0.2)
+    optimizer = make_optimizer(
+        learning_rate=1e-3, total_steps=1000, warmup_steps=100, weight_decay=0.2
+    )
     key = jax.random.key(0)
     state = [jax.jit(step.make_init(method, optimizer))(key)]
     rows = jax.tree.map(jnp.asarray, rows)

@@ -19,7 +19,7 @@ import numpy as np
 from big_vlp import recipes
 from big_vlp.methods import make_method
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.common import interleaved
 
@@ -81,7 +81,7 @@ def our_step(pairs, text_groups: tuple, unroll: bool):
         unroll=unroll,
         text_groups=text_groups,
     )
-    optimizer = Optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
+    optimizer = make_optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
     key = jax.random.key(0)
     state = [jax.jit(step.make_init(method, optimizer))(key)]
     train_step = jax.jit(step.make_train_step(method, optimizer), donate_argnums=0)

@@ -21,7 +21,7 @@ from big_vlp.methods import cosmos
 from big_vlp.methods.shared import pairs as shared_pairs
 from big_vlp.models.two_towers import l2_normalise
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from input_pipeline.preprocess import Preprocess
 from tests.benchmarks.clip_step import ADAMW
 from tests.benchmarks.common import interleaved
@@ -93,7 +93,7 @@ def samples_of(image_size: int, batch: int, longest: int) -> dict[str, np.ndarra
 
 def training_step(method, samples):
     """A function that makes one training step and returns its loss."""
-    optimizer = Optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
+    optimizer = make_optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
     key = jax.random.key(0)
     state = [jax.jit(step.make_init(method, optimizer))(key)]
     train_step = jax.jit(step.make_train_step(method, optimizer), donate_argnums=0)
@@ -109,7 +109,7 @@ def training_step(method, samples):
 
 def naive_step(method, samples):
     """The same for the naive side."""
-    optimizer = Optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
+    optimizer = make_optimizer(**ADAMW, total_steps=1000, warmup_steps=100)
     key = jax.random.key(0)
     state = [jax.jit(step.make_init(method, optimizer))(key)]
     samples = jax.tree.map(jnp.asarray, samples)

@@ -27,7 +27,7 @@ from big_vlp.models.layers.positions import resize_sequence
 from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 from big_vlp.recipes import CATLIP_RULES
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from input_pipeline.words.mining import LabelMiner
 from tests.parity.fixtures import fixtures, micro_batches
 
@@ -199,7 +199,7 @@ def test_training_step(case):
     batch = {"image": images_of(arrays, size), "labels": padded_labels(arrays[f"targets/{size}"])}
     method = dataclasses.replace(case.method, augment=None, ema_decay=1 - recipe["ema_momentum"])
     model = {k: v for k, v in case.model.items() if k != "augment"}
-    optimizer = Optimizer(
+    optimizer = make_optimizer(
         learning_rate=recipe["lr"],
         total_steps=10**9,  # the rate stays at its peak
         warmup_steps=0,

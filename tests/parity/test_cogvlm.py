@@ -24,7 +24,7 @@ from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM, dead_parameters
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from input_pipeline.images.crops import eval_image
 from input_pipeline.preprocess import Preprocess
 from tests.parity.fixtures import fixtures
@@ -319,8 +319,8 @@ def test_a_training_step(case, execution):
 
 def one_step(method, params, batch):
     """(gradients, metrics) of a training step: without momentum Adam's mean is the gradient."""
-    optimizer = Optimizer(
-        *(1e-3, 10, 0, 0.1),
+    optimizer = make_optimizer(
+        **dict(learning_rate=1e-3, total_steps=10, warmup_steps=0, weight_decay=0.1),
         beta1=0.0,
         rules=((".*", 1.0, 0.0),),
         dead=method.dead_parameters(),

@@ -21,7 +21,7 @@ from big_vlp.methods.shared import pairs
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.towers.vit import DINO_EXCESS
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from evaluators.pairs.zeroshot import zeroshot_weights
 from input_pipeline.text.captions import sample, sample_captions, split_sentences
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -288,7 +288,7 @@ def test_gradients(case):
 def test_two_training_steps(case):
     """The loop's own step: AdamW, warm-up, weight decay by name, teacher before student."""
     hyper = case.info["hyper"]
-    optimizer = Optimizer(
+    optimizer = make_optimizer(
         learning_rate=hyper["lr"],
         total_steps=hyper["total_steps"],
         warmup_steps=hyper["warmup"],

@@ -1,6 +1,6 @@
 """What was published of CogVLM."""
 
-from big_vlp.run.optim import HELD
+from big_vlp.run.optim.schedules import HELD
 from tests.recipes.rows import CLIP_COLOURS, UNKNOWN, Recipe, Row, fixed, tower
 
 SAT = "a guess: the default of SwissArmyTransformer, with which it was trained"

@@ -10,7 +10,9 @@ import ml_collections
 
 from big_vlp.experiment import Experiment
 from big_vlp.recipes import mean_batch
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
+from big_vlp.run.optim.schedules import SCHEDULES
+from big_vlp.run.optim.updates import UPDATES
 from input_pipeline.checks import parts
 from input_pipeline.preprocess import Preprocess
 
@@ -106,7 +108,9 @@ def load(name: str, arg: str) -> dict:
     method = parts.find("method", "big_vlp.methods", config["method"]["name"], "Method")
     views = parts.find("views", "input_pipeline.views", config["views"]["name"], "Views")
     for section, built in (
-        ("optim", Optimizer),
+        ("optim", SCHEDULES[config["optim"].get("schedule", "cosine")]),
+        ("optim", UPDATES[config["optim"].get("name", "adamw")]),
+        ("optim", make_optimizer),
         ("preprocess", Preprocess),
         ("method", method),
         ("views", views),

@@ -76,7 +76,12 @@ class Method:
     @property
     def splits(self) -> dict[str, placing.Split]:
         """What the model's modules declare for `placing.place`, see `models.layers.axes`."""
-        return self._traced[1].splits
+        return self.declared.splits
+
+    @property
+    def declared(self) -> axes.Declared:
+        """What the model's modules declare about the axes of its parameters."""
+        return self._traced[1]
 
     def loss(
         self, trainable: Tree, frozen: Tree, averaged: Tree, statistics: Tree, batch, *, rng, step

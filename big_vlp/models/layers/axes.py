@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from big_vlp.models.layers.head import Head
 from big_vlp.parallel.placing import Split
 
 
@@ -38,10 +39,16 @@ class Declared:
     Attributes:
       splits: for `parallel.placing.place`.
       kernels: of all dense layers.
+      heads: paths of those whose layer is a `head.Head`, the last of a model.
     """
 
     splits: dict[str, Split] = dataclasses.field(default_factory=dict)
     kernels: dict[str, Axes] = dataclasses.field(default_factory=dict)
+    heads: set[str] = dataclasses.field(default_factory=set)
+
+    def is_hidden(self, path: str) -> bool:
+        """Whether a parameter is the kernel of a dense layer with others behind it."""
+        return path in self.kernels and path not in self.heads
 
 
 def outputs(layer: str, axis: int = -1, must: bool = True) -> dict[str, Split]:
@@ -109,6 +116,8 @@ def _record(module: nn.Module, found: Declared) -> None:
         parts = int(module.name in getattr(type(module.parent), "fused_layers", ()))
         outputs = np.size(module.features) - parts
         found.kernels[f"{path}kernel"] = Axes(inputs_of(module), parts, outputs)
+        if isinstance(module, Head):
+            found.heads.add(f"{path}kernel")
 
 
 def inputs_of(layer: nn.Dense | nn.DenseGeneral) -> int:

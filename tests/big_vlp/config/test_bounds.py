@@ -17,7 +17,9 @@ from big_vlp.models import cogvlm, llama, text, two_towers
 from big_vlp.models.heads import dense
 from big_vlp.models.lora import Lora
 from big_vlp.parallel import meshes
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
+from big_vlp.run.optim.schedules import SCHEDULES
+from big_vlp.run.optim.updates import UPDATES
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.warm_start import WarmStart
 from big_vlp.telemetry.profile import Profile
@@ -52,7 +54,7 @@ BUILT = {  # section: what it describes
         *of_modules("big_vlp.models.towers", "Tower"), cogvlm.CogVLM, llama.Llama,
         two_towers.TwoTowers, two_towers.CosmosTowers, text.TextTransformer,
     ],
-    "optim": [Optimizer],
+    "optim": [make_optimizer, *SCHEDULES.values(), *UPDATES.values()],
     "mesh": [meshes.make_mesh],
     "checkpoint": [Checkpoints],
     "evals.x": [ScheduledEvaluator, *of_modules("evaluators", "Evaluator")],

@@ -26,7 +26,7 @@ def test_parts_fit_together(tmp_path, method):
     batch = loader.batch(0)
     assert {k: (x.shape[1:], x.dtype) for k, x in batch.items()} == loader.views[16].spec()
     assert {len(x) for x in batch.values()} == {4}
-    assert optimizer.total_steps == loader.total_steps == 6
+    assert optimizer.schedule.total_steps == loader.total_steps == 6
     assert evaluators["held_out"].weights == ("averaged" if averaged else "model")
 
 

@@ -7,7 +7,7 @@ import pytest
 from big_vlp import trees
 from big_vlp.models.lora import Lora
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from tests.big_vlp.methods.toy_cogvlm_method import (
     compiled_loss,
     fast_jit,
@@ -33,7 +33,14 @@ def is_factor(path):
 def test_training_begins_at_the_given_model(batch):
     """Same weights, same bits of the loss; and a step moves the factors alone."""
     method, key = make(lora=SECTION, ema_decay=0.5), jax.random.key(0)
-    optimizer = Optimizer(1e-2, 5, 0, 0.0, rules=RULES, dead=method.dead_parameters())
+    optimizer = make_optimizer(
+        learning_rate=1e-2,
+        total_steps=5,
+        warmup_steps=0,
+        weight_decay=0.0,
+        rules=RULES,
+        dead=method.dead_parameters(),
+    )
     state = fast_jit(step.make_init(method, optimizer))(key)
     factors, frozen = trees.flatten(state["model"]), trees.flatten(state["frozen"])
     assert factors and all(map(is_factor, factors)) and not any(map(is_factor, frozen))

@@ -9,7 +9,7 @@ import pytest
 
 from big_vlp import losses, trees
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from tests.big_vlp.methods.toy_cogvlm_method import (
     EXPERTS,
     MODEL,
@@ -55,7 +55,7 @@ def is_adapters(path):
 def started(method, rules, **options):
     """(optimizer, state of step 0)."""
     options = {"total_steps": 5, "warmup_steps": 0, "weight_decay": 0.0, **options}
-    optimizer = Optimizer(1e-2, rules=rules, **options)
+    optimizer = make_optimizer(learning_rate=1e-2, rules=rules, **options)
     init = fast_jit(step.make_init(method, optimizer))
     return optimizer, init(jax.random.key(0, impl="unsafe_rbg"))
 
@@ -122,7 +122,9 @@ def test_what_is_frozen_costs_neither_gradient_nor_moments(batch):
     jax.tree.map(np.testing.assert_array_equal, new["frozen"], state["frozen"])
 
     def flops(rules):
-        optimizer = Optimizer(1e-2, 5, 0, 0.0, rules=rules)
+        optimizer = make_optimizer(
+            learning_rate=1e-2, total_steps=5, warmup_steps=0, weight_decay=0.0, rules=rules
+        )
         method = make(unroll=True)
         state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
         lowered = jax.jit(step.make_train_step(method, optimizer)).lower(

@@ -12,7 +12,7 @@ from big_vlp import losses, trees
 from big_vlp.methods import make_method, segmentation
 from big_vlp.parallel import meshes
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from evaluators.shared.base import make_evaluator
 from input_pipeline.preprocess import Preprocess
 
@@ -200,7 +200,7 @@ def test_the_augmentation_is_trained_too():
 def test_training_learns_the_classes():
     """Some steps of the loop's own step; the average follows; prediction runs on statistics."""
     made = method(ema_decay=0.7)
-    optimizer = Optimizer(
+    optimizer = make_optimizer(
         learning_rate=1e-2, total_steps=40, warmup_steps=2, weight_decay=0.1, rules=RULES
     )
     state = jax.jit(step.make_init(made, optimizer))(jax.random.key(0))

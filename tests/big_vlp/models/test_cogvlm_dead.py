@@ -6,7 +6,7 @@ import pytest
 
 from big_vlp import trees
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from tests.big_vlp.methods.toy_cogvlm_method import (
     EXPERTS,
     MODEL,
@@ -80,7 +80,9 @@ def test_weight_decay_leaves_the_dead_alone(batch, model):
     method = make(model=model)
     dead = method.dead_parameters()
     rules = (EXPERTS[0], (*EXPERTS[1][:2], 1.0))
-    optimizer = Optimizer(1e-2, 5, 0, weight_decay=0.5, rules=rules, dead=dead)
+    optimizer = make_optimizer(
+        learning_rate=1e-2, total_steps=5, warmup_steps=0, weight_decay=0.5, rules=rules, dead=dead
+    )
     model = make_model(method)
     trainable, frozen = trees.split(model, optimizer.is_trainable(model))
     moments = optimizer.init(trainable)

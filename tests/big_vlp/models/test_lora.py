@@ -11,7 +11,7 @@ import pytest
 from big_vlp import trees
 from big_vlp.models.layers import axes
 from big_vlp.models.lora import Lora
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from tests.big_vlp.models.towers.toy_towers import arbitrary, ids, randn, towers, vit
 from tests.big_vlp.models.toy_cogvlm import PADDING, STATIC, cogvlm, inputs, parameters
 
@@ -261,7 +261,9 @@ def test_frozen_kernels_have_no_gradient():
 def test_an_optimizer_trains_the_factors_only():
     lora = Lora((r".*/blocks/.*attn/(qkv|out)/kernel",), rank=4, alpha=4)
     rules = ((r".*/lora_[ab]", 1.0, 0.0), (r".*(?<!/lora_[ab])", 0.0, 0.0))
-    optimizer = Optimizer(0.01, total_steps=20, warmup_steps=0, weight_decay=0.0, rules=rules)
+    optimizer = make_optimizer(
+        learning_rate=0.01, total_steps=20, warmup_steps=0, weight_decay=0.0, rules=rules
+    )
     model = cogvlm()
     params = adder(lora)(jax.random.key(0), parameters(model))
     trainable, frozen = trees.split(params, optimizer.is_trainable(params))

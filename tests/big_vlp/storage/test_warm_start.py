@@ -13,7 +13,7 @@ from big_vlp import trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import Labels, open_model, save_model
 from big_vlp.storage.warm_start import WarmStart
@@ -49,7 +49,9 @@ def fresh(num_classes=4, rules=PROBE, **changes):
     """A training state of the transfer method, and the mesh it lives on."""
     options = {"tower": "catlip_vit", "model": TOWER, "dtype": "float32", **changes}
     method = make_method("transfer", preprocess=PREPROCESS, num_classes=num_classes, **options)
-    optimizer = Optimizer(1e-3, total_steps=2, warmup_steps=0, weight_decay=0.0, rules=rules)
+    optimizer = make_optimizer(
+        learning_rate=1e-3, total_steps=2, warmup_steps=0, weight_decay=0.0, rules=rules
+    )
     return drawn(step.make_init(method, optimizer)), meshes.make_mesh()
 
 

@@ -9,7 +9,7 @@ from big_vlp import trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import save_model
 from big_vlp.storage.warm_start import WarmStart
@@ -76,7 +76,9 @@ def clip(tmp_path_factory):
 def fresh(rules=EXPERTS, ema_decay=None, dtype="float32", **model):
     """A training state of CogVLM."""
     method = make(model={**MODEL, "text": TEXT, **model}, ema_decay=ema_decay, dtype=dtype)
-    optimizer = Optimizer(1e-3, 2, 0, 0.0, rules=rules)
+    optimizer = make_optimizer(
+        learning_rate=1e-3, total_steps=2, warmup_steps=0, weight_decay=0.0, rules=rules
+    )
     return drawn(step.make_init(method, optimizer))
 
 

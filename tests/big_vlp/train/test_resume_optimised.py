@@ -26,16 +26,22 @@ def lines(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method, dtype",
-    [("cosmos", "float32"), *((n, "bfloat16") for n in ("cosmos", "catlip", "cogvlm"))],
+    "method, dtype, optimizer",
+    [
+        ("cosmos", "float32", "adamw"),
+        *((name, "bfloat16", "adamw") for name in ("cosmos", "catlip", "cogvlm")),
+        *(("clip", "float32", name) for name in ("adafactor", "lion", "muon")),
+    ],
 )
-def test_a_killed_run_goes_on_to_the_bit(method, dtype, tmp_path):
+def test_a_killed_run_goes_on_to_the_bit(method, dtype, optimizer, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:method={method},dtype={dtype}"
+    given = [f"--config={ROOT / 'tests' / 'tiny_config.py'}:method={method},dtype={dtype}"]
+    if optimizer != "adamw":
+        given += [f"--config.optim.name={optimizer}", "--config.optim.first_moment_dtype=bfloat16"]
 
     def start(name):
         return subprocess.Popen(
-            [sys.executable, "-m", "big_vlp.train", config, f"--workdir={tmp_path / name}"],
+            [sys.executable, "-m", "big_vlp.train", *given, f"--workdir={tmp_path / name}"],
             env={**environment, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ from big_vlp.models.cogvlm import Adapter
 from big_vlp.models.towers.catlip_vit import Tower as CatlipViT
 from big_vlp.models.towers.vit import Tower as ViT
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from tests.big_vlp.methods.toy_cogvlm_method import (
     EXPERTS,
     MODEL,
@@ -93,7 +93,14 @@ def test_the_loss_reads_the_image(case, batch):
 def test_a_step_of_training(batch, name, rules):
     """It moves what it should of the tower, and never its running statistics."""
     method = method_of(name, ema_decay=0.9)
-    optimizer = Optimizer(1e-2, 5, 0, 0.1, rules=rules, dead=method.dead_parameters())
+    optimizer = make_optimizer(
+        learning_rate=1e-2,
+        total_steps=5,
+        warmup_steps=0,
+        weight_decay=0.1,
+        rules=rules,
+        dead=method.dead_parameters(),
+    )
     state = fast_jit(step.make_init(method, optimizer))(jax.random.key(0, impl="unsafe_rbg"))
     model = make_model(method)
     parameters, own = trees.split_statistics(model)

@@ -1,4 +1,4 @@
-"""AdamW with per-parameter rules: learning-rate multiplier, weight decay, freezing.
+"""Optimizers with per-parameter rules: learning-rate multiplier, weight decay, freezing.
 
 Rules are regexes over parameter paths ("image_tower/proj/kernel"). Each parameter must match
 exactly one, so a typo neither freezes nor forgets anything silently.
@@ -15,81 +15,40 @@ import optax
 from flax import serialization
 
 from big_vlp import trees
+from big_vlp.models.layers.axes import Declared
+from big_vlp.run.optim.schedules import Schedule
+from big_vlp.run.optim.updates import Update
 
 # Matrices and tables decay; gains, biases, class tokens and temperatures do not.
 DEFAULT_RULES = (
     (".*(kernel|embedding|probe)", 1.0, 1.0),
     (".*(bias|scale|class_token)", 1.0, 0.0),
 )
-# Share of the peak that the first `hold_steps` use.
-HELD = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW, linear warm-up, then cosine to the final learning rate.
+    """Directions of `updates`, times the learning rate of `schedules`, under rules.
 
     Attributes:
-      learning_rate: its peak.
-      total_steps: length of the run.
-      warmup_steps: step i of the warm-up uses learning_rate * (i + 1) / warmup_steps.
-      weight_decay: decoupled; multiplied by the scheduled learning rate.
+      schedule: step -> learning rate.
+      algorithm: what makes a direction of the gradients.
+      weight_decay: decoupled, for each of them; multiplied by the scheduled learning rate.
       clip_norm: of the global gradient norm, over what is trained; None does not clip.
       rules: (regex, learning-rate multiplier, weight-decay multiplier); a learning-rate
         multiplier of 0 freezes; one number per layer is for stacked blocks.
-      final_learning_rate: where the cosine ends.
-      initial_learning_rate: where the warm-up starts instead, to reach the peak one step after its
-        last, as corenet does it.
-      epoch_steps: steps of an epoch, if the learning rate is to change once an epoch after the
-        warm-up: that of epoch e of E is at e / E of the cosine, whatever the warm-up's length.
-      hold_steps: the first so many steps use 5 % of the peak, whatever the warm-up says, as
-        SwissArmyTransformer begins its fine-tuning.
       dead: {path: index}, see `methods.Method.dead_parameters`: parts `parameter[index]` that get
         no gradient, and so no decay either.
+      declared: which parameters are kernels of dense layers, and their axes.
     """
 
-    learning_rate: float
-    total_steps: int
-    warmup_steps: int
+    schedule: Schedule
+    algorithm: Update
     weight_decay: float
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-8
     clip_norm: float | None = None
     rules: tuple = DEFAULT_RULES
-    final_learning_rate: float = 0.0
-    initial_learning_rate: float | None = None
-    epoch_steps: int | None = None
-    hold_steps: int = 0
     dead: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if not 0 <= self.warmup_steps <= self.total_steps:
-            raise ValueError(
-                f"warmup_steps ({self.warmup_steps}) must lie in 0..total_steps "
-                f"({self.total_steps})."
-            )
-        if self.hold_steps < 0:
-            raise ValueError(f"hold_steps={self.hold_steps}: 0 or more.")
-        if self.epoch_steps is not None and self.epoch_steps < 1:
-            raise ValueError(f"epoch_steps={self.epoch_steps}: 1 or more, or None.")
-
-    def schedule(self, step):
-        """Learning rate of a step (0-based), fp32."""
-        low, high, warmup = self.final_learning_rate, self.learning_rate, max(self.warmup_steps, 1)
-        if self.initial_learning_rate is None:
-            warm = high * ((step + 1) / warmup)
-        else:
-            first = self.initial_learning_rate
-            warm = first + (high - first) * (step / warmup)
-        if self.epoch_steps is None:
-            rest = max(self.total_steps - self.warmup_steps, 1)
-            done = (step - self.warmup_steps) / rest
-        else:
-            done = step // self.epoch_steps * self.epoch_steps / self.total_steps
-        cosine = (1 + jnp.cos(jnp.pi * done)) / 2
-        rate = jnp.where(step < self.warmup_steps, warm, low + (high - low) * cosine)
-        return jnp.where(step < self.hold_steps, high * HELD, rate)
+    declared: Declared = dataclasses.field(default_factory=Declared)
 
     def assign(self, params, partial: bool = False) -> dict[str, tuple[float | tuple, float]]:
         """{path: (learning-rate multiplier or one per layer, weight-decay multiplier)}.
@@ -128,11 +87,12 @@ class Optimizer:
     def describe(self, params) -> dict[str, str]:
         """{path: how the parameter is treated}, for the table at the start of a run."""
         params, statistics = trees.split_statistics(params)
-        rules = {
-            path: f"trained, lr {_times(lr)}, wd {_times(wd)}{self._dead(path)}" if lr else "frozen"
-            for path, (lr, wd) in self.assign(params).items()
-        }
-        return rules | dict.fromkeys(trees.flatten(statistics), "running statistic")
+        flat, described = trees.flatten(params), {}
+        for path, (lr, wd) in self.assign(params).items():
+            how = self.algorithm.treats(path, flat[path].shape, self.declared)
+            trained = f"trained, lr {_times(lr)}, wd {_times(wd)}{how and f', {how}'}"
+            described[path] = f"{trained}{self._dead(path)}" if lr else "frozen"
+        return described | dict.fromkeys(trees.flatten(statistics), "running statistic")
 
     def is_trainable(self, params) -> Callable[[str], bool]:
         """Tells by its path whether a parameter is trained."""
@@ -144,15 +104,15 @@ class Optimizer:
         return optax.tree.norm(self._trained(grads))
 
     def init(self, trainable):
-        """Adam's moments, fp32, for the trainable parameters; a nested dict."""
-        return serialization.to_state_dict(self._adam().init(trainable))
+        """What the algorithm remembers of the trainable parameters; a nested dict."""
+        return serialization.to_state_dict(self._transformation().init(trainable))
 
     def update(self, grads, moments, trainable, step):
         """One step: (new parameters, new moments). All trees have the trainable structure."""
-        adam = self._adam()
-        like = jax.eval_shape(adam.init, trainable)
-        grads = self._trained(grads)
-        direction, moments = adam.update(grads, serialization.from_state_dict(like, moments))
+        transformation = self._transformation()
+        like = jax.eval_shape(transformation.init, trainable)
+        moments = serialization.from_state_dict(like, moments)
+        direction, moments = transformation.update(self._trained(grads), moments)
         learning_rate = self.schedule(step)
         assigned = self.assign(trainable, partial=True)
 
@@ -188,11 +148,11 @@ class Optimizer:
         index = (":" if i == slice(None) else str(i) for i in self.dead[path])
         return f", not [{', '.join(index)}]: no gradient"
 
-    def _adam(self):
-        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+    def _transformation(self) -> optax.GradientTransformation:
+        made = self.algorithm.transformation(self.declared)
         if self.clip_norm is None:
-            return adam
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+            return made
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), made)
 
 
 def _per_layer(values: np.ndarray, parameter) -> np.ndarray:
