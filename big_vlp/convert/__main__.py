@@ -1,12 +1,18 @@
 """Turns released weights into model directories, and back.
 
     python -m big_vlp.convert import catlip WEIGHTS.pt models/catlip --vocabulary VOCABULARY.pkl
+    python -m big_vlp.convert import open_clip CLIP-ViT-B-16-DataComp.XL-s13B-b90K models/b16
     python -m big_vlp.convert export cogvlm runs/sft exported --dtype bfloat16
 
-`import` reads a .safetensors file, or a .pt file where torch is installed (weights only: nothing
-stored in it is executed), and writes a model directory that training starts from (config.init) and
-`big_vlp.show` and `big_vlp.generate` read. `export` writes a model directory's weights in the
-reference's names.
+`import` reads a .safetensors or .npz file, or a .pt file where torch is installed (weights only:
+nothing stored in it is executed), and writes a model directory that training starts from
+(config.init) and `big_vlp.show` and `big_vlp.generate` read. `export` writes a model directory's
+weights in the reference's names, with the config that the reference's tool wants.
+
+openai_clip, open_clip (ViTs), clip_hf, siglip and siglip2 are models of two towers, as those
+libraries, transformers and big_vision have them: a file, or a directory with its configs. What is
+loaded is told in a table. siglip and siglip2 export to a directory for transformers, or to a .npz
+file. COSMOS' towers export to open_clip, too.
 
 CogVLM and CogVLM2 are directories as Hugging Face's libraries read them, with config.json and
 shards. cogvlm_sat is a checkpoint of SwissArmyTransformer. cogvlm_parts makes a CogVLM of a
@@ -28,6 +34,9 @@ from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
 from big_vlp.convert.files import read_parts, read_state, write_file
+from big_vlp.convert.pairs import command as pairs
+from big_vlp.convert.pairs import open_clip, published
+from big_vlp.convert.pairs.forms import Pair, table
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
@@ -74,8 +83,16 @@ def import_segmentation(source: Path, target: Path, options: argparse.Namespace)
 def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
     student, teacher, model, preprocess = cosmos.from_reference(read_parts(source, *cosmos.NETS))
+    name, found = options.name, Pair(model, False, preprocess)
+    if name is None and source.stem in published.PUBLISHED:
+        name = source.stem
+    if name is not None:
+        published.check(name, found, open_clip.from_config(published.find(name).config, None))
     method = {"name": "cosmos", "model": model, "ema_decay": 1.0}
-    save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
+    about = {"format": "cosmos", "file": source.name, "name": name}
+    save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None, about)
+    print(table(found, []))
+    print("student and teacher, each with poolers and token mappings")
 
 
 def export_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -115,6 +132,11 @@ IMPORTS = {
     "catlip": import_catlip,
     "catlip_segmentation": import_segmentation,
     "cosmos": import_cosmos,
+    "openai_clip": pairs.import_openai_clip,
+    "open_clip": pairs.import_open_clip,
+    "clip_hf": pairs.import_clip_hf,
+    "siglip": pairs.import_siglip,
+    "siglip2": pairs.import_siglip2,
     "cogvlm": command.import_released,
     "cogvlm_sat": command.import_sat,
     "cogvlm_parts": command.import_parts,
@@ -123,6 +145,11 @@ EXPORTS = {
     "catlip": export_catlip,
     "catlip_segmentation": export_segmentation,
     "cosmos": export_cosmos,
+    "openai_clip": pairs.export_openai_clip,
+    "open_clip": pairs.export_open_clip,
+    "clip_hf": pairs.export_clip_hf,
+    "siglip": pairs.export_siglip,
+    "siglip2": pairs.export_siglip2,
     "cogvlm": command.export_released,
 }
 MERGES = {"cogvlm": command.merge}
@@ -144,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         "target",
         type=path_argument,
         metavar="TO",
-        help="model directory to write; of an export a .safetensors file, or CogVLM's directory",
+        help="model directory to write; of an export a file, or the directory of the format",
     )
     group = parser.add_argument_group("import catlip")
     group.add_argument(
@@ -170,8 +197,28 @@ def main(argv: list[str] | None = None) -> int:
         help="side of the images that the model will see (default: 224; that of EVA2-CLIP-E's "
         "positions)",
     )
+    group = parser.add_argument_group("import of what has texts")
+    group.add_argument(
+        "--tokenizer",
+        metavar="KIND:PATH",
+        help="of cogvlm llama:PATH or llama3:PATH, of siglip sentencepiece:PATH, of siglip2 "
+        "siglip2:PATH; by default the file of the vocabulary beside the weights",
+    )
+    group.add_argument(
+        "--name",
+        metavar="NAME",
+        help="cosmos, openai_clip, open_clip: a published model, such as "
+        "ViT-B-16/datacomp_xl_s13b_b90k, with whose architecture and images the weights must agree",
+    )
+    group.add_argument(
+        "--config-json",
+        type=path_argument,
+        metavar="FILE",
+        help="the released model's config, where it is not beside the weights; of an export of "
+        "cogvlm, where other fields come from, such as tokens and templates",
+    )
     command.add_options(parser)
-    group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
+    group = parser.add_argument_group("export but of cosmos; merge")
     group.add_argument(
         "--weights",
         choices=WEIGHTS,

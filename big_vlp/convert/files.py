@@ -3,14 +3,19 @@
 A state is a flat dict of `Tensor`s or arrays; np.asarray reads one.
 """
 
+import contextlib
 import functools
 import json
 import math
+import pickle
 import re
 import struct
+import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import ml_dtypes
@@ -20,11 +25,12 @@ import safetensors
 from etils import epath
 
 from big_vlp import trees
+from big_vlp.convert import torchscript
 from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import Checkpoints
 from big_vlp.storage.model_dir import StoredModel
-from input_pipeline.files.buckets import make_directory, storage_path
+from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 from input_pipeline.files.copies import local_copy
 from input_pipeline.files.whole import (
     in_directory,
@@ -36,7 +42,14 @@ from input_pipeline.files.whole import (
 
 INDEX = "model.safetensors.index.json"
 # What a directory may hold, the best first.
-_FILES = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_FILES = (
+    INDEX,
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -52,7 +65,8 @@ _IN_A_CHECKPOINT = ("ema_state_dict", "model_state_dict", "state_dict")
 
 
 def read_state(path: str | Path | epath.Path) -> dict[str, Tensor]:
-    """The tensors of a model, from .safetensors files, or from others where torch is installed.
+    """The tensors of a model, from .safetensors or .npz files, or from PyTorch's, of which a
+    TorchScript archive needs no torch.
 
     Nothing stored in a file is executed. Of a file of a whole training run, the average is read.
     What lies in a bucket is copied to this machine first.
@@ -127,7 +141,16 @@ def _read_shards(path: Path | epath.Path) -> dict[str, Tensor]:
 def _read_file(path: Path | epath.Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    copy = local_copy(path)
+    if torchscript.is_archive(copy):
+        return torchscript.read(copy)
     content = _load_torch(path)
+    if {"student", "teacher"} <= content.keys():
+        raise ConversionError(
+            f"{path} holds a student and a teacher: import it as cosmos, which has both."
+        )
     state = next((content[name] for name in _IN_A_CHECKPOINT if name in content), content)
     return _tensors(path, state)
 
@@ -151,23 +174,73 @@ def _read_safetensors(path: Path | epath.Path) -> dict[str, Tensor]:
     return {key: tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
+def _read_npz(path: Path | epath.Path) -> dict[str, Tensor]:
+    copy = local_copy(path)
+    try:
+        archive = zipfile.ZipFile(copy)
+        headers = {name: _npy_header(archive, name) for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConversionError(f"{path} is no .npz file, or a damaged one: {error}.") from error
+
+    def tensor(name):
+        shape, stored = headers[name]
+        # NumPy does not know bf16, and stores two bytes.
+        dtype = DTYPES["BF16"] if stored == np.dtype("V2") else stored
+        if dtype not in _NAMES:
+            raise ConversionError(f"{path}: {name} is of type {stored}; known are {list(DTYPES)}.")
+
+        def read():
+            try:
+                with archive.open(name) as file:
+                    return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise ConversionError(f"{path} is damaged at {name}: {error}.") from error
+
+        return Tensor(shape, dtype, read)
+
+    return {name.removesuffix(".npy"): tensor(name) for name in headers}
+
+
+def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array in an .npz file."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        else:
+            header = np.lib.format.read_array_header_2_0(file)
+    return header[0], header[2]
+
+
 def _load_torch(path: Path | epath.Path) -> dict:
     """The dict in a .pt file; tensors stay on disk, unless the file is of a PyTorch before 1.6."""
-    try:
-        import torch
-    except ImportError:
-        raise ConversionError(
-            f"Reading {path.name} needs torch: pip install 'big_vlp[torch]'; or convert the file "
-            "to .safetensors elsewhere."
-        ) from None
-    copy = local_copy(path)
+    torch, copy = _torch(f"Reading {path.name}"), local_copy(path)
     try:
         content = torch.load(
             copy, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(copy)
         )
+    except pickle.UnpicklingError as error:
+        # Its own message advises to execute the file.
+        found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        what = f" ({found.group(1)})" if found else ""
+        raise ConversionError(
+            f"{path} is no file of weights: it holds other Python objects, or is damaged{what}. "
+            "They are never loaded, as loading executes them. Have the weights saved alone, as "
+            ".safetensors best."
+        ) from error
     except Exception as error:  # of several types
         raise ConversionError(f"{path} is no file of weights: {error}") from error
     return _a_dict(path, content)
+
+
+def _torch(what: str):
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f"{what} needs torch: pip install 'big_vlp[torch]'; or use a .safetensors file."
+        ) from None
+    return torch
 
 
 def _a_dict(path: Path | epath.Path, content) -> dict:
@@ -260,12 +333,40 @@ def write_state(
 
 
 def write_file(path: Path | epath.Path, state: State) -> None:
-    """Writes a state in one .safetensors file, which is there as a whole or not at all.
+    """Writes a state in one file, which is there as a whole or not at all: .npz, .pt where torch
+    is installed, else .safetensors.
 
     Raises:
-      ConversionError: a tensor's type is unknown.
+      ConversionError: a tensor's type is unknown, or there is no torch for a .pt.
     """
     _check_types(state)
+    writers = {".npz": _write_npz, ".pt": _write_torch}
+    write = writers.get(path.suffix, _write_safetensors)
+    with scratch(path.parent) as folder:
+        temporary = folder / temporary_name(path.name)
+        try:
+            with temporary.open("wb") as file:
+                write(file, state)
+            place(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _write_npz(file: BinaryIO, state: State) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for key, value in state.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(value), allow_pickle=False)
+
+
+def _write_torch(file: BinaryIO, state: State) -> None:
+    torch = _torch("Writing a .pt file")
+    # A copy: PyTorch wants memory that can be written to.
+    torch.save({key: torch.tensor(np.asarray(value)) for key, value in state.items()}, file)
+
+
+def _write_safetensors(file: BinaryIO, state: State) -> None:
     # The header's length, the header as JSON, then the arrays' bytes.
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for key, value in state.items():
@@ -278,20 +379,32 @@ def write_file(path: Path | epath.Path, state: State) -> None:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with scratch(path.parent) as folder:
-        temporary = folder / temporary_name(path.name)
-        try:
-            with temporary.open("wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
-                for value in state.values():
-                    file.write(np.ascontiguousarray(value).view(np.uint8).data)
-            place(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    file.write(struct.pack("<Q", len(text)) + text)
+    for value in state.values():
+        file.write(np.ascontiguousarray(value).view(np.uint8).data)
 
 
 def _check_types(state: State) -> None:
     unknown = [f"{k} {v.dtype}" for k, v in state.items() if np.dtype(v.dtype) not in _NAMES]
     if unknown:
         raise ConversionError(f"Cannot write these types: {unknown}; known are {list(DTYPES)}.")
+
+
+@contextlib.contextmanager
+def appearing(target: Path | epath.Path) -> Iterator[Path | epath.Path]:
+    """Gives the directory to write into: one beside the target, which it becomes when all is there;
+    in a bucket itself, as there is no model before its last file."""
+    if is_in_bucket(target):
+        try:
+            yield target
+        except BaseException:
+            with contextlib.suppress(OSError):
+                target.rmtree()
+            raise
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as directory:
+        path = Path(directory) / target.name
+        path.mkdir()
+        yield path
+        path.rename(target)

@@ -20,6 +20,8 @@ class TextTransformer(nn.Module):
       causal: tokens see only earlier tokens.
       embed_dim: width of the pooled feature.
       norm_epsilon: of every LayerNorm.
+      mlp_dim: hidden width of the MLPs; None is four times the width.
+      proj_bias: of the output projection; None is with pool="last".
     """
 
     vocab_size: int
@@ -32,6 +34,8 @@ class TextTransformer(nn.Module):
     pool: str = "eot"
     activation: str = "gelu"
     norm_epsilon: float = 1e-5
+    mlp_dim: int | None = None
+    proj_bias: bool | None = None
     dtype: jnp.dtype = jnp.float32
     unroll: bool | int = False
     remat: str | None = None
@@ -67,6 +71,7 @@ class TextTransformer(nn.Module):
             inits=clip_text_init(self.width, self.layers),
             unroll=self.unroll,
             remat=self.remat,
+            mlp_dim=self.mlp_dim,
             norm=norm,
             name="transformer",
         )(x)
@@ -78,7 +83,7 @@ class TextTransformer(nn.Module):
             pooled = x[:, -1]
         projection = Head(
             self.embed_dim,
-            use_bias=self.pool == "last",
+            use_bias=self.pool == "last" if self.proj_bias is None else self.proj_bias,
             dtype=self.dtype,
             kernel_init=normal(self.width**-0.5),
             name="proj",

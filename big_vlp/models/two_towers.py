@@ -1,6 +1,8 @@
 """Dual encoders: CLIP, SigLIP, and COSMOS' towers with cross-attention poolers."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -162,3 +164,30 @@ def over_views(tower, x):
     batch, views = x.shape[:2]
     outputs = tower(x.reshape(batch * views, *x.shape[2:]))
     return tuple(y.reshape(batch, views, *y.shape[1:]) for y in outputs)
+
+
+def completed(model: Mapping[str, Any]) -> dict:
+    """The argument `model` of a method with the defaults that its towers have, so that what two
+    models compute can be compared; without others than towers and embed_dim."""
+    image, text = dict(model["image"]), dict(model["text"])
+    for tower in (image, text):
+        tower["mlp_dim"] = tower.get("mlp_dim") or 4 * tower["width"]
+        tower.setdefault("activation", "gelu")
+        tower.setdefault("norm_epsilon", 1e-5)
+    for key, default in (
+        ("pool", "cls"),
+        ("class_token", None),
+        ("norm_pre", None),
+        ("norm_after_pool", False),
+    ):
+        image.setdefault(key, default)
+    if image["class_token"] is None:
+        image["class_token"] = image["pool"] == "cls"
+    if image["norm_pre"] is None:
+        image["norm_pre"] = image["class_token"]
+    for key, default in (("pool", "eot"), ("causal", True), ("proj_bias", None)):
+        text.setdefault(key, default)
+    if text["proj_bias"] is None:
+        text["proj_bias"] = text["pool"] == "last"
+    image.pop("position_scale", None)  # of no effect on a trained model
+    return {"image": image, "text": text, "embed_dim": model["embed_dim"]}

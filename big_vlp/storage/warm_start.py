@@ -10,6 +10,7 @@ import numpy as np
 
 from big_vlp import trees
 from big_vlp.models import lora
+from big_vlp.models.two_towers import TwoTowers, completed
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.words.matching import match_classes
@@ -17,6 +18,8 @@ from input_pipeline.words.matching import match_classes
 CLASSIFIERS = ("random", "transfer", "copy")
 _KERNEL = "classifier/kernel"
 _EXPERTS = "language/blocks/vision"
+# What the weights of a tower do not tell.
+_UNSEEN = ("activation", "norm_epsilon", "causal", "mean", "std", "tokenizer")
 # What a tower may have beyond what it is taken for: class token and pooling.
 _LEFT_OUT = re.compile(r".*/(class_token|proj/kernel|map/.*)")
 
@@ -33,7 +36,8 @@ class WarmStart:
         that the new part does not have is left out. Visual experts can be copies of the language
         model's weights ("language/blocks/vision": "language/blocks/language"); where not every
         block has one, or not of every part, the others are left out. By default, for methods with
-        one image tower, that tower and learned augmentation.
+        one image tower, that tower and learned augmentation; for those with an image and a text
+        tower, all that both models have. Towers must not only fit, but compute the same.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
@@ -59,12 +63,15 @@ class WarmStart:
         if not 0 <= self.min_similarity <= 1:
             raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
-    def apply(self, state: dict, mesh, class_names: Sequence[str] | None) -> tuple[dict, str]:
+    def apply(
+        self, state: dict, mesh, class_names: Sequence[str] | None, method=None
+    ) -> tuple[dict, str]:
         """Puts the weights into a fresh training state, which is used up: what is replaced is given
         back at once, so that a start takes little more memory than the run and the old weights.
 
         Args:
           class_names: of the new task, for "transfer".
+          method: of the new model; its towers are compared with the old ones'.
 
         Returns:
           The state, whose arrays live where they did, and one line about what was done.
@@ -75,7 +82,10 @@ class WarmStart:
         stored = open_model(self.model, self.weights, self.step)
         old = trees.flatten(stored.load(mesh))
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
-        new = self._taken(fresh, old)
+        parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
+        if method is not None:
+            self._check_towers(stored, method, parts)
+        new = self._taken(fresh, old, parts)
         note = f"Started from step {stored.step} of {stored.directory} ({stored.weights} weights)"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
@@ -90,9 +100,39 @@ class WarmStart:
                     replaced.delete()
         return state | {name: trees.unflatten(part) for name, part in flat.items()}, f"{note}."
 
-    def _taken(self, fresh: dict, old: dict) -> dict:
+    def _check_towers(self, stored, method, parts: dict) -> None:
+        """What weights do not tell, such as an activation, of a CLIP's towers for another's."""
+        other, lines = stored.make_method(), []
+        if not all(isinstance(getattr(x, "network", None), TwoTowers) for x in (method, other)):
+            return
+        new, old = (completed(x.model) for x in (method, other))
+        for part, tower, of_record in (
+            ("image_tower", "image", ("mean", "std")),
+            ("text_tower", "text", ("tokenizer",)),
+        ):
+            if parts.get(part) != part:
+                continue
+            for values in (new[tower], old[tower]):
+                values.pop("vocab_size", None)
+            records = [{key: getattr(x.preprocess, key) for key in of_record} for x in
+                       (method, other)]  # fmt: skip
+            wanted, found = ({**a[tower], **b} for a, b in zip((new, old), records))
+            for values in (wanted, found):  # the same vocabulary can lie in two places
+                values["tokenizer"] = (values.get("tokenizer") or "").partition(":")[0]
+            lines += [
+                f"{part}: {key}={wanted[key]!r}, and {found[key]!r} in the old one"
+                for key in wanted
+                if key in _UNSEEN and wanted[key] != found[key]
+            ]
+        if lines:
+            raise CheckpointError(
+                f"{self.model} has towers that compute otherwise than the config's:\n  "
+                + "\n  ".join(lines)
+                + "\nChange config.method.model or config.preprocess."
+            )
+
+    def _taken(self, fresh: dict, old: dict, parts: dict) -> dict:
         """{path of the new model: the old array for it}; all that the parts cover, in its shape."""
-        parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
         expected, found = {}, {}
         for part, source in parts.items():
             own = [p for p in fresh if _covering(p, parts) == part]
@@ -122,10 +162,15 @@ class WarmStart:
         return found
 
     def _default_parts(self, fresh: dict, old: dict) -> dict[str, str]:
-        if not any(path.startswith("tower/") for path in fresh):
+        names = {path.split("/")[0] for path in fresh}
+        if {"image_tower", "text_tower"} <= names:
+            both = names & {path.split("/")[0] for path in old}
+            return {name: name for name in sorted(both)}
+        if "tower" not in names:
             raise CheckpointError(
                 "config.init without parts is for methods with one image tower (catlip, transfer, "
-                "segmentation); this config's model has none."
+                "segmentation), or an image and a text tower (clip, cosmos); this config's model "
+                "has none."
             )
         two_towers = any(path.startswith("image_tower/") for path in old)
         parts = {"tower": "image_tower" if two_towers else "tower"}

@@ -1,5 +1,5 @@
-"""Text -> token ids: CLIP's byte-level BPE, SentencePiece models as SigLIP or LLaMA use them, and
-Llama 3's tokenizer.json.
+"""Text -> token ids: CLIP's byte-level BPE, SentencePiece models as SigLIP or LLaMA use them,
+Gemma's vocabulary as SigLIP 2 uses it, and Llama 3's tokenizer.json.
 
 A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
 pickling one for a loader worker costs nothing. Text that is not valid Unicode is a ValueError.
@@ -36,11 +36,11 @@ _SPACES = re.compile(r"\s+")
 _NO_PUNCTUATION = str.maketrans({"_": " "} | {c: None for c in string.punctuation if c != "_"})
 
 
-def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | LlamaTokenizer":
+def make_tokenizer(name: str):
     """The tokenizer of that name.
 
     "clip"; "sentencepiece:PATH" and "llama:PATH" with the path of a .model file, used as SigLIP or
-    as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`; "llama3:PATH"
+    as LLaMA does; "siglip2:PATH" with that of Gemma's tokenizer.json or .model file; "llama:scenes" with the embedded model for the source `scenes`; "llama3:PATH"
     with the path of Llama 3's tokenizer.json. A PATH may be the URL of a file in a bucket.
 
     Raises:
@@ -52,13 +52,15 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | Llama
     kind, _, path = name.partition(":")
     if kind == "sentencepiece" and path:
         return SentencePieceTokenizer(path)
+    if kind == "siglip2" and path:
+        return Siglip2Tokenizer(path)
     if kind == "llama" and path:
         return LlamaTokenizer(path)
     if kind == "llama3" and path:
         return Llama3Tokenizer(path)
     raise ValueError(
-        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'llama:PATH', "
-        "'llama:scenes' or 'llama3:PATH'."
+        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'siglip2:PATH', "
+        "'llama:PATH', 'llama:scenes' or 'llama3:PATH'."
     )
 
 
@@ -134,6 +136,74 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids."""
         return _sentencepiece_model(self.path).decode([int(i) for i in ids])
+
+
+class Siglip2Tokenizer:
+    """Gemma's vocabulary the way SigLIP 2 uses it: lower-cased text, an end-of-sentence id, which
+    survives cutting, then padding.
+
+    Args:
+      path: of a tokenizer.json, or of a SentencePiece model.
+
+    Raises:
+      FileNotFoundError: there is no file at `path`.
+    """
+
+    def __init__(self, path: str):
+        if not storage_path(path).is_file():
+            raise FileNotFoundError(
+                f"No vocabulary at {path!r}. Put Gemma's tokenizer.json or tokenizer.model there; "
+                "the tokenizer's name must read 'siglip2:PATH'."
+            )
+        self.path = path
+        self.name = f"siglip2:{path}"
+
+    @property
+    def vocab_size(self) -> int:
+        if self._is_json:
+            return _json_tokenizer(self.path).get_vocab_size(with_added_tokens=True)
+        return _sentencepiece_model(self.path).get_piece_size()
+
+    def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Returns i32[n, length]: ids, end of sentence, padding.
+
+        Raises:
+          ValueError: the vocabulary has no <eos> or no <pad>.
+        """
+        end, pad = self._special_ids()
+        if self._is_json:
+            encode = lambda text: (
+                _json_tokenizer(self.path)
+                .encode(  # noqa: E731
+                    text, add_special_tokens=False
+                )
+                .ids
+            )
+        else:
+            encode = _sentencepiece_model(self.path).encode
+        rows = ([*encode(text.lower()), end] for text in _texts(texts))
+        return _pad(rows, len(texts), length, end_id=end, pad_id=pad)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a row of ids; special ids are silent."""
+        kept = [int(i) for i in ids if int(i) not in self._special_ids()]
+        if self._is_json:
+            return _json_tokenizer(self.path).decode(kept)
+        return _sentencepiece_model(self.path).decode(kept)
+
+    @property
+    def _is_json(self) -> bool:
+        return self.path.endswith(".json")
+
+    def _special_ids(self) -> tuple[int, int]:
+        if self._is_json:
+            ids = [_json_tokenizer(self.path).token_to_id(x) for x in ("<eos>", "<pad>")]
+        else:
+            model = _sentencepiece_model(self.path)
+            ids = [model.eos_id(), model.pad_id()]
+        if None in ids or min(ids) < 0:
+            raise ValueError(f"{self.path!r} lacks <eos> or <pad>: it is no vocabulary of Gemma's.")
+        return ids[0], ids[1]
 
 
 class LlamaTokenizer:

@@ -265,6 +265,37 @@ def test_sentencepiece_canonicalises(sentencepiece_path):
         assert tokenizers.canonicalize(once) == once == once.strip()
 
 
+@pytest.fixture(scope="module")
+def gemma_path(tmp_path_factory):
+    """A tokenizer.json of Gemma's kind: bytes where the words end."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "\u2581", "a\u2581"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocabulary, [("a", "\u2581")], unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "\u2581")
+    path = tmp_path_factory.mktemp("gemma") / "tokenizer.json"
+    made.save(str(path))
+    return str(path)
+
+
+def test_siglip2_rows(gemma_path, sentencepiece_path):
+    """Lower case, punctuation kept; one end of the sentence, also of what was cut, then padding."""
+    tokenizer = tokenizers.make_tokenizer(f"siglip2:{gemma_path}")
+    assert tokenizer.vocab_size == 8
+    assert tokenizer(["A bA.", "", "a a a a a"], 6).tolist() == [
+        [7, 5, 4, 3, 1, 0], [1, 0, 0, 0, 0, 0], [7, 7, 7, 7, 4, 1],
+    ]  # fmt: skip
+    of_model = tokenizers.make_tokenizer(f"siglip2:{sentencepiece_path}")
+    model = sentencepiece.SentencePieceProcessor(model_file=sentencepiece_path)
+    (row,) = of_model(["The DOG"], 12)
+    ids = model.encode("the dog")
+    assert row.tolist() == [*ids, 1, *[0] * (11 - len(ids))]
+    assert of_model.decode(row) == "the dog" and of_model.vocab_size == 30
+    with pytest.raises(FileNotFoundError, match=r"No vocabulary at .*x.json"):
+        tokenizers.make_tokenizer("siglip2:x.json")
+
+
 def test_sentencepiece_file_problems(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No SentencePiece model at .*nowhere.model"):
         tokenizers.make_tokenizer(f"sentencepiece:{tmp_path}/nowhere.model")

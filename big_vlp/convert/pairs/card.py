@@ -1,0 +1,54 @@
+"""The model card of an export, as the hub shows it."""
+
+from collections.abc import Mapping
+
+from big_vlp.convert.pairs.forms import Pair, table
+
+_USE = {
+    "open_clip": """import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIRECTORY")
+model.eval()""",
+    "transformers": """from transformers import {name}
+
+model = {name}.from_pretrained("DIRECTORY").eval()""",
+}
+
+
+def card(library: str, pair: Pair, left_out: list[str], source: Mapping | None, name: str) -> str:
+    """README.md.
+
+    Args:
+      library: "open_clip" or "transformers".
+      left_out: parameters that the export does not have.
+      source: see `storage.model_dir.save_model`; None for a model that was trained here.
+      name: of the class that reads it in transformers.
+    """
+    loss = "sigmoid" if pair.sigmoid else "softmax"
+    text = f"""---
+library_name: {library}
+pipeline_tag: zero-shot-image-classification
+tags:
+- clip
+---
+# An image and a text tower
+
+Trained with a {loss} loss over pairs of images and texts, and exported by big_vlp.
+
+```
+{table(pair, left_out)}
+```
+
+```python
+{_USE[library].format(name=name)}
+```
+"""
+    if pair.preprocess.tokenizer != "clip":
+        text += f"""
+The files of the vocabulary are not among these: the model was trained with
+`{pair.preprocess.tokenizer}`, which has to be put beside them.
+"""
+    if source:
+        words = ", ".join(f"{key} {value}" for key, value in source.items() if value)
+        text += f"\nThe weights come from: {words}.\n"
+    return text

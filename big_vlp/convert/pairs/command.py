@@ -1,0 +1,249 @@
+"""`python -m big_vlp.convert` for two towers: files of several libraries <-> model directories."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from big_vlp import trees
+from big_vlp.convert.common import ConversionError, State, Tensor
+from big_vlp.convert.files import appearing, read_model, read_state, write_file
+from big_vlp.convert.pairs import forms, hugging_face, open_clip, published, shapes
+from big_vlp.convert.pairs.card import card
+from big_vlp.convert.pairs.forms import Form, Pair
+from big_vlp.storage.model_dir import StoredModel, open_model, save_model
+from input_pipeline.files.whole import write_whole
+from input_pipeline.text.tokenizers import make_tokenizer
+
+# The vocabulary beside SigLIP's weights, the best first: (file, kind of tokenizer).
+_VOCABULARIES = {
+    "siglip": (("spiece.model", "sentencepiece"),),
+    "siglip2": (("tokenizer.json", "siglip2"), ("tokenizer.model", "siglip2")),
+}
+_PARTS = ("image_tower/", "text_tower/")
+
+
+def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """OpenAI's file, or a state dict in its names -> model directory; see `add_options`."""
+    state, left_out = forms.split(read_state(source))
+    given = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
+    _save("openai_clip", forms.OPENAI, state, shapes.openai_clip(state, given), left_out,
+          source, target, options)  # fmt: skip
+
+
+def import_open_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A directory as open_clip's hub has it, or a file and its config -> model directory."""
+    if options.name is not None and options.config_json is None:
+        config = published.find(options.name).config
+    else:
+        config = _config(source, open_clip.CONFIG, options.config_json)
+    pair = open_clip.from_config(config, options.tokenizer)
+    if "preprocess_cfg" not in config:
+        print("The config says nothing of images: they are prepared as CLIP's.")
+    state, left_out = forms.split(read_state(source))
+    _save("open_clip", forms.open_clip_form(state), state, pair, left_out,
+          source, target, options)  # fmt: skip
+
+
+def import_clip_hf(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A directory of transformers' CLIPModel -> model directory."""
+    _import_hugging_face("clip_hf", ("clip",), source, target, options)
+
+
+def import_siglip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """big_vision's .npz, or a directory of transformers' SiglipModel -> model directory."""
+    _import_siglip("siglip", ("siglip",), "bicubic", source, target, options)
+
+
+def import_siglip2(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """As `import_siglip`; also Siglip2Model, for square images of one size."""
+    _import_siglip("siglip2", ("siglip", "siglip2"), "bilinear", source, target, options)
+
+
+def _import_siglip(system, kinds, interpolation, source, target, options) -> None:
+    if source.suffix != ".npz":
+        _import_hugging_face(system, kinds, source, target, options)
+        return
+    state, left_out = forms.split(shapes.unstacked(read_state(source)))
+    tokenizer = _tokenizer(system, source.parent, options)
+    pair = shapes.big_vision(state, tokenizer, interpolation)
+    _save(system, forms.BIG_VISION, state, pair, left_out, source, target, options)
+
+
+def _import_hugging_face(system, kinds, source, target, options) -> None:
+    config = _config(source, hugging_face.CONFIG, options.config_json)
+    if config.get("model_type") not in kinds:
+        raise ConversionError(
+            f"{source} is of a model of type {config.get('model_type')!r}; {system} is for "
+            f"{' and '.join(kinds)}."
+        )
+    beside = source if source.is_dir() else source.parent
+    path = beside / hugging_face.PREPROCESSOR
+    if not path.exists():
+        raise ConversionError(
+            f"{path} is missing: it tells how images are prepared, which weights do not."
+        )
+    tokenizer = _tokenizer(system, beside, options)
+    pair, form = hugging_face.from_config(config, _read_json(path), tokenizer)
+    state, left_out = forms.split(read_state(source))
+    _save(system, form, state, pair, left_out, source, target, options)
+
+
+def export_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A model directory -> a file in OpenAI's names: .safetensors, or .pt."""
+    _, pair, params, left_out = _stored(source, options)
+    state = forms.to_form(forms.OPENAI, params, pair)
+    published.check("OpenAI's CLIP", pair, shapes.openai_clip(state, {}))
+    _write(target, state)
+    print(forms.table(pair, left_out))
+
+
+def export_open_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A model directory -> a directory that open_clip reads as local-dir:."""
+    stored, pair, params, left_out = _stored(source, options)
+    config, form = open_clip.to_config(pair)
+    state = forms.to_form(form, params, pair)
+    files = {open_clip.CONFIG: config}
+    _write_directory(target, open_clip.WEIGHTS, state, files, pair, left_out, stored, "open_clip")
+
+
+def export_clip_hf(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A model directory -> a directory of transformers' CLIPModel."""
+    _export_hugging_face("clip", source, target, options)
+
+
+def export_siglip(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A model directory -> a directory of transformers' SiglipModel, or big_vision's .npz."""
+    _export_siglip("siglip", source, target, options)
+
+
+def export_siglip2(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A model directory -> a directory of transformers' Siglip2Model, or big_vision's .npz."""
+    _export_siglip("siglip2", source, target, options)
+
+
+def _export_siglip(kind, source, target, options) -> None:
+    if target.suffix != ".npz":
+        _export_hugging_face(kind, source, target, options)
+        return
+    _, pair, params, left_out = _stored(source, options)
+    hugging_face.to_config(pair, "siglip")  # the same models
+    _write(target, forms.to_form(forms.BIG_VISION, params, pair))
+    print(forms.table(pair, left_out))
+
+
+def _export_hugging_face(kind, source, target, options) -> None:
+    stored, pair, params, left_out = _stored(source, options)
+    config, preprocessor = hugging_face.to_config(pair, kind)
+    state = forms.to_form(hugging_face.FORMS[kind], params, pair)
+    files = {hugging_face.CONFIG: config, hugging_face.PREPROCESSOR: preprocessor}
+    _write_directory(
+        target, hugging_face.WEIGHTS, state, files, pair, left_out, stored, "transformers"
+    )
+
+
+def _config(source: Path, name: str, given: Path | None) -> dict:
+    path = (source if source.is_dir() else source.parent) / name if given is None else given
+    if not path.exists():
+        raise ConversionError(
+            f"{path} is missing: it tells what the weights do not. Put it there, or give "
+            "--config-json FILE, or for open_clip --name of a published model."
+        )
+    return _read_json(path)
+
+
+def _read_json(path: Path | epath.Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def _tokenizer(system: str, beside: Path, options: argparse.Namespace) -> str:
+    if options.tokenizer is not None or system == "clip_hf":
+        return options.tokenizer or "clip"
+    for name, kind in _VOCABULARIES[system]:
+        if (beside / name).exists():
+            return f"{kind}:{beside / name}"
+    wanted = " or ".join(f"{kind}:PATH of {name}" for name, kind in _VOCABULARIES[system])
+    raise ConversionError(f"There is no vocabulary beside the weights: give --tokenizer {wanted}.")
+
+
+def _save(
+    system: str,
+    form: Form,
+    state: State,
+    pair: Pair,
+    left_out: list[str],
+    source: Path,
+    target: Path,
+    options: argparse.Namespace,
+) -> None:
+    name = options.name
+    if name is not None:
+        expected = published.find(name).config
+        published.check(name, pair, open_clip.from_config(expected, options.tokenizer))
+    tokens = make_tokenizer(pair.preprocess.tokenizer).vocab_size
+    vocab_size = pair.model["text"]["vocab_size"]
+    if tokens > vocab_size:
+        raise ConversionError(
+            f"The tokenizer {pair.preprocess.tokenizer} has {tokens} ids, the model {vocab_size}: "
+            "they do not belong together."
+        )
+    model = forms.from_state(form, state, pair)
+    about = {"format": system, "file": source.name, "name": name}
+    save_model(target, {"model": model}, pair.section, pair.preprocess, None, about)
+    print(forms.table(pair, left_out))
+
+
+def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Pair, dict, list[str]]:
+    """A model directory, its two towers, their parameters, and the paths of others."""
+    stored = open_model(source, options.weights)
+    method = stored.make_method("clip", "cosmos")
+    pair = Pair(
+        method.model, getattr(method, "loss_type", "softmax") == "sigmoid", stored.preprocess
+    )
+    flat = trees.flatten(read_model(stored))
+    wanted = trees.flatten(pair.shapes).keys()
+    params = {path: _fp32(value) for path, value in flat.items() if path in wanted}
+    return stored, pair, trees.unflatten(params), sorted(flat.keys() - wanted)
+
+
+def _fp32(tensor: Tensor) -> Tensor:
+    fp32 = np.dtype(np.float32)
+    return Tensor(tensor.shape, fp32, lambda: np.asarray(tensor).astype(fp32))
+
+
+def _write(target: Path, state: State) -> None:
+    known = (".safetensors", ".pt", ".npz")
+    if target.suffix not in known:
+        raise ConversionError(f"{target}: give a file named *{', *'.join(known)}.")
+    write_file(target, state)
+
+
+def _write_directory(
+    target: Path,
+    weights: str,
+    state: State,
+    files: Mapping[str, dict],
+    pair: Pair,
+    left_out: list[str],
+    stored: StoredModel,
+    library: str,
+) -> None:
+    if target.suffix in (".safetensors", ".pt", ".npz"):
+        raise ConversionError(f"{target}: this format is a directory; give its name.")
+    with appearing(target) as directory:
+        for name, content in files.items():
+            write_whole(directory / name, json.dumps(content, indent=1).encode())
+        name = files.get(hugging_face.CONFIG, {}).get("architectures", [""])[0]
+        text = card(library, pair, left_out, stored.meta.get("source"), name)
+        write_whole(directory / "README.md", text.encode())
+        write_file(directory / weights, state)  # the last: with it, all files are there
+    print(forms.table(pair, left_out))
