@@ -361,6 +361,23 @@ def test_published_transfer_recipes(task, mode):
     assert all(path.startswith("tower/") for path in frozen)
 
 
+def test_transfer_at_512_pixels():
+    made = experiment("transfer", "mode=finetune,image_size=512")
+    sizes = [size for size, _ in made.make_plan().shapes]
+    assert sorted(sizes) == list(range(256, 513, 32))
+    record = made.preprocess_record
+    assert (record.image_size, record.resize_size) == (512, 512)
+
+
+def test_lit_trains_the_text_tower_alone():
+    made = experiment("lit", "model=vitl14,activation=quick_gelu")
+    method = made.make_method()
+    trainable = made.make_optimizer(method).is_trainable(method.shapes[0])
+    for path in trees.flatten(method.shapes[0]):
+        assert trainable(path) != path.startswith("image_tower/"), path
+    assert made.make_warm_starts()[0].parts == {"image_tower": "image_tower"}
+
+
 def test_learning_rates_that_fall_towards_the_first_layer():
     made = experiment("transfer", "mode=finetune,layer_decay=0.5,model=b16")
     method = made.make_method()

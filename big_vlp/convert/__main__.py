@@ -201,8 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--tokenizer",
         metavar="KIND:PATH",
-        help="of cogvlm llama:PATH or llama3:PATH, of siglip sentencepiece:PATH, of siglip2 "
-        "siglip2:PATH; by default the file of the vocabulary beside the weights",
+        help="of cogvlm llama:PATH or llama3:PATH, of SigLIP sentencepiece:PATH, of SigLIP 2 "
+        "siglip2:PATH, of CLIPA wordpiece:PATH; by default the file of the vocabulary beside the "
+        "weights",
     )
     group.add_argument(
         "--name",

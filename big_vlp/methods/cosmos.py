@@ -20,7 +20,7 @@ class Method(pairs.PairMethod):
     """A student sees all views, its moving average (the teacher) the global ones.
 
     Attributes:
-      model: as for `methods.clip.Method`, and optionally "pooler_heads".
+      model: as for `methods.clip.Method`, and optionally "pooler_heads" and "zero_attention".
       ema_decay: of the teacher, at the first step: the share of it that stays.
       ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
         many steps.

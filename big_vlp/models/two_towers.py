@@ -79,9 +79,13 @@ class CosmosTowers(TwoTowers):
     """Two towers and the modules of COSMOS (arXiv 2412.01814, section 3).
 
     Each pooler is named after the modality whose tokens it pools.
+
+    Attributes:
+      pooler_heads, zero_attention: of both poolers, see `CrossPool`.
     """
 
     pooler_heads: int = 8
+    zero_attention: bool = False
 
     def setup(self):
         super().setup()
@@ -99,8 +103,8 @@ class CosmosTowers(TwoTowers):
 
         self.image_token_mapping = mapping(self.image["width"])
         self.text_token_mapping = mapping(self.text["width"])
-        self.image_pooler = CrossPool(self.pooler_heads, self.dtype)
-        self.text_pooler = CrossPool(self.pooler_heads, self.dtype)
+        self.image_pooler = CrossPool(self.pooler_heads, self.dtype, self.zero_attention)
+        self.text_pooler = CrossPool(self.pooler_heads, self.dtype, self.zero_attention)
 
     def encode_views(self, global_images, local_images, tokens, more_text=None):
         """All views of a batch, plain and cross-modal.

@@ -40,6 +40,7 @@ class WarmStart:
         tower, all that both models have. Towers must not only fit, but compute the same.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
+      fresh_blocks: so many of the last blocks of each tower stay as they were initialised.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
         one, for the same classes. "transfer": Transfer Init (arXiv 2404.15653, section 4): the mean
         of the old classifier's columns for the synsets nearest to each class. Biases are not
@@ -54,12 +55,15 @@ class WarmStart:
     parts: Mapping[str, str | None] | None = None
     weights: str | None = None
     step: int | None = None
+    fresh_blocks: int = 0
     classifier: str = "random"
     min_similarity: float = 0.0
 
     def __post_init__(self):
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={self.classifier!r}; choose one of {CLASSIFIERS}.")
+        if self.fresh_blocks < 0:
+            raise ValueError(f"fresh_blocks={self.fresh_blocks}: 0 or more.")
         if not 0 <= self.min_similarity <= 1:
             raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
@@ -87,6 +91,13 @@ class WarmStart:
             self._check_towers(stored, method, parts)
         new = self._taken(fresh, old, parts)
         note = f"Started from step {stored.step} of {stored.directory} ({stored.weights} weights)"
+        if self.fresh_blocks:
+            for path, value in new.items():
+                if "/blocks/" in path:
+                    kept = max(value.shape[0] - self.fresh_blocks, 0)
+                    last = fresh[path][kept:].astype(value.dtype)
+                    new[path] = jnp.concatenate([value[:kept], last])
+            note += f" but for the last {self.fresh_blocks} blocks"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
             new[_KERNEL] = kernel

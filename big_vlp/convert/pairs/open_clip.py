@@ -85,7 +85,8 @@ def from_config(config: Mapping, tokenizer: str | None) -> Pair:
     if text["hf_tokenizer_name"] and tokenizer is None:
         raise ConversionError(
             f"The texts of this model are tokenized by {text['hf_tokenizer_name']!r}: give the "
-            "file of its vocabulary, --tokenizer sentencepiece:PATH or siglip2:PATH."
+            "file of its vocabulary, --tokenizer sentencepiece:PATH for SigLIP, siglip2:PATH for "
+            "SigLIP 2 and wordpiece:PATH for CLIPA."
         )
     quick = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     if vision["timm_model_name"]:

@@ -316,14 +316,17 @@ def test_defaults_of_transformers():
 
 
 def test_published_models():
-    """Each can be made, and has the published number of parameters where it is known."""
-    counts = {}
-    for name, known in published.PUBLISHED.items():
-        pair = open_clip.from_config(known.config, None)
-        counts[name] = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(pair.shapes))
-        assert all(0 < number < 100 for number in known.numbers.values()), name
-    assert counts["ViT-B-32/openai"] == 151_277_313
-    assert counts["ViT-B-16/openai"] == counts["cosmos_vitb16_cc3m"] == 149_620_737
+    """Each has a config that can be read, and the published number of parameters where known."""
+    pairs = {
+        name: open_clip.from_config(known.config, None)
+        for name, known in published.PUBLISHED.items()
+    }
+    for name, count in (("ViT-B-32/openai", 151_277_313), ("cosmos_vitb16_cc3m", 149_620_737)):
+        assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(pairs[name].shapes)) == count
+    numbers = [x for known in published.PUBLISHED.values() for x in known.numbers.values()]
+    assert len(numbers) == 5 * 10 + 9 and all(0 < x < 100 for x in numbers)
+    big = pairs["ViT-bigG-14/laion2b_s39b_b160k"].model["image"]
+    assert (big["mlp_dim"], big["heads"]) == (8192, 16)
     mean = {x: published.PUBLISHED[f"ViT-L-14/{x}"].config["preprocess_cfg"]
             for x in ("laion2b_s32b_b82k", "datacomp_xl_s13b_b90k")}  # fmt: skip
     assert mean["laion2b_s32b_b82k"]["mean"] == HALF and not mean["datacomp_xl_s13b_b90k"]

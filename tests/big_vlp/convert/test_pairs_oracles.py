@@ -18,6 +18,7 @@ from big_vlp.convert.files import read_state, write_file
 from big_vlp.convert.pairs import open_clip as ours
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.images.crops import eval_image
+from input_pipeline.text.tokenizers import make_tokenizer
 
 torch = pytest.importorskip("torch", reason="the oracles are packages of PyTorch's")
 SIZE, LENGTH, IDS = 32, 12, 49408
@@ -154,11 +155,12 @@ def tiny_timm(monkeypatch):
     timm = pytest.importorskip("timm")
     from timm.models import vision_transformer
 
-    def vit_tiny_siglip_test(pretrained=False, **given):
+    def vit_tiny_siglip_test(num_classes, global_pool, **_):
         sizes = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.5}
         return vision_transformer.VisionTransformer(
-            img_size=SIZE, class_token=False, act_layer="gelu_tanh", **sizes, **given
-        )
+            img_size=SIZE, class_token=False, act_layer="gelu_tanh", num_classes=num_classes,
+            global_pool=global_pool, **sizes,
+        )  # fmt: skip
 
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "vit_tiny_siglip_test",
                         vit_tiny_siglip_test)  # fmt: skip
@@ -356,3 +358,15 @@ def small_vocabulary(path):
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b"]
     model = models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>")
     Tokenizer(model).save(str(path))
+
+
+def test_clipa_tokens(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dog", "##s", ".", "a", "'", "s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    made = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=8, strip_sep_token=True)
+    texts = ["A red  dog.", "", "RED dogs' a a a a a a", "dog &amp; r\u00e9d\u4e00s", "dogs [sep]"]
+    found = make_tokenizer(f"wordpiece:{tmp_path / 'vocab.txt'}")(texts, 8)
+    np.testing.assert_array_equal(found, made(texts).numpy())

@@ -72,6 +72,23 @@ def test_pooler_weights(pooler):
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
 
 
+def test_a_query_may_attend_to_nothing():
+    """As with one more token, whose key and value are zeros."""
+    model, zero = (CrossPool(3, jnp.float32, zero_attention=z) for z in (False, True))
+    params = arbitrary(model, randn(2, 5, 12), randn(2, 4, 12))
+    tokens, queries = randn(2, 5, 12), randn(2, 4, 12, seed=1)
+    weights, more = (m.apply(params, tokens, queries, return_weights=True) for m in (model, zero))
+    share = more.sum(axis=-1, keepdims=True)
+    assert more.shape == weights.shape and (share < 1).all()
+    np.testing.assert_allclose(more / share, weights, rtol=1e-4)
+    # Nothing else has a part in the sum, so the output falls with the share that is left.
+    none = {"params": {**params["params"], "query": jax.tree.map(jnp.zeros_like,
+            params["params"]["query"])}}  # fmt: skip
+    even, fewer = (m.apply(none, tokens, queries) for m in (model, zero))
+    bias = params["params"]["out"]["bias"]
+    np.testing.assert_allclose(fewer - bias, (even - bias) * 5 / 6, rtol=1e-4, atol=1e-5)
+
+
 def test_pooler_heads_must_divide():
     with pytest.raises(ValueError, match=r"embed_dim 12.*multiple of the 8 heads"):
         CrossPool(8, jnp.float32).init(jax.random.key(0), randn(1, 5, 12), randn(1, 1, 12))

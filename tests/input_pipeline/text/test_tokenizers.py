@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from input_pipeline.text import tokenizers
+from input_pipeline.text import tokenizers, vocabularies
 from tests.parity.fixtures import fixtures
 
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -294,6 +294,20 @@ def test_siglip2_rows(gemma_path, sentencepiece_path):
     assert of_model.decode(row) == "the dog" and of_model.vocab_size == 30
     with pytest.raises(FileNotFoundError, match=r"No vocabulary at .*x.json"):
         tokenizers.make_tokenizer("siglip2:x.json")
+
+
+def test_wordpiece_rows(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\ndog\n##s\n.\n")
+    tokenizer = tokenizers.make_tokenizer(f"wordpiece:{path}")
+    rows = tokenizer(["Red  DOGS.", "", "red red red red red", "\u00e9 [SEP]"], 6)
+    assert rows.tolist() == [
+        [2, 4, 5, 6, 7, 0], [2, 0, 0, 0, 0, 0], [2, 4, 4, 4, 4, 0], [2, 1, 1, 1, 1, 0],
+    ]  # fmt: skip
+    assert tokenizer.decode(rows[0]) == "red dogs." and tokenizer.vocab_size == 8
+    path.write_text("red\n")
+    with pytest.raises(ValueError, match="no vocabulary of BERT's"):
+        vocabularies._word_pieces.__wrapped__(str(path))
 
 
 def test_sentencepiece_file_problems(tmp_path):
