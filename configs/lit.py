@@ -5,7 +5,8 @@ model directory with it, such as `python -m big_vlp.convert import` makes; OpenA
 quick_gelu), data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random (as in clip.py),
 runlocal, which needs no model.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
-Published with towers trained on labels, 18 billion pairs and Adafactor.
+Published with towers trained on labels, and on billions of pairs. Learning rate, warm-up and
+clipping are those of big_vision's example.
 """
 
 import ml_collections
@@ -40,7 +41,7 @@ def get_config(arg=None):
     image_tower, embed_dim = shared.choose("model", TOWERS, options.model)
 
     config = ml_collections.ConfigDict()
-    config.global_batch = 4096  # published: 16,384
+    config.global_batch = 4096
     config.total_steps = shared.steps_of(pairs, config.global_batch, epochs=32)
 
     config.data = shared.prepared(options.data)
@@ -63,16 +64,14 @@ def get_config(arg=None):
         dtype="bfloat16",
         remat="dots",
         accumulate_steps=1,
+        text_groups=((0.45, 24), (0.25, 40)),  # as of clip.py
     )
     if not options.runlocal:
         config.init = dict(image=dict(model=options.start, parts=dict(image_tower="image_tower")))
     config.optim = dict(
         learning_rate=1e-3,
-        warmup_steps=min(10_000, config.total_steps // 10),
-        weight_decay=0.1,  # published as 1e-4, not multiplied by the learning rate
-        beta1=0.9,
-        beta2=0.98,
-        epsilon=1e-8,
+        warmup_steps=int(0.03 * config.total_steps),
+        weight_decay=0.1,  # as of siglip.py
         clip_norm=1.0,
         rules=RULES,
     )

@@ -33,7 +33,7 @@ from absl import logging
 from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
-from big_vlp.convert.files import read_parts, read_state, write_file
+from big_vlp.convert.files import read_parts, read_state, write_file, write_parts
 from big_vlp.convert.pairs import command as pairs
 from big_vlp.convert.pairs import open_clip, published
 from big_vlp.convert.pairs.forms import Pair, table
@@ -116,15 +116,17 @@ def _catlip_model(source: Path, options: argparse.Namespace, *methods: str) -> d
 
 
 def export_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
-    """Student and teacher -> a .safetensors file, with these words in front of their keys."""
+    """Student and teacher -> a .pt file as the reference's, or a .safetensors file with these words
+    in front of their keys."""
     open_model(source).make_method("cosmos")
     nets = {"student": "model", "teacher": "averaged"}
-    state = {
-        f"{net}.{key}": value
-        for net, weights in nets.items()
-        for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
-    }
-    write_file(target, state)
+    write_parts(
+        target,
+        {
+            net: cosmos.to_reference(open_model(source, weights).load())
+            for net, weights in nets.items()
+        },
+    )
 
 
 # All take (source, target, options).

@@ -7,13 +7,12 @@ import contextlib
 import functools
 import json
 import math
-import pickle
 import re
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +24,7 @@ import safetensors
 from etils import epath
 
 from big_vlp import trees
-from big_vlp.convert import torchscript
+from big_vlp.convert import pytorch, torchscript
 from big_vlp.convert.common import ConversionError, State, Tensor
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import Checkpoints
@@ -105,13 +104,13 @@ def read_parts(path: str | Path | epath.Path, *names: str) -> dict[str, dict[str
             name, _, key = key.partition(".")
             parts.setdefault(name, {})[key] = value
     else:
-        parts = _load_torch(path)
+        parts = pytorch.load(path)
     missing = [repr(name) for name in names if name not in parts]
     if missing:
         raise ConversionError(f"{path} has no {', '.join(missing)}; found {list(parts)[:8]}.")
     if path.suffix == ".safetensors":
         return {name: parts[name] for name in names}
-    return {name: _tensors(path, parts[name]) for name in names}
+    return {name: pytorch.tensors(path, parts[name]) for name in names}
 
 
 def _read_shards(path: Path | epath.Path) -> dict[str, Tensor]:
@@ -146,13 +145,13 @@ def _read_file(path: Path | epath.Path) -> dict[str, Tensor]:
     copy = local_copy(path)
     if torchscript.is_archive(copy):
         return torchscript.read(copy)
-    content = _load_torch(path)
+    content = pytorch.load(path)
     if {"student", "teacher"} <= content.keys():
         raise ConversionError(
             f"{path} holds a student and a teacher: import it as cosmos, which has both."
         )
     state = next((content[name] for name in _IN_A_CHECKPOINT if name in content), content)
-    return _tensors(path, state)
+    return pytorch.tensors(path, state)
 
 
 def _read_safetensors(path: Path | epath.Path) -> dict[str, Tensor]:
@@ -210,61 +209,6 @@ def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], n
         else:
             header = np.lib.format.read_array_header_2_0(file)
     return header[0], header[2]
-
-
-def _load_torch(path: Path | epath.Path) -> dict:
-    """The dict in a .pt file; tensors stay on disk, unless the file is of a PyTorch before 1.6."""
-    torch, copy = _torch(f"Reading {path.name}"), local_copy(path)
-    try:
-        content = torch.load(
-            copy, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(copy)
-        )
-    except pickle.UnpicklingError as error:
-        # Its own message advises to execute the file.
-        found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
-        what = f" ({found.group(1)})" if found else ""
-        raise ConversionError(
-            f"{path} is no file of weights: it holds other Python objects, or is damaged{what}. "
-            "They are never loaded, as loading executes them. Have the weights saved alone, as "
-            ".safetensors best."
-        ) from error
-    except Exception as error:  # of several types
-        raise ConversionError(f"{path} is no file of weights: {error}") from error
-    return _a_dict(path, content)
-
-
-def _torch(what: str):
-    try:
-        import torch
-    except ImportError:
-        raise ConversionError(
-            f"{what} needs torch: pip install 'big_vlp[torch]'; or use a .safetensors file."
-        ) from None
-    return torch
-
-
-def _a_dict(path: Path | epath.Path, content) -> dict:
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path} holds a {type(content).__name__}, no dict of weights.")
-    return content
-
-
-def _tensors(path: Path | epath.Path, state: dict) -> dict[str, Tensor]:
-    """Those of a flat dict of PyTorch's."""
-    import torch
-
-    def tensor(value):
-        if value.dtype == torch.bfloat16:  # which numpy does not know
-            read = lambda: value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # noqa: E731
-            return Tensor(tuple(value.shape), DTYPES["BF16"], read)
-        array = value.numpy()
-        return Tensor(array.shape, array.dtype, lambda: array)
-
-    state = _a_dict(path, state)
-    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ConversionError(f"{path} is no flat dict of weights; others are {others[:8]}.")
-    return {key: tensor(value) for key, value in state.items()}
 
 
 def read_model(stored: StoredModel) -> dict:
@@ -340,13 +284,32 @@ def write_file(path: Path | epath.Path, state: State) -> None:
       ConversionError: a tensor's type is unknown, or there is no torch for a .pt.
     """
     _check_types(state)
-    writers = {".npz": _write_npz, ".pt": _write_torch}
+    writers = {".npz": _write_npz, ".pt": pytorch.save}
     write = writers.get(path.suffix, _write_safetensors)
+    _write(path, lambda file: write(file, state))
+
+
+def write_parts(path: Path | epath.Path, parts: Mapping[str, State]) -> None:
+    """Writes several states in one file, as `read_parts` reads them: of a .pt file entries beside
+    an "epoch", elsewhere the name and a dot in front of every key.
+
+    Raises:
+      ConversionError: as of `write_file`.
+    """
+    flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    if path.suffix != ".pt":
+        write_file(path, flat)
+        return
+    _check_types(flat)
+    _write(path, lambda file: pytorch.save(file, parts, epoch=0))
+
+
+def _write(path: Path | epath.Path, write: Callable[[BinaryIO], None]) -> None:
     with scratch(path.parent) as folder:
         temporary = folder / temporary_name(path.name)
         try:
             with temporary.open("wb") as file:
-                write(file, state)
+                write(file)
             place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -358,12 +321,6 @@ def _write_npz(file: BinaryIO, state: State) -> None:
         for key, value in state.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.ascontiguousarray(value), allow_pickle=False)
-
-
-def _write_torch(file: BinaryIO, state: State) -> None:
-    torch = _torch("Writing a .pt file")
-    # A copy: PyTorch wants memory that can be written to.
-    torch.save({key: torch.tensor(np.asarray(value)) for key, value in state.items()}, file)
 
 
 def _write_safetensors(file: BinaryIO, state: State) -> None:

@@ -183,6 +183,7 @@ def completed(model: Mapping[str, Any]) -> dict:
         ("class_token", None),
         ("norm_pre", None),
         ("norm_after_pool", False),
+        ("ignore_rest", False),
     ):
         image.setdefault(key, default)
     if image["class_token"] is None:

@@ -52,6 +52,7 @@ def from_config(config: Mapping, preprocessor: Mapping, tokenizer: str) -> tuple
         for name, known in zip(("vision_config", "text_config"), _DEFAULTS[kind])
     )
     side, image, words = vision["patch_size"], _tower(vision), _tower(text)
+    size = vision["image_size"] if kind != "siglip2" else math.isqrt(vision["num_patches"]) * side
     words["vocab_size"] = text["vocab_size"]
     if kind == "clip":
         _check_end(text)
@@ -62,8 +63,7 @@ def from_config(config: Mapping, preprocessor: Mapping, tokenizer: str) -> tuple
         embed_dim = text.get("projection_size") or text["hidden_size"]
         image["pool"] = "map"
         words |= {"causal": False, "pool": "last"}
-    image["patch_size"] = side
-    size = vision["image_size"] if kind != "siglip2" else math.isqrt(vision["num_patches"]) * side
+    image |= {"patch_size": side, "ignore_rest": size % side > 0}
     preprocess = _preprocess(preprocessor, size, kind, tokenizer, text["max_position_embeddings"])
     towers = {"image": image, "text": words, "embed_dim": embed_dim}
     return Pair(towers, kind != "clip", preprocess), FORMS[kind]

@@ -47,7 +47,7 @@ TIMM_MODELS = {
         "gelu": (
             ("base", 16, (224, 256, 384, 512)),
             ("large", 16, (256, 384)),
-            ("so400m", 14, (224, 378)),
+            ("so400m", 14, (224, 378, 384)),
         ),
         "gelu_tanh": (
             ("base", 32, (256,)),
@@ -99,6 +99,7 @@ def from_config(config: Mapping, tokenizer: str | None) -> Pair:
             "class_token": True,
             "norm_pre": not vision["no_ln_pre"],
             "norm_after_pool": vision["final_ln_after_pool"] and vision["pool_type"] == "avg",
+            "ignore_rest": vision["image_size"] % vision["patch_size"] > 0,
         }
     towers = {
         "image": image,
@@ -208,6 +209,7 @@ def _timm(vision: Mapping, embed_dim: int) -> dict:
     return {
         "patch_size": patch_size, "width": width, "layers": layers, "heads": heads,
         "mlp_dim": mlp_dim, "activation": activation, "norm_epsilon": 1e-6, "pool": "map",
+        "ignore_rest": size % patch_size > 0,
     }  # fmt: skip
 
 

@@ -78,6 +78,8 @@ class Tower(base.Tower):
       class_token: whether there is one, and so a patch projection without bias; None goes by pool.
       norm_pre: whether a norm comes before the blocks; None is with a class token.
       norm_after_pool: the last norm is that of the mean over the patches; tokens have none.
+      ignore_rest: pixels beyond the last whole patch are not seen; else they are an error. (A
+        released SigLIP has patches of 14 pixels in images of 384.)
     """
 
     image_size: int
@@ -94,6 +96,7 @@ class Tower(base.Tower):
     class_token: bool | None = None
     norm_pre: bool | None = None
     norm_after_pool: bool = False
+    ignore_rest: bool = False
 
     @nn.compact
     def encode(self, images):
@@ -111,7 +114,7 @@ class Tower(base.Tower):
             )
         p, w = self.patch_size, self.width
         batch, *size, _ = images.shape
-        if any(s % p for s in (*size, self.image_size)):
+        if not self.ignore_rest and any(s % p for s in (*size, self.image_size)):
             raise ValueError(
                 f"Image size {tuple(size)} (trained at {self.image_size}) must be a multiple of "
                 f"the patch size {p}."

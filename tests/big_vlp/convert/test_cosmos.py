@@ -7,7 +7,7 @@ import pytest
 from big_vlp import trees
 from big_vlp.convert.__main__ import main
 from big_vlp.convert.cosmos import ConversionError, from_reference, to_reference
-from big_vlp.convert.files import read_state, write_file
+from big_vlp.convert.files import read_parts, write_file
 from big_vlp.methods.cosmos import Method
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.preprocess import Preprocess
@@ -170,10 +170,23 @@ def test_the_command_imports_and_exports(tmp_path, capsys, suffix):
     assert main(["import", "cosmos", str(released), str(model)]) == 0
     same(open_model(model, "model").load(), nets["student"])
     same(open_model(model, "averaged").load(), nets["teacher"])
-    back = tmp_path / "back.safetensors"
+    back = tmp_path / f"back.{suffix}"
     assert main(["export", "cosmos", str(model), str(back)]) == 0
-    same({k: np.asarray(v) for k, v in read_state(back).items()}, state)
+    found = read_parts(back, "student", "teacher")
+    found = {f"{net}.{k}": np.asarray(v) for net, x in found.items() for k, v in x.items()}
+    same(found, state)
     one = tmp_path / "one.safetensors"
     write_file(one, {k: v for k, v in state.items() if k.startswith("student")})
     assert main(["import", "cosmos", str(one), str(tmp_path / "x")]) == 1
     assert "has no 'teacher'; found ['student']" in capsys.readouterr().err
+
+
+def test_a_released_name_is_held_to_what_it_says(tmp_path, capsys):
+    """Such as a B/32 that was renamed to B/16, which has misled users."""
+    nets = {net: to_reference(arbitrary(0, WIDE)) for net in ("student", "teacher")}
+    path = tmp_path / "cosmos_vitb16_cc3m.safetensors"
+    write_file(path, {f"{net}.{k}": v for net, x in nets.items() for k, v in x.items()})
+    assert main(["import", "cosmos", str(path), str(tmp_path / "x")]) == 1
+    told = capsys.readouterr().err
+    assert "image.patch_size is 4, that of cosmos_vitb16_cc3m 16" in told
+    assert not (tmp_path / "x").exists()

@@ -308,11 +308,14 @@ def test_defaults_of_transformers():
     assert pair.model["image"] == {
         "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_dim": 3072, "pool": "map",
         "activation": "gelu_tanh", "norm_epsilon": 1e-6, "class_token": False, "norm_pre": False,
-        "norm_after_pool": False,
+        "norm_after_pool": False, "ignore_rest": False,
     }  # fmt: skip
     pre = pair.preprocess
     assert (pre.image_size, pre.resize, pre.interpolation) == (224, "squash", "bicubic")
     assert (pre.mean, pre.context_length) == (HALF, 64)
+    config = {"model_type": "siglip", "vision_config": {"patch_size": 14, "image_size": 384}}
+    pair, _ = hugging_face.from_config(config, {"size": {"height": 384, "width": 384}}, VOCABULARY)
+    assert pair.shapes["image_tower"]["position_embedding"].shape == (27**2, 768)
 
 
 def test_published_models():

@@ -132,6 +132,14 @@ def test_mean_beside_a_class_token():
     np.testing.assert_allclose(pooled, x @ params["proj"]["kernel"], rtol=1e-4, atol=1e-5)
 
 
+def test_the_rest_of_an_image_can_be_ignored(image_params):
+    images = randn(1, 18, 19, 3)
+    tokens, pooled = apply(vit(ignore_rest=True), image_params, images)
+    expected = apply(vit(), image_params, images[:, :16, :16])
+    np.testing.assert_allclose(tokens, expected[0], atol=1e-6)
+    np.testing.assert_allclose(pooled, expected[1], atol=1e-6)
+
+
 def test_patches_are_read_row_by_row(image_params):
     """A change in one patch reaches its own token most; all others only through attention."""
     images = randn(1, 16, 16, 3)
