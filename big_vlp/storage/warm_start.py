@@ -112,29 +112,7 @@ class WarmStart:
         return state | {name: trees.unflatten(part) for name, part in flat.items()}, f"{note}."
 
     def _check_towers(self, stored, method, parts: dict) -> None:
-        """What weights do not tell, such as an activation, of a CLIP's towers for another's."""
-        other, lines = stored.make_method(), []
-        if not all(isinstance(getattr(x, "network", None), TwoTowers) for x in (method, other)):
-            return
-        new, old = (completed(x.model) for x in (method, other))
-        for part, tower, of_record in (
-            ("image_tower", "image", ("mean", "std")),
-            ("text_tower", "text", ("tokenizer",)),
-        ):
-            if parts.get(part) != part:
-                continue
-            for values in (new[tower], old[tower]):
-                values.pop("vocab_size", None)
-            records = [{key: getattr(x.preprocess, key) for key in of_record} for x in
-                       (method, other)]  # fmt: skip
-            wanted, found = ({**a[tower], **b} for a, b in zip((new, old), records))
-            for values in (wanted, found):  # the same vocabulary can lie in two places
-                values["tokenizer"] = (values.get("tokenizer") or "").partition(":")[0]
-            lines += [
-                f"{part}: {key}={wanted[key]!r}, and {found[key]!r} in the old one"
-                for key in wanted
-                if key in _UNSEEN and wanted[key] != found[key]
-            ]
+        lines = unseen_differences(method, stored.make_method(), parts)
         if lines:
             raise CheckpointError(
                 f"{self.model} has towers that compute otherwise than the config's:\n  "
@@ -216,6 +194,37 @@ class WarmStart:
             f"{int((~matched).sum())} random"
         )
         return jnp.where(matched, columns, kernel), counts
+
+
+def unseen_differences(method, other, parts: Mapping[str, str | None]) -> list[str]:
+    """What two methods of two towers compute otherwise, though weights do not tell: one line each,
+    none where one of them has no such towers.
+
+    Args:
+      parts: as of `WarmStart`; the image tower counts where it is taken for one, and so does the
+        text tower.
+    """
+    if not all(isinstance(getattr(x, "network", None), TwoTowers) for x in (method, other)):
+        return []
+    lines = []
+    for part, tower, of_record in (
+        ("image_tower", "image", ("mean", "std")),
+        ("text_tower", "text", ("tokenizer",)),
+    ):
+        if parts.get(part) != part:
+            continue
+        wanted, found = (
+            {**completed(x.model)[tower], **{key: getattr(x.preprocess, key) for key in of_record}}
+            for x in (method, other)
+        )
+        for values in (wanted, found):  # the same vocabulary can lie in two places
+            values["tokenizer"] = (values.get("tokenizer") or "").partition(":")[0]
+        lines += [
+            f"{part}: {key}={wanted[key]!r}, and {found[key]!r} in the old one"
+            for key in _UNSEEN
+            if wanted.get(key) != found.get(key)
+        ]
+    return lines
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -1,4 +1,7 @@
-"""`python -m big_vlp.convert` for two towers: files of several libraries <-> model directories."""
+"""`python -m big_vlp.convert` for two towers: files of several libraries <-> model directories.
+
+All functions take (source, target, options), whose flags are in `convert.__main__`.
+"""
 
 import argparse
 import json
@@ -23,11 +26,10 @@ _VOCABULARIES = {
     "siglip": (("spiece.model", "sentencepiece"),),
     "siglip2": (("tokenizer.json", "siglip2"), ("tokenizer.model", "siglip2")),
 }
-_PARTS = ("image_tower/", "text_tower/")
 
 
 def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
-    """OpenAI's file, or a state dict in its names -> model directory; see `add_options`."""
+    """OpenAI's file, or a state dict in its names -> model directory."""
     state, left_out = forms.split(read_state(source))
     given = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     _save("openai_clip", forms.OPENAI, state, shapes.openai_clip(state, given), left_out,
@@ -36,10 +38,11 @@ def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) 
 
 def import_open_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A directory as open_clip's hub has it, or a file and its config -> model directory."""
-    if options.name is not None and options.config_json is None:
-        config = published.find(options.name).config
-    else:
+    beside = (source if source.is_dir() else source.parent) / open_clip.CONFIG
+    if options.name is None or options.config_json is not None or beside.exists():
         config = _config(source, open_clip.CONFIG, options.config_json)
+    else:
+        config = published.find(options.name).config
     pair = open_clip.from_config(config, options.tokenizer)
     if "preprocess_cfg" not in config:
         print("The config says nothing of images: they are prepared as CLIP's.")
