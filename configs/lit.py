@@ -1,9 +1,9 @@
 """LiT (arXiv 2111.07991): a text tower learns to read a locked image tower, which is trained.
 
-Options: model=vitb16|vitb32|vitl14 and activation=gelu|quick_gelu of the image tower, start=DIR (a
-model directory with it, such as `python -m big_vlp.convert import` makes; OpenAI's models have
-quick_gelu), data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random (as in clip.py),
-runlocal, which needs no model.
+Options: model=vitb16|vitb32|vitl14, activation=NAME of the image tower (gelu; OpenAI's models have
+quick_gelu), start=DIR (a model directory with the tower, such as `python -m big_vlp.convert import`
+makes), data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random (as in clip.py), runlocal,
+which needs no model.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
 Published with towers trained on labels, and on billions of pairs. Learning rate, warm-up and
 clipping are those of big_vision's example.
