@@ -8,16 +8,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from etils import epath
 
 from big_vlp import trees
-from big_vlp.convert.common import ConversionError, State, Tensor
+from big_vlp.convert.common import ConversionError, State
 from big_vlp.convert.files import appearing, read_model, read_state, write_file
 from big_vlp.convert.pairs import forms, hugging_face, open_clip, published, shapes
 from big_vlp.convert.pairs.card import card
 from big_vlp.convert.pairs.forms import Form, Pair
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
+from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.text.tokenizers import make_tokenizer
 
@@ -31,7 +31,7 @@ _VOCABULARIES = {
 def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """OpenAI's file, or a state dict in its names -> model directory."""
     state, left_out = forms.split(read_state(source))
-    given = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
+    given = {} if options.tokenizer is None else {"tokenizer": _named(options.tokenizer)}
     _save("openai_clip", forms.OPENAI, state, shapes.openai_clip(state, given), left_out,
           source, target, options)  # fmt: skip
 
@@ -43,7 +43,8 @@ def import_open_clip(source: Path, target: Path, options: argparse.Namespace) ->
         config = _config(source, open_clip.CONFIG, options.config_json)
     else:
         config = published.find(options.name).config
-    pair = open_clip.from_config(config, options.tokenizer)
+    tokenizer = None if options.tokenizer is None else _named(options.tokenizer)
+    pair = open_clip.from_config(config, tokenizer)
     if "preprocess_cfg" not in config:
         print("The config says nothing of images: they are prepared as CLIP's.")
     state, left_out = forms.split(read_state(source))
@@ -91,6 +92,8 @@ def _import_hugging_face(system, kinds, source, target, options) -> None:
         )
     tokenizer = _tokenizer(system, beside, options)
     pair, form = hugging_face.from_config(config, _read_json(path), tokenizer)
+    if form is forms.SIGLIP2_HF:
+        print("The original keeps an image's proportions; here its images are squares.")
     state, left_out = forms.split(read_state(source))
     _save(system, form, state, pair, left_out, source, target, options)
 
@@ -170,12 +173,18 @@ def _read_json(path: Path | epath.Path) -> dict:
 
 def _tokenizer(system: str, beside: Path, options: argparse.Namespace) -> str:
     if options.tokenizer is not None or system == "clip_hf":
-        return options.tokenizer or "clip"
+        return _named(options.tokenizer or "clip")
     for name, kind in _VOCABULARIES[system]:
         if (beside / name).exists():
-            return f"{kind}:{beside / name}"
+            return _named(f"{kind}:{beside / name}")
     wanted = " or ".join(f"{kind}:PATH of {name}" for name, kind in _VOCABULARIES[system])
     raise ConversionError(f"There is no vocabulary beside the weights: give --tokenizer {wanted}.")
+
+
+def _named(tokenizer: str) -> str:
+    """The name with an absolute path, or a URL: the model will be read from elsewhere."""
+    kind, _, path = tokenizer.partition(":")
+    return f"{kind}:{storage_path(path)}" if path else tokenizer
 
 
 def _save(
@@ -188,16 +197,19 @@ def _save(
     target: Path,
     options: argparse.Namespace,
 ) -> None:
-    name = options.name
+    name, tokenizer = options.name, pair.preprocess.tokenizer
     if name is not None:
         expected = published.find(name).config
-        published.check(name, pair, open_clip.from_config(expected, options.tokenizer))
-    tokens = make_tokenizer(pair.preprocess.tokenizer).vocab_size
+        published.check(name, pair, open_clip.from_config(expected, tokenizer))
+    try:
+        tokens = make_tokenizer(tokenizer).vocab_size
+    except RuntimeError as error:  # SentencePiece's
+        raise ConversionError(f"{tokenizer}: the file is no SentencePiece model.") from error
     vocab_size = pair.model["text"]["vocab_size"]
     if tokens > vocab_size:
         raise ConversionError(
-            f"The tokenizer {pair.preprocess.tokenizer} has {tokens} ids, the model {vocab_size}: "
-            "they do not belong together."
+            f"The tokenizer {tokenizer} has {tokens} ids, the model {vocab_size}: they do not "
+            "belong together."
         )
     model = forms.from_state(form, state, pair)
     about = {"format": system, "file": source.name, "name": name}
@@ -214,13 +226,8 @@ def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Pai
     )
     flat = trees.flatten(read_model(stored))
     wanted = trees.flatten(pair.shapes).keys()
-    params = {path: _fp32(value) for path, value in flat.items() if path in wanted}
+    params = {path: forms.in_fp32(value) for path, value in flat.items() if path in wanted}
     return stored, pair, trees.unflatten(params), sorted(flat.keys() - wanted)
-
-
-def _fp32(tensor: Tensor) -> Tensor:
-    fp32 = np.dtype(np.float32)
-    return Tensor(tensor.shape, fp32, lambda: np.asarray(tensor).astype(fp32))
 
 
 def _write(target: Path, state: State) -> None:

@@ -144,7 +144,7 @@ def from_state(form: Form, state: State, pair: Pair) -> dict:
     expected = jax.eval_shape(lambda x: _to_state(x, parts), pair.shapes)
     check(expected, state)
     found = [to_lazy_model(state, *part) for part in parts]
-    return jax.tree.map(_in_fp32, functools.reduce(trees.merge, found))
+    return jax.tree.map(in_fp32, functools.reduce(trees.merge, found))
 
 
 def to_form(form: Form, params: dict, pair: Pair) -> dict[str, Tensor]:
@@ -177,7 +177,8 @@ def _as_tuple(paths) -> tuple[str, ...]:
     return (paths,) if isinstance(paths, str) else paths
 
 
-def _in_fp32(tensor: Tensor) -> Tensor:
+def in_fp32(tensor: Tensor) -> Tensor:
+    """The same tensor, cast when it is read."""
     fp32 = np.dtype(np.float32)
     if tensor.dtype == fp32:
         return tensor

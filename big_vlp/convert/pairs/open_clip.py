@@ -33,6 +33,15 @@ _PREPROCESS = {
     "mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"
 }  # fmt: skip
 
+# What a text becomes there; the files of the vocabulary belong beside the weights.
+_TOKENIZERS = {
+    kind: {"hf_tokenizer_name": ".", "tokenizer_kwargs": options}
+    for kind, options in {
+        "sentencepiece": {"clean": "canonicalize"},
+        "siglip2": {"clean": "lower"},
+        "wordpiece": {"strip_sep_token": True},
+    }.items()
+}
 # SigLIP's image towers: width, layers, heads and hidden width of the MLPs.
 _SIGLIP = {
     "base": (768, 12, 12, 3072),
@@ -252,8 +261,7 @@ def _to_text(text: Mapping, pre: Preprocess) -> dict:
         **({} if text["causal"] else {"no_causal_mask": True}),
         **({} if text["pool"] == "eot" else {"pool_type": text["pool"]}),
         **({"proj_bias": True} if text["proj_bias"] else {}),
-        # The files of the vocabulary belong beside the weights.
-        **({} if pre.tokenizer == "clip" else {"hf_tokenizer_name": "."}),
+        **_TOKENIZERS.get(pre.tokenizer.partition(":")[0], {}),
     }
 
 

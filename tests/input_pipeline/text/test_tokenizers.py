@@ -155,6 +155,16 @@ def test_clip_equals_plain_bpe_on_very_long_text(clip, plain):
     np.testing.assert_array_equal(clip([text], 77)[0], [SOT, *ids[:75], EOT])
 
 
+def test_texts_equal_open_clips(clip):
+    """2,000 random strings: CLIP's tokens, and SigLIP's cleaning."""
+    theirs = pytest.importorskip("open_clip.tokenizer", reason="the oracle is open_clip's")
+    texts = [text for text in _random_texts(6, 2100) if "<|" not in text][:2000]
+    assert len(texts) == 2000
+    np.testing.assert_array_equal(clip(texts, 77), theirs.SimpleTokenizer()(texts).numpy())
+    for text in texts:
+        assert tokenizers.canonicalize(text) == theirs.canonicalize_text(text), repr(text)
+
+
 def test_clip_rows(clip):
     words = ["dog"] * 30
     for count in range(len(words)):
