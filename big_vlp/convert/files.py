@@ -320,7 +320,7 @@ def _write_npz(file: BinaryIO, state: State) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for key, value in state.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.ascontiguousarray(value), allow_pickle=False)
+                np.lib.format.write_array(entry, np.asarray(value, order="C"), allow_pickle=False)
 
 
 def _write_safetensors(file: BinaryIO, state: State) -> None:
