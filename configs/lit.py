@@ -6,7 +6,7 @@ makes), data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random (as in
 which needs no model.
 Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
 Published with towers trained on labels, and on billions of pairs. Learning rate, warm-up and
-clipping are those of big_vision's example.
+clipping are those of big_vision's siglip_lit_coco.py.
 """
 
 import ml_collections

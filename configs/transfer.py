@@ -3,7 +3,7 @@
 Options: task=imagenet|places|coco|scenes, mode=probe|finetune, init=random|transfer (of the
 classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fraction=1.0 of the
 training images, layer_decay=1.0 (learning rates that fall towards the first layer; for finetune),
-image_size=PIXELS (224, or 512, which coco always has), runlocal.
+image_size=PIXELS (of imagenet and places 224, or 512; coco has 512), runlocal.
 Data: see "Labelled data" in docs/data.md. task=scenes needs no file: it goes on from the tower of
 demo_catlip.py. runlocal needs no model either. docs/recipes.md holds the published numbers.
 """
@@ -54,7 +54,7 @@ def get_config(arg=None):
         model="b16",
         fraction=1.0,
         layer_decay=1.0,
-        image_size=224,
+        image_size=0,  # the task's
         runlocal=False,
     )
     images, num_classes, train, val = shared.choose("task", TASKS, options.task)
@@ -65,9 +65,10 @@ def get_config(arg=None):
         raise ValueError(f"fraction={options.fraction}: give a share of the images in (0, 1].")
     if probe and options.layer_decay != 1:
         raise ValueError("layer_decay is for mode=finetune: a probe freezes the tower.")
-    if options.image_size not in (224, 512):
-        raise ValueError(f"image_size={options.image_size}: 224 or 512 have been published.")
-    size = 512 if options.task == "coco" else options.image_size
+    published = {"coco": (512,), "scenes": (224,)}.get(options.task, (224, 512))
+    size = options.image_size or published[0]
+    if size not in published:
+        raise ValueError(f"image_size={size}: task={options.task} has {published}.")
     config = ml_collections.ConfigDict()
     config.global_batch = 256 if probe else 128 if multi_label else 512
     config.init = dict(tower=dict(model=options.start, classifier=options.init))

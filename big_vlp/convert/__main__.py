@@ -35,8 +35,8 @@ from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
 from big_vlp.convert.files import read_parts, read_state, write_file, write_parts
 from big_vlp.convert.pairs import command as pairs
-from big_vlp.convert.pairs import open_clip, published
-from big_vlp.convert.pairs.forms import Pair, table
+from big_vlp.convert.pairs import published
+from big_vlp.convert.pairs.forms import Pair, split, table
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
@@ -82,17 +82,20 @@ def import_segmentation(source: Path, target: Path, options: argparse.Namespace)
 
 def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
-    student, teacher, model, preprocess = cosmos.from_reference(read_parts(source, *cosmos.NETS))
+    parts = read_parts(source, *cosmos.NETS)
+    student, teacher, model, preprocess = cosmos.from_reference(parts)
+    left_out = sorted({key for state in parts.values() for key in split(state)[1]})
     name, found = options.name, Pair(model, False, preprocess)
     if name is None and source.stem in published.PUBLISHED:
         name = source.stem
     if name is not None:
-        published.check(name, found, open_clip.from_config(published.find(name).config, None))
+        published.check_name(name, found)
+    numbers = published.numbers(name)
     method = {"name": "cosmos", "model": model, "ema_decay": 1.0}
-    about = {"format": "cosmos", "file": source.name, "name": name}
+    about = {"format": "cosmos", "file": source.name, "name": name, "published": numbers}
     save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None, about)
-    print(table(found, []))
-    print("student and teacher, each with poolers and token mappings")
+    print(table(found, left_out, numbers, student))
+    print("These are the student's; the teacher has as many.")
 
 
 def export_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -118,7 +121,7 @@ def _catlip_model(source: Path, options: argparse.Namespace, *methods: str) -> d
 def export_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """Student and teacher -> a .pt file as the reference's, or a .safetensors file with these words
     in front of their keys."""
-    open_model(source).make_method("cosmos")
+    cosmos.check(open_model(source).make_method("cosmos"))
     nets = {"student": "model", "teacher": "averaged"}
     write_parts(
         target,
@@ -191,13 +194,13 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--names", type=path_argument, metavar="FILE", help="names the classes, one in each line"
     )
-    group = parser.add_argument_group("import catlip, cogvlm_parts")
+    group = parser.add_argument_group("import catlip, cogvlm_parts, siglip, siglip2")
     group.add_argument(
         "--image-size",
         type=whole(1),
         metavar="PIXELS",
         help="side of the images that the model will see (default: 224; that of EVA2-CLIP-E's "
-        "positions)",
+        "positions; of SigLIP's .npz what whole patches fill)",
     )
     group = parser.add_argument_group("import of what has texts")
     group.add_argument(
@@ -210,8 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--name",
         metavar="NAME",
-        help="cosmos, openai_clip, open_clip: a published model, such as "
-        "ViT-B-16/datacomp_xl_s13b_b90k, with whose architecture and images the weights must agree",
+        help="of two towers: a published model, such as ViT-B-16/datacomp_xl_s13b_b90k or "
+        "ViT-B-16-SigLIP/webli, with whose architecture and images the weights must agree, and "
+        "whose published numbers are kept; a wrong name lists all",
     )
     group.add_argument(
         "--config-json",

@@ -166,7 +166,7 @@ def to_lazy_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict
     """As `to_model`, a nested dict of `Tensor`s; `state` may be of these, too."""
     flat = {}
     for paths, keys, kind in rules:
-        keys = _as_tuple(keys)
+        keys = as_tuple(keys)
         stacked = "{i}" in keys[0]
         values = [[state[key.format(i=i)] for key in keys] for i in range(layers if stacked else 1)]
         types = sorted({str(value.dtype) for block in values for value in block})
@@ -207,10 +207,18 @@ def to_state(model: dict, rules: Rules, layers: int) -> dict:
     """The inverse of `to_model`; runs also under jax.eval_shape."""
     flat, state = trees.flatten(model), {}
     for paths, keys, kind in rules:
-        stacked = "{i}" in _as_tuple(keys)[0]
+        stacked = "{i}" in as_tuple(keys)[0]
         for i in range(layers) if stacked else (None,):
             arrays = _unstack(lambda names: [flat[path] for path in names], paths, keys, kind, i)
-            state |= {key.format(i=i): array for key, array in zip(_as_tuple(keys), arrays)}
+            state |= {key.format(i=i): array for key, array in zip(as_tuple(keys), arrays)}
+    return state
+
+
+def parts_to_state(model: dict, parts: Sequence) -> dict:
+    """`to_state` of several parts (rules, layers, heads), each of other parameters."""
+    state = {}
+    for rules, layers, _ in parts:
+        state |= to_state(model, rules, layers)
     return state
 
 
@@ -223,10 +231,10 @@ def to_lazy_state(model: dict, rules: Rules, layers: int) -> dict[str, Tensor]:
     latest = _Latest(lambda paths: [np.asarray(flat[path]) for path in paths])
     without_memory = lambda paths: [_without_memory(flat[path]) for path in paths]  # noqa: E731
     for paths, keys, kind in rules:
-        indices = range(layers) if "{i}" in _as_tuple(keys)[0] else (None,)
+        indices = range(layers) if "{i}" in as_tuple(keys)[0] else (None,)
         likes = _unstack(without_memory, paths, keys, kind, indices[0])
         for i in indices:
-            for number, (key, like) in enumerate(zip(_as_tuple(keys), likes)):
+            for number, (key, like) in enumerate(zip(as_tuple(keys), likes)):
                 read = functools.partial(_one_of, number, latest, paths, keys, kind, i)
                 state[key.format(i=i)] = Tensor(like.shape, like.dtype, read)
     return state
@@ -238,13 +246,14 @@ def _one_of(number: int, *args):
 
 def _unstack(load: Callable, paths: Names, keys: Names, kind: str, i: int | None) -> list:
     """The tensors of a rule's keys, from block i of its parameters, or from all of them."""
-    parts = [value if i is None else value[i] for value in load(_as_tuple(paths))]
-    count = len(_as_tuple(keys))
+    parts = [value if i is None else value[i] for value in load(as_tuple(paths))]
+    count = len(as_tuple(keys))
     found = backward(kind, parts if len(parts) > 1 else parts[0], count)
     return found if count > 1 else [found]
 
 
-def _as_tuple(names: Names) -> tuple[str, ...]:
+def as_tuple(names: Names) -> tuple[str, ...]:
+    """Names of a rule, also where it has one."""
     return (names,) if isinstance(names, str) else names
 
 
@@ -269,7 +278,6 @@ def _pairs(paths, values):
 
 def check(expected: Mapping, state: Mapping) -> None:
     """Raises ConversionError unless two state dicts have the same keys and shapes."""
-    # Keys contain dots, never slashes: the dicts are flat trees.
     lines = trees.differences(expected, state)
     if lines:
         raise ConversionError("The weights do not fit:\n  " + listed(lines))

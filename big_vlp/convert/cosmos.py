@@ -18,12 +18,12 @@ from big_vlp.convert.common import (
     dense,
     listed,
     norm,
+    parts_to_state,
     prefixed,
     to_model,
-    to_state,
 )
 from big_vlp.convert.pairs import names
-from big_vlp.convert.pairs.forms import split
+from big_vlp.convert.pairs.forms import Pair, compare, split
 from big_vlp.convert.pairs.shapes import open_clip_towers
 from big_vlp.methods.cosmos import Method
 from input_pipeline.preprocess import Preprocess
@@ -74,8 +74,7 @@ def from_reference(
     preprocess = Preprocess(image_size=size, tokenizer=tokenizer, context_length=length)
     method = Method(preprocess=preprocess, model=arguments, ema_decay=1.0)
     shapes = method.shapes[0]
-    expected = jax.eval_shape(_to_state, shapes)
-    # Keys contain dots, never slashes: the dicts are flat trees.
+    expected = jax.eval_shape(lambda x: parts_to_state(x, _parts(x)), shapes)
     problems = [f"{n}: {line}" for n in NETS for line in trees.differences(expected, states[n])]
     if problems:
         raise ConversionError("The weights do not fit:\n  " + listed(problems))
@@ -86,16 +85,31 @@ def from_reference(
     return student, teacher, arguments, preprocess
 
 
+def check(method: Method) -> None:
+    """Raises ConversionError where the reference would compute something else than a model."""
+    image, text, pre = method.model["image"], method.model["text"], method.preprocess
+    towers = {
+        # Its heads are of 64 dimensions; sizes are as they are.
+        "image": {x: image[x] for x in ("patch_size", "width", "layers")},
+        "text": {x: text[x] for x in ("vocab_size", "width", "layers")} | {"heads": 8},
+        "embed_dim": method.model["embed_dim"],
+    }
+    towers["image"]["heads"] = image["width"] // 64
+    record = Preprocess(pre.image_size, "clip", pre.context_length)
+    found = Pair({**method.model, "image": {**image, "ignore_rest": False}}, False, pre)
+    name, problem = "COSMOS' reference", "The reference computes otherwise than this model"
+    compare(problem, name, found, Pair(towers, False, record))
+    network = method.network
+    if (network.pooler_heads, network.zero_attention) != (8, False):
+        raise ConversionError(
+            f"{problem}: it has 8 heads in its poolers and no zero_attention there, and the model "
+            f"pooler_heads={network.pooler_heads}, zero_attention={network.zero_attention}."
+        )
+
+
 def to_reference(params: dict) -> dict[str, np.ndarray]:
     """Parameters -> a state dict of the reference; the inverse of `from_reference`."""
-    return _to_state(jax.tree.map(np.asarray, params))
-
-
-def _to_state(params: dict) -> dict:
-    state = {}
-    for rules, layers, _ in _parts(params):
-        state |= to_state(params, rules, layers)
-    return state
+    return parts_to_state(jax.tree.map(np.asarray, params), _parts(params))
 
 
 def _parts(params: dict) -> list[tuple[Rules, int, int]]:

@@ -61,6 +61,10 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Entries of a whole training run's file, the best first: the average is what gets published.
 _IN_A_CHECKPOINT = ("ema_state_dict", "model_state_dict", "state_dict")
+# What a damaged .npz file makes its readers raise; encrypted ones a RuntimeError.
+_NPZ_ERRORS = (
+    OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 def read_state(path: str | Path | epath.Path) -> dict[str, Tensor]:
@@ -88,19 +92,37 @@ def read_state(path: str | Path | epath.Path) -> dict[str, Tensor]:
     return _read_shards(path) if path.suffix == ".json" else _read_file(path)
 
 
+def read_of_run(path: str | Path | epath.Path) -> tuple[dict[str, Tensor], list[str]]:
+    """As `read_state`, and a line, if any, about what a training run's file holds besides."""
+    state, rest = read_state(path), []
+    if isinstance(state, _OfRun):
+        rest = [f"{', '.join(state.rest)} beside {state.entry}"] if state.rest else []
+    return state, rest
+
+
+class _OfRun(dict):
+    """A state that is one entry of a training run's file, which has the `rest`."""
+
+    def __init__(self, state: dict, entry: str, rest: list[str]):
+        super().__init__(state)
+        self.entry, self.rest = entry, rest
+
+
 def read_parts(path: str | Path | epath.Path, *names: str) -> dict[str, dict[str, Tensor]]:
     """Several states of one file: {name: state}.
 
     Args:
-      names: entries of a .pt file, or what is before the first dot of a .safetensors file's keys.
+      names: entries of a .pt file, or what is before the first dot of the keys of a .safetensors or
+        .npz file.
 
     Raises:
       ConversionError: as of `read_state`, or the file lacks a part.
       PathError, OSError: as of `read_state`.
     """
     path, parts = storage_path(path), {}
-    if path.suffix == ".safetensors":
-        for key, value in _read_safetensors(path).items():
+    is_flat = path.suffix in (".safetensors", ".npz")
+    if is_flat:
+        for key, value in _read_file(path).items():
             name, _, key = key.partition(".")
             parts.setdefault(name, {})[key] = value
     else:
@@ -108,7 +130,7 @@ def read_parts(path: str | Path | epath.Path, *names: str) -> dict[str, dict[str
     missing = [repr(name) for name in names if name not in parts]
     if missing:
         raise ConversionError(f"{path} has no {', '.join(missing)}; found {list(parts)[:8]}.")
-    if path.suffix == ".safetensors":
+    if is_flat:
         return {name: parts[name] for name in names}
     return {name: pytorch.tensors(path, parts[name]) for name in names}
 
@@ -150,8 +172,11 @@ def _read_file(path: Path | epath.Path) -> dict[str, Tensor]:
         raise ConversionError(
             f"{path} holds a student and a teacher: import it as cosmos, which has both."
         )
-    state = next((content[name] for name in _IN_A_CHECKPOINT if name in content), content)
-    return pytorch.tensors(path, state)
+    entry = next((name for name in _IN_A_CHECKPOINT if content.get(name) is not None), None)
+    if entry is None:
+        return pytorch.tensors(path, content)
+    rest = sorted(str(key) for key in content if key != entry)
+    return _OfRun(pytorch.tensors(path, content[entry]), entry, rest)
 
 
 def _read_safetensors(path: Path | epath.Path) -> dict[str, Tensor]:
@@ -178,7 +203,7 @@ def _read_npz(path: Path | epath.Path) -> dict[str, Tensor]:
     try:
         archive = zipfile.ZipFile(copy)
         headers = {name: _npy_header(archive, name) for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _NPZ_ERRORS as error:
         raise ConversionError(f"{path} is no .npz file, or a damaged one: {error}.") from error
 
     def tensor(name):
@@ -192,7 +217,7 @@ def _read_npz(path: Path | epath.Path) -> dict[str, Tensor]:
             try:
                 with archive.open(name) as file:
                     return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            except _NPZ_ERRORS as error:
                 raise ConversionError(f"{path} is damaged at {name}: {error}.") from error
 
         return Tensor(shape, dtype, read)
@@ -277,16 +302,17 @@ def write_state(
 
 
 def write_file(path: Path | epath.Path, state: State) -> None:
-    """Writes a state in one file, which is there as a whole or not at all: .npz, .pt where torch
-    is installed, else .safetensors.
+    """Writes a state in one file, which is there as a whole or not at all: .safetensors, .npz, or
+    .pt where torch is installed.
 
     Raises:
-      ConversionError: a tensor's type is unknown, or there is no torch for a .pt.
+      ConversionError: it is called otherwise, a tensor's type is unknown, or there is no torch.
     """
+    writers = {".safetensors": _write_safetensors, ".npz": _write_npz, ".pt": pytorch.save}
+    if path.suffix not in writers:
+        raise ConversionError(f"{path}: give a file named *{', *'.join(writers)}.")
     _check_types(state)
-    writers = {".npz": _write_npz, ".pt": pytorch.save}
-    write = writers.get(path.suffix, _write_safetensors)
-    _write(path, lambda file: write(file, state))
+    _write(path, lambda file: writers[path.suffix](file, state))
 
 
 def write_parts(path: Path | epath.Path, parts: Mapping[str, State]) -> None:

@@ -46,6 +46,12 @@ def _torch(what: str):
         raise ConversionError(
             f"{what} needs torch: pip install 'big_vlp[torch]'; or use a .safetensors file."
         ) from None
+    # Before, a file of weights could have code executed (CVE-2025-32434).
+    if tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 6):
+        raise ConversionError(
+            f"{what} needs torch 2.6 or later, which is safe, not {torch.__version__}: pip install "
+            "-U torch; or use a .safetensors file."
+        )
     return torch
 
 
@@ -63,18 +69,20 @@ def tensors(path: Path | epath.Path, state: dict) -> dict[str, Tensor]:
     """
     import torch
 
-    def tensor(value):
-        if value.dtype == torch.bfloat16:  # which numpy does not know
-            read = lambda: value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # noqa: E731
-            return Tensor(tuple(value.shape), np.dtype(ml_dtypes.bfloat16), read)
-        array = value.numpy()
+    def tensor(key, value):
+        value, bf16 = value.detach(), value.dtype == torch.bfloat16  # which numpy does not know
+        try:
+            array = value.view(torch.int16).numpy() if bf16 else value.numpy()
+        except (RuntimeError, TypeError) as error:  # sparse, quantised, or of another new type
+            raise ConversionError(f"{path}: {key} is no ordinary array: {error}.") from error
+        array = array.view(ml_dtypes.bfloat16) if bf16 else array
         return Tensor(array.shape, array.dtype, lambda: array)
 
     state = _a_dict(path, state)
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ConversionError(f"{path} is no flat dict of weights; others are {others[:8]}.")
-    return {key: tensor(value) for key, value in state.items()}
+    return {str(key): tensor(key, value) for key, value in state.items()}
 
 
 def save(file: BinaryIO, state: State, **others) -> None:
@@ -88,7 +96,11 @@ def save(file: BinaryIO, state: State, **others) -> None:
     def converted(value):
         if isinstance(value, dict):
             return {key: converted(x) for key, x in value.items()}
-        # A copy: PyTorch wants memory that can be written to.
-        return value if isinstance(value, int) else torch.tensor(np.asarray(value))
+        if isinstance(value, int):
+            return value
+        array = np.array(value)  # a copy: PyTorch wants memory that can be written to
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
 
     torch.save(converted({**state, **others}), file)

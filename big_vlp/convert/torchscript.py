@@ -6,6 +6,7 @@ files are read, and the pickle may name nothing but such classes and what makes 
 """
 
 import collections
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -34,15 +35,17 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
       ConversionError: it holds other things, or is damaged.
     """
-    archive = zipfile.ZipFile(path)
+    found = {}
     try:
+        archive = zipfile.ZipFile(path)
         name = next(x for x in archive.namelist() if x.endswith("/data.pkl"))
         with archive.open(name) as file:
             module = _Unpickler(file, archive, name.removesuffix("data.pkl")).load()
-    except (StopIteration, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise ConversionError(f"{path} is no TorchScript archive of weights: {error}") from error
-    found = {}
-    _collect(module, "", found)
+        _collect(module, "", found)
+    # An odd pickle makes its reader raise anything.
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise ConversionError(f"{path} is no TorchScript archive of weights: {what}") from error
     if not found:
         raise ConversionError(f"{path} holds no weights.")
     return found
@@ -81,15 +84,24 @@ class _Unpickler(pickle.Unpickler):
 
     def _tensor(self, storage, offset, shape, stride, *_):
         key, dtype = storage
+        numbers = (offset, *shape, *stride)
+        if any(type(x) is not int or x < 0 for x in numbers) or len(shape) != len(stride):
+            raise pickle.UnpicklingError(f"tensor {key} has an impossible shape")
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
+        count = math.prod(shape)
 
         def read():
-            with self._archive.open(f"{self._root}data/{key}") as file:
-                flat = np.frombuffer(file.read(), dtype)[offset:]
-            steps = tuple(step * dtype.itemsize for step in stride)
-            last = sum((size - 1) * step for size, step in zip(shape, stride))
-            if min(shape, default=1) > 0 and last >= flat.size:
+            try:
+                with self._archive.open(f"{self._root}data/{key}") as file:
+                    flat = np.frombuffer(file.read(), dtype)
+            except Exception as error:  # of several types
+                raise ConversionError(f"The archive is damaged at tensor {key}: {error}") from error
+            # No step leads outside, and nothing is made larger than it is stored.
+            if count and (last >= flat.size or count > flat.size):
                 raise ConversionError(f"The archive is damaged: tensor {key} is cut off.")
-            return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+            steps = tuple(step * dtype.itemsize for step in stride)
+            start = flat[min(offset, flat.size) :]
+            return np.lib.stride_tricks.as_strided(start, shape, steps, writeable=False)
 
         return Tensor(tuple(shape), dtype, read)
 

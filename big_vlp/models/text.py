@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import Transformer, clip_text_init, normal
+from big_vlp.models.towers.shared import base
 
 
 class TextTransformer(nn.Module):
@@ -83,9 +84,19 @@ class TextTransformer(nn.Module):
             pooled = x[:, -1]
         projection = Head(
             self.embed_dim,
-            use_bias=self.pool == "last" if self.proj_bias is None else self.proj_bias,
+            use_bias=self.has_proj_bias,
             dtype=self.dtype,
             kernel_init=normal(self.width**-0.5),
             name="proj",
         )
         return x, projection(pooled)
+
+    @property
+    def has_proj_bias(self) -> bool:
+        return self.pool == "last" if self.proj_bias is None else self.proj_bias
+
+    @nn.nowrap
+    def arguments(self) -> dict:
+        """As of an image tower."""
+        mlp_dim = self.mlp_dim or 4 * self.width
+        return base.arguments(self, proj_bias=self.has_proj_bias, mlp_dim=mlp_dim)

@@ -171,28 +171,12 @@ def over_views(tower, x):
 
 
 def completed(model: Mapping[str, Any]) -> dict:
-    """The argument `model` of a method with the defaults that its towers have, so that what two
-    models compute can be compared; without others than towers and embed_dim."""
-    image, text = dict(model["image"]), dict(model["text"])
-    for tower in (image, text):
-        tower["mlp_dim"] = tower.get("mlp_dim") or 4 * tower["width"]
-        tower.setdefault("activation", "gelu")
-        tower.setdefault("norm_epsilon", 1e-5)
-    for key, default in (
-        ("pool", "cls"),
-        ("class_token", None),
-        ("norm_pre", None),
-        ("norm_after_pool", False),
-        ("ignore_rest", False),
-    ):
-        image.setdefault(key, default)
-    if image["class_token"] is None:
-        image["class_token"] = image["pool"] == "cls"
-    if image["norm_pre"] is None:
-        image["norm_pre"] = image["class_token"]
-    for key, default in (("pool", "eot"), ("causal", True), ("proj_bias", None)):
-        text.setdefault(key, default)
-    if text["proj_bias"] is None:
-        text["proj_bias"] = text["pool"] == "last"
-    image.pop("position_scale", None)  # of no effect on a trained model
-    return {"image": image, "text": text, "embed_dim": model["embed_dim"]}
+    """The argument `model` of a method with the defaults of its towers, without what is of no
+    effect on a trained model; without others than towers and embed_dim."""
+    embed_dim = model["embed_dim"]
+    # Sizes that the preprocess record states are no part of it.
+    given = {"embed_dim": embed_dim, "parent": None}
+    image = arguments.call("model.image", vit.Tower, {**model["image"], "image_size": 0}, **given)
+    text = {**model["text"], "context_length": 0}
+    text = arguments.call("model.text", TextTransformer, text, **given)
+    return {"image": image.arguments(), "text": text.arguments(), "embed_dim": embed_dim}

@@ -10,7 +10,7 @@ import numpy as np
 
 from big_vlp import trees
 from big_vlp.models import lora
-from big_vlp.models.two_towers import TwoTowers, completed
+from big_vlp.storage import compared
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.words.matching import match_classes
@@ -18,8 +18,6 @@ from input_pipeline.words.matching import match_classes
 CLASSIFIERS = ("random", "transfer", "copy")
 _KERNEL = "classifier/kernel"
 _EXPERTS = "language/blocks/vision"
-# What the weights of a tower do not tell.
-_UNSEEN = ("activation", "norm_epsilon", "causal", "mean", "std", "tokenizer")
 # What a tower may have beyond what it is taken for: class token and pooling.
 _LEFT_OUT = re.compile(r".*/(class_token|proj/kernel|map/.*)")
 
@@ -40,7 +38,8 @@ class WarmStart:
         tower, all that both models have. Towers must not only fit, but compute the same.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
-      fresh_blocks: so many of the last blocks of each tower stay as they were initialised.
+      fresh_blocks: so many of the last blocks of each tower stay as they were initialised, the same
+        in the model and its average. (COSMOS' code draws its teacher's apart.)
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
         one, for the same classes. "transfer": Transfer Init (arXiv 2404.15653, section 4): the mean
         of the old classifier's columns for the synsets nearest to each class. Biases are not
@@ -87,17 +86,13 @@ class WarmStart:
         old = trees.flatten(stored.load(mesh))
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
         parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
-        if method is not None:
-            self._check_towers(stored, method, parts)
         new = self._taken(fresh, old, parts)
         note = f"Started from step {stored.step} of {stored.directory} ({stored.weights} weights)"
+        if method is not None:
+            note += self._compared(stored, method, parts)
         if self.fresh_blocks:
-            for path, value in new.items():
-                if "/blocks/" in path:
-                    kept = max(value.shape[0] - self.fresh_blocks, 0)
-                    last = fresh[path][kept:].astype(value.dtype)
-                    new[path] = jnp.concatenate([value[:kept], last])
-            note += f" but for the last {self.fresh_blocks} blocks"
+            new = {path: self._with_fresh_blocks(path, x, fresh[path]) for path, x in new.items()}
+            note += f"; the last {self.fresh_blocks} of each tower's blocks are fresh"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
             new[_KERNEL] = kernel
@@ -111,14 +106,33 @@ class WarmStart:
                     replaced.delete()
         return state | {name: trees.unflatten(part) for name, part in flat.items()}, f"{note}."
 
-    def _check_towers(self, stored, method, parts: dict) -> None:
-        lines = unseen_differences(method, stored.make_method(), parts)
+    def _compared(self, stored, method, parts: dict) -> str:
+        """What to note of towers that fit; raises where they compute otherwise."""
+        if not compared.towers_of(method, parts):
+            return ""
+        try:
+            old = stored.make_method()
+        except CheckpointError as error:  # a method that is gone; its weights are there
+            return f"; nobody compared what its towers compute: {error}"
+        lines = compared.differences(method, old, parts)
         if lines:
             raise CheckpointError(
                 f"{self.model} has towers that compute otherwise than the config's:\n  "
                 + "\n  ".join(lines)
                 + "\nChange config.method.model or config.preprocess."
             )
+        return compared.note(method, old, parts)
+
+    def _with_fresh_blocks(self, path: str, value, fresh):
+        if "/blocks/" not in path:
+            return value
+        kept = value.shape[0] - self.fresh_blocks
+        if kept < 1:
+            raise CheckpointError(
+                f"init.fresh_blocks={self.fresh_blocks}, but {path} has {value.shape[0]} blocks, "
+                "of which at least one must come from the model."
+            )
+        return jnp.concatenate([value[:kept], fresh[kept:].astype(value.dtype)])
 
     def _taken(self, fresh: dict, old: dict, parts: dict) -> dict:
         """{path of the new model: the old array for it}; all that the parts cover, in its shape."""
@@ -194,37 +208,6 @@ class WarmStart:
             f"{int((~matched).sum())} random"
         )
         return jnp.where(matched, columns, kernel), counts
-
-
-def unseen_differences(method, other, parts: Mapping[str, str | None]) -> list[str]:
-    """What two methods of two towers compute otherwise, though weights do not tell: one line each,
-    none where one of them has no such towers.
-
-    Args:
-      parts: as of `WarmStart`; the image tower counts where it is taken for one, and so does the
-        text tower.
-    """
-    if not all(isinstance(getattr(x, "network", None), TwoTowers) for x in (method, other)):
-        return []
-    lines = []
-    for part, tower, of_record in (
-        ("image_tower", "image", ("mean", "std")),
-        ("text_tower", "text", ("tokenizer",)),
-    ):
-        if parts.get(part) != part:
-            continue
-        wanted, found = (
-            {**completed(x.model)[tower], **{key: getattr(x.preprocess, key) for key in of_record}}
-            for x in (method, other)
-        )
-        for values in (wanted, found):  # the same vocabulary can lie in two places
-            values["tokenizer"] = (values.get("tokenizer") or "").partition(":")[0]
-        lines += [
-            f"{part}: {key}={wanted[key]!r}, and {found[key]!r} in the old one"
-            for key in _UNSEEN
-            if wanted.get(key) != found.get(key)
-        ]
-    return lines
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -9,22 +9,20 @@ _USE = {
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIRECTORY")
 model.eval()""",
-    "transformers": """from transformers import {name}
+    "transformers": """from transformers import AutoModel
 
-model = {name}.from_pretrained("DIRECTORY").eval()""",
+model = AutoModel.from_pretrained("DIRECTORY").eval()""",
 }
 
 
-def card(library: str, pair: Pair, left_out: list[str], source: Mapping | None, name: str) -> str:
+def card(library: str, pair: Pair, left_out: list[str], source: Mapping | None) -> str:
     """README.md.
 
     Args:
       library: "open_clip" or "transformers".
       left_out: parameters that the export does not have.
       source: see `storage.model_dir.save_model`; None for a model that was trained here.
-      name: of the class that reads it in transformers.
     """
-    loss = "sigmoid" if pair.sigmoid else "softmax"
     text = f"""---
 library_name: {library}
 pipeline_tag: zero-shot-image-classification
@@ -33,22 +31,24 @@ tags:
 ---
 # An image and a text tower
 
-Trained with a {loss} loss over pairs of images and texts, and exported by big_vlp.
+Trained with a {pair.loss} loss over pairs of images and texts, and exported by big_vlp.
 
 ```
 {table(pair, left_out)}
 ```
 
 ```python
-{_USE[library].format(name=name)}
+{_USE[library]}
 ```
 """
     if pair.preprocess.tokenizer != "clip":
+        kind = pair.preprocess.tokenizer.partition(":")[0]
         text += f"""
-The files of the vocabulary are not among these: the model was trained with
-`{pair.preprocess.tokenizer}`, which has to be put beside them.
+The files of the vocabulary are not among these: the model was trained with one of the kind
+`{kind}`, which has to be put beside them.
 """
     if source:
-        words = ", ".join(f"{key} {value}" for key, value in source.items() if value)
+        keys = ("format", "file", "name")
+        words = ", ".join(f"{key} {source[key]}" for key in keys if source.get(key))
         text += f"\nThe weights come from: {words}.\n"
     return text

@@ -12,7 +12,7 @@ from etils import epath
 
 from big_vlp import trees
 from big_vlp.convert.common import ConversionError, State
-from big_vlp.convert.files import appearing, read_model, read_state, write_file
+from big_vlp.convert.files import appearing, read_model, read_of_run, write_file
 from big_vlp.convert.pairs import forms, hugging_face, open_clip, published, shapes
 from big_vlp.convert.pairs.card import card
 from big_vlp.convert.pairs.forms import Form, Pair
@@ -26,11 +26,24 @@ _VOCABULARIES = {
     "siglip": (("spiece.model", "sentencepiece"),),
     "siglip2": (("tokenizer.json", "siglip2"), ("tokenizer.model", "siglip2")),
 }
+# How images are resized, which a .npz does not say: as the ports of the same weights do it in
+# transformers. (big_vision's demonstrations are bilinear without antialiasing, for both.)
+_INTERPOLATION = {"siglip": "bicubic", "siglip2": "bilinear"}
+# Kinds of tokenizers.
+_KINDS = {
+    "openai_clip": ("clip",),
+    "clip_hf": ("clip",),
+    "open_clip": ("clip", "sentencepiece", "siglip2", "wordpiece"),
+    "siglip": ("sentencepiece",),
+    "siglip2": ("siglip2",),
+}
+# Those with an id for each row of the model's table.
+_WHOLE = ("sentencepiece", "siglip2")
 
 
 def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """OpenAI's file, or a state dict in its names -> model directory."""
-    state, left_out = forms.split(read_state(source))
+    state, left_out = _read(source)
     given = {} if options.tokenizer is None else {"tokenizer": _named(options.tokenizer)}
     _save("openai_clip", forms.OPENAI, state, shapes.openai_clip(state, given), left_out,
           source, target, options)  # fmt: skip
@@ -39,15 +52,24 @@ def import_openai_clip(source: Path, target: Path, options: argparse.Namespace) 
 def import_open_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A directory as open_clip's hub has it, or a file and its config -> model directory."""
     beside = (source if source.is_dir() else source.parent) / open_clip.CONFIG
-    if options.name is None or options.config_json is not None or beside.exists():
+    known = None if options.name is None else published.config(options.name)
+    if known is None or options.config_json is not None or beside.exists():
         config = _config(source, open_clip.CONFIG, options.config_json)
     else:
-        config = published.find(options.name).config
+        config = known
+    if "preprocess_cfg" not in config:
+        if known is None:
+            raise ConversionError(
+                "The config says nothing of images, which are prepared in several ways: add a "
+                "section preprocess_cfg, with mean, std, interpolation and resize_mode, or give "
+                "--name of a published model."
+            )
+        config = {"model_cfg": config, "preprocess_cfg": known["preprocess_cfg"]}
     tokenizer = None if options.tokenizer is None else _named(options.tokenizer)
     pair = open_clip.from_config(config, tokenizer)
-    if "preprocess_cfg" not in config:
-        print("The config says nothing of images: they are prepared as CLIP's.")
-    state, left_out = forms.split(read_state(source))
+    for line in open_clip.remarks(config, pair):
+        print(line)
+    state, left_out = _read(source)
     _save("open_clip", forms.open_clip_form(state), state, pair, left_out,
           source, target, options)  # fmt: skip
 
@@ -59,22 +81,32 @@ def import_clip_hf(source: Path, target: Path, options: argparse.Namespace) -> N
 
 def import_siglip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """big_vision's .npz, or a directory of transformers' SiglipModel -> model directory."""
-    _import_siglip("siglip", ("siglip",), "bicubic", source, target, options)
+    _import_siglip("siglip", ("siglip",), source, target, options)
 
 
 def import_siglip2(source: Path, target: Path, options: argparse.Namespace) -> None:
     """As `import_siglip`; also Siglip2Model, for square images of one size."""
-    _import_siglip("siglip2", ("siglip", "siglip2"), "bilinear", source, target, options)
+    _import_siglip("siglip2", ("siglip", "siglip2"), source, target, options)
 
 
-def _import_siglip(system, kinds, interpolation, source, target, options) -> None:
+def _import_siglip(system, kinds, source, target, options) -> None:
     if source.suffix != ".npz":
+        if options.image_size is not None:
+            raise ConversionError(f"--image-size is for .npz files; {source} has a config.")
         _import_hugging_face(system, kinds, source, target, options)
         return
-    state, left_out = forms.split(shapes.unstacked(read_state(source)))
+    state, left_out = _read(source)
+    state = shapes.below_params(state)
     tokenizer = _tokenizer(system, source.parent, options)
-    pair = shapes.big_vision(state, tokenizer, interpolation)
-    _save(system, forms.BIG_VISION, state, pair, left_out, source, target, options)
+    pair = shapes.big_vision(state, tokenizer, _INTERPOLATION[system], options.image_size)
+    if options.image_size is None:
+        size, side = pair.preprocess.image_size, pair.model["image"]["patch_size"]
+        print(
+            f"Images have {size} pixels, which its patches fill; the file says no more. Released "
+            f"for up to {size + side - 1}? Then give --image-size."
+        )
+    form = forms.LOOPED_BIG_VISION if shapes.is_looped(state) else forms.BIG_VISION
+    _save(system, form, state, pair, left_out, source, target, options)
 
 
 def _import_hugging_face(system, kinds, source, target, options) -> None:
@@ -85,25 +117,40 @@ def _import_hugging_face(system, kinds, source, target, options) -> None:
             f"{' and '.join(kinds)}."
         )
     beside = source if source.is_dir() else source.parent
+    tokenizer = _tokenizer(system, beside, options)
+    pair, form = hugging_face.from_config(config, _preprocessor(beside), tokenizer)
+    if form is forms.SIGLIP2_HF:
+        print("The original keeps an image's proportions; here its images are squares.")
+    state, left_out = _read(source)
+    _save(system, form, state, pair, left_out, source, target, options)
+
+
+def _preprocessor(beside: Path) -> dict:
     path = beside / hugging_face.PREPROCESSOR
-    if not path.exists():
+    if path.exists():
+        return _read_json(path)
+    of_both = beside / hugging_face.PROCESSOR  # as transformers 5 writes it, texts' beside images'
+    found = _read_json(of_both).get("image_processor") if of_both.exists() else None
+    if not isinstance(found, dict):
         raise ConversionError(
             f"{path} is missing: it tells how images are prepared, which weights do not."
         )
-    tokenizer = _tokenizer(system, beside, options)
-    pair, form = hugging_face.from_config(config, _read_json(path), tokenizer)
-    if form is forms.SIGLIP2_HF:
-        print("The original keeps an image's proportions; here its images are squares.")
-    state, left_out = forms.split(read_state(source))
-    _save(system, form, state, pair, left_out, source, target, options)
+    return found
+
+
+def _read(source: Path) -> tuple[State, list[str]]:
+    """(weights, what is left out)."""
+    state, rest = read_of_run(source)
+    state, left_out = forms.split(state)
+    return state, left_out + rest
 
 
 def export_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A model directory -> a file in OpenAI's names: .safetensors, or .pt."""
     _, pair, params, left_out = _stored(source, options)
     state = forms.to_form(forms.OPENAI, params, pair)
-    published.check("OpenAI's CLIP", pair, shapes.openai_clip(state, {}))
-    _write(target, state)
+    _check_told("OpenAI's CLIP", pair, shapes.openai_clip(state, {}))
+    write_file(target, state)
     print(forms.table(pair, left_out))
 
 
@@ -137,8 +184,18 @@ def _export_siglip(kind, source, target, options) -> None:
         return
     _, pair, params, left_out = _stored(source, options)
     hugging_face.to_config(pair, "siglip")  # the same models
-    _write(target, forms.to_form(forms.BIG_VISION, params, pair))
+    state, pre = forms.to_form(forms.BIG_VISION, params, pair), pair.preprocess
+    told = shapes.big_vision(state, pre.tokenizer, _INTERPOLATION[kind], pre.image_size)
+    _check_told(f"big_vision's {kind}", pair, told)
+    write_file(target, state)
     print(forms.table(pair, left_out))
+
+
+def _check_told(name: str, pair: Pair, told: Pair) -> None:
+    """Files without a config are read as `told`."""
+    forms.compare(
+        "This format has no words for what the model computes otherwise", name, pair, told
+    )
 
 
 def _export_hugging_face(kind, source, target, options) -> None:
@@ -197,24 +254,35 @@ def _save(
     target: Path,
     options: argparse.Namespace,
 ) -> None:
-    name, tokenizer = options.name, pair.preprocess.tokenizer
+    name, numbers = options.name, published.numbers(options.name)
     if name is not None:
-        expected = published.find(name).config
-        published.check(name, pair, open_clip.from_config(expected, tokenizer))
+        published.check_name(name, pair, as_released=system in ("siglip", "siglip2"))
+    _check_tokenizer(system, pair)
+    model = forms.from_state(form, state, pair)
+    about = {"format": system, "file": source.name, "name": name, "published": numbers}
+    save_model(target, {"model": model}, pair.section, pair.preprocess, None, about)
+    print(forms.table(pair, left_out, numbers))
+
+
+def _check_tokenizer(system: str, pair: Pair) -> None:
+    """Raises ConversionError for a vocabulary of another model."""
+    tokenizer, vocab_size = pair.preprocess.tokenizer, pair.model["text"]["vocab_size"]
+    kind = tokenizer.partition(":")[0]
+    if kind not in _KINDS[system]:
+        raise ConversionError(
+            f"{tokenizer} is no tokenizer of {system}, which has {' or '.join(_KINDS[system])}."
+        )
     try:
-        tokens = make_tokenizer(tokenizer).vocab_size
-    except RuntimeError as error:  # SentencePiece's
-        raise ConversionError(f"{tokenizer}: the file is no SentencePiece model.") from error
-    vocab_size = pair.model["text"]["vocab_size"]
-    if tokens > vocab_size:
+        made = make_tokenizer(tokenizer)
+        tokens = made.vocab_size
+        made(["a photo of a dog"], pair.preprocess.context_length)
+    except (RuntimeError, ValueError) as error:  # RuntimeError: SentencePiece's
+        raise ConversionError(f"{tokenizer} is no vocabulary of its kind: {error}") from error
+    if tokens > vocab_size or (kind in _WHOLE and tokens != vocab_size):
         raise ConversionError(
             f"The tokenizer {tokenizer} has {tokens} ids, the model {vocab_size}: they do not "
             "belong together."
         )
-    model = forms.from_state(form, state, pair)
-    about = {"format": system, "file": source.name, "name": name}
-    save_model(target, {"model": model}, pair.section, pair.preprocess, None, about)
-    print(forms.table(pair, left_out))
 
 
 def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Pair, dict, list[str]]:
@@ -228,13 +296,6 @@ def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Pai
     wanted = trees.flatten(pair.shapes).keys()
     params = {path: forms.in_fp32(value) for path, value in flat.items() if path in wanted}
     return stored, pair, trees.unflatten(params), sorted(flat.keys() - wanted)
-
-
-def _write(target: Path, state: State) -> None:
-    known = (".safetensors", ".pt", ".npz")
-    if target.suffix not in known:
-        raise ConversionError(f"{target}: give a file named *{', *'.join(known)}.")
-    write_file(target, state)
 
 
 def _write_directory(
@@ -252,8 +313,7 @@ def _write_directory(
     with appearing(target) as directory:
         for name, content in files.items():
             write_whole(directory / name, json.dumps(content, indent=1).encode())
-        name = files.get(hugging_face.CONFIG, {}).get("architectures", [""])[0]
-        text = card(library, pair, left_out, stored.meta.get("source"), name)
+        text = card(library, pair, left_out, stored.meta.get("source"))
         write_whole(directory / "README.md", text.encode())
         write_file(directory / weights, state)  # the last: with it, all files are there
     print(forms.table(pair, left_out))

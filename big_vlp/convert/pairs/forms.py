@@ -14,11 +14,13 @@ from big_vlp.convert.common import (
     Rules,
     State,
     Tensor,
+    as_tuple,
     check,
+    listed,
+    parts_to_state,
     prefixed,
     to_lazy_model,
     to_lazy_state,
-    to_state,
 )
 from big_vlp.convert.pairs import names
 from big_vlp.methods.clip import Method
@@ -49,10 +51,14 @@ class Pair:
         object.__setattr__(self, "model", completed(self.model))
 
     @property
+    def loss(self) -> str:
+        """Argument `loss_type` of `methods.clip.Method`."""
+        return "sigmoid" if self.sigmoid else "softmax"
+
+    @property
     def section(self) -> dict:
         """The section `method` of a config."""
-        loss_type = "sigmoid" if self.sigmoid else "softmax"
-        return {"name": "clip", "model": self.model, "loss_type": loss_type}
+        return {"name": "clip", "model": self.model, "loss_type": self.loss}
 
     @functools.cached_property
     def shapes(self) -> dict:
@@ -112,6 +118,11 @@ SIGLIP2_HF = dataclasses.replace(
     SIGLIP_HF, image=functools.partial(names.siglip_hf_image, patch="patches")
 )
 BIG_VISION = Form(names.big_vision_image, names.big_vision_text, "params/t", "params/b", "row1")
+LOOPED_BIG_VISION = dataclasses.replace(
+    BIG_VISION,
+    image=functools.partial(names.big_vision_image, looped=True),
+    text=functools.partial(names.big_vision_text, looped=True),
+)
 
 
 def open_clip_form(state: Mapping) -> Form:
@@ -140,8 +151,10 @@ def from_state(form: Form, state: State, pair: Pair) -> dict:
     Raises:
       ConversionError: a key is missing or unknown, or of another shape than the model's.
     """
-    parts = form.parts(pair).values()
-    expected = jax.eval_shape(lambda x: _to_state(x, parts), pair.shapes)
+    parts = _parts(
+        form, pair, "The weights have the names of another model than that which is described"
+    )
+    expected = jax.eval_shape(lambda x: parts_to_state(x, parts), pair.shapes)
     check(expected, state)
     found = [to_lazy_model(state, *part) for part in parts]
     return jax.tree.map(in_fp32, functools.reduce(trees.merge, found))
@@ -153,28 +166,43 @@ def to_form(form: Form, params: dict, pair: Pair) -> dict[str, Tensor]:
     Raises:
       ConversionError: the family has no place for this model.
     """
-    state, parts = {}, form.parts(pair).values()
-    paths = {p for rules, _, _ in parts for rule in rules for p in _as_tuple(rule[0])}
-    lines = [f"no name for {path}" for path in trees.flatten(pair.shapes) if path not in paths]
-    lines += [f"the model lacks {p}" for p in sorted(paths - trees.flatten(pair.shapes).keys())]
-    if lines:
-        raise ConversionError(
-            "This format has no place for this model:\n  " + "\n  ".join(sorted(lines)[:20])
-        )
-    for rules, layers, _ in parts:
+    state = {}
+    for rules, layers, _ in _parts(form, pair, "This format has no place for this model"):
         state |= to_lazy_state(params, rules, layers)
     return state
 
 
-def _to_state(params: dict, parts) -> dict:
-    state = {}
-    for rules, layers, _ in parts:
-        state |= to_state(params, rules, layers)
-    return state
+def _parts(form: Form, pair: Pair, problem: str) -> list[names.Part]:
+    """Those of a family, which must have names for all parameters and no others."""
+    parts, own = [*form.parts(pair).values()], trees.flatten(pair.shapes).keys()
+    paths = {path for rules, _, _ in parts for rule in rules for path in as_tuple(rule[0])}
+    lines = [f"no name for {path}" for path in own - paths]
+    lines += [f"the model lacks {path}" for path in paths - own]
+    if lines:
+        raise ConversionError(f"{problem}:\n  " + listed(sorted(lines), 20))
+    return parts
 
 
-def _as_tuple(paths) -> tuple[str, ...]:
-    return (paths,) if isinstance(paths, str) else paths
+def compare(problem: str, name: str, found: Pair, expected: Pair) -> None:
+    """Raises ConversionError, which says `problem`, where a model is not the one of a name."""
+
+    def values(pair):
+        towers = {
+            f"{tower}.{key}": value
+            for tower in ("image", "text")
+            for key, value in pair.model[tower].items()
+        }
+        loss = {"embed_dim": pair.model["embed_dim"], "loss": pair.loss}
+        return {**towers, **loss, **dataclasses.asdict(pair.preprocess)}
+
+    found, expected = values(found), values(expected)
+    lines = [
+        f"{key} is {found[key]}, that of {name} {expected[key]}"
+        for key in expected
+        if found.get(key) != expected[key]
+    ]
+    if lines:
+        raise ConversionError(f"{problem}:\n  " + "\n  ".join(lines))
 
 
 def in_fp32(tensor: Tensor) -> Tensor:
@@ -185,24 +213,42 @@ def in_fp32(tensor: Tensor) -> Tensor:
     return Tensor(tensor.shape, fp32, lambda: np.asarray(tensor).astype(fp32))
 
 
-def table(pair: Pair, left_out: list[str]) -> str:
-    """What was read, for people."""
-    flat, pre = trees.flatten(pair.shapes), pair.preprocess
-    parts = {"image tower": "image_tower/", "text tower": "text_tower/", "others": "logit_"}
+def table(
+    pair: Pair, left_out: list[str], numbers: Mapping | None = None, shapes: Mapping | None = None
+) -> str:
+    """What was read, for people.
+
+    Args:
+      left_out: keys, or paths, of what was not.
+      numbers: what is published of it, see `published.numbers`.
+      shapes: of all parameters, where there are others than the towers'.
+    """
+    flat, pre = trees.flatten(pair.shapes if shapes is None else shapes), pair.preprocess
+    sizes = dict.fromkeys(("image_tower", "text_tower", ""), 0)
+    for path, value in flat.items():
+        first = path.split("/")[0]
+        sizes[first if first in sizes else ""] += int(np.prod(value.shape))
     lines = []
-    for name, start in parts.items():
-        sizes = [int(np.prod(x.shape)) for path, x in flat.items() if path.startswith(start)]
-        model = pair.model.get(start.removesuffix("_tower/"), {})
+    for part, size in sizes.items():
+        model = pair.model.get(part.removesuffix("_tower"), {})
         words = [
             f"{k}={model[k]}" for k in ("width", "layers", "heads", "activation") if k in model
         ]
-        lines.append(f"{name:12} {sum(sizes):13,} parameters  {' '.join(words)}".rstrip())
+        name = part.replace("_", " ") or "others"
+        lines.append(f"{name:12} {size:13,} parameters  {' '.join(words)}".rstrip())
     size = pre.image_size if pre.resize_size is None else f"{pre.resize_size} > {pre.image_size}"
-    numbers = lambda values: "/".join(f"{x:.4g}" for x in values)  # noqa: E731
+    values = lambda x: "/".join(f"{value:.4g}" for value in x)  # noqa: E731
     lines.append(
         f"{'images':12} {size} pixels, {pre.resize}, {pre.interpolation}, mean "
-        f"{numbers(pre.mean)}, std {numbers(pre.std)}"
+        f"{values(pre.mean)}, std {values(pre.std)}"
     )
-    lines.append(f"{'texts':12} {pre.context_length} tokens of {pre.tokenizer}")
+    kind, _, path = pre.tokenizer.partition(":")
+    words = f"{kind}, {path.rpartition('/')[2]}" if path else kind
+    lines.append(f"{'texts':12} {pre.context_length} tokens of {words}")
     lines.append(f"{'left out':12} {', '.join(left_out) or 'nothing'}")
+    lines += [
+        f"{'published':12} {section} {metric} {value:.1%}"
+        for section, metrics in (numbers or {}).items()
+        for metric, value in metrics.items()
+    ]
     return "\n".join(lines)

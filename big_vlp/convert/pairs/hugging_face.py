@@ -11,6 +11,7 @@ from big_vlp.convert.pairs.forms import CLIP_HF, SIGLIP2_HF, SIGLIP_HF, Form, Pa
 from input_pipeline.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+PROCESSOR = "processor_config.json"
 FORMS = {"clip": CLIP_HF, "siglip": SIGLIP_HF, "siglip2": SIGLIP2_HF}
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -108,7 +109,9 @@ def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
         words["projection_dim"] = vision["projection_dim"] = pair.model["embed_dim"]
     else:
         words["projection_size"] = pair.model["embed_dim"]
-        words |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+        # As in the vocabularies of SigLIP, where the end fills the rest, and of Gemma.
+        bos, pad = (2, 0) if pre.tokenizer.startswith("siglip2:") else (0, 1)
+        words |= {"bos_token_id": bos, "eos_token_id": 1, "pad_token_id": pad}
     config = {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,

@@ -77,33 +77,30 @@ def _flax(path: str, key: str, kernel: str = "kernel") -> Rules:
     )
 
 
-def _flax_attention(name: str, joined: bool) -> Rules:
-    keys = {x: tuple(f"{name}/{part}/{x}" for part in _QKV) for x in ("kernel", "bias")}
-    if joined:
-        parts = (
-            ("qkv/kernel", keys["kernel"], "stack1"),
-            ("qkv/bias", keys["bias"], "stack0"),
-        )
-    else:
-        parts = tuple(rule for part in _QKV for rule in _flax(part, f"{name}/{part}"))
-    return (*parts, *_flax("out", f"{name}/out"))
-
-
 _ATTENTION = "MultiHeadDotProductAttention_0"
-_BIG_VISION = (
-    *_flax("norm1", "LayerNorm_0", "scale"),
-    *prefixed(_flax_attention(_ATTENTION, True), "attn/"),
-    *_flax("norm2", "LayerNorm_1", "scale"),
-    *_flax("mlp/fc1", "MlpBlock_0/Dense_0"),
-    *_flax("mlp/fc2", "MlpBlock_0/Dense_1"),
-)
 _BIG_VISION_MAP = (
     ("probe", "probe", "row1"),
-    *_flax_attention(_ATTENTION, False),
+    *(rule for part in (*_QKV, "out") for rule in _flax(part, f"{_ATTENTION}/{part}")),
     *_flax("norm", "LayerNorm_0", "scale"),
     *_flax("mlp/fc1", "MlpBlock_0/Dense_0"),
     *_flax("mlp/fc2", "MlpBlock_0/Dense_1"),
 )
+
+
+def _big_vision_blocks(key: str, looped: bool) -> Rules:
+    """Of blocks in big_vision: after a loop over them arrays of all, else those of each."""
+    keys = {x: tuple(f"{_ATTENTION}/{part}/{x}" for part in _QKV) for x in ("kernel", "bias")}
+    rules = (
+        *_flax("norm1", "LayerNorm_0", "scale"),
+        ("attn/qkv/kernel", keys["kernel"], f"stack{1 + looped}"),
+        ("attn/qkv/bias", keys["bias"], f"stack{0 + looped}"),
+        *_flax("attn/out", f"{_ATTENTION}/out"),
+        *_flax("norm2", "LayerNorm_1", "scale"),
+        *_flax("mlp/fc1", "MlpBlock_0/Dense_0"),
+        *_flax("mlp/fc2", "MlpBlock_0/Dense_1"),
+    )
+    blocks = "encoderblock" if looped else "encoderblock_{i}"
+    return prefixed(rules, "transformer/blocks/", f"{key}/{blocks}/")
 
 
 def open_clip_image(image: Mapping) -> Rules:
@@ -199,24 +196,24 @@ def hugging_face_text(text: Mapping) -> Rules:
     return (*rules, ("proj/kernel", "text_projection.weight", "linear"))
 
 
-def big_vision_image(image: Mapping) -> Rules:
+def big_vision_image(image: Mapping, looped: bool = False) -> Rules:
     """SigLIP's and SigLIP 2's .npz."""
     rules = (
         *_flax("patch", "embedding"),
         ("position_embedding", "pos_embedding", "row1"),
-        *prefixed(_BIG_VISION, "transformer/blocks/", "Transformer/encoderblock_{i}/"),
+        *_big_vision_blocks("Transformer", looped),
         *_flax("norm_post", "Transformer/encoder_norm", "scale"),
         *prefixed(_BIG_VISION_MAP, "map/", "MAPHead_0/"),
     )
     return prefixed(rules, key="params/img/")
 
 
-def big_vision_text(text: Mapping) -> Rules:
+def big_vision_text(text: Mapping, looped: bool = False) -> Rules:
     """The text tower in the same files."""
     rules = (
         ("token_embedding/embedding", "Embed_0/embedding", "same"),
         ("position_embedding", "pos_embedding", "row1"),
-        *prefixed(_BIG_VISION, "transformer/blocks/", "Encoder_0/encoderblock_{i}/"),
+        *_big_vision_blocks("Encoder_0", looped),
         *_flax("norm_post", "Encoder_0/encoder_norm", "scale"),
         *_flax("proj", "head"),
     )

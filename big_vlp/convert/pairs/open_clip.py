@@ -20,12 +20,12 @@ _VISION = {
 _TEXT = {
     "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12,
     "mlp_ratio": 4.0, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False,
-    "act_kwargs": None, "norm_kwargs": None, "hf_tokenizer_name": None,
+    "act_kwargs": None, "norm_kwargs": None, "hf_tokenizer_name": None, "tokenizer_kwargs": None,
 }  # fmt: skip
 # Of no effect on what a trained model computes, or told by what is beside it.
 _WITHOUT_EFFECT = {
     "patch_dropout", "pos_embed_type", "timm_model_pretrained", "timm_drop", "timm_drop_path",
-    "output_tokens", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "timm_proj_bias",
+    "output_tokens", "pad_id", "timm_proj_bias",
 }  # fmt: skip
 _POOLS = {"tok": "cls", "avg": "mean"}
 _TEXT_POOLS = {"argmax": "eot", "last": "last"}
@@ -42,6 +42,12 @@ _TOKENIZERS = {
         "wordpiece": {"strip_sep_token": True},
     }.items()
 }
+# How open_clip cleans a text where its config does not say, and how it is cleaned here.
+_CLEANED = "whitespace"
+_WORDS = {
+    "canonicalize": "punctuation is dropped", "lower": "punctuation stays",
+    "whitespace": "punctuation and capitals go to the tokenizer",
+}  # fmt: skip
 # SigLIP's image towers: width, layers, heads and hidden width of the MLPs.
 _SIGLIP = {
     "base": (768, 12, 12, 3072),
@@ -97,6 +103,7 @@ def from_config(config: Mapping, tokenizer: str | None) -> Pair:
             "file of its vocabulary, --tokenizer sentencepiece:PATH for SigLIP, siglip2:PATH for "
             "SigLIP 2 and wordpiece:PATH for CLIPA."
         )
+    _check_tokenizer(text)
     quick = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     if vision["timm_model_name"]:
         image = _timm(vision, model["embed_dim"])
@@ -142,6 +149,32 @@ def from_config(config: Mapping, tokenizer: str | None) -> Pair:
     except ValueError as error:
         raise ConversionError(f"preprocess_cfg: {error}") from error
     return Pair(towers, model.get("init_logit_bias") is not None, preprocess)
+
+
+def _check_tokenizer(text: Mapping) -> None:
+    options = text["tokenizer_kwargs"] or {}
+    others = set(options) - {"clean", "strip_sep_token"}
+    if others or options.get("clean", _CLEANED) not in _WORDS:
+        raise ConversionError(f"text_cfg.tokenizer_kwargs={options}: there is no such way here.")
+
+
+def remarks(config: Mapping, pair: Pair) -> list[str]:
+    """Lines about texts that open_clip makes other tokens of."""
+    kind = pair.preprocess.tokenizer.partition(":")[0]
+    if kind not in _TOKENIZERS:
+        return []
+    theirs = config.get("model_cfg", config)["text_cfg"].get("tokenizer_kwargs") or {}
+    ours, lines = _TOKENIZERS[kind]["tokenizer_kwargs"], []
+    cleaned = [x.get("clean", _CLEANED) for x in (theirs, ours)]
+    if cleaned[0] != cleaned[1]:
+        lines.append(
+            f"open_clip cleans texts by {cleaned[0]!r}, where {_WORDS[cleaned[0]]}; here, as the "
+            f"authors do, by {cleaned[1]!r}, where {_WORDS[cleaned[1]]}."
+        )
+    strips = [bool(x.get("strip_sep_token")) for x in (theirs, ours)]
+    if strips[0] != strips[1]:
+        lines.append("open_clip ends these texts with [SEP]; here they have no end.")
+    return lines
 
 
 def to_config(pair: Pair) -> tuple[dict, Form]:

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
-from big_vlp.convert.common import ConversionError, State, Tensor, count_layers
+from big_vlp.convert.common import ConversionError, State, count_layers
 from big_vlp.convert.pairs.forms import Pair
 from input_pipeline.preprocess import Preprocess
 
 _HALF = (0.5, 0.5, 0.5)
 _IMG, _TXT = "params/img/", "params/txt/"
 _MHA = "MultiHeadDotProductAttention_0/query/kernel"
+_MLP = "MlpBlock_0/Dense_0/kernel"
 
 
 def open_clip_towers(
@@ -65,70 +64,71 @@ def openai_clip(state: State, preprocess: Mapping) -> Pair:
     return Pair(towers, False, Preprocess(**record))
 
 
-def big_vision(state: State, tokenizer: str, interpolation: str) -> Pair:
+def big_vision(
+    state: State, tokenizer: str, interpolation: str, image_size: int | None = None
+) -> Pair:
     """SigLIP's or SigLIP 2's .npz, which tells all but how images are resized.
 
-    Raises:
-      ConversionError: a tensor that tells the sizes is missing.
-    """
-    _check(
-        state,
-        {
-            f"{_IMG}embedding/kernel": 4,
-            f"{_IMG}pos_embedding": 3,
-            f"{_IMG}Transformer/encoderblock_0/{_MHA}": 3,
-            f"{_IMG}Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel": 2,
-            f"{_TXT}Embed_0/embedding": 2,
-            f"{_TXT}pos_embedding": 3,
-            f"{_TXT}Encoder_0/encoderblock_0/{_MHA}": 3,
-            f"{_TXT}Encoder_0/encoderblock_0/MlpBlock_0/Dense_0/kernel": 2,
-            f"{_TXT}head/kernel": 2,
-        },
-        "of SigLIP's two towers in big_vision's names",
-    )
+    Args:
+      image_size: pixels; by default what whole patches fill. (The So400m/14 of 384 pixels sees 378
+        of these.)
 
-    def tower(prefix, blocks):
-        first = f"{prefix}{blocks}/encoderblock_0/"
-        width, heads, _ = state[f"{first}{_MHA}"].shape
-        start = f"{prefix}{blocks}/encoderblock_"
+    Raises:
+      ConversionError: a tensor that tells the sizes is missing, or images of this size have other
+        patches.
+    """
+    looped = is_looped(state)
+    first = "encoderblock" if looped else "encoderblock_0"
+    blocks = {_IMG: f"{_IMG}Transformer/{first}/", _TXT: f"{_TXT}Encoder_0/{first}/"}
+    ranks = {
+        f"{_IMG}embedding/kernel": 4, f"{_IMG}pos_embedding": 3, f"{_TXT}Embed_0/embedding": 2,
+        f"{_TXT}pos_embedding": 3, f"{_TXT}head/kernel": 2,
+    }  # fmt: skip
+    for block in blocks.values():
+        ranks |= {f"{block}{_MHA}": 3 + looped, f"{block}{_MLP}": 2 + looped}
+    _check(state, ranks, "of SigLIP's two towers in big_vision's names")
+
+    def tower(prefix):
+        kernel = state[f"{blocks[prefix]}{_MHA}"].shape
+        start = blocks[prefix].removesuffix("0/")
         numbers = {k.removeprefix(start).split("/")[0] for k in state if k.startswith(start)}
         return {
-            "width": width,
-            "layers": len(numbers),
-            "heads": heads,
-            "mlp_dim": state[f"{first}MlpBlock_0/Dense_0/kernel"].shape[1],
+            "width": kernel[-3],
+            "layers": kernel[0] if looped else len(numbers),
+            "heads": kernel[-2],
+            "mlp_dim": state[f"{blocks[prefix]}{_MLP}"].shape[-1],
             "activation": "gelu_tanh",
             "norm_epsilon": 1e-6,
         }
 
     side = state[f"{_IMG}embedding/kernel"].shape[0]
-    image = {**tower(_IMG, "Transformer"), "patch_size": side, "pool": "map"}
-    text = {**tower(_TXT, "Encoder_0"), "causal": False, "pool": "last"}
+    image = {**tower(_IMG), "patch_size": side, "pool": "map"}
+    text = {**tower(_TXT), "causal": False, "pool": "last"}
     text["vocab_size"] = state[f"{_TXT}Embed_0/embedding"].shape[0]
-    size = math.isqrt(state[f"{_IMG}pos_embedding"].shape[1]) * side
+    grid = math.isqrt(state[f"{_IMG}pos_embedding"].shape[1])
+    size = grid * side if image_size is None else image_size
+    if size // side != grid:
+        raise ConversionError(
+            f"The model has {grid} x {grid} patches of {side} pixels: its images have "
+            f"{grid * side} pixels, or up to {(grid + 1) * side - 1}, not {size}."
+        )
+    image["ignore_rest"] = size % side > 0
     towers = {"image": image, "text": text, "embed_dim": state[f"{_TXT}head/kernel"].shape[1]}
     length = state[f"{_TXT}pos_embedding"].shape[1]
     record = Preprocess(size, tokenizer, length, "squash", interpolation, _HALF, _HALF)
     return Pair(towers, True, record)
 
 
-def unstacked(state: State) -> dict:
-    """big_vision's state with a key for each block (training with a loop stacks them), below
-    "params/"."""
-    if "b" in state or "t" in state:
-        state = {f"params/{key}": value for key, value in state.items()}
-    found = {}
-    for key, value in state.items():
-        if "encoderblock/" not in key:
-            found[key] = value
-            continue
-        for i in range(value.shape[0]):
-            shape = value.shape[1:]
-            read = lambda value=value, i=i: np.asarray(value)[i]  # noqa: E731
-            found[key.replace("encoderblock/", f"encoderblock_{i}/")] = Tensor(
-                shape, value.dtype, read
-            )
-    return found
+def is_looped(state: State) -> bool:
+    """Whether big_vision's blocks are stacked, as training in a loop over them leaves them."""
+    return any("/encoderblock/" in key for key in state)
+
+
+def below_params(state: State) -> dict:
+    """big_vision's state with "params/" in front of every key, which some files have."""
+    if "t" in state or "b" in state:
+        return {f"params/{key}": value for key, value in state.items()}
+    return dict(state)
 
 
 def _check(state: State, ranks: Mapping[str, int], what: str) -> None:

@@ -119,7 +119,7 @@ class Tower(base.Tower):
                 f"Image size {tuple(size)} (trained at {self.image_size}) must be a multiple of "
                 f"the patch size {p}."
             )
-        has_token = self.pool == "cls" if self.class_token is None else self.class_token
+        has_token = self.has_class_token
         if (self.pool == "cls" and not has_token) or (self.norm_after_pool and self.pool != "mean"):
             raise ValueError(
                 f"pool={self.pool!r} does not go with class_token={self.class_token}, "
@@ -153,7 +153,7 @@ class Tower(base.Tower):
             token = self.param("class_token", init_scale, (w,), jnp.float32) + table[0]
             token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, w))
             x = jnp.concatenate([token, x], axis=1)
-        if has_token if self.norm_pre is None else self.norm_pre:
+        if self.has_norm_pre:
             x = norm("norm_pre", self.dtype)(x)
 
         x = Transformer(
@@ -188,3 +188,21 @@ class Tower(base.Tower):
     @property
     def token_size(self) -> int:
         return self.patch_size
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.pool == "cls" if self.class_token is None else self.class_token
+
+    @property
+    def has_norm_pre(self) -> bool:
+        return self.has_class_token if self.norm_pre is None else self.norm_pre
+
+    @nn.nowrap
+    def arguments(self) -> dict:
+        return base.arguments(
+            self,
+            pool=None if self.embed_dim is None else self.pool,
+            class_token=self.has_class_token,
+            norm_pre=self.has_norm_pre,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+        )

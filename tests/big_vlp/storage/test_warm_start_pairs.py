@@ -10,6 +10,7 @@ from big_vlp.methods import make_method
 from big_vlp.parallel import meshes
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
+from big_vlp.storage import compared
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import save_model
 from big_vlp.storage.warm_start import WarmStart
@@ -84,7 +85,15 @@ def test_the_last_blocks_can_stay_fresh(clip):
             np.testing.assert_array_equal(value[-1], before["model"][key][-1], err_msg=key)
         else:
             np.testing.assert_array_equal(value, weights[key], err_msg=key)
-    assert "but for the last 1 blocks" in note
+    assert "; the last 1 of each tower's blocks are fresh" in note
+    with pytest.raises(CheckpointError, match=r"fresh_blocks=2, but text_tower/.* has 2 blocks"):
+        start(path, make(), fresh_blocks=2)
+
+
+def told(path, method, **options):
+    with pytest.raises(CheckpointError) as error:
+        start(path, method, **options)
+    return str(error.value)
 
 
 def test_towers_that_compute_otherwise_are_refused(clip):
@@ -92,14 +101,60 @@ def test_towers_that_compute_otherwise_are_refused(clip):
     other = make(
         preprocess=Preprocess(16, "clip", 8, mean=(0.5,) * 3),
         image={**MODEL["image"], "activation": "gelu"},
-        text={**MODEL["text"], "norm_epsilon": 1e-6},
+        text={**MODEL["text"], "norm_epsilon": 1e-6, "pool": "last", "proj_bias": False},
     )
-    with pytest.raises(CheckpointError) as error:
-        start(clip[0], other)
+    message = told(clip[0], other)
     for line in (
-        "image_tower: activation='gelu', and 'quick_gelu' in the old one",
+        "image_tower: activation='gelu', and 'quick_gelu' in the old one's image_tower",
         "image_tower: mean=(0.5, 0.5, 0.5), and",
         "text_tower: norm_epsilon=1e-06, and 1e-05",
+        "text_tower: pool='last', and 'eot'",
     ):
-        assert line in str(error.value)
+        assert line in message
+    mean = {"pool": "mean", "class_token": True, "norm_pre": True}
+    assert "pool='mean', and 'cls'" in told(clip[0], make(image={**MODEL["image"], **mean}))
     start(clip[0], make(text={**MODEL["text"], "activation": "gelu"}))  # what is the default
+
+
+def test_towers_under_other_names_are_compared_too(clip):
+    """A probe's tower, a CogVLM's, and parts of a tower."""
+    gelu = {**MODEL["image"], "activation": "gelu"}
+
+    def probe(**tower):
+        model = {"embed_dim": 8, **MODEL["image"], **tower}
+        pre = Preprocess(16)
+        return make_method(name="transfer", num_classes=3, tower="vit", model=model, preprocess=pre)
+
+    line = "tower: activation='gelu', and 'quick_gelu' in the old one's image_tower"
+    assert line in told(clip[0], probe(activation="gelu"))
+    start(clip[0], probe())
+    blocks = {"image_tower/transformer": "image_tower/transformer"}
+    assert f"image_{line}" in told(clip[0], make(image=gelu), parts=blocks)
+    start(clip[0], make(image=gelu), parts={"image_tower/patch": "image_tower/patch"})
+
+    class Writer:
+        preprocess = PREPROCESS
+
+        def towers(self):
+            return {"vision": make(image=gelu).towers()["image_tower"]}
+
+    parts = {"vision": "image_tower"}
+    assert compared.differences(Writer(), make(), parts) == [
+        "vision: activation='gelu', and 'quick_gelu' in the old one's image_tower"
+    ]
+
+
+def test_images_that_are_cut_out_otherwise_are_told(clip):
+    squashed = Preprocess(16, "clip", 8, resize="squash")
+    _, _, note = start(clip[0], make(preprocess=squashed))
+    assert "images have resize='squash', not 'shortest' as there" in note
+    parts = {"text_tower": "text_tower"}
+    assert "squash" not in start(clip[0], make(preprocess=squashed), parts=parts)[2]
+
+
+def test_a_method_that_is_gone_still_gives_its_weights(clip, tmp_path):
+    section = {"name": "my_lab.gone", "model": MODEL}
+    save_model(tmp_path, {"model": trees.unflatten(clip[1])}, section, PREPROCESS, None)
+    _, after, note = start(str(tmp_path), make())
+    np.testing.assert_array_equal(after["model"]["logit_scale"], clip[1]["logit_scale"])
+    assert "nobody compared what its towers compute" in note and "my_lab" in note
