@@ -33,10 +33,10 @@ from absl import logging
 from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
+from big_vlp.convert.dual import command as dual
+from big_vlp.convert.dual import published
+from big_vlp.convert.dual.forms import Dual, split, table
 from big_vlp.convert.files import read_parts, read_state, write_file, write_parts
-from big_vlp.convert.pairs import command as pairs
-from big_vlp.convert.pairs import published
-from big_vlp.convert.pairs.forms import Pair, split, table
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
@@ -85,7 +85,7 @@ def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> No
     parts = read_parts(source, *cosmos.NETS)
     student, teacher, model, preprocess = cosmos.from_reference(parts)
     left_out = sorted({key for state in parts.values() for key in split(state)[1]})
-    name, found = options.name, Pair(model, False, preprocess)
+    name, found = options.name, Dual(model, False, preprocess)
     if name is None and source.stem in published.PUBLISHED:
         name = source.stem
     if name is not None:
@@ -137,11 +137,11 @@ IMPORTS = {
     "catlip": import_catlip,
     "catlip_segmentation": import_segmentation,
     "cosmos": import_cosmos,
-    "openai_clip": pairs.import_openai_clip,
-    "open_clip": pairs.import_open_clip,
-    "clip_hf": pairs.import_clip_hf,
-    "siglip": pairs.import_siglip,
-    "siglip2": pairs.import_siglip2,
+    "openai_clip": dual.import_openai_clip,
+    "open_clip": dual.import_open_clip,
+    "clip_hf": dual.import_clip_hf,
+    "siglip": dual.import_siglip,
+    "siglip2": dual.import_siglip2,
     "cogvlm": command.import_released,
     "cogvlm_sat": command.import_sat,
     "cogvlm_parts": command.import_parts,
@@ -150,11 +150,11 @@ EXPORTS = {
     "catlip": export_catlip,
     "catlip_segmentation": export_segmentation,
     "cosmos": export_cosmos,
-    "openai_clip": pairs.export_openai_clip,
-    "open_clip": pairs.export_open_clip,
-    "clip_hf": pairs.export_clip_hf,
-    "siglip": pairs.export_siglip,
-    "siglip2": pairs.export_siglip2,
+    "openai_clip": dual.export_openai_clip,
+    "open_clip": dual.export_open_clip,
+    "clip_hf": dual.export_clip_hf,
+    "siglip": dual.export_siglip,
+    "siglip2": dual.export_siglip2,
     "cogvlm": command.export_released,
 }
 MERGES = {"cogvlm": command.merge}

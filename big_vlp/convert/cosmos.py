@@ -22,9 +22,9 @@ from big_vlp.convert.common import (
     prefixed,
     to_model,
 )
-from big_vlp.convert.pairs import names
-from big_vlp.convert.pairs.forms import Pair, compare, split
-from big_vlp.convert.pairs.shapes import open_clip_towers
+from big_vlp.convert.dual import names
+from big_vlp.convert.dual.forms import Dual, compare, split
+from big_vlp.convert.dual.shapes import open_clip_towers
 from big_vlp.methods.cosmos import Method
 from input_pipeline.preprocess import Preprocess
 
@@ -96,9 +96,9 @@ def check(method: Method) -> None:
     }
     towers["image"]["heads"] = image["width"] // 64
     record = Preprocess(pre.image_size, "clip", pre.context_length)
-    found = Pair({**method.model, "image": {**image, "ignore_rest": False}}, False, pre)
+    found = Dual({**method.model, "image": {**image, "ignore_rest": False}}, False, pre)
     name, problem = "COSMOS' reference", "The reference computes otherwise than this model"
-    compare(problem, name, found, Pair(towers, False, record))
+    compare(problem, name, found, Dual(towers, False, record))
     network = method.network
     if (network.pooler_heads, network.zero_attention) != (8, False):
         raise ConversionError(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_vlp.models.heads.cross_attention import CrossPool
+from big_vlp.models.layers import attention
 from big_vlp.models.two_towers import CosmosTowers, TwoTowers, l2_normalise, over_views
 from tests.big_vlp.models.towers.toy_towers import (
     LENGTH,
@@ -87,6 +88,25 @@ def test_a_query_may_attend_to_nothing():
     even, fewer = (m.apply(none, tokens, queries) for m in (model, zero))
     bias = params["params"]["out"]["bias"]
     np.testing.assert_allclose(fewer - bias, (even - bias) * 5 / 6, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_of_whole_rows_may_attend_to_nothing_too(monkeypatch):
+    """Its keys are one more than the tokens: 37 for 36 patches."""
+    model = CrossPool(3, jnp.float32, zero_attention=True)
+    tokens, queries = randn(2, 36, 12), randn(2, 8, 12, seed=1)
+    params = arbitrary(model, tokens, queries)
+
+    def found():
+        loss = lambda *x: jnp.sin(model.apply(*x)).sum()  # noqa: E731
+        gradients = jax.grad(loss, (0, 1, 2))(params, tokens, queries)
+        return [model.apply(params, tokens, queries), *jax.tree.leaves(gradients)]
+
+    expected = found()
+    monkeypatch.setattr(attention, "pick", lambda *_, **__: "rows")
+    kernel = functools.partial(attention.rows.attention, interpret=True)
+    monkeypatch.setattr(attention.rows, "attention", kernel)
+    for array, other in zip(found(), expected):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
 def test_pooler_heads_must_divide():

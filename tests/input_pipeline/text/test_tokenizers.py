@@ -161,8 +161,25 @@ def test_texts_equal_open_clips(clip):
     texts = [text for text in _random_texts(6, 2100) if "<|" not in text][:2000]
     assert len(texts) == 2000
     np.testing.assert_array_equal(clip(texts, 77), theirs.SimpleTokenizer()(texts).numpy())
+    # SigLIP's authors neither mend Unicode nor unescape HTML, as open_clip does first.
+    plain = [text for text in texts if theirs.basic_clean(text) == text.strip()]
+    assert len(plain) > 1000
+    for text in plain:
+        assert tokenizers.canonicalize(text) == theirs._clean_canonicalize(text), repr(text)
+
+
+def test_siglips_ids_equal_transformers(tmp_path):
+    """Of a model that is trained as T5's are."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is transformers'")
+    pytest.importorskip("google.protobuf")
+    # There "_" is dropped, and "<" may begin the unknown piece.
+    texts = [text for text in _random_texts(3, 800) if not {"\u2581", "_", "<"} & set(text)]
+    path = _train(tmp_path / "t5", pad_id=0, eos_id=1, unk_id=2)
+    theirs = transformers.SiglipTokenizer(path, pad_token="</s>")
+    made = tokenizers.make_tokenizer(f"sentencepiece:{path}")
     for text in texts:
-        assert tokenizers.canonicalize(text) == theirs.canonicalize_text(text), repr(text)
+        ids = theirs(text, padding="max_length", max_length=32, truncation=True)["input_ids"]
+        assert made([text], 32)[0].tolist() == ids, repr(text)
 
 
 def test_clip_rows(clip):

@@ -1,6 +1,6 @@
 """Models of two towers through the formats of others: exact round trips, and one clear error.
 
-That the formats are those of others is in test_pairs_oracles.py.
+That the formats are those of others is in test_dual_oracles.py.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ import input_pipeline
 from big_vlp import trees
 from big_vlp.convert.__main__ import main
 from big_vlp.convert.common import ConversionError, Tensor
+from big_vlp.convert.dual import forms, hugging_face, open_clip, published, shapes
 from big_vlp.convert.files import read_state, write_file
-from big_vlp.convert.pairs import forms, hugging_face, open_clip, published, shapes
 from big_vlp.methods import make_method
 from big_vlp.models.text import TextTransformer
 from big_vlp.models.towers import vit
@@ -33,12 +33,12 @@ VOCABULARY = f"sentencepiece:{Path(input_pipeline.__file__).parent / 'data' / 's
 HALF = (0.5, 0.5, 0.5)
 TEXT = {"vocab_size": 49408, "width": 64, "layers": 3, "heads": 1, "activation": "quick_gelu"}
 IMAGE = {"patch_size": 4, "width": 64, "layers": 2, "heads": 1, "activation": "quick_gelu"}
-CLIP = forms.Pair(
+CLIP = forms.Dual(
     {"image": IMAGE, "text": TEXT, "embed_dim": 10},
     False,
     Preprocess(image_size=12, tokenizer="clip", context_length=6),
 )
-SIGLIP = forms.Pair(
+SIGLIP = forms.Dual(
     {
         "image": {
             **IMAGE, "pool": "map", "heads": 2, "norm_epsilon": 1e-6, "mlp_dim": 20,
@@ -55,17 +55,17 @@ SIGLIP = forms.Pair(
 )  # fmt: skip
 
 
-def changed(pair, sigmoid=None, record=None, **towers):
-    """The pair with other arguments of its towers."""
-    model = {**pair.model, **{k: {**pair.model[k], **v} for k, v in towers.items()}}
-    record = dataclasses.replace(pair.preprocess, **(record or {}))
-    return forms.Pair(model, pair.sigmoid if sigmoid is None else sigmoid, record)
+def changed(dual, sigmoid=None, record=None, **towers):
+    """The dual with other arguments of its towers."""
+    model = {**dual.model, **{k: {**dual.model[k], **v} for k, v in towers.items()}}
+    record = dataclasses.replace(dual.preprocess, **(record or {}))
+    return forms.Dual(model, dual.sigmoid if sigmoid is None else sigmoid, record)
 
 
 def arbitrary(made, seed=0):
-    """Parameters of a pair, or of a method."""
+    """Parameters of a dual, or of a method."""
     rng, shapes = np.random.default_rng(seed), made.shapes
-    shapes = shapes if isinstance(made, forms.Pair) else shapes[0]
+    shapes = shapes if isinstance(made, forms.Dual) else shapes[0]
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
 
 
@@ -76,9 +76,9 @@ def same(found, expected):
         np.testing.assert_array_equal(np.asarray(found[path]), value, err_msg=path)
 
 
-def stored(directory, pair, seed=0):
-    model = arbitrary(pair, seed)
-    save_model(directory, {"model": model}, pair.section, pair.preprocess, None)
+def stored(directory, dual, seed=0):
+    model = arbitrary(dual, seed)
+    save_model(directory, {"model": model}, dual.section, dual.preprocess, None)
     return model
 
 
@@ -96,14 +96,14 @@ def siglip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def siglip2(tmp_path_factory):
-    """(model directory, parameters, pair), with a vocabulary of Gemma's kind."""
+    """(model directory, parameters, dual), with a vocabulary of Gemma's kind."""
     folder = tmp_path_factory.mktemp("pairs")
     words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(636))]
     made = models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>")
     Tokenizer(made).save(str(folder / "tokenizer.json"))
     record = {"tokenizer": f"siglip2:{folder / 'tokenizer.json'}", "interpolation": "bilinear"}
-    pair = changed(SIGLIP, record=record)
-    return folder / "siglip2", stored(folder / "siglip2", pair), pair
+    dual = changed(SIGLIP, record=record)
+    return folder / "siglip2", stored(folder / "siglip2", dual), dual
 
 
 @pytest.fixture
@@ -138,17 +138,17 @@ FORMS = {
 def test_there_and_back(system, clip, siglip, siglip2, tmp_path, run):
     of, name = FORMS[system]
     given = {"clip": (*clip, CLIP), "siglip": (*siglip, SIGLIP), "siglip2": siglip2}[of]
-    directory, model, pair = given
+    directory, model, dual = given
     told = run("export", system, directory, tmp_path / name)
     assert "left out     nothing" in told and "12 pixels" in told
-    options = () if of == "clip" else ("--tokenizer", pair.preprocess.tokenizer)
+    options = () if of == "clip" else ("--tokenizer", dual.preprocess.tokenizer)
     told = run("import", system, tmp_path / name, tmp_path / "again", *options)
     count = sum(x.size for x in jax.tree.leaves(model["image_tower"]))
-    assert f"{count:,} parameters" in told and pair.model["image"]["activation"] in told
+    assert f"{count:,} parameters" in told and dual.model["image"]["activation"] in told
     again = open_model(tmp_path / "again")
     same(again.load(), model)
-    assert again.preprocess == pair.preprocess
-    assert forms.Pair(again.make_method().model, pair.sigmoid, again.preprocess) == pair
+    assert again.preprocess == dual.preprocess
+    assert forms.Dual(again.make_method().model, dual.sigmoid, again.preprocess) == dual
     assert again.meta["source"]["format"] == system
     if name == "back":
         card = (tmp_path / name / "README.md").read_text()
@@ -173,11 +173,11 @@ def test_flat_patches_of_siglip2_in_transformers(siglip2, tmp_path, run):
 
 def test_blocks_that_a_loop_stacked(siglip2, tmp_path, run):
     """Read whole, once, with no key for each block."""
-    directory, model, pair = siglip2
+    directory, model, dual = siglip2
     run("export", "siglip2", directory, tmp_path / "x.npz")
     state = {key: np.asarray(value) for key, value in read_state(tmp_path / "x.npz").items()}
     for key in [key for key in state if "encoderblock_0/" in key]:
-        layers = pair.model["image" if "/img/" in key else "text"]["layers"]
+        layers = dual.model["image" if "/img/" in key else "text"]["layers"]
         blocks = [key.replace("encoderblock_0/", f"encoderblock_{i}/") for i in range(layers)]
         state[key.replace("block_0/", "block/")] = np.stack([state.pop(x) for x in blocks])
     state, read = shapes.below_params(state), []
@@ -186,8 +186,8 @@ def test_blocks_that_a_loop_stacked(siglip2, tmp_path, run):
         return Tensor(state[key].shape, state[key].dtype, lambda: read.append(key) or state[key])
 
     lazy = {key: counted(key) for key in state}
-    found = shapes.big_vision(lazy, pair.preprocess.tokenizer, "bilinear")
-    assert found == pair
+    found = shapes.big_vision(lazy, dual.preprocess.tokenizer, "bilinear")
+    assert found == dual
     same(forms.from_state(forms.LOOPED_BIG_VISION, lazy, found), model)
     assert sorted(read) == sorted(state)
 
@@ -317,9 +317,9 @@ def test_weights_of_another_model_than_the_configs(clip, siglip, tmp_path, run):
         (published.config("ViT-B-16-SigLIP/webli"), read_state(tmp_path / "x.safetensors")),
         (published.config("ViT-B-16/openai"), dict.fromkeys(["visual.trunk.pos_embed"])),
     ):
-        pair = open_clip.from_config(config, VOCABULARY)
+        dual = open_clip.from_config(config, VOCABULARY)
         with pytest.raises(ConversionError, match="names of another model than that which is") as e:
-            forms.from_state(forms.open_clip_form(state), state, pair)
+            forms.from_state(forms.open_clip_form(state), state, dual)
         assert "the model lacks image_tower/" in str(e.value) and "no name for" in str(e.value)
     assert tower in str(published.config("ViT-B-16-SigLIP/webli"))
     refused(run("import", "open_clip", tmp_path / "clip", tmp_path / "y", *options), "640 ids")
@@ -452,14 +452,14 @@ def test_configs_of_the_formats_keep_all():
         "embed_dim": 10,
     }  # fmt: skip
     record = Preprocess(12, "clip", 6, "squash", "bilinear", HALF, (0.1, 0.2, 0.3))
-    pair = forms.Pair(towers, True, record)
-    config, form = open_clip.to_config(pair)
-    assert open_clip.from_config(json.loads(json.dumps(config)), None) == pair
+    dual = forms.Dual(towers, True, record)
+    config, form = open_clip.to_config(dual)
+    assert open_clip.from_config(json.loads(json.dumps(config)), None) == dual
     assert form is forms.OPENAI
     record = Preprocess(12, "clip", 6, resize_size=14, mean=HALF)
-    pair = forms.Pair({**CLIP.model, "text": {**TEXT, "mlp_dim": 100}}, False, record)
-    contents = [json.loads(json.dumps(x)) for x in hugging_face.to_config(pair, "clip")]
-    assert hugging_face.from_config(*contents, "clip")[0] == pair
+    dual = forms.Dual({**CLIP.model, "text": {**TEXT, "mlp_dim": 100}}, False, record)
+    contents = [json.loads(json.dumps(x)) for x in hugging_face.to_config(dual, "clip")]
+    assert hugging_face.from_config(*contents, "clip")[0] == dual
     contents[1]["crop_size"] = 10
     with pytest.raises(ConversionError, match=r"images of 10 pixels, and config.json says 12"):
         hugging_face.from_config(*contents, "clip")
@@ -470,18 +470,18 @@ def test_configs_of_the_formats_keep_all():
 
 def test_defaults_of_transformers():
     """What a released SigLIP's config says is little more than its type."""
-    pair, _ = hugging_face.from_config({"model_type": "siglip"}, {}, VOCABULARY)
-    assert pair.model["image"] == {
+    dual, _ = hugging_face.from_config({"model_type": "siglip"}, {}, VOCABULARY)
+    assert dual.model["image"] == {
         "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_dim": 3072, "pool": "map",
         "activation": "gelu_tanh", "norm_epsilon": 1e-6, "class_token": False, "norm_pre": False,
         "norm_after_pool": False, "ignore_rest": False,
     }  # fmt: skip
-    pre = pair.preprocess
+    pre = dual.preprocess
     assert (pre.image_size, pre.resize, pre.interpolation) == (224, "squash", "bicubic")
     assert (pre.mean, pre.context_length) == (HALF, 64)
     config = {"model_type": "siglip", "vision_config": {"patch_size": 14, "image_size": 384}}
-    pair, _ = hugging_face.from_config(config, {"size": {"height": 384, "width": 384}}, VOCABULARY)
-    assert pair.shapes["image_tower"]["position_embedding"].shape == (27**2, 768)
+    dual, _ = hugging_face.from_config(config, {"size": {"height": 384, "width": 384}}, VOCABULARY)
+    assert dual.shapes["image_tower"]["position_embedding"].shape == (27**2, 768)
 
 
 def test_published_models():
@@ -494,7 +494,7 @@ def test_published_models():
         assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(pairs[name].shapes)) == count
     big = pairs["ViT-bigG-14/laion2b_s39b_b160k"].model["image"]
     assert (big["mlp_dim"], big["heads"]) == (8192, 16)
-    # A hash over all; that they are open_clip's is in test_pairs_oracles.py.
+    # A hash over all; that they are open_clip's is in test_dual_oracles.py.
     rows = json.dumps(published.PUBLISHED, sort_keys=True).encode()
     assert hashlib.sha256(rows).hexdigest()[:16] == "635e2c12b5f1a6eb"
 
@@ -528,6 +528,8 @@ def test_published_numbers():
         "coco_val2017": {"image_to_text_R@1": 0.68, "text_to_image_R@1": 0.525},
         "flickr30k_val": {"image_to_text_R@1": 0.929, "text_to_image_R@1": 0.803},
         "imagenet1k": {"top1_accuracy": 0.576},
+        "cifar100": {"top1_accuracy": 0.723},
+        "food101": {"top1_accuracy": 0.739},
     }
     rows = json.dumps(cosmos, sort_keys=True).encode()
     assert hashlib.sha256(rows).hexdigest()[:16] == "6a68232d1010487f"
@@ -543,14 +545,14 @@ def test_names_of_published_models(clip, siglip, tmp_path, run, monkeypatch):
     told = run("import", "openai_clip", tmp_path / "x.safetensors", tmp_path / "x", "--name", "b")
     refused(told, "No checkpoint 'b' is known; known are ViT-B-32/openai")
     # The right name brings the published numbers; SigLIP's as released has tanh's gelu.
-    for (directory, _), pair, name, system, vocabulary in (
+    for (directory, _), dual, name, system, vocabulary in (
         (clip, CLIP, "ViT-L-14/openai", "open_clip", ()),
         (siglip, changed(SIGLIP, image={"activation": "gelu"}, text={"activation": "gelu"}),
          "ViT-SO400M-14-SigLIP/webli", "siglip", ("--tokenizer", VOCABULARY)),
     ):  # fmt: skip
         target, back = tmp_path / f"of_{system}", tmp_path / f"back_{system}"
         run("export", system, directory, back)
-        monkeypatch.setattr(open_clip, "from_config", lambda config, tokenizer, pair=pair: pair)
+        monkeypatch.setattr(open_clip, "from_config", lambda config, tokenizer, dual=dual: dual)
         told = run("import", system, back, target, "--name", name, *vocabulary)
         monkeypatch.undo()
         percent = "75.5%" if system == "open_clip" else "82.0%"

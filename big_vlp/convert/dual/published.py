@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from big_vlp.convert.common import ConversionError
-from big_vlp.convert.pairs import open_clip
-from big_vlp.convert.pairs.forms import Pair, compare
+from big_vlp.convert.dual import open_clip
+from big_vlp.convert.dual.forms import Dual, compare
 from evaluators.datasets import tasks
 
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -159,17 +159,17 @@ def numbers(name: str | None) -> dict[str, dict[str, float]]:
         return {}
 
 
-def check_name(name: str, found: Pair, as_released: bool = False) -> None:
+def check_name(name: str, found: Dual, as_released: bool = False) -> None:
     """Raises ConversionError where a checkpoint is another than that of its name.
 
     Args:
       as_released: it is a file of SigLIP's authors, or made of it: there the activation is tanh's,
         where open_clip has the exact one for most, and images are resized as the file says.
     """
-    pair = open_clip.from_config(config(name), found.preprocess.tokenizer)
+    dual = open_clip.from_config(config(name), found.preprocess.tokenizer)
     if as_released:
-        towers = {x: {**pair.model[x], "activation": "gelu_tanh"} for x in ("image", "text")}
+        towers = {x: {**dual.model[x], "activation": "gelu_tanh"} for x in ("image", "text")}
         interpolation = found.preprocess.interpolation
-        record = dataclasses.replace(pair.preprocess, interpolation=interpolation)
-        pair = Pair({**pair.model, **towers}, pair.sigmoid, record)
-    compare("These are other weights than the name says", name, found, pair)
+        record = dataclasses.replace(dual.preprocess, interpolation=interpolation)
+        dual = Dual({**dual.model, **towers}, dual.sigmoid, record)
+    compare("These are other weights than the name says", name, found, dual)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from big_vlp.convert.pairs.forms import Pair, table
+from big_vlp.convert.dual.forms import Dual, table
 
 _USE = {
     "open_clip": """import open_clip
@@ -15,7 +15,7 @@ model = AutoModel.from_pretrained("DIRECTORY").eval()""",
 }
 
 
-def card(library: str, pair: Pair, left_out: list[str], source: Mapping | None) -> str:
+def card(library: str, dual: Dual, left_out: list[str], source: Mapping | None) -> str:
     """README.md.
 
     Args:
@@ -31,18 +31,18 @@ tags:
 ---
 # An image and a text tower
 
-Trained with a {pair.loss} loss over pairs of images and texts, and exported by big_vlp.
+Trained with a {dual.loss} loss over pairs of images and texts, and exported by big_vlp.
 
 ```
-{table(pair, left_out)}
+{table(dual, left_out)}
 ```
 
 ```python
 {_USE[library]}
 ```
 """
-    if pair.preprocess.tokenizer != "clip":
-        kind = pair.preprocess.tokenizer.partition(":")[0]
+    if dual.preprocess.tokenizer != "clip":
+        kind = dual.preprocess.tokenizer.partition(":")[0]
         text += f"""
 The files of the vocabulary are not among these: the model was trained with one of the kind
 `{kind}`, which has to be put beside them.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from big_vlp.convert.common import ConversionError, State, count_layers
-from big_vlp.convert.pairs.forms import Pair
+from big_vlp.convert.dual.forms import Dual
 from input_pipeline.preprocess import Preprocess
 
 _HALF = (0.5, 0.5, 0.5)
@@ -53,7 +53,7 @@ def open_clip_towers(
     return towers, math.isqrt(patches) * patch_size, state["positional_embedding"].shape[0]
 
 
-def openai_clip(state: State, preprocess: Mapping) -> Pair:
+def openai_clip(state: State, preprocess: Mapping) -> Dual:
     """OpenAI's ViTs: quick_gelu, heads of 64 dimensions, CLIP's images.
 
     Args:
@@ -61,12 +61,12 @@ def openai_clip(state: State, preprocess: Mapping) -> Pair:
     """
     towers, size, length = open_clip_towers(state, activation="quick_gelu")
     record = {"tokenizer": "clip", "image_size": size, "context_length": length, **preprocess}
-    return Pair(towers, False, Preprocess(**record))
+    return Dual(towers, False, Preprocess(**record))
 
 
 def big_vision(
     state: State, tokenizer: str, interpolation: str, image_size: int | None = None
-) -> Pair:
+) -> Dual:
     """SigLIP's or SigLIP 2's .npz, which tells all but how images are resized.
 
     Args:
@@ -116,7 +116,7 @@ def big_vision(
     towers = {"image": image, "text": text, "embed_dim": state[f"{_TXT}head/kernel"].shape[1]}
     length = state[f"{_TXT}pos_embedding"].shape[1]
     record = Preprocess(size, tokenizer, length, "squash", interpolation, _HALF, _HALF)
-    return Pair(towers, True, record)
+    return Dual(towers, True, record)
 
 
 def is_looped(state: State) -> bool:

@@ -14,8 +14,8 @@ import pytest
 
 import input_pipeline
 from big_vlp.convert.__main__ import main
+from big_vlp.convert.dual import open_clip as ours
 from big_vlp.convert.files import read_state, write_file
-from big_vlp.convert.pairs import open_clip as ours
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.images.crops import eval_image
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -28,7 +28,7 @@ TEXT = {"context_length": LENGTH, "vocab_size": IDS, "width": 24, "heads": 3, "l
 BOTH_WAYS = {"no_causal_mask": True, "pool_type": "last"}
 CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
 SIGLIP_TEXT = {
-    **TEXT, **BOTH_WAYS, "vocab_size": 700, "width": 32, "heads": 4, "proj_bias": True,
+    **TEXT, **BOTH_WAYS, "vocab_size": 640, "width": 32, "heads": 4, "proj_bias": True,
     "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}, "hf_tokenizer_name": "x",
 }  # fmt: skip
 OPEN_CLIP = {
@@ -51,8 +51,8 @@ def rng():
 IMAGES = rng().normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
 
 
-def tokens(ids, end):
-    found = rng().integers(1, ids - 2, (3, LENGTH)).astype(np.int64)
+def tokens(ids, end, length=LENGTH):
+    found = rng().integers(1, ids - 2, (3, length)).astype(np.int64)
     found[0, 5], found[0, 6:] = end, 0
     found[1:, -1] = end
     return found
@@ -75,18 +75,18 @@ def unit(features):
     return torch.nn.functional.normalize(features, dim=-1).detach().numpy()
 
 
-def theirs(model, words):
-    pixels = torch.tensor(IMAGES).permute(0, 3, 1, 2)
+def theirs(model, words, images=IMAGES):
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)
     with torch.no_grad():
         return unit(model.encode_image(pixels)), unit(model.encode_text(torch.tensor(words)))
 
 
-def features(directory, words):
+def features(directory, words, images=IMAGES):
     stored = open_model(directory)
     method = dataclasses.replace(stored.make_method(), dtype="float32")
     params, fns = stored.load(), method.predict_fns()
     return (
-        fns["encode_image"](params, {"image": IMAGES}),
+        fns["encode_image"](params, {"image": images}),
         fns["encode_text"](params, {"tokens": words.astype(np.int32)}),
     )
 
@@ -149,6 +149,29 @@ def test_open_clip(name, tmp_path):
     assert "library_name: open_clip" in (back / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP"])
+def test_open_clip_at_released_sizes(name, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    config = open_clip.get_model_config(name)
+    made = {k: v for k, v in json.loads(json.dumps(config)).items() if k != "custom_text"}
+    kind = open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP
+    model, text = randomise(kind(**made)), config["text_cfg"]
+    ids, length = text["vocab_size"], text["context_length"]
+    words = tokens(ids, ids - 1 if kind is open_clip.CLIP else 1, length)
+    images = rng().normal(size=(2, 224, 224, 3)).astype(np.float32)
+    released, here, back = (tmp_path / x for x in ("released", "here", "back"))
+    record = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    save(model, released, {"model_cfg": config, "preprocess_cfg": record})
+    small_vocabulary(tmp_path / "words.json", ids)
+    run("import", "open_clip", released, here, *(
+        () if kind is open_clip.CLIP else ("--tokenizer", f"siglip2:{tmp_path / 'words.json'}")
+    ))  # fmt: skip
+    close(features(here, words, images), theirs(model, words, images))
+    run("export", "open_clip", here, back)
+    same_state(read_state(back), model.state_dict())
+
+
 @pytest.fixture
 def tiny_timm(monkeypatch):
     """A SigLIP tower of timm's of a size for tests, under a name that both sides know."""
@@ -181,7 +204,7 @@ def test_siglip_of_open_clip_and_big_vision(tmp_path, tiny_timm):
     config["init_logit_bias"] = -10
     record = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     make = lambda: randomise(open_clip.CustomTextCLIP(**json.loads(json.dumps(config))))  # noqa: E731
-    model, words = make(), tokens(700, 1)
+    model, words = make(), tokens(640, 1)
     released, here, back = (tmp_path / x for x in ("released", "here", "back"))
     save(model, released, {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": record})
     vocabulary = f"sentencepiece:{VOCABULARY}"
@@ -204,8 +227,8 @@ def test_siglip_of_open_clip_and_big_vision(tmp_path, tiny_timm):
     # As training in a loop over the blocks leaves it.
     stored = dict(np.load(npz))
     for key in [key for key in stored if "encoderblock_0/" in key]:
-        blocks = [key.replace("_0/", f"_{i}/", 1) for i in range(2 if "img" in key else 3)]
-        blocks = [key.replace("encoderblock_0/", f"encoderblock_{i}/") for i in range(len(blocks))]
+        layers = range(2 if "img" in key else 3)
+        blocks = [key.replace("encoderblock_0/", f"encoderblock_{i}/") for i in layers]
         whole = np.stack([stored.pop(block) for block in blocks])
         stored[key.replace("encoderblock_0/", "encoderblock/")] = whole
     np.savez(tmp_path / "looped.npz", **stored)
@@ -284,12 +307,12 @@ def hugging_face(kind):
         )  # fmt: skip
         return randomise(transformers.CLIPModel(config)), tokens(IDS, IDS - 1)
     size = {"num_patches": 16} if kind == "siglip2" else {"image_size": SIZE}
-    text = {**HF_TEXT, "vocab_size": 700}
+    text = {**HF_TEXT, "vocab_size": 640}
     name = kind.capitalize()
     config = getattr(transformers, f"{name}Config")(
         vision_config={**vision, **size}, text_config=text
     )
-    return randomise(getattr(transformers, f"{name}Model")(config)), tokens(700, 1)
+    return randomise(getattr(transformers, f"{name}Model")(config)), tokens(640, 1)
 
 
 def of_transformers(model, kind, words):
@@ -352,10 +375,10 @@ def processor(kind, directory=None):
     return found(size=square) if kind == "siglip" else found(patch_size=8, max_num_patches=16)
 
 
-def small_vocabulary(path):
+def small_vocabulary(path, count=640):
     from tokenizers import Tokenizer, models
 
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b"]
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(count - 4))]
     model = models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>")
     Tokenizer(model).save(str(path))
 

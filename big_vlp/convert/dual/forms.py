@@ -22,7 +22,7 @@ from big_vlp.convert.common import (
     to_lazy_model,
     to_lazy_state,
 )
-from big_vlp.convert.pairs import names
+from big_vlp.convert.dual import names
 from big_vlp.methods.clip import Method
 from big_vlp.models.two_towers import completed
 from input_pipeline.preprocess import Preprocess
@@ -34,7 +34,7 @@ _LEFT_OUT = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Dual:
     """A model of two towers, without its weights.
 
     Attributes:
@@ -90,10 +90,10 @@ class Form:
     bias: str = "logit_bias"
     scalar: str = "same"
 
-    def parts(self, pair: Pair) -> dict[str, names.Part]:
-        image, text = pair.model["image"], pair.model["text"]
+    def parts(self, dual: Dual) -> dict[str, names.Part]:
+        image, text = dual.model["image"], dual.model["text"]
         beside = [("logit_scale", self.scale, self.scalar)]
-        beside += [("logit_bias", self.bias, self.scalar)] if pair.sigmoid else []
+        beside += [("logit_bias", self.bias, self.scalar)] if dual.sigmoid else []
         return {
             "image tower": (
                 prefixed(self.image(image), "image_tower/"),
@@ -145,36 +145,36 @@ def split(state: State) -> tuple[dict, list[str]]:
     return {key: value for key, value in state.items() if key not in left_out}, left_out
 
 
-def from_state(form: Form, state: State, pair: Pair) -> dict:
+def from_state(form: Form, state: State, dual: Dual) -> dict:
     """The parameters in fp32, a nested dict of `Tensor`s.
 
     Raises:
       ConversionError: a key is missing or unknown, or of another shape than the model's.
     """
     parts = _parts(
-        form, pair, "The weights have the names of another model than that which is described"
+        form, dual, "The weights have the names of another model than that which is described"
     )
-    expected = jax.eval_shape(lambda x: parts_to_state(x, parts), pair.shapes)
+    expected = jax.eval_shape(lambda x: parts_to_state(x, parts), dual.shapes)
     check(expected, state)
     found = [to_lazy_model(state, *part) for part in parts]
     return jax.tree.map(in_fp32, functools.reduce(trees.merge, found))
 
 
-def to_form(form: Form, params: dict, pair: Pair) -> dict[str, Tensor]:
+def to_form(form: Form, params: dict, dual: Dual) -> dict[str, Tensor]:
     """The inverse of `from_state`, of a nested dict of arrays or `Tensor`s.
 
     Raises:
       ConversionError: the family has no place for this model.
     """
     state = {}
-    for rules, layers, _ in _parts(form, pair, "This format has no place for this model"):
+    for rules, layers, _ in _parts(form, dual, "This format has no place for this model"):
         state |= to_lazy_state(params, rules, layers)
     return state
 
 
-def _parts(form: Form, pair: Pair, problem: str) -> list[names.Part]:
+def _parts(form: Form, dual: Dual, problem: str) -> list[names.Part]:
     """Those of a family, which must have names for all parameters and no others."""
-    parts, own = [*form.parts(pair).values()], trees.flatten(pair.shapes).keys()
+    parts, own = [*form.parts(dual).values()], trees.flatten(dual.shapes).keys()
     paths = {path for rules, _, _ in parts for rule in rules for path in as_tuple(rule[0])}
     lines = [f"no name for {path}" for path in own - paths]
     lines += [f"the model lacks {path}" for path in paths - own]
@@ -183,17 +183,17 @@ def _parts(form: Form, pair: Pair, problem: str) -> list[names.Part]:
     return parts
 
 
-def compare(problem: str, name: str, found: Pair, expected: Pair) -> None:
+def compare(problem: str, name: str, found: Dual, expected: Dual) -> None:
     """Raises ConversionError, which says `problem`, where a model is not the one of a name."""
 
-    def values(pair):
+    def values(dual):
         towers = {
             f"{tower}.{key}": value
             for tower in ("image", "text")
-            for key, value in pair.model[tower].items()
+            for key, value in dual.model[tower].items()
         }
-        loss = {"embed_dim": pair.model["embed_dim"], "loss": pair.loss}
-        return {**towers, **loss, **dataclasses.asdict(pair.preprocess)}
+        loss = {"embed_dim": dual.model["embed_dim"], "loss": dual.loss}
+        return {**towers, **loss, **dataclasses.asdict(dual.preprocess)}
 
     found, expected = values(found), values(expected)
     lines = [
@@ -214,7 +214,7 @@ def in_fp32(tensor: Tensor) -> Tensor:
 
 
 def table(
-    pair: Pair, left_out: list[str], numbers: Mapping | None = None, shapes: Mapping | None = None
+    dual: Dual, left_out: list[str], numbers: Mapping | None = None, shapes: Mapping | None = None
 ) -> str:
     """What was read, for people.
 
@@ -223,14 +223,14 @@ def table(
       numbers: what is published of it, see `published.numbers`.
       shapes: of all parameters, where there are others than the towers'.
     """
-    flat, pre = trees.flatten(pair.shapes if shapes is None else shapes), pair.preprocess
+    flat, pre = trees.flatten(dual.shapes if shapes is None else shapes), dual.preprocess
     sizes = dict.fromkeys(("image_tower", "text_tower", ""), 0)
     for path, value in flat.items():
         first = path.split("/")[0]
         sizes[first if first in sizes else ""] += int(np.prod(value.shape))
     lines = []
     for part, size in sizes.items():
-        model = pair.model.get(part.removesuffix("_tower"), {})
+        model = dual.model.get(part.removesuffix("_tower"), {})
         words = [
             f"{k}={model[k]}" for k in ("width", "layers", "heads", "activation") if k in model
         ]

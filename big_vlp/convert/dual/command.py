@@ -12,10 +12,10 @@ from etils import epath
 
 from big_vlp import trees
 from big_vlp.convert.common import ConversionError, State
+from big_vlp.convert.dual import forms, hugging_face, open_clip, published, shapes
+from big_vlp.convert.dual.card import card
+from big_vlp.convert.dual.forms import Dual, Form
 from big_vlp.convert.files import appearing, read_model, read_of_run, write_file
-from big_vlp.convert.pairs import forms, hugging_face, open_clip, published, shapes
-from big_vlp.convert.pairs.card import card
-from big_vlp.convert.pairs.forms import Form, Pair
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
@@ -66,11 +66,11 @@ def import_open_clip(source: Path, target: Path, options: argparse.Namespace) ->
             )
         config = {"model_cfg": config, "preprocess_cfg": known["preprocess_cfg"]}
     tokenizer = None if options.tokenizer is None else _named(options.tokenizer)
-    pair = open_clip.from_config(config, tokenizer)
-    for line in open_clip.remarks(config, pair):
+    dual = open_clip.from_config(config, tokenizer)
+    for line in open_clip.remarks(config, dual):
         print(line)
     state, left_out = _read(source)
-    _save("open_clip", forms.open_clip_form(state), state, pair, left_out,
+    _save("open_clip", forms.open_clip_form(state), state, dual, left_out,
           source, target, options)  # fmt: skip
 
 
@@ -98,15 +98,15 @@ def _import_siglip(system, kinds, source, target, options) -> None:
     state, left_out = _read(source)
     state = shapes.below_params(state)
     tokenizer = _tokenizer(system, source.parent, options)
-    pair = shapes.big_vision(state, tokenizer, _INTERPOLATION[system], options.image_size)
+    dual = shapes.big_vision(state, tokenizer, _INTERPOLATION[system], options.image_size)
     if options.image_size is None:
-        size, side = pair.preprocess.image_size, pair.model["image"]["patch_size"]
+        size, side = dual.preprocess.image_size, dual.model["image"]["patch_size"]
         print(
             f"Images have {size} pixels, which its patches fill; the file says no more. Released "
             f"for up to {size + side - 1}? Then give --image-size."
         )
     form = forms.LOOPED_BIG_VISION if shapes.is_looped(state) else forms.BIG_VISION
-    _save(system, form, state, pair, left_out, source, target, options)
+    _save(system, form, state, dual, left_out, source, target, options)
 
 
 def _import_hugging_face(system, kinds, source, target, options) -> None:
@@ -118,11 +118,11 @@ def _import_hugging_face(system, kinds, source, target, options) -> None:
         )
     beside = source if source.is_dir() else source.parent
     tokenizer = _tokenizer(system, beside, options)
-    pair, form = hugging_face.from_config(config, _preprocessor(beside), tokenizer)
+    dual, form = hugging_face.from_config(config, _preprocessor(beside), tokenizer)
     if form is forms.SIGLIP2_HF:
         print("The original keeps an image's proportions; here its images are squares.")
     state, left_out = _read(source)
-    _save(system, form, state, pair, left_out, source, target, options)
+    _save(system, form, state, dual, left_out, source, target, options)
 
 
 def _preprocessor(beside: Path) -> dict:
@@ -147,20 +147,20 @@ def _read(source: Path) -> tuple[State, list[str]]:
 
 def export_openai_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A model directory -> a file in OpenAI's names: .safetensors, or .pt."""
-    _, pair, params, left_out = _stored(source, options)
-    state = forms.to_form(forms.OPENAI, params, pair)
-    _check_told("OpenAI's CLIP", pair, shapes.openai_clip(state, {}))
+    _, dual, params, left_out = _stored(source, options)
+    state = forms.to_form(forms.OPENAI, params, dual)
+    _check_told("OpenAI's CLIP", dual, shapes.openai_clip(state, {}))
     write_file(target, state)
-    print(forms.table(pair, left_out))
+    print(forms.table(dual, left_out))
 
 
 def export_open_clip(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A model directory -> a directory that open_clip reads as local-dir:."""
-    stored, pair, params, left_out = _stored(source, options)
-    config, form = open_clip.to_config(pair)
-    state = forms.to_form(form, params, pair)
+    stored, dual, params, left_out = _stored(source, options)
+    config, form = open_clip.to_config(dual)
+    state = forms.to_form(form, params, dual)
     files = {open_clip.CONFIG: config}
-    _write_directory(target, open_clip.WEIGHTS, state, files, pair, left_out, stored, "open_clip")
+    _write_directory(target, open_clip.WEIGHTS, state, files, dual, left_out, stored, "open_clip")
 
 
 def export_clip_hf(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -182,29 +182,29 @@ def _export_siglip(kind, source, target, options) -> None:
     if target.suffix != ".npz":
         _export_hugging_face(kind, source, target, options)
         return
-    _, pair, params, left_out = _stored(source, options)
-    hugging_face.to_config(pair, "siglip")  # the same models
-    state, pre = forms.to_form(forms.BIG_VISION, params, pair), pair.preprocess
+    _, dual, params, left_out = _stored(source, options)
+    hugging_face.to_config(dual, "siglip")  # the same models
+    state, pre = forms.to_form(forms.BIG_VISION, params, dual), dual.preprocess
     told = shapes.big_vision(state, pre.tokenizer, _INTERPOLATION[kind], pre.image_size)
-    _check_told(f"big_vision's {kind}", pair, told)
+    _check_told(f"big_vision's {kind}", dual, told)
     write_file(target, state)
-    print(forms.table(pair, left_out))
+    print(forms.table(dual, left_out))
 
 
-def _check_told(name: str, pair: Pair, told: Pair) -> None:
+def _check_told(name: str, dual: Dual, told: Dual) -> None:
     """Files without a config are read as `told`."""
     forms.compare(
-        "This format has no words for what the model computes otherwise", name, pair, told
+        "This format has no words for what the model computes otherwise", name, dual, told
     )
 
 
 def _export_hugging_face(kind, source, target, options) -> None:
-    stored, pair, params, left_out = _stored(source, options)
-    config, preprocessor = hugging_face.to_config(pair, kind)
-    state = forms.to_form(hugging_face.FORMS[kind], params, pair)
+    stored, dual, params, left_out = _stored(source, options)
+    config, preprocessor = hugging_face.to_config(dual, kind)
+    state = forms.to_form(hugging_face.FORMS[kind], params, dual)
     files = {hugging_face.CONFIG: config, hugging_face.PREPROCESSOR: preprocessor}
     _write_directory(
-        target, hugging_face.WEIGHTS, state, files, pair, left_out, stored, "transformers"
+        target, hugging_face.WEIGHTS, state, files, dual, left_out, stored, "transformers"
     )
 
 
@@ -248,7 +248,7 @@ def _save(
     system: str,
     form: Form,
     state: State,
-    pair: Pair,
+    dual: Dual,
     left_out: list[str],
     source: Path,
     target: Path,
@@ -256,17 +256,17 @@ def _save(
 ) -> None:
     name, numbers = options.name, published.numbers(options.name)
     if name is not None:
-        published.check_name(name, pair, as_released=system in ("siglip", "siglip2"))
-    _check_tokenizer(system, pair)
-    model = forms.from_state(form, state, pair)
+        published.check_name(name, dual, as_released=system in ("siglip", "siglip2"))
+    _check_tokenizer(system, dual)
+    model = forms.from_state(form, state, dual)
     about = {"format": system, "file": source.name, "name": name, "published": numbers}
-    save_model(target, {"model": model}, pair.section, pair.preprocess, None, about)
-    print(forms.table(pair, left_out, numbers))
+    save_model(target, {"model": model}, dual.section, dual.preprocess, None, about)
+    print(forms.table(dual, left_out, numbers))
 
 
-def _check_tokenizer(system: str, pair: Pair) -> None:
+def _check_tokenizer(system: str, dual: Dual) -> None:
     """Raises ConversionError for a vocabulary of another model."""
-    tokenizer, vocab_size = pair.preprocess.tokenizer, pair.model["text"]["vocab_size"]
+    tokenizer, vocab_size = dual.preprocess.tokenizer, dual.model["text"]["vocab_size"]
     kind = tokenizer.partition(":")[0]
     if kind not in _KINDS[system]:
         raise ConversionError(
@@ -275,7 +275,7 @@ def _check_tokenizer(system: str, pair: Pair) -> None:
     try:
         made = make_tokenizer(tokenizer)
         tokens = made.vocab_size
-        made(["a photo of a dog"], pair.preprocess.context_length)
+        made(["a photo of a dog"], dual.preprocess.context_length)
     except (RuntimeError, ValueError) as error:  # RuntimeError: SentencePiece's
         raise ConversionError(f"{tokenizer} is no vocabulary of its kind: {error}") from error
     if tokens > vocab_size or (kind in _WHOLE and tokens != vocab_size):
@@ -285,17 +285,17 @@ def _check_tokenizer(system: str, pair: Pair) -> None:
         )
 
 
-def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Pair, dict, list[str]]:
+def _stored(source: Path, options: argparse.Namespace) -> tuple[StoredModel, Dual, dict, list[str]]:
     """A model directory, its two towers, their parameters, and the paths of others."""
     stored = open_model(source, options.weights)
     method = stored.make_method("clip", "cosmos")
-    pair = Pair(
+    dual = Dual(
         method.model, getattr(method, "loss_type", "softmax") == "sigmoid", stored.preprocess
     )
     flat = trees.flatten(read_model(stored))
-    wanted = trees.flatten(pair.shapes).keys()
+    wanted = trees.flatten(dual.shapes).keys()
     params = {path: forms.in_fp32(value) for path, value in flat.items() if path in wanted}
-    return stored, pair, trees.unflatten(params), sorted(flat.keys() - wanted)
+    return stored, dual, trees.unflatten(params), sorted(flat.keys() - wanted)
 
 
 def _write_directory(
@@ -303,7 +303,7 @@ def _write_directory(
     weights: str,
     state: State,
     files: Mapping[str, dict],
-    pair: Pair,
+    dual: Dual,
     left_out: list[str],
     stored: StoredModel,
     library: str,
@@ -313,7 +313,7 @@ def _write_directory(
     with appearing(target) as directory:
         for name, content in files.items():
             write_whole(directory / name, json.dumps(content, indent=1).encode())
-        text = card(library, pair, left_out, stored.meta.get("source"))
+        text = card(library, dual, left_out, stored.meta.get("source"))
         write_whole(directory / "README.md", text.encode())
         write_file(directory / weights, state)  # the last: with it, all files are there
-    print(forms.table(pair, left_out))
+    print(forms.table(dual, left_out))

@@ -7,7 +7,7 @@ package's model_configs is the first alone. What the config leaves out has open_
 from collections.abc import Mapping
 
 from big_vlp.convert.common import ConversionError
-from big_vlp.convert.pairs.forms import CUSTOM_TEXT, OPENAI, TIMM, Form, Pair
+from big_vlp.convert.dual.forms import CUSTOM_TEXT, OPENAI, TIMM, Dual, Form
 from input_pipeline.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -76,7 +76,7 @@ TIMM_MODELS = {
 }
 
 
-def from_config(config: Mapping, tokenizer: str | None) -> Pair:
+def from_config(config: Mapping, tokenizer: str | None) -> Dual:
     """A model of its config.
 
     Args:
@@ -148,7 +148,7 @@ def from_config(config: Mapping, tokenizer: str | None) -> Pair:
         )
     except ValueError as error:
         raise ConversionError(f"preprocess_cfg: {error}") from error
-    return Pair(towers, model.get("init_logit_bias") is not None, preprocess)
+    return Dual(towers, model.get("init_logit_bias") is not None, preprocess)
 
 
 def _check_tokenizer(text: Mapping) -> None:
@@ -158,9 +158,9 @@ def _check_tokenizer(text: Mapping) -> None:
         raise ConversionError(f"text_cfg.tokenizer_kwargs={options}: there is no such way here.")
 
 
-def remarks(config: Mapping, pair: Pair) -> list[str]:
+def remarks(config: Mapping, dual: Dual) -> list[str]:
     """Lines about texts that open_clip makes other tokens of."""
-    kind = pair.preprocess.tokenizer.partition(":")[0]
+    kind = dual.preprocess.tokenizer.partition(":")[0]
     if kind not in _TOKENIZERS:
         return []
     theirs = config.get("model_cfg", config)["text_cfg"].get("tokenizer_kwargs") or {}
@@ -177,13 +177,13 @@ def remarks(config: Mapping, pair: Pair) -> list[str]:
     return lines
 
 
-def to_config(pair: Pair) -> tuple[dict, Form]:
+def to_config(dual: Dual) -> tuple[dict, Form]:
     """The content of open_clip_config.json, and the names that such a model has there.
 
     Raises:
       ConversionError: open_clip has no such model, or does not prepare images like this.
     """
-    image, text, pre = pair.model["image"], pair.model["text"], pair.preprocess
+    image, text, pre = dual.model["image"], dual.model["text"], dual.preprocess
     if pre.resize_size not in (None, pre.image_size) or pre.crop_rounding != "even":
         raise ConversionError(
             f"open_clip crops what it has resized to image_size; this model has resize_size="
@@ -197,13 +197,13 @@ def to_config(pair: Pair) -> tuple[dict, Form]:
     else:
         form = CUSTOM_TEXT if text["proj_bias"] else OPENAI
         vision = _to_vision(image, pre.image_size)
-    model = {"embed_dim": pair.model["embed_dim"], "vision_cfg": vision}
+    model = {"embed_dim": dual.model["embed_dim"], "vision_cfg": vision}
     model["text_cfg"] = _to_text(text, pre)
     if form is not OPENAI:
         model["custom_text"] = True
     if any(quick):
         model["quick_gelu"] = True
-    if pair.sigmoid:
+    if dual.sigmoid:
         model["init_logit_bias"] = -10
     given = {"mean": pre.mean, "std": pre.std, "interpolation": pre.interpolation}
     return {"model_cfg": model, "preprocess_cfg": {**given, "resize_mode": pre.resize}}, form

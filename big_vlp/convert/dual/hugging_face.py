@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from big_vlp.convert.common import ConversionError
-from big_vlp.convert.pairs.forms import CLIP_HF, SIGLIP2_HF, SIGLIP_HF, Form, Pair
+from big_vlp.convert.dual.forms import CLIP_HF, SIGLIP2_HF, SIGLIP_HF, Dual, Form
 from input_pipeline.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -37,7 +37,7 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def from_config(config: Mapping, preprocessor: Mapping, tokenizer: str) -> tuple[Pair, Form]:
+def from_config(config: Mapping, preprocessor: Mapping, tokenizer: str) -> tuple[Dual, Form]:
     """A model of its two files, and the names that it has there.
 
     Raises:
@@ -67,10 +67,10 @@ def from_config(config: Mapping, preprocessor: Mapping, tokenizer: str) -> tuple
     image |= {"patch_size": side, "ignore_rest": size % side > 0}
     preprocess = _preprocess(preprocessor, size, kind, tokenizer, text["max_position_embeddings"])
     towers = {"image": image, "text": words, "embed_dim": embed_dim}
-    return Pair(towers, kind != "clip", preprocess), FORMS[kind]
+    return Dual(towers, kind != "clip", preprocess), FORMS[kind]
 
 
-def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
+def to_config(dual: Dual, kind: str) -> tuple[dict, dict]:
     """The contents of config.json and preprocessor_config.json.
 
     Args:
@@ -79,7 +79,7 @@ def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
     Raises:
       ConversionError: transformers' model has no place for this one.
     """
-    image, text, pre = pair.model["image"], pair.model["text"], pair.preprocess
+    image, text, pre = dual.model["image"], dual.model["text"], dual.preprocess
     clip = kind == "clip"
     wanted = {
         "pools": ("cls", "eot") if clip else ("map", "last"),
@@ -89,7 +89,7 @@ def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
         "proj_bias": not clip,
         "sigmoid": not clip,
     }
-    found = {**image, **text, "pools": (image["pool"], text["pool"]), "sigmoid": pair.sigmoid}
+    found = {**image, **text, "pools": (image["pool"], text["pool"]), "sigmoid": dual.sigmoid}
     wrong = {key: found[key] for key in wanted if found[key] != wanted[key]}
     if wrong:
         raise ConversionError(
@@ -106,9 +106,9 @@ def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
     if clip:
         # The end of a text is CLIP's largest id.
         words |= {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": 0}
-        words["projection_dim"] = vision["projection_dim"] = pair.model["embed_dim"]
+        words["projection_dim"] = vision["projection_dim"] = dual.model["embed_dim"]
     else:
-        words["projection_size"] = pair.model["embed_dim"]
+        words["projection_size"] = dual.model["embed_dim"]
         # As in the vocabularies of SigLIP, where the end fills the rest, and of Gemma.
         bos, pad = (2, 0) if pre.tokenizer.startswith("siglip2:") else (0, 1)
         words |= {"bos_token_id": bos, "eos_token_id": 1, "pad_token_id": pad}
@@ -120,7 +120,7 @@ def to_config(pair: Pair, kind: str) -> tuple[dict, dict]:
         "torch_dtype": "float32",
     }
     if clip:
-        config["projection_dim"] = pair.model["embed_dim"]
+        config["projection_dim"] = dual.model["embed_dim"]
     return config, _to_preprocessor(pre, kind, image["patch_size"])
 
 
