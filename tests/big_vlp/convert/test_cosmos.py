@@ -170,7 +170,7 @@ def test_the_command_imports_and_exports(tmp_path, capsys, suffix):
     assert main(["import", "cosmos", str(released), str(model)]) == 0
     told = capsys.readouterr().out
     others = [x.size for p, x in trees.flatten(nets["student"]).items() if "_tower/" not in p]
-    assert len(others) == 18 and f"others       {sum(others):13,} parameters" in told
+    assert len(others) == 26 and f"others       {sum(others):13,} parameters" in told
     left_out = "attn_mask" if suffix == "safetensors" else "nothing"
     assert f"left out     {left_out}\n" in told
     same(open_model(model, "model").load(), nets["student"])
