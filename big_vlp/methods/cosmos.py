@@ -62,6 +62,10 @@ class Method(pairs.PairMethod):
     def network(self) -> CosmosTowers:
         return pairs.make_towers(CosmosTowers, self)
 
+    def towers(self):
+        pooler = {"zero_attention": self.network.zero_attention}
+        return {**super().towers(), "image_pooler": pooler, "text_pooler": pooler}
+
     def features(self, student, teacher, batch, rng):
         """Student features of all views and teacher features of the global ones.
 

@@ -144,6 +144,15 @@ def test_towers_under_other_names_are_compared_too(clip):
     ]
 
 
+def test_poolers_that_may_attend_to_nothing_are_others():
+    parts = {name: name for name in ("image_tower", "text_tower", "image_pooler")}
+    zero = make("cosmos", zero_attention=True)
+    assert compared.differences(zero, make("cosmos"), parts) == [
+        "image_pooler: zero_attention=True, and False in the old one's image_pooler"
+    ]
+    assert not compared.differences(zero, make(), parts)
+
+
 def test_images_that_are_cut_out_otherwise_are_told(clip):
     squashed = Preprocess(16, "clip", 8, resize="squash")
     _, _, note = start(clip[0], make(preprocess=squashed))

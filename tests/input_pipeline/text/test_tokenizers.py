@@ -163,7 +163,7 @@ def test_texts_equal_open_clips(clip):
     np.testing.assert_array_equal(clip(texts, 77), theirs.SimpleTokenizer()(texts).numpy())
     # SigLIP's authors neither mend Unicode nor unescape HTML, as open_clip does first.
     plain = [text for text in texts if theirs.basic_clean(text) == text.strip()]
-    assert len(plain) > 1000
+    assert len(plain) > 800
     for text in plain:
         assert tokenizers.canonicalize(text) == theirs._clean_canonicalize(text), repr(text)
 
@@ -175,7 +175,7 @@ def test_siglips_ids_equal_transformers(tmp_path):
     # There "_" is dropped, and "<" may begin the unknown piece.
     texts = [text for text in _random_texts(3, 800) if not {"\u2581", "_", "<"} & set(text)]
     path = _train(tmp_path / "t5", pad_id=0, eos_id=1, unk_id=2)
-    theirs = transformers.SiglipTokenizer(path, pad_token="</s>")
+    theirs = transformers.SiglipTokenizer(str(path), pad_token="</s>")
     made = tokenizers.make_tokenizer(f"sentencepiece:{path}")
     for text in texts:
         ids = theirs(text, padding="max_length", max_length=32, truncation=True)["input_ids"]
