@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["big_vlp*", "input_pipeline*", "evaluators*"]),
-    package_data={"input_pipeline": ["data/*"]},
+    package_data={"evaluators": ["datasets/data/*"], "input_pipeline": ["data/*"]},
     install_requires=[
         "absl-py",
         "array-record>=0.7",
@@ -69,7 +69,7 @@ setup(
         ],
         "gcs": ["gcsfs>=2025.2", "google-cloud-storage"],
         "s3": ["s3fs>=2026.9"],
-        "torch": ["torch"],
+        "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],
         "beam": ["apache-beam"],

@@ -136,6 +136,7 @@ BOUNDS: dict[str, Range] = {
     # Where a run starts from.
     "step": whole(0, none="for the latest"),
     "min_similarity": _PROBABILITY,
+    "fresh_blocks": whole(0),
     # Evaluation.
     "batch_size": _COUNT,
 }

@@ -140,7 +140,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         init = jax.jit(step.make_init(method, optimizer), out_shardings=placement)
         state = init(init_key)
         for warm_start in warm_starts:
-            state, note = warm_start.apply(state, mesh, loader.source.class_names)
+            state, note = warm_start.apply(state, mesh, loader.source.class_names, method)
             live.message(note)
         save_frozen(workdir, state["frozen"])
     else:

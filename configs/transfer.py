@@ -3,7 +3,7 @@
 Options: task=imagenet|places|coco|scenes, mode=probe|finetune, init=random|transfer (of the
 classifier), start=DIR (a model directory of CatLIP), model=b16|l16|h16, fraction=1.0 of the
 training images, layer_decay=1.0 (learning rates that fall towards the first layer; for finetune),
-runlocal.
+image_size=PIXELS (of imagenet and places 224, or 512; coco has 512), runlocal.
 Data: see "Labelled data" in docs/data.md. task=scenes needs no file: it goes on from the tower of
 demo_catlip.py. runlocal needs no model either. docs/recipes.md holds the published numbers.
 """
@@ -54,6 +54,7 @@ def get_config(arg=None):
         model="b16",
         fraction=1.0,
         layer_decay=1.0,
+        image_size=0,  # the task's
         runlocal=False,
     )
     images, num_classes, train, val = shared.choose("task", TASKS, options.task)
@@ -64,7 +65,10 @@ def get_config(arg=None):
         raise ValueError(f"fraction={options.fraction}: give a share of the images in (0, 1].")
     if probe and options.layer_decay != 1:
         raise ValueError("layer_decay is for mode=finetune: a probe freezes the tower.")
-    size = 512 if options.task == "coco" else 224
+    published = {"coco": (512,), "scenes": (224,)}.get(options.task, (224, 512))
+    size = options.image_size or published[0]
+    if size not in published:
+        raise ValueError(f"image_size={size}: task={options.task} has {published}.")
     config = ml_collections.ConfigDict()
     config.global_batch = 256 if probe else 128 if multi_label else 512
     config.init = dict(tower=dict(model=options.start, classifier=options.init))
@@ -80,7 +84,8 @@ def get_config(arg=None):
     )
     config.plan = dict(name="constant")
     if not probe:
-        low, high, count, multiple = (256, 768, 25, 16) if multi_label else (128, 320, 7, 32)
+        given = (128, 320, 7, 32) if size == 224 else (256, 512, 9, 32)
+        low, high, count, multiple = (256, 768, 25, 16) if multi_label else given
         sizes = catlip_sizes(low, high, count, base=size, multiple=multiple)
         config.plan = dict(name="variable", sizes=sizes, batch_multiple=8)
     # An epoch is one pass; small images come in batches above the nominal one.

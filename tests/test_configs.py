@@ -28,7 +28,7 @@ from input_pipeline.words import synsets
 
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
-RECIPES = ("cosmos", "clip", "siglip")
+RECIPES = ("cosmos", "clip", "siglip", "lit")
 DEMOS = ("demo", "openclipart")  # with a choice of methods
 
 
@@ -169,8 +169,9 @@ def test_configs_do_not_share_state(name):
 @pytest.mark.parametrize("name", [*RECIPES, "catlip", "transfer"])
 def test_runlocal_is_the_same_recipe_but_small(name):
     full, local = (module(name).get_config(arg).to_dict() for arg in ("", "runlocal"))
-    # It logs more often than the default; the full recipe may leave that to it.
-    assert local.keys() == full.keys() | {"log_every_steps"}
+    # It logs more often than the default; the full recipe may leave that to it. LiT needs a model.
+    needed = {"init"} if name == "lit" else set()
+    assert local.keys() == (full.keys() - needed) | {"log_every_steps"}
     assert local["data"]["name"] == "scenes"
     assert local["method"]["name"] == full["method"]["name"]
     widths = [
@@ -373,6 +374,26 @@ def test_published_transfer_recipes(task, mode):
     frozen = [path for path in trees.flatten(parameters) if not trainable(path)]
     assert bool(frozen) == (mode == "probe")
     assert all(path.startswith("tower/") for path in frozen)
+
+
+def test_transfer_at_512_pixels():
+    made = experiment("transfer", "mode=finetune,image_size=512")
+    sizes = [size for size, _ in made.make_plan().shapes]
+    assert sorted(sizes) == list(range(256, 513, 32))
+    record = made.preprocess_record
+    assert (record.image_size, record.resize_size) == (512, 512)
+    for arg in ("task=coco,image_size=224", "task=scenes,image_size=512", "image_size=384"):
+        with pytest.raises(ValueError, match=r"image_size=\d+: task=\w+ has \("):
+            experiment("transfer", arg)
+
+
+def test_lit_trains_the_text_tower_alone():
+    made = experiment("lit", "model=vitl14,activation=quick_gelu")
+    method = made.make_method()
+    trainable = made.make_optimizer(method).is_trainable(method.shapes[0])
+    for path in trees.flatten(method.shapes[0]):
+        assert trainable(path) != path.startswith("image_tower/"), path
+    assert made.make_warm_starts()[0].parts == {"image_tower": "image_tower"}
 
 
 def test_learning_rates_that_fall_towards_the_first_layer():

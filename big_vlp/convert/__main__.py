@@ -1,12 +1,18 @@
 """Turns released weights into model directories, and back.
 
     python -m big_vlp.convert import catlip WEIGHTS.pt models/catlip --vocabulary VOCABULARY.pkl
+    python -m big_vlp.convert import open_clip CLIP-ViT-B-16-DataComp.XL-s13B-b90K models/b16
     python -m big_vlp.convert export cogvlm runs/sft exported --dtype bfloat16
 
-`import` reads a .safetensors file, or a .pt file where torch is installed (weights only: nothing
-stored in it is executed), and writes a model directory that training starts from (config.init) and
-`big_vlp.show` and `big_vlp.generate` read. `export` writes a model directory's weights in the
-reference's names.
+`import` reads a .safetensors or .npz file, or a .pt file where torch is installed (weights only:
+nothing stored in it is executed), and writes a model directory that training starts from
+(config.init) and `big_vlp.show` and `big_vlp.generate` read. `export` writes a model directory's
+weights in the reference's names, with the config that the reference's tool wants.
+
+openai_clip, open_clip (ViTs), clip_hf, siglip and siglip2 are models of two towers, as those
+libraries, transformers and big_vision have them: a file, or a directory with its configs. What is
+loaded is told in a table. siglip and siglip2 export to a directory for transformers, or to a .npz
+file. COSMOS' towers export to open_clip, too.
 
 CogVLM and CogVLM2 are directories as Hugging Face's libraries read them, with config.json and
 shards. cogvlm_sat is a checkpoint of SwissArmyTransformer. cogvlm_parts makes a CogVLM of a
@@ -27,7 +33,10 @@ from absl import logging
 from big_vlp.convert import catlip, catlip_dense, cosmos
 from big_vlp.convert.cogvlm import command
 from big_vlp.convert.common import ConversionError
-from big_vlp.convert.files import read_parts, read_state, write_file
+from big_vlp.convert.dual import command as dual
+from big_vlp.convert.dual import published
+from big_vlp.convert.dual.forms import Dual, split, table
+from big_vlp.convert.files import read_parts, read_state, write_file, write_parts
 from big_vlp.storage.model_dir import WEIGHTS, Labels, open_model, save_model
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
@@ -73,9 +82,20 @@ def import_segmentation(source: Path, target: Path, options: argparse.Namespace)
 
 def import_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A training checkpoint with student and teacher -> model directory."""
-    student, teacher, model, preprocess = cosmos.from_reference(read_parts(source, *cosmos.NETS))
+    parts = read_parts(source, *cosmos.NETS)
+    student, teacher, model, preprocess = cosmos.from_reference(parts)
+    left_out = sorted({key for state in parts.values() for key in split(state)[1]})
+    name, found = options.name, Dual(model, False, preprocess)
+    if name is None and source.stem in published.PUBLISHED:
+        name = source.stem
+    if name is not None:
+        published.check_name(name, found)
+    numbers = published.numbers(name)
     method = {"name": "cosmos", "model": model, "ema_decay": 1.0}
-    save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None)
+    about = {"format": "cosmos", "file": source.name, "name": name, "published": numbers}
+    save_model(target, {"model": student, "averaged": teacher}, method, preprocess, None, about)
+    print(table(found, left_out, numbers, student))
+    print("These are the student's; the teacher has as many.")
 
 
 def export_catlip(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -99,15 +119,17 @@ def _catlip_model(source: Path, options: argparse.Namespace, *methods: str) -> d
 
 
 def export_cosmos(source: Path, target: Path, options: argparse.Namespace) -> None:
-    """Student and teacher -> a .safetensors file, with these words in front of their keys."""
-    open_model(source).make_method("cosmos")
+    """Student and teacher -> a .pt file as the reference's, or a .safetensors file with these words
+    in front of their keys."""
+    cosmos.check(open_model(source).make_method("cosmos"))
     nets = {"student": "model", "teacher": "averaged"}
-    state = {
-        f"{net}.{key}": value
-        for net, weights in nets.items()
-        for key, value in cosmos.to_reference(open_model(source, weights).load()).items()
-    }
-    write_file(target, state)
+    write_parts(
+        target,
+        {
+            net: cosmos.to_reference(open_model(source, weights).load())
+            for net, weights in nets.items()
+        },
+    )
 
 
 # All take (source, target, options).
@@ -115,6 +137,11 @@ IMPORTS = {
     "catlip": import_catlip,
     "catlip_segmentation": import_segmentation,
     "cosmos": import_cosmos,
+    "openai_clip": dual.import_openai_clip,
+    "open_clip": dual.import_open_clip,
+    "clip_hf": dual.import_clip_hf,
+    "siglip": dual.import_siglip,
+    "siglip2": dual.import_siglip2,
     "cogvlm": command.import_released,
     "cogvlm_sat": command.import_sat,
     "cogvlm_parts": command.import_parts,
@@ -123,6 +150,11 @@ EXPORTS = {
     "catlip": export_catlip,
     "catlip_segmentation": export_segmentation,
     "cosmos": export_cosmos,
+    "openai_clip": dual.export_openai_clip,
+    "open_clip": dual.export_open_clip,
+    "clip_hf": dual.export_clip_hf,
+    "siglip": dual.export_siglip,
+    "siglip2": dual.export_siglip2,
     "cogvlm": command.export_released,
 }
 MERGES = {"cogvlm": command.merge}
@@ -144,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         "target",
         type=path_argument,
         metavar="TO",
-        help="model directory to write; of an export a .safetensors file, or CogVLM's directory",
+        help="model directory to write; of an export a file, or the directory of the format",
     )
     group = parser.add_argument_group("import catlip")
     group.add_argument(
@@ -162,16 +194,38 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--names", type=path_argument, metavar="FILE", help="names the classes, one in each line"
     )
-    group = parser.add_argument_group("import catlip, cogvlm_parts")
+    group = parser.add_argument_group("import catlip, cogvlm_parts, siglip, siglip2")
     group.add_argument(
         "--image-size",
         type=whole(1),
         metavar="PIXELS",
         help="side of the images that the model will see (default: 224; that of EVA2-CLIP-E's "
-        "positions)",
+        "positions; of SigLIP's .npz what whole patches fill)",
+    )
+    group = parser.add_argument_group("import of what has texts")
+    group.add_argument(
+        "--tokenizer",
+        metavar="KIND:PATH",
+        help="of cogvlm llama:PATH or llama3:PATH, of SigLIP sentencepiece:PATH, of SigLIP 2 "
+        "siglip2:PATH, of CLIPA wordpiece:PATH; by default the file of the vocabulary beside the "
+        "weights",
+    )
+    group.add_argument(
+        "--name",
+        metavar="NAME",
+        help="of two towers: a published model, such as ViT-B-16/datacomp_xl_s13b_b90k or "
+        "ViT-B-16-SigLIP/webli, with whose architecture and images the weights must agree, and "
+        "whose published numbers are kept; a wrong name lists all",
+    )
+    group.add_argument(
+        "--config-json",
+        type=path_argument,
+        metavar="FILE",
+        help="the released model's config, where it is not beside the weights; of an export of "
+        "cogvlm, where other fields come from, such as tokens and templates",
     )
     command.add_options(parser)
-    group = parser.add_argument_group("export catlip, catlip_segmentation, cogvlm; merge")
+    group = parser.add_argument_group("export but of cosmos; merge")
     group.add_argument(
         "--weights",
         choices=WEIGHTS,

@@ -1,7 +1,8 @@
-"""What converters share: rules from keys of a PyTorch state dict to paths of a model, both ways.
+"""What converters share: rules from keys of a state dict to paths of a model, both ways.
 
 A rule is (path here, key there, kind). Blocks are stacked here on a leading axis: the key of such a
-parameter has `{i}` in the place of the block's number. Kinds:
+parameter has `{i}` in the place of the block's number. Several keys of one path are its parts, one
+after the other on their first axis. Kinds:
 
   same      as it is
   linear    [out, in] <-> [in, out]
@@ -13,6 +14,9 @@ parameter has `{i}` in the place of the block's number. Kinds:
   rowN      N leading axes of size 1 there, none here
   gqaN, gqa_biasN  as qkv, with N heads of keys and of values; the path is a pair here: that of the
             queries [in, heads, head_dim] and that of keys and values [in, 2, N, head_dim]
+  headsN, heads_biasN  [N * heads * head_dim, in] <-> N paths, each [in, heads, head_dim]
+  stackN    several keys there, stacked here on axis N
+  patches   of square patches of three channels, [out, h * w * 3] <-> [h, w, 3, out]
 
 Large models are converted lazily: a parameter is a `Tensor`, which np.asarray reads or makes, and
 only what is being written is in memory.
@@ -20,6 +24,7 @@ only what is being written is in memory.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -29,7 +34,8 @@ import numpy as np
 from big_vlp import trees
 from input_pipeline.checks.errors import BigVlpError
 
-Rules = Sequence[tuple[str | tuple[str, str], str, str]]
+Names = str | tuple[str, ...]
+Rules = Sequence[tuple[Names, Names, str]]
 
 
 class ConversionError(BigVlpError, ValueError):
@@ -66,14 +72,18 @@ def dense(path: str, key: str, kind: str = "linear") -> Rules:
 def prefixed(rules: Rules, path: str = "", key: str = "") -> Rules:
     """The rules with these words in front of every path and every key."""
 
-    def ours(paths):
-        return path + paths if isinstance(paths, str) else tuple(path + x for x in paths)
+    def put(before, names):
+        return before + names if isinstance(names, str) else tuple(before + x for x in names)
 
-    return tuple((ours(paths), key + theirs, kind) for paths, theirs, kind in rules)
+    return tuple((put(path, paths), put(key, keys), kind) for paths, keys, kind in rules)
 
 
 def forward(kind: str, value, heads: int = 1):
-    """An array of the state dict -> ours."""
+    """An array of the state dict, or a list of several keys' -> ours, or a tuple of them."""
+    if isinstance(value, list):
+        if kind.startswith("stack"):
+            return np.stack(value, int(kind[5:]))
+        value = np.concatenate(value)
     if kind.startswith("row"):
         return value.reshape(value.shape[int(kind[3:]) :])
     if kind == "linear":
@@ -95,11 +105,26 @@ def forward(kind: str, value, heads: int = 1):
         key_value = key_value.reshape(2, kv_heads, *key_value.shape[1:])
         last = (lambda x: x) if value.ndim == 1 else (lambda x: np.moveaxis(x, -1, 0))
         return last(query), last(key_value)
+    if kind.startswith("heads"):
+        count = int(kind.removeprefix("heads").removeprefix("_bias"))
+        parts = value.reshape(count, heads, -1, *value.shape[1:])  # [N, heads, head_dim, (in)]
+        parts = parts if value.ndim == 1 else np.moveaxis(parts, -1, 1)
+        return tuple(parts) if count > 1 else parts[0]
+    if kind == "patches":
+        side = math.isqrt(value.shape[1] // 3)
+        return value.T.reshape(side, side, 3, -1)
     return value
 
 
-def backward(kind: str, value):
-    """The inverse of `forward`."""
+def backward(kind: str, value, keys: int = 1):
+    """The inverse of `forward`; of several `keys` a list."""
+    if kind.startswith("stack"):
+        axis = int(kind[5:])
+        return [value.take(i, axis) for i in range(keys)]
+    if keys > 1:
+        whole = backward(kind, value)
+        rows = whole.shape[0] // keys
+        return [whole[i * rows : (i + 1) * rows] for i in range(keys)]
     if kind.startswith("row"):
         return value.reshape((1,) * int(kind[3:]) + value.shape)
     if kind == "linear":
@@ -118,6 +143,13 @@ def backward(kind: str, value):
         is_bias = kind.startswith("gqa_bias")
         parts = [x.reshape(-1) if is_bias else x.reshape(x.shape[0], -1).T for x in value]
         return (jnp if isinstance(parts[0], jax.Array) else np).concatenate(parts)
+    if kind.startswith("heads"):
+        parts = value if isinstance(value, list) else [value]
+        flat = -1 if kind.startswith("heads_bias") else (parts[0].shape[0], -1)
+        parts = [x.reshape(flat).T for x in parts]
+        return (jnp if isinstance(parts[0], jax.Array) else np).concatenate(parts)
+    if kind == "patches":
+        return value.reshape(-1, value.shape[-1]).T
     return value
 
 
@@ -133,18 +165,21 @@ def to_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict:
 def to_lazy_model(state: Mapping, rules: Rules, layers: int, heads: int) -> dict:
     """As `to_model`, a nested dict of `Tensor`s; `state` may be of these, too."""
     flat = {}
-    for paths, key, kind in rules:
-        stacked = "{i}" in key
-        values = [state[key.format(i=i)] for i in range(layers if stacked else 1)]
-        types = sorted({str(value.dtype) for value in values})
+    for paths, keys, kind in rules:
+        keys = as_tuple(keys)
+        stacked = "{i}" in keys[0]
+        values = [[state[key.format(i=i)] for key in keys] for i in range(layers if stacked else 1)]
+        types = sorted({str(value.dtype) for block in values for value in block})
         if len(types) > 1:
-            raise ConversionError(f"{key} has several types, {types}: give all blocks one.")
+            raise ConversionError(f"{keys[0]} has several types, {types}: give all blocks one.")
         for path, _ in _pairs(paths, paths):
 
-            def part(value, path=path, paths=paths, kind=kind):
-                return dict(_pairs(paths, forward(kind, np.asarray(value), heads)))[path]
+            def part(arrays, path=path, paths=paths, kind=kind):
+                arrays = [np.asarray(array) for array in arrays]
+                arrays = arrays if len(arrays) > 1 else arrays[0]
+                return dict(_pairs(paths, forward(kind, arrays, heads)))[path]
 
-            like = part(_without_memory(values[0]))
+            like = part([_without_memory(value) for value in values[0]])
             shape = (layers, *like.shape) if stacked else like.shape
             flat[path] = Tensor(shape, like.dtype, functools.partial(_read, values, part, stacked))
     return trees.unflatten(flat)
@@ -171,11 +206,19 @@ def _without_memory(value) -> np.ndarray:
 def to_state(model: dict, rules: Rules, layers: int) -> dict:
     """The inverse of `to_model`; runs also under jax.eval_shape."""
     flat, state = trees.flatten(model), {}
-    for paths, key, kind in rules:
-        for i in range(layers if "{i}" in key else 1):
-            parts = [flat[p][i] if "{i}" in key else flat[p] for p, _ in _pairs(paths, paths)]
-            value = tuple(parts) if isinstance(paths, tuple) else parts[0]
-            state[key.format(i=i)] = backward(kind, value)
+    for paths, keys, kind in rules:
+        stacked = "{i}" in as_tuple(keys)[0]
+        for i in range(layers) if stacked else (None,):
+            arrays = _unstack(lambda names: [flat[path] for path in names], paths, keys, kind, i)
+            state |= {key.format(i=i): array for key, array in zip(as_tuple(keys), arrays)}
+    return state
+
+
+def parts_to_state(model: dict, parts: Sequence) -> dict:
+    """`to_state` of several parts (rules, layers, heads), each of other parameters."""
+    state = {}
+    for rules, layers, _ in parts:
+        state |= to_state(model, rules, layers)
     return state
 
 
@@ -187,20 +230,31 @@ def to_lazy_state(model: dict, rules: Rules, layers: int) -> dict[str, Tensor]:
     flat, state = trees.flatten(model), {}
     latest = _Latest(lambda paths: [np.asarray(flat[path]) for path in paths])
     without_memory = lambda paths: [_without_memory(flat[path]) for path in paths]  # noqa: E731
-    for paths, key, kind in rules:
-        names, stacked = tuple(path for path, _ in _pairs(paths, paths)), "{i}" in key
-        indices = range(layers) if stacked else (None,)
-        like = _unstack(without_memory, names, kind, indices[0])
+    for paths, keys, kind in rules:
+        indices = range(layers) if "{i}" in as_tuple(keys)[0] else (None,)
+        likes = _unstack(without_memory, paths, keys, kind, indices[0])
         for i in indices:
-            read = functools.partial(_unstack, latest, names, kind, i)
-            state[key.format(i=i)] = Tensor(like.shape, like.dtype, read)
+            for number, (key, like) in enumerate(zip(as_tuple(keys), likes)):
+                read = functools.partial(_one_of, number, latest, paths, keys, kind, i)
+                state[key.format(i=i)] = Tensor(like.shape, like.dtype, read)
     return state
 
 
-def _unstack(load: Callable, paths: tuple[str, ...], kind: str, i: int | None):
-    """A tensor of the state dict, from block i of parameters, or from all of them."""
-    parts = [value if i is None else value[i] for value in load(paths)]
-    return backward(kind, parts if len(parts) > 1 else parts[0])
+def _one_of(number: int, *args):
+    return _unstack(*args)[number]
+
+
+def _unstack(load: Callable, paths: Names, keys: Names, kind: str, i: int | None) -> list:
+    """The tensors of a rule's keys, from block i of its parameters, or from all of them."""
+    parts = [value if i is None else value[i] for value in load(as_tuple(paths))]
+    count = len(as_tuple(keys))
+    found = backward(kind, parts if len(parts) > 1 else parts[0], count)
+    return found if count > 1 else [found]
+
+
+def as_tuple(names: Names) -> tuple[str, ...]:
+    """Names of a rule, also where it has one."""
+    return (names,) if isinstance(names, str) else names
 
 
 class _Latest:
@@ -224,10 +278,15 @@ def _pairs(paths, values):
 
 def check(expected: Mapping, state: Mapping) -> None:
     """Raises ConversionError unless two state dicts have the same keys and shapes."""
-    # Keys contain dots, never slashes: the dicts are flat trees.
     lines = trees.differences(expected, state)
     if lines:
-        raise ConversionError("The weights do not fit:\n  " + "\n  ".join(lines))
+        raise ConversionError("The weights do not fit:\n  " + listed(lines))
+
+
+def listed(lines: Sequence[str], most: int = 40) -> str:
+    """Lines for an error, not all of hundreds: those of other weights altogether."""
+    more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n  ".join([*lines[:most], *more])
 
 
 def count_layers(state: Mapping, prefix: str) -> int:

@@ -5,7 +5,6 @@ A reference checkpoint holds `student` and `teacher`, each a flat dict with open
 """
 
 import functools
-import math
 from collections.abc import Mapping
 
 import jax
@@ -16,59 +15,27 @@ from big_vlp.convert.common import (
     ConversionError,
     Rules,
     State,
-    count_layers,
     dense,
+    listed,
     norm,
+    parts_to_state,
     prefixed,
     to_model,
-    to_state,
 )
+from big_vlp.convert.dual import names
+from big_vlp.convert.dual.forms import Dual, compare, split
+from big_vlp.convert.dual.shapes import open_clip_towers
 from big_vlp.methods.cosmos import Method
 from input_pipeline.preprocess import Preprocess
 
 NETS = ("student", "teacher")
 
-# Rules, see `convert.common`.
-_BLOCK = (
-    *norm("norm1", "ln_1"),
-    ("attn/qkv/kernel", "attn.in_proj_weight", "qkv"),
-    ("attn/qkv/bias", "attn.in_proj_bias", "qkv_bias"),
-    *dense("attn/out", "attn.out_proj", "out"),
-    *norm("norm2", "ln_2"),
-    *dense("mlp/fc1", "mlp.c_fc"),
-    *dense("mlp/fc2", "mlp.c_proj"),
-)
-_IMAGE = (
-    ("image_tower/class_token", "visual.class_embedding", "same"),
-    ("image_tower/position_embedding", "visual.positional_embedding", "same"),
-    ("image_tower/patch/kernel", "visual.conv1.weight", "conv"),
-    ("image_tower/proj/kernel", "visual.proj", "same"),
-    *norm("image_tower/norm_pre", "visual.ln_pre"),
-    *norm("image_tower/norm_post", "visual.ln_post"),
-    *prefixed(_BLOCK, "image_tower/transformer/blocks/", "visual.transformer.resblocks.{i}."),
-)
-_TEXT = (
-    ("text_tower/token_embedding/embedding", "token_embedding.weight", "same"),
-    ("text_tower/position_embedding", "positional_embedding", "same"),
-    ("text_tower/proj/kernel", "text_projection", "same"),
-    *norm("text_tower/norm_post", "ln_final"),
-    *prefixed(_BLOCK, "text_tower/transformer/blocks/", "transformer.resblocks.{i}."),
-)
 _BESIDE_TOWERS = (
     ("logit_scale", "logit_scale", "same"),
     ("distill_logit_scale", "distill_logit_scale", "same"),
     *dense("image_token_mapping", "image_token_mapping"),
     *dense("text_token_mapping", "text_token_mapping"),
 )
-
-# The tensors that tell the sizes, and their numbers of axes.
-_RANKS = {
-    "visual.conv1.weight": 4,
-    "visual.positional_embedding": 2,
-    "token_embedding.weight": 2,
-    "positional_embedding": 2,
-    "text_projection": 2,
-}
 
 
 def from_reference(
@@ -99,24 +66,18 @@ def from_reference(
             f"The checkpoint has no {missing} weights but {sorted(checkpoint)[:8]}; pass the outer "
             "dict of a COSMOS training checkpoint."
         )
-    states = {
-        net: {key.removeprefix("module."): value for key, value in checkpoint[net].items()}
-        for net in NETS
-    }
-    arguments = _arguments(states["student"], head_dim, text_heads, pooler_heads)
-    patches = states["student"]["visual.positional_embedding"].shape[0] - 1
-    preprocess = Preprocess(
-        image_size=math.isqrt(patches) * arguments["image"]["patch_size"],
-        tokenizer=tokenizer,
-        context_length=states["student"]["positional_embedding"].shape[0],
+    states = {net: split(checkpoint[net])[0] for net in NETS}
+    towers, size, length = open_clip_towers(
+        states["student"], activation="gelu", head_dim=head_dim, text_heads=text_heads
     )
+    arguments = {**towers, "pooler_heads": pooler_heads}
+    preprocess = Preprocess(image_size=size, tokenizer=tokenizer, context_length=length)
     method = Method(preprocess=preprocess, model=arguments, ema_decay=1.0)
     shapes = method.shapes[0]
-    expected = jax.eval_shape(_to_state, shapes)
-    # Keys contain dots, never slashes: the dicts are flat trees.
+    expected = jax.eval_shape(lambda x: parts_to_state(x, _parts(x)), shapes)
     problems = [f"{n}: {line}" for n in NETS for line in trees.differences(expected, states[n])]
     if problems:
-        raise ConversionError("The weights do not fit:\n  " + "\n  ".join(problems))
+        raise ConversionError("The weights do not fit:\n  " + listed(problems))
     student, teacher = (
         functools.reduce(trees.merge, (to_model(states[net], *part) for part in _parts(shapes)))
         for net in NETS
@@ -124,25 +85,43 @@ def from_reference(
     return student, teacher, arguments, preprocess
 
 
+def check(method: Method) -> None:
+    """Raises ConversionError where the reference would compute something else than a model."""
+    image, text, pre = method.model["image"], method.model["text"], method.preprocess
+    towers = {
+        # Its heads are of 64 dimensions; sizes are as they are.
+        "image": {x: image[x] for x in ("patch_size", "width", "layers")},
+        "text": {x: text[x] for x in ("vocab_size", "width", "layers")} | {"heads": 8},
+        "embed_dim": method.model["embed_dim"],
+    }
+    towers["image"]["heads"] = image["width"] // 64
+    record = Preprocess(pre.image_size, "clip", pre.context_length)
+    found = Dual({**method.model, "image": {**image, "ignore_rest": False}}, False, pre)
+    name, problem = "COSMOS' reference", "The reference computes otherwise than this model"
+    compare(problem, name, found, Dual(towers, False, record))
+    network = method.network
+    if (network.pooler_heads, network.zero_attention) != (8, False):
+        raise ConversionError(
+            f"{problem}: it has 8 heads in its poolers and no zero_attention there, and the model "
+            f"pooler_heads={network.pooler_heads}, zero_attention={network.zero_attention}."
+        )
+
+
 def to_reference(params: dict) -> dict[str, np.ndarray]:
     """Parameters -> a state dict of the reference; the inverse of `from_reference`."""
-    return _to_state(jax.tree.map(np.asarray, params))
-
-
-def _to_state(params: dict) -> dict:
-    state = {}
-    for rules, layers, _ in _parts(params):
-        state |= to_state(params, rules, layers)
-    return state
+    return parts_to_state(jax.tree.map(np.asarray, params), _parts(params))
 
 
 def _parts(params: dict) -> list[tuple[Rules, int, int]]:
     """(rules, layers, heads) of each tower, and of what is beside them; reads only shapes."""
     parts = []
-    for tower, rules in (("image_tower", _IMAGE), ("text_tower", _TEXT)):
+    for tower, rules in (
+        ("image_tower", names.open_clip_image({"norm_pre": True})),
+        ("text_tower", names.open_clip_text({"proj_bias": False})),
+    ):
         qkv = params[tower]["transformer"]["blocks"]["attn"]["qkv"]["kernel"]
         layers, _, _, heads, _ = qkv.shape
-        parts.append((rules, layers, heads))
+        parts.append((prefixed(rules, f"{tower}/"), layers, heads))
     _, heads, _ = params["image_pooler"]["query"]["kernel"].shape
     pooler = (
         *norm("norm_q", "ln_q"),
@@ -157,37 +136,3 @@ def _parts(params: dict) -> list[tuple[Rules, int, int]]:
         *prefixed(pooler, "text_pooler/", "text_attn_cross_pool."),
     )
     return [*parts, (rules, 0, heads)]
-
-
-def _arguments(state: Mapping, head_dim: int, text_heads: int, pooler_heads: int) -> dict:
-    """The `model` argument of the method, read from shapes."""
-    problems = [f"missing: {key}" for key in _RANKS if key not in state]
-    problems += [
-        f"wrong shape: {key} is {state[key].shape}, should have {rank} axes"
-        for key, rank in _RANKS.items()
-        if key in state and len(state[key].shape) != rank
-    ]
-    if problems:
-        raise ConversionError(
-            "Not the weights of a COSMOS model:\n  "
-            + "\n  ".join(problems)
-            + f"\nFound {sorted(state)[:8]}."
-        )
-    width, _, patch_size, _ = state["visual.conv1.weight"].shape
-    vocab_size, text_width = state["token_embedding.weight"].shape
-    if width % head_dim:
-        raise ConversionError(
-            f"The image tower's width {width} must be a multiple of head_dim={head_dim}."
-        )
-    if text_width % text_heads:
-        raise ConversionError(
-            f"The text tower's width {text_width} must be a multiple of the {text_heads} heads."
-        )
-    image = {"patch_size": patch_size, "width": width, "heads": width // head_dim}
-    image["activation"] = "gelu"
-    image["layers"] = count_layers(state, "visual.transformer.resblocks")
-    text = {"vocab_size": vocab_size, "width": text_width, "heads": text_heads}
-    text["activation"] = "gelu"
-    text["layers"] = count_layers(state, "transformer.resblocks")
-    embed_dim = state["text_projection"].shape[1]
-    return {"embed_dim": embed_dim, "image": image, "text": text, "pooler_heads": pooler_heads}

@@ -214,6 +214,12 @@ class Method(base.Method):
     def dead_parameters(self):
         return dead_parameters(self.network)
 
+    def towers(self):
+        if self.network.image is None:
+            return {}
+        tower, pre = self.network.image_tower, self.preprocess
+        return {"vision": {**tower.arguments(), "mean": pre.mean, "std": pre.std}}
+
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.shared.base`."""
         return {

@@ -20,7 +20,7 @@ class Method(pairs.PairMethod):
     """A student sees all views, its moving average (the teacher) the global ones.
 
     Attributes:
-      model: as for `methods.clip.Method`, and optionally "pooler_heads".
+      model: as for `methods.clip.Method`, and optionally "pooler_heads" and "zero_attention".
       ema_decay: of the teacher, at the first step: the share of it that stays.
       ema_decay_steps: None keeps the decay fixed; a number raises it to 1 along a cosine over that
         many steps.
@@ -61,6 +61,10 @@ class Method(pairs.PairMethod):
     @property
     def network(self) -> CosmosTowers:
         return pairs.make_towers(CosmosTowers, self)
+
+    def towers(self):
+        pooler = {"zero_attention": self.network.zero_attention}
+        return {**super().towers(), "image_pooler": pooler, "text_pooler": pooler}
 
     def features(self, student, teacher, batch, rng):
         """Student features of all views and teacher features of the global ones.

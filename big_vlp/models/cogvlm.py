@@ -12,7 +12,7 @@ from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
 from big_vlp.models.layout import VISION, expert_mask, image_index, image_spans, position_ids
 from big_vlp.models.llama import Llama
-from big_vlp.models.towers import make_tower
+from big_vlp.models.towers import Tower, make_tower
 from input_pipeline.checks import arguments
 
 LAYOUTS = ("static", "general")
@@ -121,7 +121,12 @@ class CogVLM(Network):
     @property
     def image_token_size(self) -> int:
         """Pixels per side of what an image token stands for."""
-        return self._make_tower(parent=None).token_size
+        return self.image_tower.token_size
+
+    @property
+    def image_tower(self) -> Tower:
+        """The image tower, unbound."""
+        return self._make_tower(parent=None)
 
     def image_tokens(self, images):
         """Normalised images [B, I, S, S, 3] -> the image tower's tokens [B, I, N, W]."""

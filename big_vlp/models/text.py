@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import Transformer, clip_text_init, normal
+from big_vlp.models.towers.shared import base
 
 
 class TextTransformer(nn.Module):
@@ -20,6 +21,8 @@ class TextTransformer(nn.Module):
       causal: tokens see only earlier tokens.
       embed_dim: width of the pooled feature.
       norm_epsilon: of every LayerNorm.
+      mlp_dim: hidden width of the MLPs; None is four times the width.
+      proj_bias: of the output projection; None is with pool="last".
     """
 
     vocab_size: int
@@ -32,6 +35,8 @@ class TextTransformer(nn.Module):
     pool: str = "eot"
     activation: str = "gelu"
     norm_epsilon: float = 1e-5
+    mlp_dim: int | None = None
+    proj_bias: bool | None = None
     dtype: jnp.dtype = jnp.float32
     unroll: bool | int = False
     remat: str | None = None
@@ -67,6 +72,7 @@ class TextTransformer(nn.Module):
             inits=clip_text_init(self.width, self.layers),
             unroll=self.unroll,
             remat=self.remat,
+            mlp_dim=self.mlp_dim,
             norm=norm,
             name="transformer",
         )(x)
@@ -78,9 +84,19 @@ class TextTransformer(nn.Module):
             pooled = x[:, -1]
         projection = Head(
             self.embed_dim,
-            use_bias=self.pool == "last",
+            use_bias=self.has_proj_bias,
             dtype=self.dtype,
             kernel_init=normal(self.width**-0.5),
             name="proj",
         )
         return x, projection(pooled)
+
+    @property
+    def has_proj_bias(self) -> bool:
+        return self.pool == "last" if self.proj_bias is None else self.proj_bias
+
+    @nn.nowrap
+    def arguments(self) -> dict:
+        """As of an image tower."""
+        mlp_dim = self.mlp_dim or 4 * self.width
+        return base.arguments(self, proj_bias=self.has_proj_bias, mlp_dim=mlp_dim)

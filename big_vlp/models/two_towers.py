@@ -1,6 +1,8 @@
 """Dual encoders: CLIP, SigLIP, and COSMOS' towers with cross-attention poolers."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -77,9 +79,13 @@ class CosmosTowers(TwoTowers):
     """Two towers and the modules of COSMOS (arXiv 2412.01814, section 3).
 
     Each pooler is named after the modality whose tokens it pools.
+
+    Attributes:
+      pooler_heads, zero_attention: of both poolers, see `CrossPool`.
     """
 
     pooler_heads: int = 8
+    zero_attention: bool = False
 
     def setup(self):
         super().setup()
@@ -97,8 +103,8 @@ class CosmosTowers(TwoTowers):
 
         self.image_token_mapping = mapping(self.image["width"])
         self.text_token_mapping = mapping(self.text["width"])
-        self.image_pooler = CrossPool(self.pooler_heads, self.dtype)
-        self.text_pooler = CrossPool(self.pooler_heads, self.dtype)
+        self.image_pooler = CrossPool(self.pooler_heads, self.dtype, self.zero_attention)
+        self.text_pooler = CrossPool(self.pooler_heads, self.dtype, self.zero_attention)
 
     def encode_views(self, global_images, local_images, tokens, more_text=None):
         """All views of a batch, plain and cross-modal.
@@ -162,3 +168,15 @@ def over_views(tower, x):
     batch, views = x.shape[:2]
     outputs = tower(x.reshape(batch * views, *x.shape[2:]))
     return tuple(y.reshape(batch, views, *y.shape[1:]) for y in outputs)
+
+
+def completed(model: Mapping[str, Any]) -> dict:
+    """The argument `model` of a method with the defaults of its towers, without what is of no
+    effect on a trained model; without others than towers and embed_dim."""
+    embed_dim = model["embed_dim"]
+    # Sizes that the preprocess record states are no part of it.
+    given = {"embed_dim": embed_dim, "parent": None}
+    image = arguments.call("model.image", vit.Tower, {**model["image"], "image_size": 0}, **given)
+    text = {**model["text"], "context_length": 0}
+    text = arguments.call("model.text", TextTransformer, text, **given)
+    return {"image": image.arguments(), "text": text.arguments(), "embed_dim": embed_dim}

@@ -192,7 +192,12 @@ def open_model(
 
 
 def save_model(
-    directory: str | Path, items: dict, method: dict, preprocess: Preprocess, labels: Labels | None
+    directory: str | Path,
+    items: dict,
+    method: dict,
+    preprocess: Preprocess,
+    labels: Labels | None,
+    source: dict | None = None,
 ) -> None:
     """Writes a converted model as a model directory of one checkpoint, step 0.
 
@@ -201,6 +206,7 @@ def save_model(
       items: {"model": tree, "averaged": tree or {}}; leaves are whatever np.asarray reads, and are
         read one at a time. A model may be larger than memory.
       method: the section `method` of a config: name and arguments.
+      source: JSON data about where the weights come from; a checkpoint's `meta["source"]`.
 
     Raises:
       CheckpointError: there is a model already, or it cannot be written.
@@ -213,6 +219,7 @@ def save_model(
         raise CheckpointError(f"{directory} is a file; give a directory.")
     record = json.loads(preprocess.to_json())
     meta = {"config": {"method": method, "preprocess": record}, "preprocess": record, "step": 0}
+    meta |= {} if source is None else {"source": source}
     args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items() if tree}
     # Compressing would hold each parameter once more, for a quarter of the disk space.
     handler = ocp.PyTreeCheckpointHandler(

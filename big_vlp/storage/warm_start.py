@@ -10,6 +10,7 @@ import numpy as np
 
 from big_vlp import trees
 from big_vlp.models import lora
+from big_vlp.storage import compared
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import open_model
 from input_pipeline.words.matching import match_classes
@@ -33,9 +34,12 @@ class WarmStart:
         that the new part does not have is left out. Visual experts can be copies of the language
         model's weights ("language/blocks/vision": "language/blocks/language"); where not every
         block has one, or not of every part, the others are left out. By default, for methods with
-        one image tower, that tower and learned augmentation.
+        one image tower, that tower and learned augmentation; for those with an image and a text
+        tower, all that both models have. Towers must not only fit, but compute the same.
       weights: "model" or "averaged"; None takes the average where there is one.
       step: which checkpoint; None takes the latest.
+      fresh_blocks: so many of the last blocks of each tower stay as they were initialised, the same
+        in the model and its average. (COSMOS' code draws its teacher's apart.)
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
         one, for the same classes. "transfer": Transfer Init (arXiv 2404.15653, section 4): the mean
         of the old classifier's columns for the synsets nearest to each class. Biases are not
@@ -50,21 +54,27 @@ class WarmStart:
     parts: Mapping[str, str | None] | None = None
     weights: str | None = None
     step: int | None = None
+    fresh_blocks: int = 0
     classifier: str = "random"
     min_similarity: float = 0.0
 
     def __post_init__(self):
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={self.classifier!r}; choose one of {CLASSIFIERS}.")
+        if self.fresh_blocks < 0:
+            raise ValueError(f"fresh_blocks={self.fresh_blocks}: 0 or more.")
         if not 0 <= self.min_similarity <= 1:
             raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
-    def apply(self, state: dict, mesh, class_names: Sequence[str] | None) -> tuple[dict, str]:
+    def apply(
+        self, state: dict, mesh, class_names: Sequence[str] | None, method=None
+    ) -> tuple[dict, str]:
         """Puts the weights into a fresh training state, which is used up: what is replaced is given
         back at once, so that a start takes little more memory than the run and the old weights.
 
         Args:
           class_names: of the new task, for "transfer".
+          method: of the new model; its towers are compared with the old ones'.
 
         Returns:
           The state, whose arrays live where they did, and one line about what was done.
@@ -75,8 +85,14 @@ class WarmStart:
         stored = open_model(self.model, self.weights, self.step)
         old = trees.flatten(stored.load(mesh))
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
-        new = self._taken(fresh, old)
+        parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
+        new = self._taken(fresh, old, parts)
         note = f"Started from step {stored.step} of {stored.directory} ({stored.weights} weights)"
+        if method is not None:
+            note += self._compared(stored, method, parts)
+        if self.fresh_blocks:
+            new = {path: self._with_fresh_blocks(path, x, fresh[path]) for path, x in new.items()}
+            note += f"; the last {self.fresh_blocks} of each tower's blocks are fresh"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
             new[_KERNEL] = kernel
@@ -90,9 +106,36 @@ class WarmStart:
                     replaced.delete()
         return state | {name: trees.unflatten(part) for name, part in flat.items()}, f"{note}."
 
-    def _taken(self, fresh: dict, old: dict) -> dict:
+    def _compared(self, stored, method, parts: dict) -> str:
+        """What to note of towers that fit; raises where they compute otherwise."""
+        if not compared.towers_of(method, parts):
+            return ""
+        try:
+            old = stored.make_method()
+        except CheckpointError as error:  # a method that is gone; its weights are there
+            return f"; nobody compared what its towers compute: {error}"
+        lines = compared.differences(method, old, parts)
+        if lines:
+            raise CheckpointError(
+                f"{self.model} has towers that compute otherwise than the config's:\n  "
+                + "\n  ".join(lines)
+                + "\nChange config.method.model or config.preprocess."
+            )
+        return compared.note(method, old, parts)
+
+    def _with_fresh_blocks(self, path: str, value, fresh):
+        if "/blocks/" not in path:
+            return value
+        kept = value.shape[0] - self.fresh_blocks
+        if kept < 1:
+            raise CheckpointError(
+                f"init.fresh_blocks={self.fresh_blocks}, but {path} has {value.shape[0]} blocks, "
+                "of which at least one must come from the model."
+            )
+        return jnp.concatenate([value[:kept], fresh[kept:].astype(value.dtype)])
+
+    def _taken(self, fresh: dict, old: dict, parts: dict) -> dict:
         """{path of the new model: the old array for it}; all that the parts cover, in its shape."""
-        parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
         expected, found = {}, {}
         for part, source in parts.items():
             own = [p for p in fresh if _covering(p, parts) == part]
@@ -122,10 +165,15 @@ class WarmStart:
         return found
 
     def _default_parts(self, fresh: dict, old: dict) -> dict[str, str]:
-        if not any(path.startswith("tower/") for path in fresh):
+        names = {path.split("/")[0] for path in fresh}
+        if {"image_tower", "text_tower"} <= names:
+            both = names & {path.split("/")[0] for path in old}
+            return {name: name for name in sorted(both)}
+        if "tower" not in names:
             raise CheckpointError(
                 "config.init without parts is for methods with one image tower (catlip, transfer, "
-                "segmentation); this config's model has none."
+                "segmentation), or an image and a text tower (clip, cosmos); this config's model "
+                "has none."
             )
         two_towers = any(path.startswith("image_tower/") for path in old)
         parts = {"tower": "image_tower" if two_towers else "tower"}

@@ -1,5 +1,5 @@
-"""Text -> token ids: CLIP's byte-level BPE, SentencePiece models as SigLIP or LLaMA use them, and
-Llama 3's tokenizer.json.
+"""Text -> token ids: CLIP's byte-level BPE, SentencePiece models as SigLIP or LLaMA use them,
+Gemma's vocabulary as SigLIP 2 uses it, BERT's as CLIPA does, and Llama 3's tokenizer.json.
 
 A tokenizer object holds a name only; the vocabulary is loaded on first use, once per process, so
 pickling one for a loader worker costs nothing. Text that is not valid Unicode is a ValueError.
@@ -7,19 +7,24 @@ pickling one for a loader worker costs nothing. Text that is not valid Unicode i
 
 import functools
 import gzip
-import html
-import re
-import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import sentencepiece
 import tokenizers
 
 from input_pipeline.checks import unicode
 from input_pipeline.files.buckets import storage_path
+from input_pipeline.text.common import (
+    canonicalize,
+    check_texts,
+    clean_text,
+    json_tokenizer,
+    padded,
+    sentencepiece_model,
+)
+from input_pipeline.text.vocabularies import Siglip2Tokenizer, WordPieceTokenizer
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
@@ -32,16 +37,16 @@ _SCENES_MODEL = _DATA / "scenes_llama.model"
 # U+0345: the original matches case-insensitively, where that mark counts as neither kind.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # Latin-1 bytes
-_SPACES = re.compile(r"\s+")
-_NO_PUNCTUATION = str.maketrans({"_": " "} | {c: None for c in string.punctuation if c != "_"})
 
 
-def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | LlamaTokenizer":
+def make_tokenizer(name: str):
     """The tokenizer of that name.
 
     "clip"; "sentencepiece:PATH" and "llama:PATH" with the path of a .model file, used as SigLIP or
-    as LLaMA does; "llama:scenes" with the embedded model for the source `scenes`; "llama3:PATH"
-    with the path of Llama 3's tokenizer.json. A PATH may be the URL of a file in a bucket.
+    as LLaMA does; "siglip2:PATH" with that of Gemma's tokenizer.json or .model file;
+    "wordpiece:PATH" with that of BERT's vocab.txt; "llama:scenes" with the embedded model for the
+    source `scenes`; "llama3:PATH" with the path of Llama 3's tokenizer.json. A PATH may be the URL
+    of a file in a bucket.
 
     Raises:
       ValueError: the name is unknown; PathError: the URL cannot be read.
@@ -52,13 +57,17 @@ def make_tokenizer(name: str) -> "ClipTokenizer | SentencePieceTokenizer | Llama
     kind, _, path = name.partition(":")
     if kind == "sentencepiece" and path:
         return SentencePieceTokenizer(path)
+    if kind == "siglip2" and path:
+        return Siglip2Tokenizer(path)
+    if kind == "wordpiece" and path:
+        return WordPieceTokenizer(path)
     if kind == "llama" and path:
         return LlamaTokenizer(path)
     if kind == "llama3" and path:
         return Llama3Tokenizer(path)
     raise ValueError(
-        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'llama:PATH', "
-        "'llama:scenes' or 'llama3:PATH'."
+        f"Unknown tokenizer {name!r}; use 'clip', 'sentencepiece:PATH', 'siglip2:PATH', "
+        "'wordpiece:PATH', 'llama:PATH', 'llama:scenes' or 'llama3:PATH'."
     )
 
 
@@ -76,9 +85,9 @@ class ClipTokenizer:
         """Returns i32[n, length]: start of text, ids, end of text, zeros. Text that is too long is
         cut and still ends with end of text."""
         bpe = _clip_bpe()
-        ids = (bpe.encode(clean_text(text)).ids for text in _texts(texts))
+        ids = (bpe.encode(clean_text(text)).ids for text in check_texts(texts))
         rows = ([START_OF_TEXT, *row, END_OF_TEXT] for row in ids)
-        return _pad(rows, len(texts), length, end_id=END_OF_TEXT, pad_id=0)
+        return padded(rows, len(texts), length, end_id=END_OF_TEXT, pad_id=0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids, cleaned and with a space after every word."""
@@ -116,7 +125,7 @@ class SentencePieceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return _sentencepiece_model(self.path).get_piece_size()
+        return sentencepiece_model(self.path).get_piece_size()
 
     def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Returns i32[n, length]: ids, then end-of-sentence ids up to `length`.
@@ -124,16 +133,16 @@ class SentencePieceTokenizer:
         Raises:
           ValueError: the model has no end-of-sentence piece.
         """
-        model = _sentencepiece_model(self.path)
+        model = sentencepiece_model(self.path)
         end_id = model.eos_id()
         if end_id < 0:
             raise ValueError(f"The SentencePiece model {self.path!r} has no end-of-sentence piece.")
-        rows = ([*model.encode(canonicalize(text)), end_id] for text in _texts(texts))
-        return _pad(rows, len(texts), length, end_id=end_id, pad_id=end_id)
+        rows = ([*model.encode(canonicalize(text)), end_id] for text in check_texts(texts))
+        return padded(rows, len(texts), length, end_id=end_id, pad_id=end_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a row of ids."""
-        return _sentencepiece_model(self.path).decode([int(i) for i in ids])
+        return sentencepiece_model(self.path).decode([int(i) for i in ids])
 
 
 class LlamaTokenizer:
@@ -195,7 +204,7 @@ class LlamaTokenizer:
 
     @property
     def _model(self) -> sentencepiece.SentencePieceProcessor:
-        return _sentencepiece_model(self.path)
+        return sentencepiece_model(self.path)
 
     def _special(self, kind: str, id_: int) -> int:
         if id_ < 0:
@@ -255,64 +264,13 @@ class Llama3Tokenizer(LlamaTokenizer):
 
     @property
     def _model(self) -> tokenizers.Tokenizer:
-        return _json_tokenizer(self.path)
+        return json_tokenizer(self.path)
 
     def _id_of(self, token: str) -> int:
         found = self._model.token_to_id(token)
         if found is None:
             raise ValueError(f"{self.path!r} lacks {token!r}: it is no tokenizer of Llama 3.")
         return found
-
-
-def clean_text(text: str) -> str:
-    """CLIP's cleaning: mends mis-decoded Unicode, unescapes HTML twice, collapses white space,
-    lower-cases."""
-    # Nothing to mend or unescape in plain ASCII, which most captions are; ftfy is the slow part.
-    if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _SPACES.sub(" ", text).strip().lower()
-
-
-def canonicalize(text: str) -> str:
-    """SigLIP's cleaning: lower-cases, drops ASCII punctuation, makes "_" and white space single
-    spaces."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
-def _texts(texts: Sequence[str]) -> Sequence[str]:
-    # A string is a sequence too: of its characters.
-    if isinstance(texts, str):
-        raise TypeError("A tokenizer takes a list of strings; put the single string in a list.")
-    for text in texts:
-        unicode.check(text)
-    return texts
-
-
-def _pad(
-    rows: Iterable[list[int]], num_rows: int, length: int, end_id: int, pad_id: int
-) -> np.ndarray:
-    tokens = np.full((num_rows, length), pad_id, np.int32)
-    for i, row in enumerate(rows):
-        if len(row) > length:
-            row = [*row[: length - 1], end_id]
-        tokens[i, : len(row)] = row
-    return tokens
-
-
-@functools.cache
-def _sentencepiece_model(path: str) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=storage_path(path).read_bytes())
-
-
-@functools.cache
-def _json_tokenizer(path: str) -> tokenizers.Tokenizer:
-    data = storage_path(path).read_bytes()
-    try:
-        made = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path!r} is no tokenizer.json: {error}") from error
-    made.encode_special_tokens = True  # "<|end_of_text|>" in a caption is text
-    return made
 
 
 @functools.cache

@@ -4,27 +4,24 @@ Nothing is in memory but what is being written: a parameter, which are the block
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 
 from big_vlp import trees
 from big_vlp.convert.cogvlm import names
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
 from big_vlp.convert.common import ConversionError, State, Tensor
-from big_vlp.convert.files import read_model, read_parts, read_state, write_state
+from big_vlp.convert.files import appearing, read_model, read_parts, read_state, write_state
 from big_vlp.models import lora
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.command_line import Parser, path_argument
-from input_pipeline.files.buckets import is_in_bucket, storage_path
+from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.text.tokenizers import make_tokenizer
 
@@ -78,29 +75,9 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     own = {"architectures": ["CogVLMForCausalLM"], "torch_dtype": dtype}
     config = others | names.to_config(arguments, **own)
-    with _appearing(target) as directory:
+    with appearing(target) as directory:
         write_whole(directory / CONFIG, json.dumps(config, indent=1).encode())
         write_state(directory, state)
-
-
-@contextlib.contextmanager
-def _appearing(target: Path | epath.Path) -> Iterator[Path | epath.Path]:
-    """Gives the directory to write into: one beside the target, which it becomes when all is there;
-    in a bucket itself, as there is no model before its last file."""
-    if is_in_bucket(target):
-        try:
-            yield target
-        except BaseException:
-            with contextlib.suppress(OSError):
-                target.rmtree()
-            raise
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as directory:
-        path = Path(directory) / target.name
-        path.mkdir()
-        yield path
-        path.rename(target)
 
 
 def _at_size(arguments: dict, model: dict, size: int) -> tuple[dict, dict]:
@@ -152,11 +129,6 @@ def add_options(parser: Parser) -> None:
     """The flags of these functions' `options`."""
     add = parser.add_argument_group("import cogvlm, cogvlm_sat, cogvlm_parts").add_argument
     add(
-        "--tokenizer",
-        metavar="llama:PATH",
-        help=f"or llama3:PATH; by default {TOKENIZER} or {LLAMA3} beside the weights",
-    )
-    add(
         "--context-length",
         type=int,
         default=2048,
@@ -170,14 +142,6 @@ def add_options(parser: Parser) -> None:
         help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other",
     )
     add("--seed", type=SEED, default=0, metavar="N", help="cogvlm_parts: of the adapter's weights")
-    add = parser.add_argument_group("import cogvlm_sat, export cogvlm").add_argument
-    add(
-        "--config-json",
-        type=path_argument,
-        metavar="FILE",
-        help="config.json as released; of an export, where other fields come from, such as tokens "
-        "and templates",
-    )
     parser.add_renamed("--config", "--config-json")
     add = parser.add_argument_group("export cogvlm").add_argument
     add("--dtype", choices=("bfloat16", "float32"), help="of all tensors; by default as they are")

@@ -108,6 +108,11 @@ class Method:
         """{path: index}: parts `parameter[index]` that no loss can reach; they are left alone."""
         return {}
 
+    def towers(self) -> dict[str, dict[str, Any]]:
+        """{path of a tower's parameters: what it computes that these do not tell}, so that a run
+        which starts from another model can compare."""
+        return {}
+
     def predict_fns(self) -> dict[str, Callable]:
         """{name: fn(model, batch) -> outputs}: what evaluators may call."""
         return {}

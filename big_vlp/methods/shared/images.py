@@ -32,6 +32,12 @@ class ImageMethod(base.Method):
             model["augment"] = RangeAugment(**self.augment).init()
         return model
 
+    def towers(self):
+        pre = self.preprocess
+        computed = self.network.tower.arguments()
+        computed |= {"pool": None}  # a new head may choose
+        return {"tower": {**computed, "mean": pre.mean, "std": pre.std}}
+
     def model_images(self, batch, keys):
         # With the augmentation's bounds as they are when training begins.
         images = _in_unit_range(batch["image"])

@@ -9,7 +9,7 @@ from big_vlp.augment.photometric import Photometric, normalise
 from big_vlp.methods.shared import base, text_groups
 from big_vlp.methods.shared.accumulate import split
 from big_vlp.methods.shared.base import compute_dtype
-from big_vlp.models.two_towers import TwoTowers
+from big_vlp.models.two_towers import TwoTowers, completed
 from input_pipeline.checks import arguments
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -27,6 +27,14 @@ class PairMethod(base.Method):
         images = jnp.zeros((1, size, size, 3))
         tokens = jnp.zeros((1, self.preprocess.context_length), jnp.int32)
         return self.network.init(rng, images, tokens)["params"]
+
+    def towers(self):
+        model, pre = completed(self.model), self.preprocess
+        # The same vocabulary can lie in two places.
+        return {
+            "image_tower": {**model["image"], "mean": pre.mean, "std": pre.std},
+            "text_tower": {**model["text"], "tokenizer": pre.tokenizer.partition(":")[0]},
+        }
 
     def predict_fns(self):
         """The two encoders, for evaluation batches {"image": u8} and {"tokens": i32}."""

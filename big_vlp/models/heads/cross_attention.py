@@ -20,6 +20,9 @@ class CrossPool(nn.Module):
 
     No MLP, no residual, no key mask: padding tokens are attended to, as in the published models.
     The queries of a sample share its keys and values, which are therefore projected once.
+
+    Attributes:
+      zero_attention: adds a key and a value of zeros, so that a query may attend to nothing.
     """
 
     tensor_axes = outputs("query", -2) | outputs("key_value", -2) | inputs("out", -3)  # by heads
@@ -27,6 +30,7 @@ class CrossPool(nn.Module):
 
     heads: int
     dtype: jnp.dtype
+    zero_attention: bool = False
 
     @nn.compact
     def __call__(self, tokens, queries, return_weights: bool = False):
@@ -46,6 +50,8 @@ class CrossPool(nn.Module):
 
         query = project(head, "query")(layer_norm("norm_q", self.dtype)(queries))
         key_value = project((2, *head), "key_value")(layer_norm("norm_k", self.dtype)(tokens))
+        if self.zero_attention:
+            key_value = jnp.pad(key_value, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
         key, value = key_value[:, :, 0], key_value[:, :, 1]
         out = nn.DenseGeneral(
             width,
@@ -57,5 +63,5 @@ class CrossPool(nn.Module):
             name="out",
         )
         if return_weights:
-            return attention_weights(query, key)
+            return attention_weights(query, key)[..., : tokens.shape[1]]
         return out(attention(query, key, value))

@@ -35,6 +35,7 @@ class MapHead(nn.Module):
     activation: str
     dtype: jnp.dtype
     norm: Callable = layer_norm
+    mlp_dim: int | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -54,7 +55,7 @@ class MapHead(nn.Module):
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=xavier_init, name="out"
         )(y)
         z = self.norm("norm", self.dtype)(y)
-        z = Mlp(self.activation, self.dtype, BlockInit(), name="mlp")(z)
+        z = Mlp(self.activation, self.dtype, BlockInit(), self.mlp_dim, name="mlp")(z)
         return (y.astype(jnp.float32) + z)[:, 0]
 
 
@@ -63,7 +64,8 @@ class Tower(base.Tower):
 
     pool="cls" is CLIP's: class token, norm before the blocks, patch projection without bias,
     pooled = norm(class token) @ projection. pool="mean" and "map" are SigLIP's: no class token,
-    no first norm, patch projection with bias; "map" has no output projection.
+    no first norm, patch projection with bias; "map" has no output projection. CLIPA (arXiv
+    2305.07017) is pool="mean", class_token=True, norm_pre=False, norm_after_pool=True.
 
     Attributes:
       image_size: the size the position table was trained at, pixels; other sizes (multiples of
@@ -72,6 +74,12 @@ class Tower(base.Tower):
       position_scale: standard deviation of the position table at the start; None is width^-1/2.
         With 1, tokens tell their places from the first step.
       norm_epsilon: of every LayerNorm.
+      mlp_dim: hidden width of the MLPs; None is four times the width.
+      class_token: whether there is one, and so a patch projection without bias; None goes by pool.
+      norm_pre: whether a norm comes before the blocks; None is with a class token.
+      norm_after_pool: the last norm is that of the mean over the patches; tokens have none.
+      ignore_rest: pixels beyond the last whole patch are not seen; else they are an error. (A
+        released SigLIP has patches of 14 pixels in images of 384.)
     """
 
     image_size: int
@@ -84,6 +92,11 @@ class Tower(base.Tower):
     activation: str = "gelu"
     position_scale: float | None = None
     norm_epsilon: float = 1e-5
+    mlp_dim: int | None = None
+    class_token: bool | None = None
+    norm_pre: bool | None = None
+    norm_after_pool: bool = False
+    ignore_rest: bool = False
 
     @nn.compact
     def encode(self, images):
@@ -101,12 +114,18 @@ class Tower(base.Tower):
             )
         p, w = self.patch_size, self.width
         batch, *size, _ = images.shape
-        if any(s % p for s in (*size, self.image_size)):
+        if not self.ignore_rest and any(s % p for s in (*size, self.image_size)):
             raise ValueError(
                 f"Image size {tuple(size)} (trained at {self.image_size}) must be a multiple of "
                 f"the patch size {p}."
             )
-        clip_form = self.pool == "cls"
+        has_token = self.has_class_token
+        if (self.pool == "cls" and not has_token) or (self.norm_after_pool and self.pool != "mean"):
+            raise ValueError(
+                f"pool={self.pool!r} does not go with class_token={self.class_token}, "
+                f"norm_after_pool={self.norm_after_pool}: 'cls' needs a class token, and only the "
+                "mean can be normalised after pooling."
+            )
         init_scale = normal(w**-0.5)
         norm = functools.partial(layer_norm, epsilon=self.norm_epsilon)
 
@@ -115,7 +134,7 @@ class Tower(base.Tower):
             (p, p),
             strides=(p, p),
             padding="VALID",
-            use_bias=not clip_form,
+            use_bias=not has_token,
             dtype=self.dtype,
             kernel_init=torch_kernel_init,
             bias_init=torch_bias_init(p * p * 3),
@@ -126,14 +145,16 @@ class Tower(base.Tower):
         grid = self.image_size // p
         scale = w**-0.5 if self.position_scale is None else self.position_scale
         table = self.param(
-            "position_embedding", normal(scale), (grid * grid + clip_form, w), jnp.float32
+            "position_embedding", normal(scale), (grid * grid + has_token, w), jnp.float32
         )
-        positions = resize_grid(table[clip_form:], (size[0] // p, size[1] // p), DINO_EXCESS)
+        positions = resize_grid(table[has_token:], (size[0] // p, size[1] // p), DINO_EXCESS)
         x = x + positions.astype(self.dtype)
-        if clip_form:
+        if has_token:
             token = self.param("class_token", init_scale, (w,), jnp.float32) + table[0]
             token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, w))
-            x = norm("norm_pre", self.dtype)(jnp.concatenate([token, x], axis=1))
+            x = jnp.concatenate([token, x], axis=1)
+        if self.has_norm_pre:
+            x = norm("norm_pre", self.dtype)(x)
 
         x = Transformer(
             self.layers,
@@ -144,16 +165,21 @@ class Tower(base.Tower):
             inits=BlockInit(),
             unroll=self.unroll,
             remat=self.remat,
+            mlp_dim=self.mlp_dim,
             norm=norm,
             name="transformer",
         )(x)
-        x = norm("norm_post", self.dtype)(x)
+        norm_post = norm("norm_post", self.dtype)
+        x = x if self.norm_after_pool else norm_post(x)
 
+        tokens = x[:, 1:] if has_token else x
         if self.embed_dim is None:
-            return (x[:, 1:] if clip_form else x), None
+            return tokens, None
         if self.pool == "map":
-            return x, MapHead(self.heads, self.activation, self.dtype, norm, name="map")(x)
-        tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
+            head = MapHead(self.heads, self.activation, self.dtype, norm, self.mlp_dim, name="map")
+            return tokens, head(tokens)
+        pooled = x[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
+        pooled = norm_post(pooled) if self.norm_after_pool else pooled
         projection = Head(
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
         )
@@ -162,3 +188,21 @@ class Tower(base.Tower):
     @property
     def token_size(self) -> int:
         return self.patch_size
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.pool == "cls" if self.class_token is None else self.class_token
+
+    @property
+    def has_norm_pre(self) -> bool:
+        return self.has_class_token if self.norm_pre is None else self.norm_pre
+
+    @nn.nowrap
+    def arguments(self) -> dict:
+        return base.arguments(
+            self,
+            pool=None if self.embed_dim is None else self.pool,
+            class_token=self.has_class_token,
+            norm_pre=self.has_norm_pre,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+        )

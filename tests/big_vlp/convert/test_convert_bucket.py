@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import big_vlp
-from big_vlp.convert.cogvlm.command import _appearing
-from big_vlp.convert.files import read_state, write_state
+from big_vlp.convert.files import appearing, read_state, write_state
 from big_vlp.methods import make_method
 from big_vlp.storage.model_dir import Labels, open_model, save_model
 from input_pipeline.preprocess import Preprocess
@@ -48,14 +47,14 @@ def test_cogvlm_there_and_back(bucket, run):  # noqa: F811
 def test_shards_of_weights(bucket, bucket_server, tmp_path):
     state = {f"layer.{i}": np.full((100, 10), i, np.float32) for i in range(5)}
     for folder in (bucket / "new", tmp_path / "new"):
-        with _appearing(folder) as directory:
+        with appearing(folder) as directory:
             write_state(directory, state, shard_bytes=8000)
         same_bytes(read_state(folder), state)
     files = {path.name: path.read_bytes() for path in (bucket / "new").iterdir()}
     assert len(files) == 4
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     spoiling = bucket_server.faults.spoiling(uploads([3], 403))  # of the index
-    with spoiling, pytest.raises(OSError), _appearing(bucket / "refused") as directory:
+    with spoiling, pytest.raises(OSError), appearing(bucket / "refused") as directory:
         write_state(directory, state, shard_bytes=8000)
     assert not (bucket / "refused").exists()
 

@@ -6,10 +6,10 @@ import pytest
 
 from big_vlp import trees
 from big_vlp.convert.__main__ import main
-from big_vlp.convert.cosmos import ConversionError, from_reference, to_reference
-from big_vlp.convert.files import read_state, write_file
+from big_vlp.convert.cosmos import ConversionError, check, from_reference, to_reference
+from big_vlp.convert.files import read_parts, write_file
 from big_vlp.methods.cosmos import Method
-from big_vlp.storage.model_dir import open_model
+from big_vlp.storage.model_dir import open_model, save_model
 from input_pipeline.preprocess import Preprocess
 
 SIZES = {"head_dim": 4, "text_heads": 3, "pooler_heads": 5}
@@ -162,18 +162,72 @@ def test_the_command_imports_and_exports(tmp_path, capsys, suffix):
     state = {f"{net}.{k}": v for net, x in nets.items() for k, v in to_reference(x).items()}
     released, model = tmp_path / f"released.{suffix}", tmp_path / "model"
     if suffix == "safetensors":
-        write_file(released, state)
+        write_file(released, {**state, "student.attn_mask": np.zeros((6, 6), np.float32)})
     else:
         torch = pytest.importorskip("torch")
         tensors = lambda x: {f"module.{k}": torch.tensor(v) for k, v in to_reference(x).items()}  # noqa: E731
         torch.save({**{net: tensors(x) for net, x in nets.items()}, "epoch": 3}, released)
     assert main(["import", "cosmos", str(released), str(model)]) == 0
+    told = capsys.readouterr().out
+    others = [x.size for p, x in trees.flatten(nets["student"]).items() if "_tower/" not in p]
+    assert len(others) == 26 and f"others       {sum(others):13,} parameters" in told
+    left_out = "attn_mask" if suffix == "safetensors" else "nothing"
+    assert f"left out     {left_out}\n" in told
     same(open_model(model, "model").load(), nets["student"])
     same(open_model(model, "averaged").load(), nets["teacher"])
-    back = tmp_path / "back.safetensors"
+    back = tmp_path / f"back.{suffix}"
     assert main(["export", "cosmos", str(model), str(back)]) == 0
-    same({k: np.asarray(v) for k, v in read_state(back).items()}, state)
+    found = read_parts(back, "student", "teacher")
+    found = {f"{net}.{k}": np.asarray(v) for net, x in found.items() for k, v in x.items()}
+    same(found, state)
     one = tmp_path / "one.safetensors"
     write_file(one, {k: v for k, v in state.items() if k.startswith("student")})
     assert main(["import", "cosmos", str(one), str(tmp_path / "x")]) == 1
     assert "has no 'teacher'; found ['student']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image": {"activation": "quick_gelu"}}, "image.activation is quick_gelu, that of COSMOS"),
+        ({"text": {"norm_epsilon": 1e-6}}, "text.norm_epsilon is 1e-06"),
+        ({"image": {"pool": "mean"}}, "image.pool is mean"),
+        ({"image": {"heads": 2}}, "image.heads is 2, that of COSMOS' reference 1"),
+        ({"text": {"causal": False}}, "text.causal is False"),
+        ({"image": {"mlp_dim": 65}}, "image.mlp_dim is 65"),
+        ({"zero_attention": True}, "zero_attention=True"),
+        ({"pooler_heads": 4}, "pooler_heads=4"),
+    ],
+)
+def test_models_that_the_reference_computes_otherwise(change, message):
+    """It would load their weights strictly."""
+    model = {
+        k: {**v, **change.get(k, {})} if k in ("image", "text") else v for k, v in WIDE.items()
+    }
+    model |= {k: v for k, v in change.items() if k not in ("image", "text")}
+    check(Method(preprocess=PREPROCESS, model=WIDE, ema_decay=0.9))
+    with pytest.raises(ConversionError, match="The reference computes otherwise") as caught:
+        check(Method(preprocess=PREPROCESS, model=model, ema_decay=0.9))
+    assert message in str(caught.value)
+
+
+def test_a_model_that_the_reference_has_not_is_not_written(tmp_path, capsys):
+    """Its names would be missing, too: a mean needs no class token."""
+    model = {**WIDE, "image": {**WIDE["image"], "pool": "mean"}}
+    nets = {net: arbitrary(0, model) for net in ("model", "averaged")}
+    section = {"name": "cosmos", "model": model, "ema_decay": 0.9}
+    save_model(tmp_path / "mean", nets, section, PREPROCESS, None)
+    assert main(["export", "cosmos", str(tmp_path / "mean"), str(tmp_path / "x.npz")]) == 1
+    assert "image.pool is mean, that of COSMOS' reference cls" in capsys.readouterr().err
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_released_name_is_held_to_what_it_says(tmp_path, capsys):
+    """Such as a B/32 that was renamed to B/16, which has misled users."""
+    nets = {net: to_reference(arbitrary(0, WIDE)) for net in ("student", "teacher")}
+    path = tmp_path / "cosmos_vitb16_cc3m.safetensors"
+    write_file(path, {f"{net}.{k}": v for net, x in nets.items() for k, v in x.items()})
+    assert main(["import", "cosmos", str(path), str(tmp_path / "x")]) == 1
+    told = capsys.readouterr().err
+    assert "image.patch_size is 4, that of cosmos_vitb16_cc3m 16" in told
+    assert not (tmp_path / "x").exists()

@@ -1,7 +1,9 @@
 """Files of weights: shards, one file, parts of one, and what is said of files that do not fit."""
 
 import json
+import sys
 import tracemalloc
+import types
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,15 @@ import pytest
 import safetensors.numpy
 
 from big_vlp.convert.common import ConversionError, Tensor
-from big_vlp.convert.files import INDEX, read_parts, read_state, write_file, write_state
+from big_vlp.convert.files import (
+    INDEX,
+    read_of_run,
+    read_parts,
+    read_state,
+    write_file,
+    write_parts,
+    write_state,
+)
 
 
 def same(found, expected):
@@ -110,6 +120,47 @@ def test_parts_of_a_file(tmp_path):
         read_parts(path, "student", "averaged", "x")
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_parts_that_are_written_can_be_read(tmp_path, suffix):
+    parts = {"student": {"a.b": np.ones(2, "f4")}, "teacher": {"a.b": np.full(2, 3, "f4")}}
+    write_parts(tmp_path / f"nets.{suffix}", parts)
+    found = read_parts(tmp_path / f"nets.{suffix}", *parts)
+    for net, part in parts.items():
+        same(found[net], part)
+
+
+def test_a_file_is_what_its_name_says(tmp_path):
+    for name in ("x.bin", "x.pth", "x"):
+        with pytest.raises(ConversionError, match=r"give a file named \*\.safetensors, \*\.npz"):
+            write_file(tmp_path / name, WEIGHTS)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_damaged_npz_files(tmp_path):
+    """Whatever byte is another: one error, or the right numbers."""
+    path, state = tmp_path / "x.npz", {"a": np.arange(40.0), "b": np.ones((3, 2))}
+    np.savez_compressed(path, **state)
+    data, refused = path.read_bytes(), 0
+    for at in range(0, len(data), 3):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        try:
+            found = {key: np.asarray(value) for key, value in read_state(path).items()}
+            same({k: found[k] for k in found.keys() & state.keys()},
+                 {k: state[k] for k in found.keys() & state.keys()})  # fmt: skip
+        except ConversionError:
+            refused += 1
+    assert refused > len(data) // 6
+
+
+def test_torch_that_executes_what_it_reads(tmp_path, monkeypatch):
+    old = types.ModuleType("torch")
+    old.__version__ = "2.5.1+cu121"
+    monkeypatch.setitem(sys.modules, "torch", old)
+    (tmp_path / "x.pt").write_bytes(b"x")
+    with pytest.raises(ConversionError, match=r"needs torch 2.6 or later, .* not 2.5.1"):
+        read_state(tmp_path / "x.pt")
+
+
 def torch_weights(torch):
     return {"a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "b": torch.ones(2)}
 
@@ -131,15 +182,34 @@ def test_torch_files(tmp_path, new_format):
     same(read_state(tmp_path / "pytorch_model.bin"), WEIGHTS)
     path = save({"module": weights, "step": 3}, "sat.pt")
     same(read_parts(path, "module")["module"], WEIGHTS)
+    parameters = {k: torch.nn.Parameter(v) for k, v in weights.items()}
+    same(read_state(save(parameters, "parameters.pt")), WEIGHTS)
+    run = {"ema_state_dict": None, "state_dict": weights, "epoch": 3, "optimizer": {}}
+    state, rest = read_of_run(save(run, "run.pt"))
+    same(state, WEIGHTS)
+    assert rest == ["ema_state_dict, epoch, optimizer beside state_dict"]
+    assert read_of_run(tmp_path)[1] == []
     other = {"a": torch.zeros(1)}
     for names in (["ema_state_dict", "model_state_dict"], ["model_state_dict"], ["state_dict"]):
         states = dict.fromkeys(names, other) | {names[0]: weights}
         same(read_state(save({**states, "epoch": 3}, "run.pt")), WEIGHTS)
 
 
+def test_torch_files_keep_types(tmp_path):
+    """bf16, too, which a frozen tower is kept in."""
+    torch = pytest.importorskip("torch")
+    state = {**WEIGHTS, "scalar": np.array(7, np.int64), "turned": np.ones((2, 3), "f2").T}
+    write_file(tmp_path / "x.pt", state)
+    same(read_state(tmp_path / "x.pt"), state)
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["a"].dtype == torch.bfloat16
+
+
 def test_torch_files_that_do_not_fit(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pt"
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(ConversionError, match="a is no ordinary array"):
+        read_state(path)
     for content, message in (
         ({**torch_weights(torch), "step": 3}, r"no flat dict of weights; others are \['step'\]"),
         ([torch.ones(2)], "holds a list, no dict of weights"),

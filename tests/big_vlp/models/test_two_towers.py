@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_vlp.models.heads.cross_attention import CrossPool
+from big_vlp.models.layers import attention
 from big_vlp.models.two_towers import CosmosTowers, TwoTowers, l2_normalise, over_views
 from tests.big_vlp.models.towers.toy_towers import (
     LENGTH,
@@ -70,6 +71,41 @@ def test_pooler_weights(pooler):
     assert weights.shape == (2, 3, 4, 5)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_a_query_may_attend_to_nothing():
+    """As with one more token, whose key and value are zeros."""
+    model, zero = (CrossPool(3, jnp.float32, zero_attention=z) for z in (False, True))
+    params = arbitrary(model, randn(2, 5, 12), randn(2, 4, 12))
+    tokens, queries = randn(2, 5, 12), randn(2, 4, 12, seed=1)
+    weights, more = (m.apply(params, tokens, queries, return_weights=True) for m in (model, zero))
+    share = more.sum(axis=-1, keepdims=True)
+    assert more.shape == weights.shape and (share < 1).all()
+    np.testing.assert_allclose(more / share, weights, rtol=1e-4)
+    # Nothing else has a part in the sum, so the output falls with the share that is left.
+    none = {"params": {**params["params"], "query": jax.tree.map(jnp.zeros_like,
+            params["params"]["query"])}}  # fmt: skip
+    even, fewer = (m.apply(none, tokens, queries) for m in (model, zero))
+    bias = params["params"]["out"]["bias"]
+    np.testing.assert_allclose(fewer - bias, (even - bias) * 5 / 6, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_of_whole_rows_may_attend_to_nothing_too(monkeypatch):
+    """Its keys are one more than the tokens: 37 for 36 patches."""
+    model = CrossPool(3, jnp.float32, zero_attention=True)
+    tokens, queries = randn(2, 36, 12), randn(2, 8, 12, seed=1)
+    params = arbitrary(model, tokens, queries)
+
+    def found():
+        loss = lambda *x: jnp.sin(model.apply(*x)).sum()  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(params, tokens, queries))
+
+    expected = found()
+    monkeypatch.setattr(attention, "pick", lambda *_, **__: "rows")
+    kernel = functools.partial(attention.rows.attention, interpret=True)
+    monkeypatch.setattr(attention.rows, "attention", kernel)
+    for array, other in zip(found(), expected):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
 def test_pooler_heads_must_divide():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from input_pipeline.text import tokenizers
+from input_pipeline.text import tokenizers, vocabularies
 from tests.parity.fixtures import fixtures
 
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -155,6 +155,33 @@ def test_clip_equals_plain_bpe_on_very_long_text(clip, plain):
     np.testing.assert_array_equal(clip([text], 77)[0], [SOT, *ids[:75], EOT])
 
 
+def test_texts_equal_open_clips(clip):
+    """2,000 random strings: CLIP's tokens, and SigLIP's cleaning."""
+    theirs = pytest.importorskip("open_clip.tokenizer", reason="the oracle is open_clip's")
+    texts = [text for text in _random_texts(6, 2100) if "<|" not in text][:2000]
+    assert len(texts) == 2000
+    np.testing.assert_array_equal(clip(texts, 77), theirs.SimpleTokenizer()(texts).numpy())
+    # SigLIP's authors neither mend Unicode nor unescape HTML, as open_clip does first.
+    plain = [text for text in texts if theirs.basic_clean(text) == text.strip()]
+    assert len(plain) > 800
+    for text in plain:
+        assert tokenizers.canonicalize(text) == theirs._clean_canonicalize(text), repr(text)
+
+
+def test_siglips_ids_equal_transformers(tmp_path):
+    """Of a model that is trained as T5's are."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is transformers'")
+    pytest.importorskip("google.protobuf")
+    # There "_" is dropped, and "<" may begin the unknown piece.
+    texts = [text for text in _random_texts(3, 800) if not {"\u2581", "_", "<"} & set(text)]
+    path = _train(tmp_path / "t5", pad_id=0, eos_id=1, unk_id=2)
+    theirs = transformers.SiglipTokenizer(str(path), pad_token="</s>")
+    made = tokenizers.make_tokenizer(f"sentencepiece:{path}")
+    for text in texts:
+        ids = theirs(text, padding="max_length", max_length=32, truncation=True)["input_ids"]
+        assert made([text], 32)[0].tolist() == ids, repr(text)
+
+
 def test_clip_rows(clip):
     words = ["dog"] * 30
     for count in range(len(words)):
@@ -263,6 +290,51 @@ def test_sentencepiece_canonicalises(sentencepiece_path):
     for text in _random_texts(4, 300):
         once = tokenizers.canonicalize(text)
         assert tokenizers.canonicalize(once) == once == once.strip()
+
+
+@pytest.fixture(scope="module")
+def gemma_path(tmp_path_factory):
+    """A tokenizer.json of Gemma's kind: bytes where the words end."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "\u2581", "a\u2581"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocabulary, [("a", "\u2581")], unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "\u2581")
+    path = tmp_path_factory.mktemp("gemma") / "tokenizer.json"
+    made.save(str(path))
+    return str(path)
+
+
+def test_siglip2_rows(gemma_path, sentencepiece_path):
+    """Lower case, punctuation kept; one end of the sentence, also of what was cut, then padding."""
+    tokenizer = tokenizers.make_tokenizer(f"siglip2:{gemma_path}")
+    assert tokenizer.vocab_size == 8
+    assert tokenizer(["A bA.", "", "a a a a a"], 6).tolist() == [
+        [7, 5, 4, 3, 1, 0], [1, 0, 0, 0, 0, 0], [7, 7, 7, 7, 4, 1],
+    ]  # fmt: skip
+    of_model = tokenizers.make_tokenizer(f"siglip2:{sentencepiece_path}")
+    model = sentencepiece.SentencePieceProcessor(model_file=sentencepiece_path)
+    (row,) = of_model(["The DOG"], 12)
+    ids = model.encode("the dog")
+    assert row.tolist() == [*ids, 1, *[0] * (11 - len(ids))]
+    assert of_model.decode(row) == "the dog" and of_model.vocab_size == 30
+    with pytest.raises(FileNotFoundError, match=r"No vocabulary at .*x.json"):
+        tokenizers.make_tokenizer("siglip2:x.json")
+
+
+def test_wordpiece_rows(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\ndog\n##s\n.\n")
+    tokenizer = tokenizers.make_tokenizer(f"wordpiece:{path}")
+    rows = tokenizer(["Red  DOGS.", "", "red red red red red", "\u00e9 [SEP]"], 6)
+    assert rows.tolist() == [
+        [2, 4, 5, 6, 7, 0], [2, 0, 0, 0, 0, 0], [2, 4, 4, 4, 4, 0], [2, 1, 1, 1, 1, 0],
+    ]  # fmt: skip
+    assert tokenizer.decode(rows[0]) == "red dogs." and tokenizer.vocab_size == 8
+    path.write_text("red\n")
+    with pytest.raises(ValueError, match="no vocabulary of BERT's"):
+        vocabularies._word_pieces.__wrapped__(str(path))
 
 
 def test_sentencepiece_file_problems(tmp_path):

@@ -1,7 +1,23 @@
 """What an image tower is."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
+
+# Arguments that are given, or of no effect on a trained model.
+_OTHERS = {"parent", "name", "dtype", "unroll", "remat", "embed_dim", "image_size"}
+_OTHERS |= {"context_length", "position_scale"}
+
+
+def arguments(tower: nn.Module, **resolved) -> dict:
+    """A tower's arguments that decide what it computes, with its defaults.
+
+    Args:
+      resolved: what stands in the place of a None.
+    """
+    fields = [field.name for field in dataclasses.fields(tower) if field.name not in _OTHERS]
+    return {name: getattr(tower, name) for name in fields} | resolved
 
 
 class Tower(nn.Module, kw_only=True):
@@ -23,6 +39,12 @@ class Tower(nn.Module, kw_only=True):
     def token_size(self) -> int:
         """Pixels per side of a token: an image's sides must be multiples of it."""
         raise NotImplementedError
+
+    @nn.nowrap
+    def arguments(self) -> dict:
+        """What decides what it computes, beside its parameters; one whose value is None decides
+        nothing."""
+        return arguments(self)
 
     def prepare(self, images, train: bool = False):
         """The first half of a call: what depends on the whole batch, which is BatchNorm.

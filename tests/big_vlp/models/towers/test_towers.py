@@ -117,6 +117,29 @@ def test_image_pooling(pool, embed_dim):
         np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_mean_beside_a_class_token():
+    """CLIPA's form: no norm before the blocks, one behind the mean alone."""
+    model = vit(pool="mean", class_token=True, norm_pre=False, norm_after_pool=True, mlp_dim=20)
+    images = randn(2, 16, 16, 3)
+    variables = arbitrary(model, images)
+    tokens, pooled = apply(model, variables, images)
+    params = variables["params"]
+    assert "class_token" in params and "norm_pre" not in params and "bias" not in params["patch"]
+    assert params["transformer"]["blocks"]["mlp"]["fc1"]["kernel"].shape == (2, 16, 20)
+    x = np.asarray(tokens.mean(axis=1))
+    x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    x = x * params["norm_post"]["scale"] + params["norm_post"]["bias"]
+    np.testing.assert_allclose(pooled, x @ params["proj"]["kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_rest_of_an_image_can_be_ignored(image_params):
+    images = randn(1, 18, 19, 3)
+    tokens, pooled = apply(vit(ignore_rest=True), image_params, images)
+    expected = apply(vit(), image_params, images[:, :16, :16])
+    np.testing.assert_allclose(tokens, expected[0], atol=1e-6)
+    np.testing.assert_allclose(pooled, expected[1], atol=1e-6)
+
+
 def test_patches_are_read_row_by_row(image_params):
     """A change in one patch reaches its own token most; all others only through attention."""
     images = randn(1, 16, 16, 3)
@@ -140,6 +163,8 @@ def test_other_image_sizes_need_no_other_parameters(image_params, size):
         ({}, 18, r"\(18, 18\).*multiple of the patch size 4"),
         ({"image_size": 18}, 16, "trained at 18.*multiple of the patch size 4"),
         ({"pool": "map"}, 16, r"embed_dim \(12\) must equal width \(16\)"),
+        ({"class_token": False}, 16, "'cls' needs a class token"),
+        ({"norm_after_pool": True}, 16, "only the mean can be normalised"),
         ({"heads": 3}, 16, "multiple of the 3 heads"),
     ],
 )
