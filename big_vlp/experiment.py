@@ -24,6 +24,7 @@ from big_vlp.storage.model_dir import Labels
 from big_vlp.storage.warm_start import WarmStart
 from big_vlp.telemetry.profile import Profile
 from big_vlp.telemetry.tracker import Tracker
+from evaluators.datasets import tasks
 from evaluators.shared.base import make_evaluator
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
@@ -34,6 +35,9 @@ from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
 from input_pipeline.text.tokenizers import make_tokenizer
 from input_pipeline.views import make_views
+
+# Keys of a section of `evals` that are not the evaluator's.
+SCHEDULE = ("every_steps", "weights", "task", "paper")
 
 
 class ConfigError(BigVlpError, ValueError):
@@ -56,8 +60,8 @@ class Experiment:
       optim: `big_vlp.run.optim.Optimizer`.
       mesh: `big_vlp.parallel.meshes.make_mesh`.
       checkpoint: `big_vlp.storage.checkpoint.Checkpoints`.
-      evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
-        "averaged"), and the keys of that evaluator, see `evaluators.shared.base`.
+      evals: {name: section}; a section has `evaluator`, the keys of `ScheduledEvaluator`, and those
+        of that evaluator, see `evaluators.shared.base`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
@@ -270,7 +274,7 @@ class Experiment:
                 meant = f"; did you mean {nearest[0]!r}?" if nearest else "."
                 raise ConfigError(f"{where} needs the key 'evaluator'{meant}")
             settings = dict(section)
-            schedule = {k: settings.pop(k) for k in ("every_steps", "weights") if k in settings}
+            schedule = {k: settings.pop(k) for k in SCHEDULE if k in settings}
             evaluator = _call(
                 where,
                 make_evaluator,
@@ -291,15 +295,28 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledEvaluator:
-    """An evaluator, when it runs, and on which weights."""
+    """An evaluator, when it runs, and on which weights.
+
+    Attributes:
+      every_steps: of training; it runs after the last one, too.
+      weights: "model" or "averaged".
+      task, paper: which row of the table that `evaluate` ends with it fills, and whose published
+        numbers stand beside, see `evaluators.datasets.tasks`; set by suites.
+    """
 
     evaluator: Any
     every_steps: int
     weights: str = "model"
+    task: str | None = None
+    paper: str | None = None
 
     def __post_init__(self):
         if self.weights not in ("model", "averaged"):
             raise ValueError(f"weights={self.weights!r}; choose model or averaged.")
+        if self.task is not None:
+            tasks.task(self.task)
+        if self.paper is not None:
+            tasks.paper(self.paper)
 
     def is_due(self, step: int, total_steps: int) -> bool:
         return step == total_steps or (step > 0 and step % self.every_steps == 0)

@@ -1,16 +1,64 @@
-"""The base of evaluators that compare images with texts: the two encoders."""
+"""The bases of evaluators that work on features: of images, and of images and texts."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from evaluators.shared.base import Evaluator
-from evaluators.shared.rows import RowMap, map_images
+from evaluators.shared.records import image_of
+from evaluators.shared.rows import RowMap, gather_rows, load_row
+from evaluators.shared.sharing import once
 from input_pipeline.text.tokenizers import make_tokenizer
 
 
-class TowersEvaluator(Evaluator):
+class FeaturesEvaluator(Evaluator):
+    """Calls `encode_image`, see `shared.base`."""
+
+    needs = ("encode_image",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._encode_image = RowMap(self.predict_fns["encode_image"], self.mesh)
+
+    def encode_images(self, model, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
+        """Encodes all images of the source: each is read once and by one host, and evaluators that
+        share a model (see `shared.sharing`) and have equal `data` encode them once together.
+
+        Args:
+          describe: what to keep of a record, which comes without its image and other arrays.
+
+        Returns:
+          Features f32[N, D] and the N descriptions, in the source's order, on every host.
+        """
+        return self.encode_source(model, self.source, self.data, describe)
+
+    def encode_source(
+        self, model, source, data: Mapping[str, Any], describe: Callable[[dict], Any]
+    ) -> tuple[np.ndarray, list]:
+        """`encode_images` of another source, which `data` describes."""
+
+        def compute():
+            facts = {}
+
+            def load(row):
+                record = source[row]
+                facts[row] = _facts(record)
+                describe(facts[row])  # fail at the first, and not after the last
+                return {"image": image_of(record, self.preprocess)}
+
+            features = self._encode_image(model, load, len(source), self.batch_size)
+            return features, gather_rows(facts, len(source))
+
+        key = "encode_image", json.dumps(data, sort_keys=True, default=str)
+        features, facts = once(model, key, compute)
+        return features, [load_row(lambda row: describe(facts[row]), i) for i in range(len(facts))]
+
+
+class TowersEvaluator(FeaturesEvaluator):
     """Calls `encode_image` and `encode_text`, see `shared.base`.
 
     Raises:
@@ -23,17 +71,10 @@ class TowersEvaluator(Evaluator):
         super().__post_init__()
         if self.preprocess.tokenizer is None:
             raise ValueError("This evaluator needs text, but the model has no tokenizer.")
-        self._encode_image = RowMap(self.predict_fns["encode_image"], self.mesh)
         self._encode_text = RowMap(self.predict_fns["encode_text"], self.mesh)
         self._tokenizer = make_tokenizer(self.preprocess.tokenizer)
         # Loads it here, not in all threads at once.
         self._tokenizer([""], self.preprocess.context_length)
-
-    def encode_images(self, model, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
-        """Encodes all images of the source to features f32[N, D]; otherwise as `map_images`."""
-        return map_images(
-            self._encode_image, model, self.source, self.preprocess, self.batch_size, describe
-        )
 
     def encode_texts(self, model, texts: Sequence[str]) -> np.ndarray:
         """Encodes strings to features f32[len(texts), D]."""
@@ -43,3 +84,12 @@ class TowersEvaluator(Evaluator):
             return {"tokens": self._tokenizer([texts[row]], length)[0]}
 
         return self._encode_text(model, load, len(texts), self.batch_size)
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says besides its image, masks and other arrays, as JSON data."""
+    facts = {}
+    for name, value in record.items():
+        with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is no JSON data
+            facts[name] = json.loads(json.dumps(value, default=operator.methodcaller("item")))
+    return facts

@@ -1,0 +1,199 @@
+"""The tasks of the suites: which data each needs, how it is asked, and what is reported of it.
+
+A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
+(arXiv 2412.01814) is compared by, "quick" three sets to watch a run with.
+"""
+
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.checks.arguments import unknown
+
+_FOLDER = Path(__file__).parent / "data"
+# Of DataComp's tasks: facts about the records, in the order in which .npy holds them, and the one
+# whose worst group counts.
+_GROUPS = {
+    "wilds/fmow": ("region", "year"),
+    "fairness/dollar_street": ("income", "income_group", "region"),
+    "fairness/geode": ("region", "country"),
+}
+_OTHER_ORDER = {"caltech101": "caltech101_vtab"}
+_COCO = "docs/data.md, Evaluation sets: COCO's val2017"
+_FLICKR = "docs/data.md, Evaluation sets: images from Flickr30k's authors on request"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row of a suite.
+
+    Attributes:
+      id: "SUITE/NAME"; NAME is the published one and, of retrieval, has the split.
+      title: for tables.
+      images: of the data set; None where that is not known.
+      folder: below the root of the data.
+      source: where to get it: a repository, or a page.
+      settings: the keys of the evaluator's section without `data`.
+      metrics: of the evaluator, which are reported, the main one first.
+      chance: what an answer at random gets; None where the evaluator says it, or nobody.
+    """
+
+    id: str
+    title: str
+    images: int | None
+    folder: str
+    source: str
+    settings: Mapping[str, Any]
+    metrics: tuple[str, ...]
+    chance: float | None = None
+
+    @property
+    def section(self) -> str:
+        """Its name in `config.evals`."""
+        return self.id.partition("/")[2].replace("/", "_").replace("-", "_")
+
+    @property
+    def published(self) -> dict[str, str]:
+        """What its lists are called in `datasets.tables`, where there are such."""
+        name = self.id.rpartition("/")[2]
+        # VTAB counts the classes in another order.
+        return {"templates": name, "class_names": _OTHER_ORDER.get(name, name)}
+
+
+@functools.cache
+def suite(name: str) -> tuple[Task, ...]:
+    """The tasks of a suite.
+
+    Raises:
+      ValueError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(unknown("suite", name, SUITES))
+    return SUITES[name]()
+
+
+def task(id: str) -> Task:
+    """The task "SUITE/NAME".
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    found = {task.id: task for task in suite(id.partition("/")[0])}
+    if id not in found:
+        raise ValueError(unknown("task", id, found))
+    return found[id]
+
+
+def paper(model: str) -> dict[str, dict[str, float]]:
+    """Numbers that are published of a model: section of a task -> metric -> number.
+
+    Raises:
+      ValueError: none are known of it.
+    """
+    published = json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
+    if model not in published:
+        raise ValueError(unknown("published model", model, published))
+    return published[model]
+
+
+def _datacomp38() -> tuple[Task, ...]:
+    with (_FOLDER / "datacomp38.tsv").open(encoding="utf-8", newline="") as file:
+        return tuple(map(_of_datacomp, csv.DictReader(file, delimiter="\t")))
+
+
+def _of_datacomp(row: Mapping[str, str]) -> Task:
+    name = row["task"]
+    settings = _SETTINGS.get(name.partition("/")[0]) or _zeroshot(name)
+    return Task(
+        id=f"datacomp38/{name}",
+        title=row["name"],
+        images=int(row["images"]),
+        folder=row["folder"],
+        source=_HOW.get(name.partition("/")[0], "") + f"Hugging Face: {row['repository']}",
+        settings=settings,
+        metrics=(row["metric"],),
+        chance=float(row["chance"]) if row["chance"] else None,
+    )
+
+
+def _zeroshot(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"evaluator": "zeroshot"}
+    if name == "mnist":  # where they come from the data, they are taken for ids
+        settings["class_names"] = name
+    if name in _GROUPS:
+        settings["group"] = _GROUPS[name][0]
+    return settings
+
+
+def groups_of(task: Task) -> tuple[str, ...]:
+    """What the numbers beside each image are, see the source `clip_benchmark`."""
+    return _GROUPS.get(task.id.partition("/")[2], ())
+
+
+_RETRIEVAL = {
+    "evaluator": "retrieval",
+    "caption_field": "txt",
+    "equal_captions": "reference",
+}
+# What has to be done with a set that is not published in a form that is read.
+_HOW = {
+    "retrieval": "prepare it (docs/data.md, Evaluation sets): Karpathy's test split, as ",
+    "misc": "export it to instances.jsonl and images/ (see evaluators.pairs.associations): ",
+}
+_SETTINGS = {
+    "retrieval": _RETRIEVAL,
+    "misc": {"evaluator": "associations", "instances": None},  # the file, once it is found
+}
+_BOTH = ("image_to_text_R@1", "text_to_image_R@1")
+# COSMOS' eleven sets in its order, and CLIP's prompts for them; the images are those of DataComp.
+_ELEVEN = {
+    "food101": "food101",
+    "cifar10": "cifar10",
+    "cifar100": "vtab/cifar100",
+    "sun397": "sun397",
+    "cars": "cars",
+    "fgvc_aircraft": "fgvc_aircraft",
+    "dtd": "vtab/dtd",
+    "pets": "vtab/pets",
+    "caltech101": "vtab/caltech101",
+    "flowers": "vtab/flowers",
+    "imagenet1k": "imagenet1k",
+}
+
+
+def _cosmos() -> tuple[Task, ...]:
+    of_datacomp = {task.id: task for task in suite("datacomp38")}
+    classified = []
+    for name, theirs in _ELEVEN.items():
+        known = of_datacomp[f"datacomp38/{theirs}"]
+        asked = {"evaluator": "zeroshot", "templates": name}
+        classified.append(
+            dataclasses.replace(
+                known, id=f"cosmos/{name}", settings=asked, metrics=("top1_accuracy",)
+            )
+        )
+    return (*_retrieval("cosmos", "coco_val2017", "flickr30k_val"), *classified)
+
+
+def _retrieval(suite: str, *names: str) -> tuple[Task, ...]:
+    known = {
+        "coco_val2017": ("COCO val2017", 5000, _COCO),
+        "flickr30k_val": ("Flickr30k val", 1014, _FLICKR),
+    }
+    return tuple(
+        Task(f"{suite}/{name}", title, images, name, how, _RETRIEVAL, _BOTH)
+        for name, (title, images, how) in ((name, known[name]) for name in names)
+    )
+
+
+def _quick() -> tuple[Task, ...]:
+    names = "coco_val2017", "imagenet1k", "cifar100"
+    known = {task.section: task for task in suite("cosmos")}
+    return tuple(dataclasses.replace(known[name], id=f"quick/{name}") for name in names)
+
+
+SUITES = {"cosmos": _cosmos, "datacomp38": _datacomp38, "quick": _quick}

@@ -1,0 +1,67 @@
+"""What several evaluators compute of one model, computed once.
+
+Within `sharing()`, `once` keeps results in host memory and gives them to whoever asks for the same
+of the same model; elsewhere it computes every time. All processes must ask in one order.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+# Features of 4 M images with 512 numbers each. What was not asked for longest goes first.
+MOST_BYTES = 2**33
+
+
+class _Kept:
+    """Results by key, the one asked for last at the end, and the arrays of the models they are of,
+    so that no other array takes their identity."""
+
+    def __init__(self, most_bytes: int):
+        self._most_bytes = most_bytes
+        self._results: dict[Hashable, Any] = {}
+        self._models: dict[Hashable, list] = {}
+
+    def once(self, model, key: Hashable, compute: Callable[[], Any]) -> Any:
+        arrays = jax.tree.leaves(model)
+        which = tuple(map(id, arrays))
+        self._models[which] = arrays
+        if (which, key) in self._results:
+            result = self._results.pop((which, key))
+        else:
+            result = compute()
+        self._results[which, key] = result
+        while len(self._results) > 1 and self._bytes() > self._most_bytes:
+            del self._results[next(iter(self._results))]
+        return result
+
+    def _bytes(self) -> int:
+        arrays = (x for result in self._results.values() for x in jax.tree.leaves(result))
+        return sum(x.nbytes for x in arrays if isinstance(x, np.ndarray))
+
+
+_kept: contextvars.ContextVar[_Kept | None] = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def sharing(most_bytes: int = MOST_BYTES) -> Iterator[None]:
+    """The evaluators of one round run in it: what they share is dropped at its end."""
+    token = _kept.set(_Kept(most_bytes))
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def once(model, key: Hashable, compute: Callable[[], Any]) -> Any:
+    """`compute()`, or what another evaluator got of it in this round.
+
+    Args:
+      model: what it is computed of; another is one that has other arrays.
+      key: says all else that the result depends on.
+    """
+    kept = _kept.get()
+    return compute() if kept is None else kept.once(model, key, compute)

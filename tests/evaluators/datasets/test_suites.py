@@ -1,0 +1,132 @@
+"""Suites: which tasks there are, what is found on a disk, and what is said of the rest."""
+
+import collections
+import hashlib
+import json
+
+import pytest
+
+from evaluators.datasets import command, suites, tasks
+from evaluators.datasets.suites import SuiteError, suite
+from tests.input_pipeline.sources.toy_task import image, write_task
+
+SAMPLE = {"png": image(), "cls": b"0"}
+
+
+def test_datacomp_is_whole():
+    rows = tasks.suite("datacomp38")
+    assert len(rows) == len({task.section for task in rows}) == 38
+    text = (tasks._FOLDER / "datacomp38.tsv").read_bytes()
+    assert hashlib.sha256(text).hexdigest()[:16] == "069df000ac09fc88"
+    assert collections.Counter(task.metrics[0] for task in rows) == {
+        "top1_accuracy": 27,
+        "mean_per_class_recall": 4,
+        "mean_R@1": 2,
+        "worst_region_top1_accuracy": 2,
+        "worst_income_top5_accuracy": 1,
+        "jaccard_10_to_12": 1,
+        "macro_f1": 1,
+    }
+    assert sum(task.images for task in rows if "winogavil" not in task.id) == 693_806
+    assert sum(task.chance is None for task in rows) == 4  # the pairs, and fairness
+
+
+def test_cosmos_asks_as_published():
+    rows = tasks.suite("cosmos")
+    zeroshot = [task for task in rows if task.settings["evaluator"] == "zeroshot"]
+    counts = dict(food101=1, cifar10=18, cifar100=18, sun397=2, cars=8, fgvc_aircraft=2)
+    counts |= dict(dtd=8, pets=1, caltech101=34, flowers=1, imagenet1k=80)
+    found = {
+        task.section: len(suites.tables.templates(task.settings["templates"])) for task in zeroshot
+    }
+    assert found == counts
+    assert all(task.metrics == ("top1_accuracy",) for task in zeroshot)
+    assert {task.section for task in rows} - counts.keys() == {"coco_val2017", "flickr30k_val"}
+    known = {task.section: set(task.metrics) for task in rows}
+    published = json.loads((tasks._FOLDER / "papers.json").read_text())
+    assert len(published) == 10
+    for numbers in published.values():
+        for section, metrics in numbers.items():
+            assert metrics.keys() <= known[section]
+            assert all(0 < value < 1 for value in metrics.values())
+
+
+def test_only_what_is_there_becomes_a_section(tmp_path):
+    assert suite("datacomp38", tmp_path, every_steps=1) == {}
+    write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]])
+    write_task(tmp_path / "wds_wilds-fmow_test", [[SAMPLE]])
+    (tmp_path / "wds_mnist_test").mkdir()
+    (tmp_path / "wds_mnist_test" / "dataset.json").write_text("{}")
+    found = suite("datacomp38", tmp_path, every_steps=7, weights=("averaged", "model"))
+    assert list(found) == [
+        *("mnist", "mnist_model", "vtab_pets", "vtab_pets_model", "wilds_fmow", "wilds_fmow_model")
+    ]
+    assert found["vtab_pets_model"] == {
+        "evaluator": "zeroshot",
+        "data": {
+            "name": "clip_benchmark",
+            "path": str(tmp_path / "wds_vtab-pets_test"),
+            "groups": (),
+        },
+        "every_steps": 7,
+        "weights": "model",
+        "batch_size": 512,
+        "task": "datacomp38/vtab/pets",
+        "paper": None,
+    }
+    assert found["wilds_fmow"]["data"]["groups"] == ("region", "year")
+    assert found["wilds_fmow"]["group"] == "region"
+    assert found["mnist"]["data"]["name"] == "prepared"
+    assert (found["mnist"]["class_names"], found["mnist"]["templates"]) == ("mnist", "mnist")
+    assert suite("cosmos", tmp_path, every_steps=1)["pets"]["templates"] == "pets"
+
+
+def test_lists_that_are_published_stand_in_for_files_that_are_not_there(tmp_path):
+    write_task(tmp_path / "wds_vtab-caltech101_test", [[SAMPLE]], class_names=(), templates=())
+    found = suite("datacomp38", tmp_path, every_steps=1)["vtab_caltech101"]
+    assert (found["class_names"], found["templates"]) == ("caltech101_vtab", "caltech101")
+
+
+def test_what_lacks_a_list_is_told_in_one_error(tmp_path):
+    for name in ("objectnet", "imagenet-a"):
+        write_task(tmp_path / f"wds_{name}_test", [[SAMPLE]], class_names=(), templates=())
+    (tmp_path / "wds_stl10_test").mkdir()
+    (tmp_path / "wds_stl10_test" / "classnames.txt").touch()
+    with pytest.raises(SuiteError) as told:
+        suite("datacomp38", tmp_path, every_steps=1)
+    lists = "lacks classnames.txt and zeroshot_classification_templates.txt"
+    for part in (
+        "3 data sets of suite 'datacomp38'",
+        f"wds_objectnet_test {lists}",
+        f"wds_imagenet-a_test {lists}",
+        "wds_stl10_test holds neither dataset.json nor test/nshards.txt",
+    ):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: suite("datacomp", every_steps=1), "Unknown suite 'datacomp'.*'datacomp38'"),
+        (lambda: suite("quick", every_steps=1, paper="cosmos_b16"), "Unknown published model"),
+        (lambda: tasks.task("cosmos/imagenet"), "Unknown task.*'cosmos/imagenet1k'"),
+    ],
+)
+def test_unknown_names(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_check_lists_every_set_once(tmp_path, capsys):
+    write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]])
+    write_task(tmp_path / "wds_objectnet_test", [[SAMPLE]], class_names=(), templates=("{c}",))
+    assert command.main(["check", "--root", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("there ", "missing ", "incomplete "))]
+    by_folder = {line.split()[1]: line for line in rows}
+    folders = {task.folder for name in tasks.SUITES for task in tasks.suite(name)}
+    assert by_folder.keys() == folders and len(rows) == len(folders)
+    assert by_folder["wds_vtab-pets_test"].startswith("there")
+    assert by_folder["wds_objectnet_test"].endswith("lacks classnames.txt")
+    assert by_folder["wds_cars_test"].endswith("Hugging Face: djghosh/wds_cars_test")
+    assert any(line.startswith("1 of ") for line in lines)
