@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_collections
 
 import input_pipeline
+from evaluators.datasets.suites import suite as suite
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.plans import make_plan
 

@@ -44,7 +44,7 @@ def suite(
     """Sections of `config.evals` for the tasks of a suite whose data are in `root`.
 
     Args:
-      name: "cosmos", "datacomp38" or "quick".
+      name: of `datasets.tasks.SUITES`.
       root: directory of the data sets, see `python -m evaluators.datasets check`.
       every_steps, batch_size: of every section.
       weights: which are evaluated, of "model" and "averaged"; of several, the sections of all but
@@ -96,6 +96,8 @@ def find(task: Task, root: str | os.PathLike) -> Found:
             return Found(None, f"lacks {INSTANCES}")
         settings["data"] = {"name": "folders", "path": os.fspath(folder)}
         return Found({**settings, "instances": os.fspath(folder / INSTANCES)}, None)
+    if settings["evaluator"] in ("hard_negatives", "matching"):
+        return Found(None, "holds no prepared shards")
     if "nshards.txt" not in tars:
         return Found(None, "holds neither dataset.json nor test/nshards.txt")
     settings["data"] = {

@@ -1,7 +1,8 @@
 """The tasks of the suites: which data each needs, how it is asked, and what is reported of it.
 
 A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
-(arXiv 2412.01814) is compared by, "quick" three sets to watch a run with.
+(arXiv 2412.01814) is compared by, "composition" tells captions apart that differ in one detail,
+"quick" has three sets to watch a run with.
 """
 
 import csv
@@ -148,6 +149,14 @@ _SETTINGS = {
     "retrieval": _RETRIEVAL,
     "misc": {"evaluator": "associations", "instances": None},  # the file, once it is found
 }
+_IMAGE = ("image_accuracy",)
+_PREPARE = "prepare it (input_pipeline.prepare source) by the source "
+_PAIRS = {
+    "sugarcrepe": "sugarcrepe: GitHub RAIVNLab/sugar-crepe, and COCO's val2017",
+    "mmvp_vlm": "image_pairs: Hugging Face MMVP/MMVP_VLM",
+    "svo_probes": "image_pairs: GitHub google-deepmind/svo_probes, images by their links",
+    "winoground": "image_pairs: Hugging Face facebook/winoground",
+}
 _BOTH = ("image_to_text_R@1", "text_to_image_R@1")
 # COSMOS' eleven sets in its order, and CLIP's prompts for them; the images are those of DataComp.
 _ELEVEN = {
@@ -176,7 +185,8 @@ def _cosmos() -> tuple[Task, ...]:
                 known, id=f"cosmos/{name}", settings=asked, metrics=("top1_accuracy",)
             )
         )
-    return (*_retrieval("cosmos", "coco_val2017", "flickr30k_val"), *classified)
+    pairs = [task for task in _composition("cosmos") if task.section != "winoground"]
+    return (*_retrieval("cosmos", "coco_val2017", "flickr30k_val"), *classified, *pairs)
 
 
 def _retrieval(suite: str, *names: str) -> tuple[Task, ...]:
@@ -190,10 +200,38 @@ def _retrieval(suite: str, *names: str) -> tuple[Task, ...]:
     )
 
 
+def _composition(suite: str = "composition") -> tuple[Task, ...]:
+    matching = {"evaluator": "matching"}
+    rows = (
+        ("sugarcrepe", "SugarCrepe", {"evaluator": "hard_negatives"}, ("accuracy_of_kinds",), 0.5),
+        ("mmvp_vlm", "MMVP-VLM", {**matching, "template": "a photo of {}"}, _IMAGE, 0.25),
+        ("svo_probes", "SVO-Probes", matching, ("image_accuracy_of_kinds",), 0.5),
+        ("winoground", "Winoground", matching, (*_IMAGE, "text_accuracy", "group_accuracy"), None),
+    )
+    return tuple(
+        Task(
+            f"{suite}/{name}",
+            title,
+            None,
+            name,
+            f"{_PREPARE}{_PAIRS[name]}",
+            asked,
+            metrics,
+            chance,
+        )
+        for name, title, asked, metrics, chance in rows
+    )
+
+
 def _quick() -> tuple[Task, ...]:
     names = "coco_val2017", "imagenet1k", "cifar100"
     known = {task.section: task for task in suite("cosmos")}
     return tuple(dataclasses.replace(known[name], id=f"quick/{name}") for name in names)
 
 
-SUITES = {"cosmos": _cosmos, "datacomp38": _datacomp38, "quick": _quick}
+SUITES = {
+    "cosmos": _cosmos,
+    "datacomp38": _datacomp38,
+    "composition": _composition,
+    "quick": _quick,
+}

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from evaluators.shared.base import Evaluator
@@ -16,13 +17,21 @@ from input_pipeline.text.tokenizers import make_tokenizer
 
 
 class FeaturesEvaluator(Evaluator):
-    """Calls `encode_image`, see `shared.base`."""
+    """Calls `encode_image`, see `shared.base`; `features` of methods that have no text.
 
-    needs = ("encode_image",)
+    Raises:
+      ValueError: also where the method has neither.
+    """
 
     def __post_init__(self):
         super().__post_init__()
-        self._encode_image = RowMap(self.predict_fns["encode_image"], self.mesh)
+        encode = self.predict_fns.get("encode_image") or _unit(self.predict_fns.get("features"))
+        if encode is None:
+            raise ValueError(
+                "This evaluator needs the predict function 'encode_image' or 'features'; the "
+                f"method offers {sorted(self.predict_fns)}."
+            )
+        self._encode_image = RowMap(encode, self.mesh)
 
     def encode_images(self, model, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
         """Encodes all images of the source: each is read once and by one host, and evaluators that
@@ -84,6 +93,18 @@ class TowersEvaluator(FeaturesEvaluator):
             return {"tokens": self._tokenizer([texts[row]], length)[0]}
 
         return self._encode_text(model, load, len(texts), self.batch_size)
+
+
+def _unit(features):
+    """The predict function with outputs of length 1; None where there is none."""
+    if features is None:
+        return None
+
+    def encode(model, batch):
+        found = features(model, batch)
+        return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+
+    return encode
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:

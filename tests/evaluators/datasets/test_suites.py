@@ -41,7 +41,9 @@ def test_cosmos_asks_as_published():
     }
     assert found == counts
     assert all(task.metrics == ("top1_accuracy",) for task in zeroshot)
-    assert {task.section for task in rows} - counts.keys() == {"coco_val2017", "flickr30k_val"}
+    assert {task.section for task in rows} - counts.keys() == {
+        *("coco_val2017", "flickr30k_val", "sugarcrepe", "mmvp_vlm", "svo_probes")
+    }
     known = {task.section: set(task.metrics) for task in rows}
     published = json.loads((tasks._FOLDER / "papers.json").read_text())
     assert len(published) == 10
@@ -92,6 +94,10 @@ def test_what_lacks_a_list_is_told_in_one_error(tmp_path):
         write_task(tmp_path / f"wds_{name}_test", [[SAMPLE]], class_names=(), templates=())
     (tmp_path / "wds_stl10_test").mkdir()
     (tmp_path / "wds_stl10_test" / "classnames.txt").touch()
+    (tmp_path / "sugarcrepe").mkdir()
+    (tmp_path / "sugarcrepe" / "swap_att.json").touch()
+    with pytest.raises(SuiteError, match="sugarcrepe holds no prepared shards"):
+        suite("composition", tmp_path, every_steps=1)
     with pytest.raises(SuiteError) as told:
         suite("datacomp38", tmp_path, every_steps=1)
     lists = "lacks classnames.txt and zeroshot_classification_templates.txt"

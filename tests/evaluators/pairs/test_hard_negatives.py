@@ -63,3 +63,18 @@ def test_bad_input_is_explained():
         evaluate(model, ["a"], [["b", "a"]])
     with pytest.raises(ValueError, match="'short'"):
         evaluate(model, caption_field="short")
+
+
+def test_kinds_count_alike():
+    texts = [["red cat"], ["blue dog"], ["green tree"], ["a boat"]]
+    source = toy.ToySource(
+        {"caption": texts},
+        hard_negatives=[["no"], ["no"], ["no"], None],
+        kind=["swap_att", "swap_att", "add_obj", "replace_rel"],
+    )
+    model = toy.knowing_model(["red cat", "no", "green tree", "a boat"])
+    found = toy.evaluate("hard_negatives", source, model)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert (found["accuracy_swap_att"], found["accuracy_add_obj"]) == (0.5, 1)
+    assert found["accuracy_of_kinds"] == 0.75
+    assert "accuracy_replace_rel" not in found
