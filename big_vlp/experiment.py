@@ -266,6 +266,7 @@ class Experiment:
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
         made, averaged = {}, method.shapes[1]
+        predict_fns = method.predict_fns()  # once: jax compiles anew for each new function
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
             if not isinstance(section, dict) or "evaluator" not in section:
@@ -280,7 +281,7 @@ class Experiment:
                 make_evaluator,
                 settings,
                 settings.pop("evaluator"),
-                method.predict_fns(),
+                predict_fns,
                 self.preprocess_record,
                 mesh,
             )

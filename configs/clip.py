@@ -53,7 +53,7 @@ def get_config(arg=None):
 
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.evals = dict(
-        coco=dict(
+        coco_val2017=dict(
             evaluator="retrieval",
             weights="model",
             every_steps=2500,
@@ -63,4 +63,8 @@ def get_config(arg=None):
             batch_size=512,
         )
     )
-    return shared.run_local(config) if options.runlocal else config
+    if options.runlocal:
+        return shared.run_local(config)
+    # And what else of the suite is in data/: `python -m evaluators.datasets check`.
+    config.evals.update(shared.suite("cosmos", every_steps=2500))
+    return config

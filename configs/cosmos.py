@@ -70,7 +70,18 @@ def get_config(arg=None):
         batch_size=512,
     )
     config.evals = dict(
-        coco=dict(**coco, weights="model"),
-        coco_teacher=dict(**coco, weights="averaged"),
+        coco_val2017=dict(**coco, weights="model"),
+        coco_val2017_averaged=dict(**coco, weights="averaged"),
     )
-    return shared.run_local(config) if options.runlocal else config
+    if options.runlocal:
+        return shared.run_local(config)
+    # And what else of the suite is in data/: `python -m evaluators.datasets check`.
+    config.evals.update(
+        shared.suite(
+            "cosmos",
+            every_steps=2500,
+            weights=("model", "averaged"),
+            paper=f"cosmos_{options.model}_{options.data}",
+        )
+    )
+    return config

@@ -57,7 +57,7 @@ class Evaluator(TowersEvaluator):
             texts = [described[row][2] for row in rows]
             if len(rows) != 2 or texts == [None, None]:
                 raise ValueError(
-                    f"Pair {pair!r} has {len(rows)} images and {2 - texts.count(None)} sentences; "
+                    f"Pair {pair!r} has {len(rows)} images and {len(texts) - texts.count(None)} sentences; "
                     "it needs two images and a sentence."
                 )
             kinds.append(described[rows[0]][1])

@@ -38,7 +38,8 @@ def ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndar
     offset = 2 * counts / len(labels) - 1  # the mean target of each class
     # X'Y of centred targets is twice the sum of each class' centred features.
     products = np.zeros((x.shape[1], num_classes))
-    np.add.at(products.T, labels, 2 * x)
+    np.add.at(products.T, labels, x)
+    products *= 2
     values, vectors = np.linalg.eigh(x.T @ x)
     rotated = vectors.T @ products
     shrunk = [1 / (np.maximum(values, 0) + penalty) for penalty in RIDGE_PENALTIES]

@@ -134,7 +134,13 @@ def uneven_world():
     several = [np.flatnonzero(rng.random(5) < 0.3).tolist() for _ in range(19)]
     masks = [rng.integers(0, 6, rng.integers(3, 9, 2)).astype(np.uint8) for _ in range(19)]
     return ToySource(
-        {"caption": captions}, labels, negatives, WORDS[:5], labels=several, mask=masks
+        {"caption": captions},
+        labels,
+        negatives,
+        WORDS[:5],
+        labels=several,
+        mask=masks,
+        groups=[{"region": i % 3} for i in range(19)],
     )
 
 
@@ -143,7 +149,13 @@ def evaluate_all(tensor=1, batch_size=6):
     args = dict(tensor=tensor, batch_size=batch_size)
     return {
         "retrieval": evaluate("retrieval", source, model, caption_field="caption", **args),
-        "zeroshot": evaluate("zeroshot", source, model, templates=["a {}", "no {}!"], **args),
+        "zeroshot": evaluate(
+            "zeroshot", source, model, templates=["a {}", "no {}!"], group="region", **args
+        ),
+        "knn": evaluate("knn", source, model, train={"name": "toy"}, neighbours=[3], **args),
+        "linear_probe": evaluate(
+            "linear_probe", source, model, train={"name": "toy"}, shots=[2], logistic=False, **args
+        ),
         "hard_negatives": evaluate("hard_negatives", source, model, **args),
         "classification": evaluate("classification", source, model, **args),
         "average_precision": evaluate("average_precision", source, model, **args),
