@@ -56,9 +56,10 @@ class Evaluator(TowersEvaluator):
         for pair, rows in pairs.items():
             texts = [described[row][2] for row in rows]
             if len(rows) != 2 or texts == [None, None]:
+                sentences = len(texts) - texts.count(None)
                 raise ValueError(
-                    f"Pair {pair!r} has {len(rows)} images and {len(texts) - texts.count(None)} sentences; "
-                    "it needs two images and a sentence."
+                    f"Pair {pair!r} has {len(rows)} images and {sentences} sentences; it needs two "
+                    "images and a sentence."
                 )
             kinds.append(described[rows[0]][1])
             # s[i, j] of image i and sentence j; not `@`, whose rounding depends on the row
