@@ -78,8 +78,7 @@ def test_two_suites_of_five_sets_cost_five_passes(root, monkeypatch):
     # "a {c}." and "the {c}" came with the data; CLIP's eight prompts for cars are COSMOS'.
     texts = [f"{a} {name}{b}" for name in toy.WORDS[:7] for a, b in (("a", "."), ("the", ""))]
     features = toy.text_features(model, texts).reshape(7, 2, -1)
-    features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    means = features.mean(axis=1)
-    means /= np.linalg.norm(means, axis=-1, keepdims=True)
+    means = (features / np.linalg.norm(features, axis=-1, keepdims=True)).mean(axis=1)
+    means = means / np.linalg.norm(means, axis=-1, keepdims=True)
     right = (model["image"][:SIZE] @ means.T).argmax(axis=1) == np.arange(SIZE) % 3
     assert evaluated["again"].values["top1_accuracy"] == right.mean()
