@@ -1,15 +1,17 @@
-"""The data sets of the evaluation suites.
+"""The data sets of the evaluation suites: what is there, and where the rest is to be had.
 
-python -m evaluators.datasets check --root data
+    python -m evaluators.datasets check --root data
+
+Nothing is downloaded.
 """
 
 from evaluators.datasets import suites, tasks
-from input_pipeline.command_line import Parser, path_argument, run
+from input_pipeline import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    parser = Parser(prog="python -m evaluators.datasets", description=__doc__)
+    parser = command_line.Parser(prog="python -m evaluators.datasets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "check",
@@ -22,11 +24,15 @@ def main(argv: list[str] | None = None) -> int:
         "or of prepared shards.",
     )
     command.add_argument(
-        "--root", type=path_argument, default="data", metavar="DIR", help="of the data sets"
+        "--root",
+        type=command_line.path_argument,
+        default="data",
+        metavar="DIR",
+        help="of the data sets",
     )
     command.set_defaults(run=_check)
     args = parser.parse_args(argv)
-    return run(args.run, args)
+    return command_line.run(args.run, args)
 
 
 def _check(args) -> None:
