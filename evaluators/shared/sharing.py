@@ -17,12 +17,12 @@ MOST_BYTES = 2**33
 
 
 class _Kept:
-    """Results by key, the one asked for last at the end, and the arrays of the models they are of,
-    so that no other array takes their identity."""
+    """Results and their bytes by key, the one asked for last at the end, and the arrays of the
+    models they are of, so that no other array takes their identity."""
 
     def __init__(self, most_bytes: int):
         self._most_bytes = most_bytes
-        self._results: dict[Hashable, Any] = {}
+        self._results: dict[Hashable, tuple[Any, int]] = {}
         self._models: dict[Hashable, list] = {}
 
     def once(self, model, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -30,17 +30,22 @@ class _Kept:
         which = tuple(map(id, arrays))
         self._models[which] = arrays
         if (which, key) in self._results:
-            result = self._results.pop((which, key))
+            found = self._results.pop((which, key))
         else:
             result = compute()
-        self._results[which, key] = result
-        while len(self._results) > 1 and self._bytes() > self._most_bytes:
+            found = result, _bytes(result)
+        self._results[which, key] = found
+        while len(self._results) > 1 and self._total() > self._most_bytes:
             del self._results[next(iter(self._results))]
-        return result
+        return found[0]
 
-    def _bytes(self) -> int:
-        arrays = (x for result in self._results.values() for x in jax.tree.leaves(result))
-        return sum(x.nbytes for x in arrays if isinstance(x, np.ndarray))
+    def _total(self) -> int:
+        return sum(size for _, size in self._results.values())
+
+
+def _bytes(result) -> int:
+    """Of the arrays in it."""
+    return sum(x.nbytes for x in jax.tree.leaves(result) if isinstance(x, np.ndarray))
 
 
 _kept: contextvars.ContextVar[_Kept | None] = contextvars.ContextVar("kept", default=None)
