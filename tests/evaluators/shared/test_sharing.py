@@ -5,6 +5,7 @@ import pytest
 
 from evaluators.shared.sharing import once, sharing
 from evaluators.shared.towers import TowersEvaluator
+from input_pipeline.records import BrokenRecordError
 from tests.evaluators.shared import toy
 
 
@@ -84,7 +85,8 @@ def test_a_set_and_a_classifier_cost_one_pass_each(monkeypatch):
 
 def test_a_record_that_does_not_fit_is_named_also_where_another_read_it():
     source = toy.ToySource({"caption": [["a"], ["b"]]}, [0, 9], class_names=["cat", "dog"])
+    model = toy.random_model()
     with sharing():
-        toy.evaluate("retrieval", source, toy.random_model(), caption_field="caption")
-        with pytest.raises(ValueError, match=r"toy-1.*label 9.*2 classes"):
-            toy.evaluate("zeroshot", source, toy.random_model())
+        toy.evaluate("retrieval", source, model, caption_field="caption")
+        with pytest.raises(BrokenRecordError, match=r"toy-1.*label 9.*2 classes"):
+            toy.evaluate("zeroshot", source, model)
