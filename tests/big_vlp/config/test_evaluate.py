@@ -211,7 +211,7 @@ def test_two_jobs_may_write_one_result(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert [p.name for p in path.parent.iterdir()] == ["1.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["1.json", "1.md"]
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):
