@@ -264,9 +264,9 @@ class Experiment:
             return None
         return _call("config.wandb", Tracker, self.wandb).of(workdir, self.as_json())
 
-    def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
-        made, averaged = {}, method.shapes[1]
-        predict_fns = method.predict_fns()  # once: jax compiles anew for each new function
+    def planned_evaluators(self, method) -> dict[str, tuple["ScheduledEvaluator", dict]]:
+        """{name: (what is scheduled, so far the evaluator's name; its own keys)}; opens no data."""
+        planned, averaged = {}, method.shapes[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
             if not isinstance(section, dict) or "evaluator" not in section:
@@ -276,21 +276,22 @@ class Experiment:
                 raise ConfigError(f"{where} needs the key 'evaluator'{meant}")
             settings = dict(section)
             schedule = {k: settings.pop(k) for k in SCHEDULE if k in settings}
-            evaluator = _call(
-                where,
-                make_evaluator,
-                settings,
-                settings.pop("evaluator"),
-                predict_fns,
-                self.preprocess_record,
-                mesh,
-            )
-            made[name] = _call(where, ScheduledEvaluator, schedule, evaluator=evaluator)
-            if made[name].weights == "averaged" and not averaged:
+            evaluator = settings.pop("evaluator")
+            scheduled = _call(where, ScheduledEvaluator, schedule, evaluator=evaluator)
+            if scheduled.weights == "averaged" and not averaged:
                 raise ConfigError(
                     f"{where}.weights is 'averaged', but method {self.method['name']!r} averages "
                     "nothing; use 'model'."
                 )
+            planned[name] = scheduled, settings
+        return planned
+
+    def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
+        made, given = {}, (method.predict_fns(), self.preprocess_record, mesh)
+        for name, (scheduled, settings) in self.planned_evaluators(method).items():
+            where = f"config.evals.{name}"
+            evaluator = _call(where, make_evaluator, settings, scheduled.evaluator, *given)
+            made[name] = dataclasses.replace(scheduled, evaluator=evaluator)
         return made
 
 

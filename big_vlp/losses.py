@@ -253,7 +253,7 @@ def cosine(x, y):
     return (x * y).sum(axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def next_tokens(hidden, head, tokens, mask):
+def next_tokens(hidden, head, params, tokens, mask):
     """Softmax loss of a language model, per row.
 
     Where the logits of a row are many they are made in blocks of positions, one after the other,
@@ -261,7 +261,7 @@ def next_tokens(hidden, head, tokens, mask):
 
     Args:
       hidden: [B, T, W], what the logits are made of.
-      head: [B, t, W] -> f32[B, t, V], any number of positions.
+      head: (params, [B, t, W]) -> f32[B, t, V], any number of positions.
       tokens: ids i32[B, T] that they predict.
       mask: bool[B, T], which of them count.
 
@@ -269,25 +269,30 @@ def next_tokens(hidden, head, tokens, mask):
       (f32[B] summed losses, i32[B] number of tokens that count).
     """
 
-    def summed(hidden, tokens, mask):
-        logits = head(hidden).astype(jnp.float32)
+    def summed(params, hidden, tokens, mask):
+        logits = head(params, hidden).astype(jnp.float32)
         is_token = jnp.arange(logits.shape[-1]) == tokens[..., None]  # compared, not scattered
         chosen = jnp.where(is_token, logits, 0).sum(axis=-1)
         loss = jax.nn.logsumexp(logits, axis=-1) - chosen
         return jnp.where(mask, loss, 0).sum(axis=1)
 
     batch, length = tokens.shape
-    vocabulary = jax.eval_shape(head, hidden[:, :1]).shape[-1]
+    vocabulary = jax.eval_shape(head, params, hidden[:, :1]).shape[-1]
     count = -(-length * vocabulary // ROW_LOGITS)
     counted = mask.sum(axis=1, dtype=jnp.int32)
     if count <= 1:
-        return summed(hidden, tokens, mask), counted
+        return summed(params, hidden, tokens, mask), counted
     size = -(-length // count)
+    # Gradients of parameters are sums over the blocks, made in fp32.
+    exact = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
 
     def blocks(x):  # [B, T, ...] -> [blocks, B, size, ...]
         x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
-    of_block = jax.checkpoint(lambda block: summed(*block), prevent_cse=False)
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block):
+        return summed(jax.tree.map(lambda x, y: x.astype(y.dtype), exact, params), *block)
+
     return jax.lax.map(of_block, tuple(map(blocks, (hidden, tokens, mask)))).sum(axis=0), counted

@@ -20,6 +20,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -164,7 +165,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     # Only now: it drops the lines of steps that will be made again.
     log = MetricLog(workdir, first_step, evaluated, live.message, tracker)
     opened.callback(log.close)
-    meter.goes_on(log.found, first_step)
+    bad_before = state["opt"]["bad_steps"]["count"]
+    meter.goes_on(log.found, first_step, int(bad_before))
     broken_records = BrokenRecords(workdir, loader, first_step, live.message)
     model = trees.merge(state["model"], state["frozen"])
     live.message(tables.parameter_table(model, optimizer.describe(model)))
@@ -189,7 +191,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
         with progress.Dispensable(os.fspath(contact_sheet), live.message):
             write_contact_sheet(contact_sheet, method, views, rows, run_key, batch_size=batch_size)
     bad_steps = BadSteps(
-        state["opt"]["bad_steps"]["count"],
+        bad_before,
         workdir,
         experiment.on_nonfinite,
         experiment.max_bad_steps,
@@ -250,7 +252,7 @@ def _run(experiment, workdir, live, opened, telling) -> None:
                 profile.dispatched(i)
                 if i % experiment.log_every_steps == 0 or i + 1 == total_steps:
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    clocked = meter.read()
+                    clocked = meter.read(int(metrics["bad_steps"]))
                     check_lease()
                     broken = broken_records.report(i, loaded)
                     took = checkpoints.seconds_of_last_save()
@@ -350,6 +352,7 @@ def announced(batches, count: int, mesh, is_time):
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' progress notes drown ours
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a profile once there are steps
     leave_out_main()
     try:
         cluster.connect_processes()

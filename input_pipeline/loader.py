@@ -268,11 +268,18 @@ def _parts(
 
 
 def _put(batch: dict[str, np.ndarray], start: int, count: int, rows: dict[str, np.ndarray]) -> int:
-    """Puts rows into a batch of `count`, from row `start` on; returns the row after them."""
+    """Puts rows into a batch of `count`, from row `start` on; returns the row after them.
+
+    Raises:
+      ValueError: they are not of the kind of the rows before.
+    """
+    if not start:
+        batch |= {name: np.empty((count, *x.shape[1:]), x.dtype) for name, x in rows.items()}
+    found, known = ({name: (x.dtype, x.shape[1:]) for name, x in y.items()} for y in (rows, batch))
+    if found != known:
+        raise ValueError(f"The views give unlike examples: {known}, and from row {start} {found}.")
     for name, value in rows.items():
-        if name not in batch:
-            batch[name] = np.empty((count, *value.shape[1:]), value.dtype)
-        np.copyto(batch[name][start : start + len(value)], value, casting="no")
+        batch[name][start : start + len(value)] = value
     return start + len(value)
 
 
@@ -295,5 +302,6 @@ def _stand_ins(seed: int, position: int, length: int) -> Iterator[int]:
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to the whole group: the parent's to act on
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # to the whole group: the parent's to act on
+        signal.signal(number, signal.SIG_IGN)
     workers.end_with_parent()

@@ -27,7 +27,7 @@ FLOORS = (
     ("storage", "telemetry"),
     ("api", "bounds", "convert"),
     ("experiment",),
-    ("command",),
+    ("command", "compiling"),
     ("compile", "evaluate", "generate", "show", "train"),
 )
 

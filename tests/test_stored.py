@@ -75,7 +75,8 @@ def test_a_record_that_has_the_activation_gives_the_same_features(tmp_path):
     assert model["image"]["activation"] == model["text"]["activation"] == "quick_gelu"
     assert "activation" not in stored.meta["preprocess"] | stored.meta["config"]["preprocess"]
     after = features_of(stored)
-    assert all(np.abs(after[name] - value).max() > 0 for name, value in before.items())
+    # The text tower is two wide: its norms leave signs, whatever the activation.
+    assert np.abs(after["image"] - before["image"]).max() > 1e-4
 
 
 def old(method, activation="quick_gelu"):

@@ -106,7 +106,7 @@ class Writer:
                 f"The tokenizer {preprocess.tokenizer!r} has {self.rows.text.vocab_size} tokens, "
                 f"the model {model.text['vocab_size']}: it is another model's."
             )
-        self._model, self._params = model, stored.load(self._mesh)
+        self._model, self._params = model, method.for_writing(stored.load(self._mesh))
         self._lora_active = method.lora_active
         self._encode = jax.jit(
             lambda params, images: model.apply(

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from big_vlp.generation.cache import Prompts, Settings, decode, prefill, split_cache
+from big_vlp.generation.cache import Prompts, Settings, decode, empty_cache, prefill
+from big_vlp.parallel import meshes
 
 NEVER = -jnp.inf  # score of what must not be chosen
 
@@ -29,10 +30,11 @@ class _Search(NamedTuple):
     """Where a search stands, with K beams a row and sequences of M tokens.
 
     open_ids, ended_ids: i32[B, K, M]; their scores f32[B, K], best first, NEVER where there is
-    none. origins: i32[B, K], which beam an open one goes on from. done: bool[B].
+    none. origins: i32[B, K], which beam an open one goes on from. done: bool[B]. written: the
+    cache of the B * K beams behind their prompts, as it was before they went on.
     """
 
-    cache: Any
+    written: Any
     open_ids: jax.Array
     open_scores: jax.Array
     origins: jax.Array
@@ -47,16 +49,14 @@ def beam_search(settings: Settings, beams: Beams, params, prompts: Prompts, feat
     count, length = beams.count, settings.max_new_tokens
     logits, position, cache = prefill(settings, params, prompts, features)
     batch = len(logits)
-    cache = split_cache(jax.tree.map(lambda a: jnp.repeat(a, count, axis=1), cache))
-    logits, position, filled = (
-        jnp.repeat(a, count, axis=0) for a in (logits, position, prompts.lengths)
-    )
+    logits, position = (jnp.repeat(a, count, axis=0) for a in (logits, position))
     ids = jnp.full((batch, count, length), settings.pad_id, jnp.int32)
     # Equal beams would stay equal: only the first one counts at the beginning.
     open_scores = jnp.full((batch, count), NEVER).at[:, 0].set(0.0)
     ended_scores = jnp.full((batch, count), NEVER)
     origins, done = jnp.zeros((batch, count), jnp.int32), jnp.zeros(batch, bool)
-    search = _Search(cache, ids, open_scores, origins, ids, ended_scores, done)
+    written = empty_cache(settings, params, batch * count)
+    search = _Search(written, ids, open_scores, origins, ids, ended_scores, done)
     search = _extend(settings, beams, search, logits, 0)
 
     def unfinished(carry):
@@ -65,12 +65,14 @@ def beam_search(settings: Settings, beams: Beams, params, prompts: Prompts, feat
 
     def body(carry):
         step, search = carry
-        rows = (jnp.arange(batch)[:, None] * count + search.origins).ravel()
-        cache = _follow(search.cache, rows, filled, length - 1)
+        written = jax.tree.map(lambda a: _follow(a, search.origins), search.written)
         last = step - 1
         token = search.open_ids[:, :, last].ravel()
-        logits, cache = decode(settings, params, cache, token, position + last, filled + last)
-        return step + 1, _extend(settings, beams, search._replace(cache=cache), logits, step)
+        logits, written = decode(
+            *(settings, params, cache, written, token, position + last, prompts.lengths, last)
+        )
+        search = search._replace(written=written)
+        return step + 1, _extend(settings, beams, search, logits, step)
 
     return jax.lax.while_loop(unfinished, body, (1, search))[1].ended_ids[:, 0]
 
@@ -80,6 +82,7 @@ def _extend(settings: Settings, beams: Beams, search: _Search, logits, step) -> 
     count = beams.count
     batch, vocab_size = len(search.done), logits.shape[-1]
     scores = jax.nn.log_softmax(logits).reshape(batch, count, vocab_size)
+    scores = meshes.keep(scores, meshes.BATCH_AXES)  # the best are chosen among a row's own
     scores = (scores + search.open_scores[..., None]).reshape(batch, -1)
     scores, index = jax.lax.top_k(scores, 2 * count)
     origins, token = index // vocab_size, index % vocab_size
@@ -97,7 +100,7 @@ def _extend(settings: Settings, beams: Beams, search: _Search, logits, step) -> 
     ended_ids = _take(jnp.concatenate([search.ended_ids, ids], axis=1), order)
 
     done = search.done | (open_scores[:, 0] / by_length <= ended_scores[:, -1])
-    return _Search(search.cache, open_ids, open_scores, origins, ended_ids, ended_scores, done)
+    return _Search(search.written, open_ids, open_scores, origins, ended_ids, ended_scores, done)
 
 
 def _take(beams, index):
@@ -105,9 +108,7 @@ def _take(beams, index):
     return jax.vmap(lambda row, index: row[index])(beams, index)
 
 
-def _follow(cache, rows, start, length: int):
-    """The cache after row i went on from `rows[i]`, whose prompt is the same: only `length`
-    positions from `start` i32[B] move."""
-    own = jnp.arange(len(rows))[:, None]
-    span = start[:, None] + jnp.arange(length)
-    return jax.tree.map(lambda a: a.at[:, own, span].set(a[:, rows[:, None], span]), cache)
+def _follow(cache, origins):
+    """A cache [L, B * K, ...] after the beams went on from `origins` i32[B, K] of the same row."""
+    beams = cache.reshape(len(cache), *origins.shape, *cache.shape[2:])
+    return jax.vmap(_take, (0, None))(beams, origins).reshape(cache.shape)

@@ -1,19 +1,20 @@
-"""Prompts and the cache of a generation: what `sampling` and `beams` share."""
+"""Prompts and the cache of a generation: what `sampling` and `beams` share.
 
-import math
+The cache has two parts, each of its final length from the start. That of the prompts is written
+once and then only read; that of what is written behind them takes one more position of every row
+with each step.
+"""
+
 from typing import NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from big_vlp import trees
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layout import LANGUAGE, PADDING, VISION, is_static, pad_right, position_ids
-from big_vlp.models.llama import extend_cache
-from big_vlp.parallel.meshes import BATCH_AXES
 
 
 class Settings(NamedTuple):
@@ -68,8 +69,7 @@ def prefill(settings: Settings, params, prompts: Prompts, features):
     """Reads the prompts.
 
     Returns:
-      (logits f32[B, V], position ids i32[B]) of each row's first new token, and the cache with room
-      for all new tokens but the last, which nobody reads.
+      (logits f32[B, V], position ids i32[B]) of each row's first new token, and the prompts' cache.
     """
     tokens, types, positions, lengths = prompts
     logits, cache = settings.model.apply(
@@ -77,28 +77,20 @@ def prefill(settings: Settings, params, prompts: Prompts, features):
         *(tokens, types, lengths, features, settings.layout, positions),
         method="prefill",
     )
-    cache = extend_cache(cache, tokens.shape[1] + settings.max_new_tokens - 1)
     last = jnp.take_along_axis(positions, lengths[:, None] - 1, axis=1)[:, 0]
-    return logits, last + 1, split_cache(cache)
+    return logits, last + 1, cache
 
 
-def decode(settings: Settings, params, cache, token, position, filled):
-    """(logits f32[B, V], cache) behind one more token of each row, see `CogVLM.decode`."""
-    logits, cache = settings.model.apply(
-        trees.variables(params), cache, token, position, filled, method="decode"
-    )
-    return logits, split_cache(cache)
+def empty_cache(settings: Settings, params, rows: int):
+    """A cache for what is written in so many rows: all but the last token, which nobody reads."""
+    length = max(settings.max_new_tokens - 1, 1)
+    return settings.model.apply(trees.variables(params), rows, length, method="empty_cache")
 
 
-def split_cache(cache):
-    """Has the compiler split a cache [L, B, S, K, D] over the ambient mesh, if there is one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return cache
-    _, batch, _, heads, _ = cache["key"].shape
-    rows = BATCH_AXES if batch % math.prod(mesh.shape[a] for a in BATCH_AXES) == 0 else None
-    spec = PartitionSpec(None, rows, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, spec), cache)
+def decode(settings: Settings, params, prompts, written, token, position, lengths, step):
+    """(logits f32[B, V], `written`) behind one more token of each row, see `Llama.decode`."""
+    args = prompts, written, token, position, lengths, step
+    return settings.model.apply(trees.variables(params), *args, method="decode")
 
 
 def _check(types: np.ndarray, features, layout: str) -> None:

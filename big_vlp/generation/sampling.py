@@ -1,25 +1,31 @@
 """Text from a CogVLM: greedy, sampled, or by beam search, over a cache of keys and values.
 
 `generate` writes for a batch of prompts of different lengths in one compiled program, `stream` the
-same token by token; `predict_fn` is what evaluators call. An ambient mesh
-(`jax.set_mesh`) splits the cache: rows over data and fsdp, heads over tensor, if these divide.
+same token by token. An ambient mesh (`jax.set_mesh`) splits the cache: rows over data and fsdp,
+heads over tensor, if these divide. Weights stay where they are while tokens are written: what
+travels are the few rows.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp import trees
-from big_vlp.augment.photometric import normalise
 from big_vlp.generation.beams import Beams, beam_search
-from big_vlp.generation.cache import Prompts, Settings, decode, hashable, make_prompts, prefill
+from big_vlp.generation.cache import (
+    Prompts,
+    Settings,
+    decode,
+    empty_cache,
+    hashable,
+    make_prompts,
+    prefill,
+)
 from big_vlp.models.cogvlm import CogVLM
-from input_pipeline.views.cogvlm import Rows
 
 
 class Sampling(NamedTuple):
@@ -41,15 +47,14 @@ Strategy = Sampling | Beams | None  # None is greedy
 
 
 class _State(NamedTuple):
-    """Rows that each hold one new token, not yet in the cache.
+    """Rows that each hold one new token, not yet in the cache of what is written.
 
-    token, position (its id), filled (positions of the cache): i32[B]. done: bool[B].
+    token, position (its id): i32[B]. done: bool[B].
     """
 
-    cache: Any
+    written: Any
     token: jax.Array
     position: jax.Array
-    filled: jax.Array
     done: jax.Array
 
 
@@ -122,49 +127,16 @@ def stream(
     settings = Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
 
     def run():
-        state = _first(settings, params, prompts, features, strategy, key)
+        cache, state = _first(settings, params, prompts, features, strategy, key)
         yield np.asarray(state.token)
         for step in range(1, max_new_tokens):
             if state.done.all():
                 return
-            state = _next(settings, params, state, step, strategy, key)
+            given = settings, params, cache, prompts.lengths
+            state = _next(*given, state, step, strategy, key)
             yield np.asarray(state.token)
 
     return run()
-
-
-def predict_fn(
-    method, rows: Rows, max_new_tokens: int, beams: Beams | None = None, layout: str = "static"
-) -> Callable:
-    """What evaluators call `generate`: greedy, or beam search.
-
-    Args:
-      method: has `network`, the model, and `preprocess`.
-      rows: what lays out the batches.
-      layout: of the batches; `rows` gives static ones.
-
-    Returns:
-      fn(params, {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]}) ->
-      i32[B, max_new_tokens], see `generate`.
-    """
-    model, preprocess = method.network, method.preprocess
-
-    def fn(params, batch):
-        images = normalise(batch["images"], preprocess.mean, preprocess.std)
-        return generate(
-            model,
-            params,
-            batch["tokens"],
-            batch["token_types"],
-            model.apply(trees.variables(params), images, method="encode_images"),
-            max_new_tokens=max_new_tokens,
-            eos_id=rows.text.eos_id,
-            pad_id=rows.text.pad_id,
-            strategy=beams,
-            layout=layout,
-        )
-
-    return fn
 
 
 def choose(logits, sampling: Sampling | None, keys) -> jax.Array:
@@ -186,7 +158,7 @@ def choose(logits, sampling: Sampling | None, keys) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _write(settings: Settings, params, prompts: Prompts, features, sampling, key):
-    state = _begin(settings, params, prompts, features, sampling, key)
+    cache, state = _begin(settings, params, prompts, features, sampling, key)
     shape = len(state.token), settings.max_new_tokens
     ids = jnp.full(shape, settings.pad_id, jnp.int32).at[:, 0].set(state.token)
 
@@ -196,30 +168,33 @@ def _write(settings: Settings, params, prompts: Prompts, features, sampling, key
 
     def body(carry):
         step, state, ids = carry
-        state = _advance(settings, params, state, step, sampling, key)
+        state = _advance(settings, params, cache, prompts.lengths, state, step, sampling, key)
         return step + 1, state, ids.at[:, step].set(state.token)
 
     return jax.lax.while_loop(unfinished, body, (1, state, ids))[-1]
 
 
-def _begin(settings: Settings, params, prompts: Prompts, features, sampling, key) -> _State:
-    """Reads the prompts and chooses the first tokens."""
+def _begin(settings: Settings, params, prompts: Prompts, features, sampling, key):
+    """Reads the prompts and chooses the first tokens: (the prompts' cache, _State)."""
     logits, position, cache = prefill(settings, params, prompts, features)
     token = choose(logits, sampling, _row_keys(sampling, key, len(logits), 0))
-    return _State(cache, token, position, prompts.lengths, token == settings.eos_id)
+    written = empty_cache(settings, params, len(token))
+    return cache, _State(written, token, position, token == settings.eos_id)
 
 
-def _advance(settings: Settings, params, state: _State, step, sampling, key) -> _State:
+def _advance(
+    settings: Settings, params, cache, lengths, state: _State, step, sampling, key
+) -> _State:
     """Chooses token number `step` of each row; `pad_id` where the row is done."""
-    logits, cache = decode(settings, params, state.cache, state.token, state.position, state.filled)
+    last = state.written, state.token, state.position
+    logits, written = decode(settings, params, cache, *last, lengths, step - 1)
     token = choose(logits, sampling, _row_keys(sampling, key, len(logits), step))
     token = jnp.where(state.done, settings.pad_id, token)
-    done = state.done | (token == settings.eos_id)
-    return _State(cache, token, state.position + 1, state.filled + 1, done)
+    return _State(written, token, state.position + 1, state.done | (token == settings.eos_id))
 
 
 _first = jax.jit(_begin, static_argnums=0)
-_next = jax.jit(_advance, static_argnums=0, donate_argnums=2)
+_next = jax.jit(_advance, static_argnums=0, donate_argnames="state")
 
 
 def _row_keys(sampling: Sampling | None, key, batch: int, step):

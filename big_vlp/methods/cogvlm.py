@@ -2,17 +2,17 @@
 
 import contextlib
 import dataclasses
-import functools
+import re
 
 import jax
 import jax.numpy as jnp
 
 from big_vlp import losses, trees
 from big_vlp.augment.photometric import normalise
-from big_vlp.generation.sampling import predict_fn
+from big_vlp.generation.answers import Generate
 from big_vlp.methods.shared import base
 from big_vlp.methods.shared.accumulate import sum_over_micro_batches
-from big_vlp.methods.shared.base import compute_dtype
+from big_vlp.methods.shared.base import compute_dtype, in_compute_dtype
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.models.layers import axes
@@ -164,12 +164,16 @@ class Method(base.Method):
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
             return hidden[:, start - 1 : -1], image_loss
 
-        variables = trees.variables(model)
         with self.lora_active():
-            hidden, image_loss = self.network.apply(variables, method=run)
-            head = functools.partial(self.network.apply, variables, method="logits")
+            hidden, image_loss = self.network.apply(trees.variables(model), method=run)
             predicted, counted = tokens[:, start:], rows["loss_mask"][:, start:]
-            text_loss = losses.next_tokens(hidden, head, predicted, counted)
+            of_head, others = trees.split(model, lambda path: path.startswith("language/head/"))
+
+            def logits(of_head, hidden):
+                variables = trees.variables(trees.merge(of_head, others))
+                return self.network.apply(variables, hidden, method="logits")
+
+            text_loss = losses.next_tokens(hidden, logits, of_head, predicted, counted)
         return *text_loss, image_loss
 
     def lora_active(self):
@@ -180,6 +184,21 @@ class Method(base.Method):
         """The model with what LoRA learnt in its kernels, and without LoRA's factors. In bf16 the
         smallest changes are rounded away."""
         return model if self.lora is None else Lora(**self.lora).merge(model)
+
+    def for_writing(self, model):
+        """The model with what every new token goes through in the compute dtype. LoRA's factors
+        stay apart: in bf16 kernels the smallest changes would be rounded away.
+
+        The image tower and the visual experts, which read a prompt once, are the same arrays, and
+        so is what needs no change; every other array lies on the devices as the one it replaces.
+        """
+
+        def every_token(path):
+            return re.match("language/(?!blocks/vision/)", path)
+
+        used, others = trees.split(model, every_token)
+        used = in_compute_dtype(used, self.dtype, ("kernel", "embedding"))
+        return trees.merge(used, others)
 
     def model_images(self, batch, keys):
         if "images" not in batch:
@@ -197,14 +216,9 @@ class Method(base.Method):
 
     def predict_fns(self):
         """`token_losses` and `generate` (greedy), see `evaluators.shared.base`."""
-        rows = Rows.of(self.preprocess)
-        write = predict_fn(self, rows, self.max_new_tokens, layout=self.layout)
-
-        def generate(model, batch):
-            with self.lora_active():
-                return write(model, batch)
-
         return {
             "token_losses": lambda model, batch: self._row_losses(model, batch)[:2],
-            "generate": generate,
+            "generate": Generate(
+                self, Rows.of(self.preprocess), self.max_new_tokens, layout=self.layout
+            ),
         }

@@ -119,7 +119,6 @@ class Method(pairs.PairMethod):
         teacher = trees.merge(averaged, frozen)
         features = self.features(student, teacher, batch, rng)
         num_global = batch["global_images"].shape[1]
-        local = batch["tokens"][:, num_global:].reshape(-1, batch["tokens"].shape[2])
         scale = jnp.exp(student["logit_scale"])
         distill_scale = jnp.exp(student["distill_logit_scale"])
         loss, terms = losses.cosmos_losses(*features, scale, distill_scale, num_global)
@@ -128,7 +127,7 @@ class Method(pairs.PairMethod):
             "distill_loss": terms["distill"],
             "logit_scale": scale,
             "distill_logit_scale": distill_scale,
-            **pairs.text_metrics(self, local),
+            **pairs.text_metrics(self, batch["tokens"][:, num_global:]),
         }
         return loss, (statistics, metrics)
 

@@ -2,10 +2,10 @@
 blocks have visual experts. CogVLM2 is the same with other sizes, and any ViT can be the tower."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp
+from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import layer_norm
@@ -45,7 +45,7 @@ class Adapter(nn.Module):
 
     def project(self, x):
         """[B, N, W] -> [B, N, D]."""
-        return self.mlp(jax.nn.gelu(self.norm(self.linear(x)), approximate=False))
+        return self.mlp(gelu(self.norm(self.linear(x))))
 
     def __call__(self, x):
         """[B, N, W] -> [B, N + 2, D]."""
@@ -186,8 +186,7 @@ class CogVLM(Network):
           dropout_keys: see `Llama`.
 
         Returns:
-          ([B, T, D] after the final norm, cache or None); the cache is {"key", "value"} [L, B, T,
-          kv_heads, head_dim].
+          ([B, T, D] after the final norm, cache of `Llama.empty_cache` or None).
         """
         if positions is None:
             positions = position_ids(types)
@@ -227,9 +226,13 @@ class CogVLM(Network):
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
         return self.logits(last), cache
 
-    def decode(self, cache, token, position, lengths):
+    def decode(self, *args):
         """One more token of each row; as `Llama.decode`."""
-        return self.language.decode(cache, token, position, lengths)
+        return self.language.decode(*args)
+
+    def empty_cache(self, rows: int, length: int):
+        """As `Llama.empty_cache`."""
+        return self.language.empty_cache(rows, length)
 
     def __call__(self, images, tokens, types, layout="general"):
         """Logits f32[B, T, vocab_size]; creates every parameter. Arguments as above, images

@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.layers.activations import silu
 from big_vlp.models.layers.attention import attention, attention_over_cache, drop, fold_in
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.remat import named
 from big_vlp.models.layers.rope import rotate
 from big_vlp.models.layers.transformer import normal
+from big_vlp.parallel import meshes
 
 EXPERT_PARTS = ("qkv", "out", "mlp")
 INIT = normal(0.02)
@@ -97,7 +99,7 @@ class GatedMlp(nn.Module):
             nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init
         )
         gate, up = named([dense(self.mlp_dim, name=name)(x) for name in ("gate", "up")], "hidden")
-        return dense(x.shape[-1], name="down")(jax.nn.silu(gate) * up)
+        return dense(x.shape[-1], name="down")(silu(gate) * up)
 
 
 class Expert(nn.Module):
@@ -201,10 +203,24 @@ class DecoderBlock(nn.Module):
         added = self._part("mlp", route, tuple(map(self.norm2, streams)))
         return tuple(map(jnp.add, streams, added)), (key, value)
 
-    def decode(self, x, angles, cache, lengths):
-        """As `__call__` for one new language token [B, 1, W] behind a cache (key, value)."""
-        query, key, value = self.language.part("qkv", self.norm1(x))
+    def decode(self, x, angles, prompts, written, lengths, step):
+        """As `__call__` for one new language token [B, 1, W] of each row; see `Llama.decode`.
+
+        On a mesh a kernel stays in its parts, whichever axis they split: the few rows go to it. All
+        of them are on every device of "fsdp", but in attention, whose caches are split by rows.
+
+        Args:
+          prompts, written: {"key", "value"} of this block: [P, S, K, D], [B, N, K, D].
+        """
+
+        def whole(heads):
+            return meshes.keep(heads, "data", None, "tensor")
+
+        # Not by rows at once: the compiler would bring the kernel to the rows.
+        query, key, value = map(whole, self.language.part("qkv", self.norm1(x)))
         query, key = rotate(query, angles), rotate(key, angles)
-        heads = attention_over_cache(query, key, value, *cache, lengths)
-        x = x + self.language.part("out", heads)
-        return x + self.language.part("mlp", self.norm2(x)), (key, value)
+        caches = ((cache["key"], cache["value"]) for cache in (prompts, written))
+        heads = attention_over_cache(query, key, value, *caches, lengths, step)
+        x = meshes.keep(x + self.language.part("out", whole(heads)), "data")
+        x = meshes.keep(x + self.language.part("mlp", self.norm2(x)), "data")
+        return x, {"key": key, "value": value}

@@ -135,7 +135,7 @@ class Llama(nn.Module):
           positions: ids i32[B, T].
           route: which tokens the visual experts handle, see `Route`.
           spans: which tokens see later ones, too, see `attention`; None: none do.
-          keep_cache: else the cache is None; it is {"key", "value"} [L, B, T, K, D].
+          keep_cache: else the cache is None; it is that of `empty_cache`, filled.
           dropout_keys: for training, a key a row, see `attention.drop`; None: without dropout.
         """
         use_dropout = self.dropout > 0 and dropout_keys is not None
@@ -154,28 +154,33 @@ class Llama(nn.Module):
 
             def run(streams, params, number):
                 of_layer = fold_in(dropout, number)
-                streams, cache = block.apply(
+                streams, (key, value) = block.apply(
                     {"params": params}, streams, angles, route, spans, of_layer
                 )
-                kept = {"key": cache[0], "value": cache[1]} if keep_cache else {}
-                return streams, kept | ({"x": together(route, streams)} if keep_outputs else {})
+                return streams, {"key": key, "value": value} if keep_cache else None
 
             return rematerialised(run, self.remat, self.unroll)
 
         with_expert, without = layer(self.expert_parts), layer(())
 
-        def group(streams, params):
-            shared, numbers, experts = params
+        def group(carry, params):
+            (streams, cache), (shared, numbers, experts) = carry, params
             outputs = []
             layers = unstack((shared, numbers), self.expert_every)
             for i, (of_layer, number) in enumerate(layers):
                 streams = tuple(map(meshes.keep_over_batch, streams))
                 if i == 0:
-                    streams, output = with_expert(streams, of_layer | experts, number)
+                    streams, new = with_expert(streams, of_layer | experts, number)
                 else:
-                    streams, output = without(streams, of_layer, number)
-                outputs.append(output)
-            return streams, jax.tree.map(lambda *pieces: jnp.stack(pieces), *outputs)
+                    streams, new = without(streams, of_layer, number)
+                if keep_cache:
+                    cache = jax.tree.map(
+                        lambda a, b, at=number: jax.lax.dynamic_update_index_in_dim(a, b, at, 0),
+                        *(cache, new),
+                    )
+                if keep_outputs:
+                    outputs.append(together(route, streams))
+            return (streams, cache), jnp.stack(outputs) if keep_outputs else None
 
         groups = self.layers // self.expert_every
         experts = {name: value for name, value in self.blocks.items() if name == "vision"}
@@ -183,50 +188,57 @@ class Llama(nn.Module):
             lambda a: a.reshape(groups, self.expert_every, *a.shape[1:]),
             (self._shared, jnp.arange(self.layers)),
         )
-        streams = apart(route, x)
-        streams, outputs = run_blocks(group, streams, (*grouped, experts), groups, self.unroll)
-        outputs = jax.tree.map(lambda a: a.reshape(self.layers, *a.shape[2:]), outputs)
+        carry = apart(route, x), self.empty_cache(*x.shape[:2]) if keep_cache else None
+        inputs = (*grouped, experts)
+        (streams, cache), outputs = run_blocks(group, carry, inputs, groups, self.unroll)
         if keep_outputs:
-            self.sow("intermediates", "block_outputs", outputs.pop("x"))
-        return self.norm(together(route, streams)), outputs or None
+            outputs = outputs.reshape(self.layers, *outputs.shape[2:])
+            self.sow("intermediates", "block_outputs", outputs)
+        return self.norm(together(route, streams)), cache
+
+    def empty_cache(self, rows: int, length: int):
+        """{"key", "value"}: zeros [L, rows, length, K, D], split over an ambient mesh by rows and
+        heads where it divides these."""
+        kv_heads = self.kv_heads or self.heads
+        shape = (self.layers, rows, length, kv_heads, self.width // self.heads)
+        return {
+            name: meshes.keep(jnp.zeros(shape, self.dtype), None, meshes.BATCH_AXES, None, "tensor")
+            for name in ("key", "value")
+        }
 
     def logits(self, x):
         """[..., W] after the final norm -> f32[..., vocab_size]."""
         return self.head(x)
 
-    def decode(self, cache, token, position, lengths):
-        """One step of generation.
+    def decode(self, prompts, written, token, position, lengths, step):
+        """One step of generation. The prompts' cache is only read; the other is for new tokens.
 
         Args:
-          cache: {"key", "value"} [L, B, S, K, D], S > lengths.
+          prompts: {"key", "value"} [L, P, S, K, D], where P divides B: B / P consecutive rows go on
+            from the same prompt.
+          written: of `empty_cache`, [L, B, N, K, D]; all rows have filled `step` positions of N.
           token: ids i32[B], language.
           position: its position id i32[B].
-          lengths: i32[B], filled positions of each row's cache; the token's key goes behind them.
+          lengths: i32[P], without padding, of each prompt.
+          step: i32[], below N.
 
         Returns:
-          (logits of the next token f32[B, vocab_size], cache with this token).
+          (logits of the next token f32[B, vocab_size], `written` with this token).
         """
         block, angles = self._block(()), self._angles(position[:, None])
 
         def body(x, inputs):
-            params, key, value = inputs
+            params, *caches = inputs
             return block.apply(
-                {"params": params}, x, angles, (key, value), lengths, method="decode"
+                {"params": params}, x, angles, *caches, lengths, step, method="decode"
             )
 
-        x = self.embed(token[:, None])
-        inputs = (self._shared, cache["key"], cache["value"])
-        x, (key, value) = run_blocks(body, x, inputs, self.layers, self.unroll)
-        rows = jnp.arange(token.shape[0])
-        cache = {
-            name: cache[name].at[:, rows, lengths].set(new[:, :, 0])
-            for name, new in (("key", key), ("value", value))
-        }
-        return self.logits(self.norm(x))[:, 0], cache
-
-
-def extend_cache(cache, length: int):
-    """A cache [L, B, T, K, D] with room for `length` positions."""
-    return jax.tree.map(
-        lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, length - a.shape[2]), (0, 0), (0, 0))), cache
-    )
+        x = meshes.keep(self.embed(token[:, None]), "data")
+        inputs = (self._shared, prompts, written)
+        x, new = run_blocks(body, x, inputs, self.layers, self.unroll)
+        written = jax.tree.map(
+            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, step, axis=2), written, new
+        )
+        # By tokens, as the kernel of the last layer is, which stays where it is.
+        logits = self.logits(meshes.keep(self.norm(x), "data"))[:, 0]
+        return meshes.keep(logits, "data", ("fsdp", "tensor")), written

@@ -59,7 +59,8 @@ class Feed:
     def _run(self, sizes: Iterable[int], mesh: Mesh) -> None:
         try:
             for size in sizes:
-                rows = next(self._loaded)
+                if (rows := next(self._loaded, None)) is None:
+                    raise RuntimeError("The loader has ended before the plan.")
                 self._room.acquire()
                 if self._stopped:
                     return

@@ -89,6 +89,11 @@ def _laid_out(sizes: tuple[int, int, int], devices) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -104,10 +109,32 @@ def keep_over_batch(x):
     Where parameters are split, it could as well split the activations by features and hold the
     whole batch. Without an ambient mesh, or where the axis does not divide, `x` is left alone.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    if not over_devices(len(x)):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def over_devices(rows: int) -> int:
+    """Over how many parts of the ambient mesh, data and fsdp, so many rows can be split; 0: they
+    cannot, or there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 0 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return 0 if parts and rows % parts else parts
+
+
+def keep(x, *axes):
+    """Tells the compiler over which mesh axes each axis of `x` stays split: a name, several, or
+    None; those that are not given are not split, nor those that the mesh does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+
+    def divides(names, length):
+        names = (names,) if isinstance(names, str) else names or ()
+        return length % math.prod(mesh.shape[name] for name in names) == 0
+
+    spec = (names if divides(names, length) else None for names, length in zip(axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 @functools.lru_cache(maxsize=64)  # asked for with every batch
@@ -119,7 +146,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     Raises:
       ValueError: the batch cannot be split evenly.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ValueError(
             f"A batch of {batch_size} cannot be split over data * fsdp = {parts} devices; make it "

@@ -32,7 +32,8 @@ def open_compile_cache() -> None:
     They lie where JAX_COMPILATION_CACHE_DIR says, on a disk or in a bucket; nowhere where it says
     "off"; by default in `$XDG_CACHE_HOME/big_vlp/compiled`, else in `~/.cache`, in a folder for
     this kind of CPU: programs for a CPU may use what another one lacks. Where that cannot be
-    written, a line says so.
+    written, a line says so. A run of several processes has no default: hosts may have a home each,
+    where one finds what the others compile, and there are programs that GPUs compile together.
 
     JAX reads and writes there by itself, process 0 alone writes, and a failure later on is a
     warning: the program is compiled again.
@@ -45,7 +46,7 @@ def open_compile_cache() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if not given:
-        given = _own_directory()
+        given = None if jax.distributed.is_initialized() else _own_directory()
         if given is None:
             return
         jax.config.update("jax_compilation_cache_dir", given)
@@ -64,14 +65,24 @@ def open_compile_cache() -> None:
     jax.config.update(_OF_XLA, "")
 
 
+def users_cache(*names: str) -> Path:
+    """The folder `$XDG_CACHE_HOME/big_vlp/NAMES`, else in `~/.cache`, made if missing.
+
+    Raises:
+      OSError: it cannot be written; RuntimeError: nobody knows the home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home, "big_vlp", *names)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+    return directory
+
+
 def _own_directory() -> str | None:
     """The user's, made if missing; None, and a logged line, where it cannot be written."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(home) / "big_vlp" / "compiled" / _kind_of_cpu()
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        directory = users_cache("compiled", _kind_of_cpu())
     except (OSError, RuntimeError) as error:  # the latter where nobody knows the home
         logging.warning(
             "Compiled programs are not kept (%s). %s names another place, or %r for none.",

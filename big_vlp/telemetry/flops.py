@@ -1,73 +1,44 @@
-"""FLOPs that a model needs, and that a device can do."""
+"""FLOPs that a model needs."""
 
 import dataclasses
-import re
 import threading
 
 import jax
 from absl import logging
 
-from big_vlp.run import products, step
-
-# Dense TFLOP/s of one device by what jax calls its kind, the first that fits: (bf16, fp32). From
-# the makers' data sheets: NVIDIA's of H100, H200, A100, L40S, HGX B200 and GB200, half of what is
-# given "with sparsity"; Google's "system architecture" pages of Cloud TPU.
-_PEAKS = (
-    ("H100 PCIe", 756.0, 51.0),
-    ("H100 NVL|H200 NVL", 835.0, 60.0),
-    ("H100|H200|GH200", 989.4, 66.9),
-    ("A100", 312.0, 19.5),
-    ("L40S", 362.0, 91.6),
-    ("GB200", 2500.0, 80.0),
-    ("B200", 2250.0, 75.0),
-    ("TPU v4", 275.0, None),
-    ("TPU v5 ?(lite|e)", 197.0, None),
-    ("TPU v5", 459.0, None),
-    ("TPU v6", 918.0, None),
-)
-
-
-def peak_tflops(kind: str, dtype: str = "bfloat16") -> float | None:
-    """Dense TFLOP/s of a device of this kind in "bfloat16", "float16" or full-precision "float32";
-    None where it is not known."""
-    for pattern, half, single in _PEAKS:
-        if re.search(pattern, kind):
-            return single if dtype == "float32" else half
-    return None
+from big_vlp.run import step
+from big_vlp.telemetry import products
+from big_vlp.telemetry.devices import peak_tflops
 
 
 def flops_per_sample(experiment, image_size: int | None = None) -> float:
-    """FLOPs of a training step as the model needs them, without recomputation.
-
-    Counted on the program of one device with every block written out: a loop counts once.
+    """FLOPs of the products of a training step as the model needs them, without recomputation.
 
     Args:
       experiment: an `Experiment`.
       image_size: default: the recipe's.
     """
-    method = as_needed(experiment.make_method(), unroll=True)
-    train_step, arguments = _on_one_device(experiment, method, image_size)
-    cost = jax.jit(train_step).lower(*arguments).cost_analysis()
-    return cost["flops"] / experiment.global_batch
+    return products_per_sample(experiment, as_needed(experiment.make_method()), image_size)
 
 
-def products_per_sample(experiment, method) -> float:
-    """FLOPs of the products alone of a training step with this method, recomputation included.
+def products_per_sample(experiment, method, image_size: int | None = None) -> float:
+    """FLOPs of the products of a training step with this method, recomputation included, but for
+    that of attention.
 
     Args:
       method: the experiment's, or what else it may run with.
     """
-    train_step, arguments = _on_one_device(experiment, method)
+    train_step, arguments = _on_one_device(experiment, method, image_size)
     return products.flops(train_step, *arguments) / experiment.global_batch
 
 
-def as_needed(method, **more):
-    """The method without what computes things twice to save memory, and with `more`, where it has
-    such fields."""
-    return _with(method, remat=None, accumulate_steps=1, **more)
+def as_needed(method):
+    """The method without what computes things twice to save memory, where it has such fields."""
+    return with_settings(method, remat=None, accumulate_steps=1)
 
 
-def _with(method, **given):
+def with_settings(method, **given):
+    """The method with these values of fields, where it has such fields."""
     fields = {field.name for field in dataclasses.fields(method)}
     return dataclasses.replace(method, **{k: v for k, v in given.items() if k in fields})
 
@@ -75,7 +46,7 @@ def _with(method, **given):
 def _on_one_device(experiment, method, image_size: int | None = None):
     """(a training step, its abstract arguments), with XLA's attention: calls of other kernels count
     nothing."""
-    method = _with(method, attention="xla")
+    method = with_settings(method, attention="xla")
     optimizer = experiment.make_optimizer(method)
     state = jax.eval_shape(step.make_init(method, optimizer), jax.random.key(0))
     image_size = image_size or experiment.preprocess_record.image_size
@@ -85,9 +56,18 @@ def _on_one_device(experiment, method, image_size: int | None = None):
 
 def abstract_batch(experiment, image_size: int, size: int, placement=None) -> dict:
     """Shapes of a global batch of so many examples, its text whole."""
+    return abstract_rows(experiment.make_views(image_size).spec(), size, placement)
+
+
+def abstract_rows(row: dict, size: int, placement=None) -> dict:
+    """Shapes of so many rows.
+
+    Args:
+      row: name -> (shape, dtype) of one.
+    """
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=placement)
-        for name, (shape, dtype) in experiment.make_views(image_size).spec().items()
+        for name, (shape, dtype) in row.items()
     }
 
 

@@ -16,7 +16,14 @@ _BYTES = {"pred": 1, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _START = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|\w+_computation)=\{?([^,}]*)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|branch_computations|\w+_computation)=(\{[^}]*\}|[^\s,]*)"
+)
+# What devices send each other takes other paths than those to their memories.
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|"
+    r"collective-broadcast)(-start|-done)?$"
+)
 # Of no work of their own; asynchronous copies and slices run beside the products.
 _FREE = frozenset(
     (
@@ -27,6 +34,8 @@ _FREE = frozenset(
     )
 )
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
+# Of queries and keys, or their like, for each head; blocks that a mask leaves out count as well.
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
@@ -59,7 +68,8 @@ class Instruction:
 
     def called(self) -> list[str]:
         lists = _CALLED.findall(self.attributes.split("metadata=")[0])
-        return [name.strip().lstrip("%") for found in lists for name in found.split(",")]
+        names = (name for found in lists for name in found.strip("{}").split(","))
+        return [name.strip().lstrip("%") for name in names]
 
     def numbers(self, name: str) -> list[int]:
         """The attribute `name={1,2}`."""
@@ -119,9 +129,9 @@ class Program:
         computation = self._computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
-            if opcode in _FREE or any(
-                f'"{name}"' in instruction.attributes for name in _FREE_CALLS
-            ):
+            if opcode in _FREE or _COLLECTIVE.match(opcode):
+                continue
+            if any(f'"{call}"' in instruction.attributes for call in _FREE_CALLS):
                 continue
             if opcode == "while":
                 turns = times * self._turns(instruction)
@@ -301,6 +311,10 @@ def _of_kernel(instruction: Instruction, computation: Computation) -> float:
     said = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
     if said:
         return float(said[1])
+    if kind := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", instruction.name):  # it does not say
+        arrays = [computation[name].arrays[0][1] for name in instruction.operands]
+        query, key = [shape for shape in arrays if len(shape) == 4][:2]  # [B, H, T or S, D]
+        return 2.0 * _SPLASH_PRODUCTS[kind[1]] * math.prod(query) * key[2]
     contracted = re.search(r'"lhs_contracting_dimensions":\["(\d+)"', instruction.attributes)
     if contracted and "gemm" in instruction.attributes:
         left = computation[instruction.operands[0]].arrays[0][1]

@@ -95,7 +95,7 @@ class Meter:
         self._spent: Counter[str] = Counter()
         self._asked = self._given = self._resumed = self._last_end = 0.0
         self._compiled_before = self._compiled_reported = 0.0
-        self._productive, self._first_start = 0.0, now()
+        self._productive, self._refused, self._first_start = 0.0, 0, now()
         self._dispatched: queue.Queue = queue.Queue()
         self._thread = threading.Thread(target=self._watch, name="meter", daemon=True)
 
@@ -109,10 +109,15 @@ class Meter:
         self._dispatched.put(None)
         self._thread.join(1)  # it has nothing to wait for, unless a device stands still
 
-    def goes_on(self, lines: Iterable[Mapping], first_step: int) -> None:
+    def goes_on(self, lines: Iterable[Mapping], first_step: int, refused: int) -> None:
         """Takes the lines of the log that a run goes on from, those of steps to be made again too:
         goodput is of the time since the first start. Steps after the last line that stays count as
-        much as those before it."""
+        much as those before it.
+
+        Args:
+          refused: updates that the state has counted.
+        """
+        self._refused = refused
         lines = [line for line in lines if "run_seconds" in line["values"]]
         if not lines:
             return
@@ -159,9 +164,13 @@ class Meter:
         self._steps.append(step)
         self._dispatched.put((step, output))
 
-    def read(self) -> dict[str, float]:
+    def read(self, refused: int) -> dict[str, float]:
         """The values of a training line, `CLOCKED`, over the steps since the last reading; waits
-        for the last step. What is not known, or took no time, is left out."""
+        for the last step. What is not known, or took no time, is left out.
+
+        Args:
+          refused: updates that the state has counted.
+        """
         self._dispatched.join()
         steps, self._steps = self._steps, []
         seconds, waited = [], 0.0
@@ -171,7 +180,8 @@ class Meter:
             seconds.append(took)
             waited += wait
         total = sum(seconds) or 1e-9
-        self._productive += total - waited
+        self._productive += (total - waited) * (1 - (refused - self._refused) / len(steps))
+        self._refused = refused
         median, most = np.percentile(seconds, [50, 90])
         run_seconds = max(self._now() - self._first_start, 1e-9)
         compiled, before = self._compiling.seconds(), self._compiled_reported

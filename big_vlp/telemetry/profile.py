@@ -51,12 +51,14 @@ class Profile:
         return self
 
     def close(self) -> None:
-        """Listens no more, if the main thread asks; a trace that is not complete is dropped."""
+        """Listens no more, if the main thread asks. A trace that is not complete is dropped, which
+        it says."""
         if self._made is not None:
             with self._dispensable:
                 jax.profiler.stop_trace()
             shutil.rmtree(self._made, ignore_errors=True)
             self._made = None
+            self._say(f"The profile is dropped: the run ended before step {self._last}.")
         if threading.current_thread() is threading.main_thread() and self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None

@@ -6,26 +6,10 @@ after the other. What devices send each other is left out, and products in fp32 
 
 import collections
 import dataclasses
-import re
 from typing import NamedTuple
 
-from big_vlp.telemetry.flops import peak_tflops
+from big_vlp.telemetry import devices
 from big_vlp.telemetry.hlo import Program
-
-# GB/s of one device's memory by its kind; from the same pages as its peak.
-_BANDWIDTHS = (
-    ("H100 PCIe", 2000.0),
-    ("H100 NVL", 3900.0),
-    ("H200|GH200", 4800.0),
-    ("H100", 3350.0),
-    ("A100", 2039.0),
-    ("L40S", 864.0),
-    ("GB200|B200", 8000.0),
-    ("TPU v4", 1228.0),
-    ("TPU v5 ?(lite|e)", 819.0),
-    ("TPU v5", 2765.0),
-    ("TPU v6", 1640.0),
-)
 
 
 class Kind(NamedTuple):
@@ -78,11 +62,10 @@ def roofline(text: str, device_kind: str) -> Roofline:
       ValueError: it is no such text.
       UnknownDeviceError: nobody has written down what the device can do.
     """
-    bandwidth = next((gb for name, gb in _BANDWIDTHS if re.search(name, device_kind)), None)
-    tflops = peak_tflops(device_kind)
-    if bandwidth is None or tflops is None:
+    tflops, gigabytes = devices.peak_tflops(device_kind), devices.bandwidth(device_kind)
+    if tflops is None or gigabytes is None:
         raise UnknownDeviceError(f"Peak and memory bandwidth of {device_kind!r} are not known.")
-    peak, bandwidth = 1e12 * tflops, 1e9 * bandwidth
+    peak, bandwidth = 1e12 * tflops, 1e9 * gigabytes
     kinds = collections.defaultdict(lambda: Kind("", 0.0, 0.0, 0.0, 0))
     for work in Program(text).work():
         instruction = work.instruction

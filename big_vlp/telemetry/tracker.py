@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from input_pipeline.files.whole import write_whole
 
 FILE = "wandb_id"
+_LOGIN_SECONDS = 30  # at a terminal wandb asks for a key
 
 
 class Tracker:
@@ -59,7 +60,11 @@ class Tracker:
         given = {**self._given, "name": self._given["name"] or os.path.basename(workdir)}
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
-            **given, id=path.read_text(), resume="allow", config=dict(self._config)
+            **given,
+            id=path.read_text(),
+            resume="allow",
+            config=dict(self._config),
+            settings={"login_timeout": _LOGIN_SECONDS},  # other hosts wait meanwhile
         )
         # Its own count of steps does not go back, as a run does that goes on from a checkpoint.
         self._run.define_metric("*", step_metric="step")

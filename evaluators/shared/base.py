@@ -9,32 +9,73 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
   classify(model, {"image": u8[B, S, S, 3]}) -> f32[B, C], logits
   segment(model, {"image": u8[B, S, S, 3]}) -> f32[B, H, W, C], logits
   token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
-  generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt
+  generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt; it may
+    have generate.weights(model), made once for many batches, with which it is called instead
 
 Rows are those of `input_pipeline.views.cogvlm`: `images`, `tokens`, `token_types`, `loss_mask`.
+`row_of` says what a row of each is, before there is any.
 Evaluators from outside this package may derive from the base, and need not.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 from jax.sharding import Mesh
 
 from evaluators.shared.records import open_source
 from input_pipeline.checks import arguments, parts
 from input_pipeline.preprocess import Preprocess
+from input_pipeline.views import cogvlm
+
+
+def row_of(function: str, preprocess: Preprocess) -> dict | None:
+    """name -> (shape, dtype) of a row that one of the predict functions above reads; None where it
+    is not among them."""
+    size, text = preprocess.image_size, (preprocess.context_length,)
+    if function in ("encode_image", "classify", "segment"):
+        return {"image": ((size, size, 3), np.dtype(np.uint8))}
+    if function == "encode_text":
+        return {"tokens": (text, np.dtype(np.int32))}
+    if function not in ("token_losses", "generate"):
+        return None
+    row = cogvlm.Views(
+        image_size=size,
+        tokenizer=preprocess.tokenizer,
+        context_length=preprocess.context_length,
+        image_token_size=preprocess.image_token_size,
+    ).spec()
+    return {k: v for k, v in row.items() if function == "token_losses" or k != "loss_mask"}
+
+
+def find_evaluator(name: str) -> type:
+    """The class `Evaluator` of a module in `evaluators`, or of another: see `checks.parts`.
+
+    Raises:
+      ValueError: no such evaluator.
+    """
+    return parts.find("evaluator", "evaluators", name, "Evaluator")
 
 
 def make_evaluator(name: str, predict_fns, preprocess, mesh: Mesh, **config):
-    """Builds the `Evaluator` of a module in `evaluators`, or of another: see `checks.parts`.
+    """Builds the evaluator of that name, see `find_evaluator`.
 
     Raises:
       ValueError: no such evaluator.
       ArgumentError: it does not take one of the arguments, or lacks one.
     """
-    evaluator = parts.find("evaluator", "evaluators", name, "Evaluator")
-    return arguments.call("", evaluator, config, predict_fns, preprocess, mesh)
+    return arguments.call("", find_evaluator(name), config, predict_fns, preprocess, mesh)
+
+
+def check_needs(needs: Iterable[str], predict_fns: Mapping[str, Callable]) -> None:
+    """Raises ValueError where an evaluator needs a function that is not there."""
+    missing = sorted(set(needs) - set(predict_fns))
+    if missing:
+        raise ValueError(
+            f"This evaluator needs the predict functions {missing}; the method offers "
+            f"{sorted(predict_fns)}. Remove the evaluator or train a method that has them."
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,12 +109,7 @@ class Evaluator:
     batch_size: int = 256
 
     def __post_init__(self):
-        missing = sorted(set(self.needs) - set(self.predict_fns))
-        if missing:
-            raise ValueError(
-                f"This evaluator needs the predict functions {missing}; the method offers "
-                f"{sorted(self.predict_fns)}. Remove the evaluator or train a method that has them."
-            )
+        check_needs(self.needs, self.predict_fns)
         self.source = open_source(self.data)
 
     def run(self, model) -> Iterator[tuple[str, float]]:

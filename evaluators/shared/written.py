@@ -24,7 +24,8 @@ class WritingEvaluator(Evaluator):
     """The base of evaluators that score what a model writes.
 
     Calls generate(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B,
-    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence.
+    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence. Where it has
+    `weights`, it is called with generate.weights(model), made for each pass over the questions.
 
     Attributes:
       template: of the prompt, see `input_pipeline.text.templates`.
@@ -48,7 +49,9 @@ class WritingEvaluator(Evaluator):
             raise ValueError(
                 "This evaluator asks about images; the model has none (image_token_size is None)."
             )
-        self._generate = RowMap(self.predict_fns["generate"], self.mesh)
+        generate = self.predict_fns["generate"]
+        self._weights = getattr(generate, "weights", lambda model: model)
+        self._generate = RowMap(generate, self.mesh)
         self.controls = checked_controls(self.controls, self.source)
 
     def write(
@@ -68,7 +71,7 @@ class WritingEvaluator(Evaluator):
             image = image_for(row, record, self.source, self.preprocess, control)
             return {"images": image, **arrays}
 
-        outputs = self._generate(model, load, count, self.batch_size)
+        outputs = self._generate(self._weights(model), load, count, self.batch_size)
         return [self._text(ids) for ids in outputs]
 
     def _text(self, ids: np.ndarray) -> str:

@@ -23,7 +23,6 @@ from big_vlp.methods import make_method
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM, dead_parameters
 from big_vlp.models.layers.positions import resize_grid
-from big_vlp.models.llama import extend_cache
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
 from input_pipeline.images.crops import eval_image
@@ -346,20 +345,20 @@ def test_greedy_generation(case):
         inputs = inputs._replace(tokens=tokens, types=types)
         features = features_of(case, inputs)
         prefill, decode = bound(case, "prefill", "layout"), bound(case, "decode")
+        empty_cache = bound(case, "empty_cache", "rows", "length")
         for kind in layouts(inputs, features):
             logits, cache = prefill(
                 tokens, types, lengths, features, layout=kind, positions=positions
             )
             steps = found["generated_ids"].shape[1]
-            cache = extend_cache(cache, tokens.shape[1] + steps)
+            written = empty_cache(rows=len(tokens), length=steps)
             position = jnp.take_along_axis(positions, lengths[:, None] - 1, axis=1)[:, 0]
-            filled, results = lengths, []
-            for _ in range(steps):
+            results = []
+            for i in range(steps):
                 token = jnp.argmax(logits, axis=-1)
                 results.append((token, logits, position))
                 position = position + 1
-                logits, cache = decode(cache, token, position, filled)
-                filled = filled + 1
+                logits, written = decode(cache, written, token, position, lengths, i)
             ids, step_logits, origins = (np.stack(x, axis=1) for x in zip(*results))
             np.testing.assert_array_equal(ids, found["generated_ids"], f"{name}, {kind}")
             np.testing.assert_array_equal(origins, found["generated_from_position_ids"], name)

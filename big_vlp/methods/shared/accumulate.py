@@ -66,7 +66,7 @@ def sum_over_micro_batches(fn, params, batch, steps: int, dtype: str):
         return jax.tree.map(lambda x: (of_loss * x).astype(x.dtype), gradients)
 
     total.defvjp(forward, backward, symbolic_zeros=True)
-    loss, sums = total(params, jax.tree.map(lambda x: _split(x, steps), batch))
+    loss, sums = total(params, jax.tree.map(lambda x: split(x, steps), batch))
     return loss, jax.lax.stop_gradient(sums)
 
 
@@ -85,12 +85,16 @@ def over_micro_batches(fn, batch, steps: int):
         return fn(batch)
     # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
     fn = jax.checkpoint(fn, prevent_cse=False)
-    out = jax.lax.map(fn, jax.tree.map(lambda x: _split(x, steps), batch))
+    out = jax.lax.map(fn, jax.tree.map(lambda x: split(x, steps), batch))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), out)
 
 
-def _split(x, steps: int):
-    """[B, ...] -> [steps, B / steps, ...]."""
+def split(x, steps: int):
+    """The rows of each micro-batch: [B, ...] -> [steps, B / steps, ...].
+
+    Raises:
+      ValueError: `steps` does not divide the batch.
+    """
     size = x.shape[0]
     if steps < 1 or size % steps:
         raise ValueError(f"accumulate_steps={steps} does not divide the batch of {size}.")

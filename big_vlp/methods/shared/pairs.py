@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from big_vlp.augment.photometric import Photometric, normalise
 from big_vlp.methods.shared import base, text_groups
+from big_vlp.methods.shared.accumulate import split
 from big_vlp.methods.shared.base import compute_dtype
 from big_vlp.models.two_towers import TwoTowers
 from input_pipeline.checks import arguments
@@ -89,10 +90,14 @@ def apply_to_texts(method, params, method_name, tokens):
 
 
 def text_metrics(method, tokens) -> dict:
-    """{"texts_again": share of the texts i32[N, T] that were too long for their group}."""
-    if not (method.text_groups and len(tokens)):
+    """{"texts_again": share of the texts i32[B, ..., T] that were too long for their group}."""
+    if not (method.text_groups and tokens.size):
         return {}
-    return {"texts_again": text_groups.share_too_long(tokens, method.text_groups)}
+
+    def share(rows):
+        return text_groups.share_too_long(rows.reshape(-1, rows.shape[-1]), method.text_groups)
+
+    return {"texts_again": jax.lax.map(share, split(tokens, method.accumulate_steps)).mean()}
 
 
 def clamp_scales(params):

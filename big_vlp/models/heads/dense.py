@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.axes import outputs
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
@@ -63,7 +64,7 @@ class ConvNorm(nn.Module):
             kernel_init=kaiming_fan_out,
             name="conv",
         )(x)
-        return jax.nn.gelu(BatchNorm(self.dtype, name="norm")(x, train), approximate=False)
+        return gelu(BatchNorm(self.dtype, name="norm")(x, train))
 
 
 class DeepLabV3(nn.Module):
@@ -159,7 +160,7 @@ class SimpleFPN(nn.Module):
         )
         y = ChannelNorm(self.dtype, name="l2_norm")(double(width // 2, name="l2_up0")(x))
         return {
-            "l2": double(width // 4, name="l2_up1")(jax.nn.gelu(y, approximate=False)),
+            "l2": double(width // 4, name="l2_up1")(gelu(y)),
             "l3": double(width // 2, name="l3_up")(x),
             "l4": x,
             "l5": nn.max_pool(x, (2, 2), strides=(2, 2)),

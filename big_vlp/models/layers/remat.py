@@ -6,7 +6,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 # What blocks name: queries, keys and values; what attention gives, before its output layer; what
-# attention adds, before dropout; the first layer of the MLP, before its activation.
+# attention adds, before dropout; the first layer of the MLP, before its activation. cuDNN's kernel
+# names nothing that its backward pass needs: it runs again also where "attention" is kept.
 NAMES = ("qkv", "attention", "out", "hidden")
 HOST = "host:"
 

@@ -1,6 +1,5 @@
 """Pre-norm transformer blocks, stacked `[L, ...]`, shared by the image and the text tower."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,18 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vlp.models.layers.attention import attention
+from big_vlp.models.layers.activations import ACTIVATIONS
+from big_vlp.models.layers.attention import self_attention
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.remat import named, rematerialised
 from big_vlp.models.layers.stack import blocks_of, init_blocks, run_blocks
 from big_vlp.parallel import meshes
-
-ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
 
 normal = jax.nn.initializers.normal
 
@@ -92,9 +86,7 @@ class SelfAttention(nn.Module):
             kernel_init=self.inits.qkv,
             name="qkv",
         )(x)
-        qkv = named(qkv, "qkv")
-        q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, T, H, D]
-        out = attention(q, k, v, causal=self.causal)
+        out = self_attention(named(qkv, "qkv"), causal=self.causal)
         out = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
         )(out)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.norms import BatchNorm, ChannelFirstLayerNorm, layer_norm
 from big_vlp.models.layers.positions import resize_sequence
 from big_vlp.models.layers.transformer import BlockInit, Transformer, normal
@@ -46,10 +47,10 @@ class ConvStem(nn.Module):
             use_bias=False,
             name="conv0",
         )(images.astype(self.dtype))
-        x = jax.nn.gelu(BatchNorm(self.dtype, name="norm0")(x, train), approximate=False)
+        x = gelu(BatchNorm(self.dtype, name="norm0")(x, train))
         halve = {"kernel_size": (2, 2), "strides": (2, 2), "padding": "VALID"}
         x = conv(channels, **halve, use_bias=False, name="conv1")(x)
-        x = jax.nn.gelu(BatchNorm(self.dtype, name="norm1")(x, train), approximate=False)
+        x = gelu(BatchNorm(self.dtype, name="norm1")(x, train))
         return conv(self.width, **halve, name="conv2")(x)
 
 

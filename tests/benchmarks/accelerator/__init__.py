@@ -54,7 +54,7 @@ LEAST = 2  # seconds below which nothing is begun
 NO_TIME = "no time left"
 
 PROFILED = 2  # models
-BACKENDS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "flash"), "cpu": ("xla", "cudnn")}
+BACKENDS = {"gpu": ("xla", "cudnn"), "tpu": ("xla", "rows", "flash"), "cpu": ("xla", "cudnn")}
 # length, head size, causal, kind: the towers of the recipes at their sizes, and the language model.
 ATTENTION_OF_RECIPES = (
     (197, 64, False, "plain"),

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp.models.layers import attention as models_attention
+from big_vlp.models.layers.attention import flash, rows
 
 TOKENS = 32_768  # in a batch
 HEADS = {64: 12, 112: 16, 128: 32}  # as in ViT-B, EVA2-CLIP-E and a language model of 7B
 GROUP = 4  # queries that share a key where keys are grouped
 CALLS, ROUNDS = 10, 5
+OURS = {"rows": rows, "flash": flash}
 KINDS = ("plain", "grouped keys", "one query", "mask")
 
 
@@ -66,37 +68,15 @@ def inputs(length: int, head_size: int, kind: str, tiny: bool):
 
 def attend(query, key, value, mask, *, causal: bool, backend: str):
     """What `big_vlp.models.layers.attention.attention` calls, with a kernel of choice."""
-    if backend == "flash":
-        return flash(query, key, value, mask, causal)
+    if backend in OURS:
+        if mask is not None:
+            raise NotImplementedError("takes no mask")
+        if refused := OURS[backend].refusal(jax.default_backend(), query, key, None):
+            raise NotImplementedError(f"takes {refused}")
+        return OURS[backend].attention(query, key, value, causal=causal)
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=causal, implementation=backend
     )
-
-
-def flash(query, key, value, mask, causal: bool):
-    """The Pallas kernel for TPUs that jax ships: whole blocks of 128, padding told by segments."""
-    from jax.experimental.pallas.ops.tpu import flash_attention
-
-    if mask is not None:
-        raise NotImplementedError("takes segments instead of a mask")
-    lengths = query.shape[1], key.shape[1]
-    group = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
-
-    def padded(x):  # [B, T, H, D] -> [B, H, T to the next 128, D]
-        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 128), (0, 0), (0, 0))).swapaxes(1, 2)
-
-    def segments(length):
-        real = jnp.arange(length + -length % 128) < length
-        return jnp.tile(real.astype(jnp.int32), (len(query), 1))
-
-    out = flash_attention.flash_attention(
-        *map(padded, (query, key, value)),
-        segment_ids=flash_attention.SegmentIds(*map(segments, lengths)),
-        causal=causal,
-        sm_scale=query.shape[-1] ** -0.5,
-    )
-    return out.swapaxes(1, 2)[:, : lengths[0]]
 
 
 @functools.lru_cache(1)  # the kernels of a shape come one after the other

@@ -7,7 +7,7 @@ def measure() -> dict:
     """What there is."""
     import jax
 
-    from big_vlp.telemetry.flops import peak_tflops
+    from big_vlp.telemetry.devices import peak_tflops
 
     devices = jax.devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")

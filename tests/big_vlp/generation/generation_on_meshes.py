@@ -4,22 +4,32 @@ A program of its own, since the number of devices is fixed when jax starts.
 """
 
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.compiling.report import collectives
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
-from big_vlp.generation.sampling import Sampling, generate
+from big_vlp.generation.sampling import Sampling, _first, _next, generate
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers import axes
 from big_vlp.parallel import meshes, placing
 
 MESHES = {"2,2,2": 8, "1,1,2": 2}
 IMAGE = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
-TEXT = {"vocab_size": 24, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 24}
-BATCH = 8
+TEXT = {"vocab_size": 24, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 128}
+BATCH, NEW = 8, 5
+SHAPE = re.compile(r"\[([\d,]*)\]")
+
+
+def elements(moved):
+    """Of the largest array that devices send each other in a program."""
+    shapes = [shape.split(",") for _, arrays, _ in moved for shape in SHAPE.findall(arrays)]
+    return max((math.prod(int(n) for n in shape if n) for shape in shapes), default=0)
 
 
 def main():
@@ -52,16 +62,20 @@ def main():
             (1, None),
         ]:
             arguments = model, own, tokens[:count], types[:count], features[:count]
-            options = dict(max_new_tokens=5, eos_id=2, layout="static")
+            options = dict(max_new_tokens=NEW, eos_id=2, layout="static")
             key = jax.random.key(5)
             ids.append(generate(*arguments, strategy=strategy, key=key, **options))
-        settings = Settings(hashable(model), "static", 5, 2, 0)
+        settings = Settings(hashable(model), "static", NEW, 2, 0)
         prompts = make_prompts(tokens, types, features, "static", 1)
         cache = jax.jit(prefill, static_argnums=0)(settings, own, prompts, features)[2]
         leaves = jax.tree.leaves(own)
+        cache, state = _first(settings, own, prompts, features, None, None)
+        step = _next.lower(settings, own, cache, prompts.lengths, state, 1, None, None)
+        moved = collectives(step.compile().as_text())
         return {
             "ids": [np.asarray(x).tolist() for x in ids],
             "cache": cache["key"].sharding.shard_shape(cache["key"].shape)[1:4:2],
+            "moved": elements(moved),
             "split": mesh and sum(placing.bytes_per_device(x) < x.nbytes for x in leaves),
         }
 

@@ -11,7 +11,7 @@ import pytest
 from big_vlp import losses, trees
 from big_vlp.methods import make_method
 from big_vlp.methods.shared.accumulate import over_micro_batches, sum_over_micro_batches
-from big_vlp.run import products
+from big_vlp.telemetry import products
 from input_pipeline.preprocess import Preprocess
 
 BATCH = 8

@@ -48,7 +48,9 @@ def test_a_loss_by_blocks_is_that_of_the_whole(monkeypatch):
         monkeypatch.setattr(losses, "ROW_LOGITS", row_logits)
 
         def loss(hidden, kernel):
-            sums, counts = losses.next_tokens(hidden, lambda x: x @ kernel, tokens, mask)
+            sums, counts = losses.next_tokens(
+                hidden, lambda kernel, x: x @ kernel, kernel, tokens, mask
+            )
             return (sums * jnp.arange(1, 3)).sum(), (sums, counts)
 
         gradients = jax.grad(loss, (0, 1), has_aux=True)
@@ -63,3 +65,19 @@ def test_a_loss_by_blocks_is_that_of_the_whole(monkeypatch):
     assert largest <= 2 * 3 * 50
     for array, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         np.testing.assert_allclose(array, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_of_a_head_adds_up_in_fp32_over_blocks(monkeypatch):
+    """In bf16 a sum of many blocks would stand still."""
+    length = 1024
+    hidden, tokens = jnp.ones((1, length, 1), jnp.bfloat16), jnp.zeros((1, length), jnp.int32)
+    monkeypatch.setattr(losses, "ROW_LOGITS", 2)
+
+    def head(kernel, x):
+        return x @ kernel
+
+    def loss(kernel):
+        return losses.next_tokens(hidden, head, kernel, tokens, tokens == 0)[0].sum()
+
+    found = jax.jit(jax.grad(loss))(jnp.zeros((1, 2), jnp.bfloat16))
+    np.testing.assert_allclose(np.float32(found), [[-length / 2, length / 2]], rtol=1e-2)

@@ -214,7 +214,7 @@ def test_next_tokens_counts_what_the_mask_marks():
     rng = np.random.default_rng(2)
     logits, tokens = rng.normal(size=(2, 3, 5)), rng.integers(0, 5, (2, 3))
     mask = np.array([[True, False, True], [False, False, False]])
-    sums, counts = losses.next_tokens(jnp.asarray(logits), lambda x: x, tokens, mask)
+    sums, counts = losses.next_tokens(jnp.asarray(logits), lambda _, x: x, {}, tokens, mask)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -(log_p[0, 0, tokens[0, 0]] + log_p[0, 2, tokens[0, 2]])
     np.testing.assert_allclose(sums, [expected, 0], rtol=1e-5)

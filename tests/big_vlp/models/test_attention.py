@@ -11,7 +11,15 @@ import pytest
 
 from big_vlp import determinism
 from big_vlp.models.layers import attention as layer
-from big_vlp.models.layers.attention import attention, attention_weights, flash, written
+from big_vlp.models.layers.attention import (
+    attention,
+    attention_weights,
+    flash,
+    rows,
+    self_attention,
+    split,
+    written,
+)
 from big_vlp.models.two_towers import TwoTowers
 from big_vlp.parallel import meshes
 from tests.big_vlp.models.towers.toy_towers import randn
@@ -131,6 +139,43 @@ def test_the_kernel_for_tpus_computes_the_same(monkeypatch, length, keys, causal
         np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
 
 
+@pytest.mark.parametrize(
+    "length, keys, causal, batch", [(37, 37, True, 6), (21, 37, False, 1), (16, 9, False, 11)]
+)
+def test_the_kernel_of_whole_rows_computes_the_same(monkeypatch, length, keys, causal, batch):
+    monkeypatch.setattr(rows, "MOST_ROWS", 4)
+    arrays = inputs(length, keys, kv_heads=4, width=24, rows=batch)
+    expected = differentiated(written.whole, arrays, causal=causal)
+    kernel = functools.partial(rows.attention, interpret=True)
+    found = differentiated(kernel, arrays, causal=causal)
+    for array, other in zip(found, expected):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    if length == keys:
+        qkv = np.stack(arrays, axis=2)
+
+        def of_parts(*arrays, causal):
+            return rows.self_attention(jnp.stack(arrays, axis=2), causal=causal, interpret=True)
+
+        for array, other in zip(differentiated(of_parts, arrays, causal=causal), found):
+            np.testing.assert_array_equal(array, other)
+        monkeypatch.setattr(layer, "pick", lambda *_, **__: "rows")
+        of_rows = functools.partial(rows.self_attention, interpret=True)
+        monkeypatch.setattr(rows, "self_attention", of_rows)
+        np.testing.assert_array_equal(self_attention(qkv, causal=causal), found[0])
+
+
+def test_the_kernel_of_whole_rows_in_half_precision():
+    arrays = [x.astype(jnp.bfloat16) for x in inputs(40, kv_heads=4, width=16)]
+    exact = [np.asarray(x, np.float32) for x in arrays]
+    expected = differentiated(written.whole, exact, causal=True)
+    kernel = functools.partial(rows.attention, interpret=True)
+    for array, other in zip(differentiated(kernel, arrays, causal=True), expected):
+        assert array.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            np.float32(array), other, rtol=2e-2, atol=2e-2 * np.abs(other).max()
+        )
+
+
 @pytest.mark.parametrize("length", [1, 256, 257, 577, 641, 1291, 4097])
 def test_rows_are_padded_to_whole_blocks(length):
     padded = flash._padded(length)
@@ -157,47 +202,55 @@ def test_rows_are_padded_to_whole_blocks(length):
         ("cpu", "auto", 600, {"dtype": jnp.float32}, "blocks", None),
         ("cpu", "auto", 197, {}, "xla", None),
         ("cpu", "cudnn", 197, {}, "xla", "GPUs"),
-        ("tpu", "auto", 600, {}, "flash", None),
+        ("tpu", "auto", 700, {}, "flash", None),
+        ("tpu", "auto", 600, {}, "rows", None),
         ("tpu", "auto", 600, {"spans": (1, 4)}, "flash", None),
+        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "rows, which takes no spans"),
         ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "same in all rows"),
         ("tpu", "auto", 600, {"dtype": jnp.float32}, "blocks", "bfloat16"),
-        ("tpu", "auto", 257, {}, "xla", None),
+        ("tpu", "auto", 257, {"dropout": DROPOUT}, "xla", "no dropout"),
+        ("tpu", "auto", 257, {}, "rows", None),
+        ("tpu", "auto", 50, {}, "xla", None),
+        ("tpu", "auto", 257, {"width": 256}, "xla", "heads of up to"),
+        ("tpu", "rows", 700, {}, "blocks", "up to"),
         ("tpu", "flash", 257, {}, "flash", None),
     ],
 )
 def test_what_is_chosen(monkeypatch, caplog, platform, asked, length, changes, expected, said):
-    monkeypatch.setattr(flash, "platform", lambda: platform)
+    monkeypatch.setattr(split, "platform", lambda: platform)
     monkeypatch.setattr(layer, "_said", set())
     monkeypatch.setattr(determinism, "is_required", lambda: False)
     width, dtype = changes.pop("width", 64), changes.pop("dtype", jnp.bfloat16)
     query = jax.ShapeDtypeStruct((2, length, 12, width), dtype)
     key = jax.ShapeDtypeStruct((2, max(length, 9), 12, width), dtype)
-    with caplog.at_level(logging.INFO, logger="absl"), layer.using(asked):
+    with caplog.at_level(logging.WARNING, logger="absl"), layer.using(asked):
         for _ in range(2):
             assert layer.pick(query, key, **changes) == expected
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == (said is not None)
-    assert said is None or said in messages[0]
+    assert (messages != []) == (said is not None) and len(messages) == len(set(messages))
+    assert said is None or any(said in message for message in messages)
 
 
-def test_the_kernel_for_tpus_wants_whole_heads_on_every_device(monkeypatch):
-    monkeypatch.setattr(flash, "_parts", lambda: (4, 8))
+@pytest.mark.parametrize("kernel", [flash, rows])
+def test_kernels_for_tpus_want_whole_heads_on_every_device(monkeypatch, kernel):
+    monkeypatch.setattr(split, "parts", lambda: (4, 8))
 
     def refusal(rows, heads):
         query = jax.ShapeDtypeStruct((rows, 600, 16, 64), jnp.bfloat16)
         key = jax.ShapeDtypeStruct((rows, 600, heads, 64), jnp.bfloat16)
-        return flash.refusal("tpu", query, key, None)
+        return kernel.refusal("tpu", query, key, None)
 
-    assert refusal(8, 8) is None
-    assert "multiple of the 4 devices" in refusal(6, 8)
-    assert "multiple of the 8 devices" in refusal(8, 4)
+    assert refusal(8, 16) is None
+    assert "multiple of the 4 devices" in refusal(6, 16)
+    monkeypatch.setattr(split, "parts", lambda: (4, 32))
+    assert "multiple of the 32 devices" in refusal(8, 16)
 
 
 def test_the_devices_of_the_mesh_count():
-    assert flash._parts() == (1, 1)
+    assert split.parts() == (1, 1)
     with jax.set_mesh(meshes.make_mesh(devices=jax.devices()[:1])):
-        assert flash.platform() == "cpu"
-        assert flash._parts() == (1, 1)
+        assert split.platform() == "cpu"
+        assert split.parts() == (1, 1)
 
 
 def test_an_unknown_name():

@@ -11,7 +11,6 @@ from big_vlp import trees
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.decoder import EXPERT_PARTS
-from big_vlp.models.llama import extend_cache
 from tests.big_vlp.models.towers.toy_towers import randn
 from tests.big_vlp.models.toy_cogvlm import (
     LANGUAGE,
@@ -199,13 +198,14 @@ def test_generation_continues_rows_of_different_lengths(changes):
     logits, cache = apply_method(
         model, params, "prefill", tokens[:, :9], prompt, start, features, layout="static"
     )
-    rows, cache = jnp.arange(2), extend_cache(cache, 12)
+    written = model.apply({"params": params}, 2, 2, method="empty_cache")
+    rows = jnp.arange(2)
     np.testing.assert_allclose(logits, expected[rows, start - 1], rtol=1e-4, atol=1e-4)
     positions = layout.position_ids(types)
     for step in range(2):
         at = start + step
-        arguments = (cache, tokens[rows, at], positions[rows, at], at)
-        logits, cache = apply_method(model, params, "decode", *arguments)
+        arguments = (cache, written, tokens[rows, at], positions[rows, at], start, step)
+        logits, written = apply_method(model, params, "decode", *arguments)
         np.testing.assert_allclose(logits, expected[rows, at], rtol=1e-4, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ import pytest
 from big_vlp.models.decoder import RMSNorm
 from big_vlp.models.layers.attention import attention, attention_over_cache
 from big_vlp.models.layers.rope import rope_angles, rotate
-from big_vlp.models.llama import Llama, extend_cache
+from big_vlp.models.llama import Llama
 from tests.big_vlp.models.towers.toy_towers import randn
 
 SIZES = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4, "mlp_dim": 24}
@@ -124,11 +124,13 @@ def test_decoding_continues_rows_of_different_lengths(kv_heads, unroll):
     # What stands behind a row's length must not matter.
     cache = run(model, params, tokens[:, :5].at[0, 2:].set(7).at[2, 3:].set(9), method=prefill)
     assert cache["key"].shape == cache["value"].shape == (3, 3, 5, kv_heads, 8)
-    cache = extend_cache(cache, 9)
+    written = model.apply(params, 3, 4, method="empty_cache")
     rows = jnp.arange(3)
     for step in range(4):
         at = lengths + step
-        logits, cache = run(model, params, cache, tokens[rows, at], at, at, method="decode")
+        logits, written = run(
+            *(model, params, cache, written, tokens[rows, at], at, lengths, step), method="decode"
+        )
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, expected[rows, at], rtol=1e-4, atol=1e-4)
 
@@ -186,17 +188,21 @@ def test_query_heads_share_keys_in_groups(causal):
 
 
 @pytest.mark.parametrize("heads", [2, 6])
-def test_attention_over_a_cache(heads):
-    lengths = np.array([0, 4, 2])
-    query = randn(3, 1, heads, 4)
-    key, value = randn(3, 6, 2, 4, seed=1), randn(3, 6, 2, 4, seed=2)
-    rows = np.arange(3)
-    new = [x[rows, lengths][:, None] for x in (key, value)]
-    expected = [
-        attention(query[[row]], key[[row], : length + 1], value[[row], : length + 1])[0]
-        for row, length in enumerate(lengths)
-    ]
-    found = jax.jit(attention_over_cache)(query, *new, key, value, lengths)
+def test_attention_over_caches(heads):
+    """Of four rows two each share a prompt; what a cache does not hold yet must not matter."""
+    lengths, written = np.array([0, 4]), 2
+    query, key, value = randn(4, 1, heads, 4), *(randn(4, 1, 2, 4, seed=i) for i in (1, 2))
+    prompts = [randn(2, 5, 2, 4, seed=i) for i in (3, 4)]
+    behind = [randn(4, 3, 2, 4, seed=i) for i in (5, 6)]
+    expected = []
+    for row in range(4):
+        length = lengths[row // 2]
+        seen = [
+            np.concatenate([a[row // 2, :length], b[row, :written], c[row]])[None]
+            for a, b, c in zip(prompts, behind, (key, value))
+        ]
+        expected.append(attention(query[[row]], *seen)[0])
+    found = jax.jit(attention_over_cache)(query, key, value, prompts, behind, lengths, written)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

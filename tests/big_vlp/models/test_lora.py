@@ -10,7 +10,6 @@ import pytest
 
 from big_vlp import trees
 from big_vlp.models.layers import axes
-from big_vlp.models.llama import extend_cache
 from big_vlp.models.lora import Lora
 from big_vlp.run.optim import Optimizer
 from tests.big_vlp.models.towers.toy_towers import arbitrary, ids, randn, towers, vit
@@ -153,8 +152,8 @@ def test_generation_uses_the_factors():
         lengths = jnp.array([9, 8])
         prompt = tokens[:, :9], types[:, :9], lengths
         first, cache = call("prefill", *prompt, features, layout="static")
-        cache, token = extend_cache(cache, 12), jnp.array([3, 4])
-        return first, call("decode", cache, token, jnp.array([6, 5]), lengths)[0]
+        arguments = cache, call("empty_cache", 2, 1), jnp.array([3, 4]), jnp.array([6, 5])
+        return first, call("decode", *arguments, lengths, 0)[0]
 
     expected = jax.jit(generate)(jax.jit(EVERYWHERE.merge)(params))
     found = jax.jit(activated(EVERYWHERE, generate))(params)

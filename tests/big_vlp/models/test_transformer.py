@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vlp.models.layers.transformer import ACTIVATIONS, Block, BlockInit, Transformer
+from big_vlp.models.layers.activations import ACTIVATIONS
+from big_vlp.models.layers.transformer import Block, BlockInit, Transformer
 from tests.big_vlp.models.towers.toy_towers import apply, arbitrary, randn
 
 

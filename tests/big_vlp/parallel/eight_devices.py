@@ -1,8 +1,10 @@
-"""Losses, gradients and statistics of every method on meshes of eight devices; prints them as JSON.
+"""Losses, gradients and statistics of methods on meshes of eight devices; prints them as JSON.
 
-A program of its own, since the number of devices is fixed when jax starts. For each method: the
-plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row blocks
-and with texts in groups, on each mesh that the arguments name (data,fsdp,tensor, and slices).
+    eight_devices.py clip,catlip 2,4,1 ...
+
+A program of its own, since the number of devices is fixed when jax starts. For each method named:
+the plain form on one device without a mesh, then scanned, rematerialised, accumulated, in row
+blocks and with texts in groups, on each mesh named (data,fsdp,tensor, and slices).
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.compile import collectives
+from big_vlp.compiling.report import collectives
 from big_vlp.methods import make_method
 from big_vlp.methods.shared import text_groups
 from big_vlp.parallel import meshes, placing
@@ -111,7 +113,8 @@ def sent_by_groups():
 def main():
     jax.config.update("jax_default_matmul_precision", "highest")
     results = {}
-    for name, arguments in METHODS.items():
+    for name in sys.argv[1].split(","):
+        arguments = METHODS[name]
         plain = make_method(preprocess=PREPROCESS, dtype="float32", unroll=True, **arguments)
         batch = make_batch(name)
         params = jax.jit(lambda key, method=plain: method.init(key))(jax.random.key(0))
@@ -120,12 +123,12 @@ def main():
         if arguments["model"] is not SIGLIP and hasattr(plain, "text_groups"):
             method = dataclasses.replace(method, text_groups=GROUPS)
         placing.FSDP_MIN_BYTES, losses.BLOCK_LOGITS = 64, 64
-        for sizes in sys.argv[1:]:
+        for sizes in sys.argv[2:]:
             numbers = [int(size) for size in sizes.split(",")]
             mesh = meshes.make_mesh(*numbers, devices=jax.devices()[: math.prod(numbers[:3])])
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, batch, mesh)
-    results["clip"]["sent"] = sent_by_groups()
+    results["sent"] = sent_by_groups()
     print(json.dumps(results))
 
 

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from big_vlp.telemetry import flops
+from big_vlp.telemetry import devices, flops
 
 KINDS = {
     ("NVIDIA H200", "bfloat16"): 989.4,
@@ -29,7 +29,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind, dtype", KINDS)
 def test_peaks(kind, dtype):
-    assert flops.peak_tflops(kind, dtype) == KINDS[kind, dtype]
+    assert devices.peak_tflops(kind, dtype) == KINDS[kind, dtype]
 
 
 def mesh_of(kind):

@@ -49,12 +49,29 @@ HloModule jit_step, entry_computation_layout={(bf16[3,8,16]{2,1,0})->f32[]}
   ROOT %less = pred[] compare(%i, %n), direction=LT
 }
 
+%cheap (c0: bf16[4,8,16]) -> bf16[4,8] {
+  %c0 = bf16[4,8,16]{2,1,0} parameter(0)
+  ROOT %c1 = bf16[4,8]{1,0} slice(%c0), slice={[0:4], [0:8], [0:1]}
+}
+
+%dear (d0: bf16[4,8,16]) -> bf16[4,8] {
+  %d0 = bf16[4,8,16]{2,1,0} parameter(0)
+  ROOT %d1 = bf16[4,8]{1,0} negate(%d0)
+}
+
 ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,2]) -> bf16[4,8,2] {
   %a = bf16[4,8,16]{2,1,0} parameter(0)
   %b = bf16[4,16,2]{2,1,0} parameter(1)
+  %q = bf16[2,3,4,8]{3,2,1,0} parameter(2)
+  %k = bf16[2,3,5,8]{3,2,1,0} parameter(3)
   %start = (s32[], bf16[4,8]{1,0}, bf16[3,8,16]{2,1,0}, bf16[3,4,16]) tuple()
   %loop = (s32[], bf16[4,8]{1,0}, bf16[3,8,16]{2,1,0}, bf16[3,4,16]) while(%start), condition=%condition, body=%body
   %buffer = bf16[64,64]{1,0:S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %gathering = (bf16[4,8,16], bf16[8,8,16]) all-gather-start(%a), channel_id=1, dimensions={0}
+  %gathered = bf16[8,8,16]{2,1,0} all-gather-done(%gathering)
+  %which = s32[] constant(0)
+  %chosen = bf16[4,8]{1,0} conditional(%which, %a, %a), branch_computations={%cheap, %dear}
+  %splash_mha_dq.3 = bf16[2,3,4,8]{3,2,1,0} custom-call(%which, %q, %k, %k), custom_call_target="tpu_custom_call"
   %kernel = bf16[4,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"1000"}}}
   ROOT %batched = bf16[4,8,2]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=3_3 rhs_reversal=1 lhs_dilate=4}, dim_labels=0bf_0io->0bf
 }
@@ -62,8 +79,10 @@ ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,2]) -> bf16[4,8,2] {
 
 
 def test_loops_slices_kernels_and_batches_of_products():
+    """Of branches the costliest counts, and what devices send each other does not."""
     found = {work.instruction.name: work for work in Program(TEXT).work()}
-    assert found.keys() == {"y", "z", "kernel", "batched"}
+    assert found.keys() == {"y", "z", "d1", "splash_mha_dq.3", "kernel", "batched"}
+    assert found["splash_mha_dq.3"].flops == 2 * 3 * (2 * 3) * 4 * 5 * 8
     y, z, kernel, batched = (found[name] for name in ("y", "z", "kernel", "batched"))
     assert y.times == z.times == 3 and y.flops == 3 * 2 * 4 * 8 * 16
     assert y.bytes == 3 * (2 * (4 * 8 + 8 * 16 + 4 * 16) + 4)  # of the stack one matrix

@@ -130,6 +130,24 @@ def test_controls_see_other_images():
     assert same["exact_match_shuffled"] == 1
 
 
+def test_weights_for_writing_are_made_for_each_pass():
+    made = []
+
+    class Generate:
+        def weights(self, model):
+            made.append(model)
+            return {"answers": model["stored"]}
+
+        def __call__(self, model, batch):
+            return toy_text.generate(model, batch)
+
+    model = {"stored": toy_text.answers(["red", "blue"])["answers"]}
+    asked = dict(predict_fns={"generate": Generate()}, controls=["shuffled"])
+    values = toy_text.evaluate("vqa", source_of([["red"], ["blue"]]), model, **asked)
+    assert values["exact_match"] == 1 and values["exact_match_shuffled"] == 0
+    assert made == [model, model]
+
+
 def test_control_images():
     source = source_of([["x"]] * 5)
     levels = [

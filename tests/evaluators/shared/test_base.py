@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluators.shared.base import Evaluator, make_evaluator
+from evaluators.shared.base import Evaluator, find_evaluator, make_evaluator, row_of
 from input_pipeline.checks import parts
 from input_pipeline.checks.arguments import ArgumentError
+from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -81,7 +82,9 @@ def test_missing_parts_are_named():
 
 @pytest.mark.parametrize("name", parts.known("evaluators"))
 def test_each_evaluator_takes_the_keys_it_lists(name):
-    assert issubclass(parts.find("evaluator", "evaluators", name, "Evaluator"), Evaluator)
+    evaluator = find_evaluator(name)
+    assert issubclass(evaluator, Evaluator)
+    assert all(row_of(function, toy_text.PREPROCESS) for function in evaluator.needs)
     arguments = (name, {}, toy.PREPROCESS, toy.mesh())
     with pytest.raises(ArgumentError, match=r"unexpected keyword argument 'colour'.*'data'"):
         make_evaluator(*arguments, data={}, colour="red")

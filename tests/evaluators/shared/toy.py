@@ -108,11 +108,25 @@ def mesh(tensor=1):
     return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
 
 
+def as_described(name, fn, preprocess):
+    """The predict function; its rows must be those that `base.row_of` knows without any data."""
+
+    def predict(model, batch):
+        rows = {key: (x.shape[1:], x.dtype) for key, x in batch.items()}
+        assert rows == base.row_of(name, preprocess)
+        return fn(model, batch)
+
+    if hasattr(fn, "weights"):
+        predict.weights = fn.weights
+    return predict
+
+
 def evaluate(
     name, source, model, tensor=1, preprocess=PREPROCESS, predict_fns=PREDICT_FNS, **config
 ):
     """All that an evaluator yields, with `source` in the place of what `data` describes."""
     devices = mesh(tensor)
+    predict_fns = {fn: as_described(fn, predict_fns[fn], preprocess) for fn in predict_fns}
     with mock.patch.object(records, "make_source", lambda name: source):
         evaluator = base.make_evaluator(
             name, predict_fns, preprocess, devices, data={"name": "toy"}, **config

@@ -9,21 +9,22 @@ from absl import logging
 
 from big_vlp import determinism
 from big_vlp.models.layers import remat
-from big_vlp.models.layers.attention import flash, written
+from big_vlp.models.layers.attention import flash, rows, split, written
 from input_pipeline.checks.arguments import unknown
 
 # "xla" holds all weights, [B, H, T, S]; "blocks" those of a block of queries, and computes them
-# again in the backward pass; "cudnn" and "flash" are kernels that never hold them.
-BACKENDS = ("xla", "blocks", "cudnn", "flash")
+# again in the backward pass; "cudnn", "rows" and "flash" are kernels, out of which they never come.
+BACKENDS = ("xla", "blocks", "cudnn", "rows", "flash")
 
-# The kernel of a platform, and the shortest rows, of queries and of keys, that it is taken for.
-# None of it was measured on hardware.
+# The kernels of a platform, the first that takes the arrays first, and the shortest rows, of
+# queries and of keys, that each is taken for. None of it was measured on hardware.
 # cuDNN: torch's tables give 1.7 to 2.3 times the speed on an H100 and 0.8 to 1 on smaller cards; up
 # to 600 tokens others saw no gain in time, but memory is saved at any length.
-# flash: by arithmetic for v5e. At 577 tokens XLA passes over the logits of a head about four times,
-# 5 MB and 6.5 us, where the kernel takes 2 us; at 257 tokens it is even, since a kernel's every
-# step costs about 0.5 us and rows are padded to 384.
-KERNELS = {"gpu": ("cudnn", 2), "tpu": ("flash", 512)}
+# For TPUs by arithmetic for v5e. XLA moves the weights of a head about eight times in a step of
+# training: 197 positions, 12 heads and 64 rows are 1.3 GB a layer, 1.6 ms; "rows" moves 0.2 GB and
+# computes for 0.7 ms; rows of less than 64 it pads to 128. "flash" pads rows and moves its sums: no
+# gain below 512.
+KERNELS = {"gpu": (("cudnn", 2),), "tpu": (("rows", 64), ("flash", 512))}
 
 # Queries from which on XLA works by blocks: 16 heads' logits of a row are 16 MB here, fp32.
 LONG = 512
@@ -64,9 +65,24 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
       [B, T, H, D] in the dtype of `query`.
     """
     backend = pick(query, key, spans=spans, dropout=dropout)
+    return _by(backend, query, key, value, causal, spans, dropout)
+
+
+def self_attention(qkv, *, causal: bool = False):
+    """`attention` of qkv[:, :, i], [B, T, 3, H, D], which a kernel may read where they are."""
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    backend = pick(query, key)
+    if backend == "rows":
+        return rows.self_attention(qkv, causal=causal)
+    return _by(backend, query, key, value, causal)
+
+
+def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None):
     sees = {"causal": causal or spans is not None, "spans": spans}
     if backend == "flash":
         return flash.attention(query, key, value, **sees)  # which names its residuals itself
+    if backend == "rows":
+        return rows.attention(query, key, value, causal=causal)
     if backend == "cudnn":
         out = jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
@@ -83,22 +99,21 @@ def pick(query, key, *, spans=None, dropout=None) -> str:
 
     Where a kernel is wanted that does not take them, a line in the log says so, once a reason.
     """
-    asked, platform = _asked.get(), flash.platform()
+    asked, platform = _asked.get(), split.platform()
     if asked in ("xla", "blocks"):
         return asked
-    written_out = "blocks" if query.shape[1] >= LONG else "xla"
-    kernel, shortest = asked, 0
-    if asked == "auto":
-        kernel, shortest = KERNELS.get(platform, (None, 0))
-    if kernel is None or min(query.shape[1], key.shape[1]) < shortest:
-        return written_out
-    refused = _refusal(kernel, platform, query, key, spans, dropout)
-    if refused is None:
-        return kernel
-    if (kernel, refused) not in _said:
-        _said.add((kernel, refused))
-        logging.info("Attention by XLA in place of %s, which takes %s.", kernel, refused)
-    return written_out
+    wanted = KERNELS.get(platform, ()) if asked == "auto" else ((asked, 0),)
+    length, refused = min(query.shape[1], key.shape[1]), {}
+    for kernel, shortest in wanted:
+        if length >= shortest:
+            refused[kernel] = _refusal(kernel, platform, query, key, spans, dropout)
+            if refused[kernel] is None:
+                return kernel
+    for kernel, reason in refused.items():
+        if (kernel, reason) not in _said:
+            _said.add((kernel, reason))
+            logging.warning("Attention by XLA in place of %s, which takes %s.", kernel, reason)
+    return "blocks" if query.shape[1] >= LONG else "xla"
 
 
 def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | None:
@@ -107,8 +122,8 @@ def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | No
         return "no dropout"
     if min(query.shape[1], key.shape[1]) == 1:
         return "more than one query and key"
-    if kernel == "flash":
-        return flash.refusal(platform, query, key, spans)
+    if kernel in ("flash", "rows"):
+        return {"flash": flash, "rows": rows}[kernel].refusal(platform, query, key, spans)
     if platform != "gpu":
         return "GPUs"
     if determinism.is_required():  # its backward pass adds up in any order
@@ -119,7 +134,7 @@ def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | No
         return "head sizes that are a multiple of 8 up to 128"
     if spans is not None:  # as a mask they would need whole [T, S] rows, and gradients go wrong
         return "no spans"
-    return None
+    return split.refusal(query, key)
 
 
 def drop(x, dropout, positions=None):
@@ -152,34 +167,47 @@ def fold_in(dropout, number):
     return rate, jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def attention_over_cache(query, key, value, cached_key, cached_value, lengths):
-    """Attention of one new position a row, over itself and a cache of earlier ones; fp32 softmax.
+def attention_over_cache(query, key, value, prompts, written, lengths, step):
+    """Attention of one new position a row over a prompt, what was written behind it, and itself;
+    fp32 softmax.
 
     The new key and value need not be written to the cache before, which would copy it.
 
     Args:
       query: [B, 1, H, D].
       key, value: [B, 1, K, D] of the new position; K as in `attention`.
-      cached_key, cached_value: [B, S, K, D].
-      lengths: i32[B], how many positions of each row's cache are filled, from the start.
+      prompts: (key, value) [P, S, K, D]; P divides B, and B / P consecutive rows share a prompt.
+      written: (key, value) [B, N, K, D].
+      lengths: i32[P], how many positions of each prompt count, from the start.
+      step: i32[], how many positions of `written` do.
 
     Returns:
       [B, 1, H, D] in the dtype of `query`.
     """
-    batch, _, heads, width = query.shape
+    batch, *_, width = query.shape
+    (prompt_key, prompt_value), (written_key, written_value) = prompts, written
     grouped = query.reshape(batch, key.shape[2], -1, width)  # [B, K, H / K, D]
+    of_prompts = grouped.reshape(len(lengths), -1, *grouped.shape[1:])  # [P, B / P, K, H / K, D]
 
-    def scores(keys):
-        logits = jnp.einsum("bkgd,bskd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
-        return logits * width**-0.5
+    def product(form, *arrays):
+        return jnp.einsum(form, *arrays, preferred_element_type=jnp.float32)
 
-    filled = jnp.arange(cached_key.shape[1]) < lengths[:, None]  # [B, S]
-    old = jnp.where(filled[:, None, None], scores(cached_key), -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([old, scores(key)], axis=-1), axis=-1)
-    weights = weights.astype(query.dtype)
-    out = jnp.einsum("bkgs,bskd->bkgd", weights[..., :-1], cached_value)
-    out += jnp.einsum("bkgs,bskd->bkgd", weights[..., -1:], value)
-    return out.reshape(batch, 1, heads, width)
+    def scores(keys, count):
+        logits = product("bkgd,bskd->bkgs", grouped, keys)
+        return jnp.where(jnp.arange(keys.shape[1]) < count, logits, -jnp.inf)
+
+    far = product("prkgd,pskd->prkgs", of_prompts, prompt_key)
+    real = jnp.arange(prompt_key.shape[1]) < lengths[:, None]  # [P, S]
+    far = jnp.where(real[:, None, None, None], far, -jnp.inf).reshape(*grouped.shape[:3], -1)
+    logits = jnp.concatenate([far, scores(written_key, step), scores(key, 1)], axis=-1)
+    weights = jax.nn.softmax(logits * width**-0.5, axis=-1).astype(query.dtype)
+    sizes = prompt_key.shape[1], prompt_key.shape[1] + written_key.shape[1]
+    far, near, own = jnp.split(weights, sizes, axis=-1)
+    far = far.reshape(*of_prompts.shape[:4], -1)
+    out = product("prkgs,pskd->prkgd", far, prompt_value).reshape(grouped.shape)
+    out += product("bkgs,bskd->bkgd", near, written_value)
+    out += product("bkgs,bskd->bkgd", own, value)
+    return out.reshape(query.shape).astype(query.dtype)
 
 
 def attention_weights(query, key):

@@ -1,23 +1,14 @@
-"""Attention by the kernel for TPUs that comes with jax ("splash"), on each device for its part."""
-
-import math
+"""Attention by the kernel for TPUs that comes with jax ("splash")."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
 
-from big_vlp.parallel.meshes import BATCH_AXES
+from big_vlp.models.layers.attention import split
 
 # Sizes of a block of queries or keys; the kernel wants multiples of 128, and two blocks' logits of
 # the largest, fp32, are 3 MB of a TPU core's 16 MB or more. Not measured.
 BLOCKS = (256, 384, 512, 640)
-
-
-def platform() -> str:
-    """That of the ambient mesh, whose devices may be described only, or of the local devices."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return jax.default_backend() if device is None else device.platform
 
 
 def refusal(platform: str, query, key, spans) -> str | None:
@@ -32,12 +23,7 @@ def refusal(platform: str, query, key, spans) -> str | None:
         return "bfloat16"
     if spans is not None and not isinstance(spans, tuple):
         return "spans that are the same in all rows"
-    rows, heads = _parts()
-    if query.shape[0] % rows:
-        return f"batches that are a multiple of the {rows} devices over which they are split"
-    if query.shape[2] % heads or key.shape[2] % heads:
-        return f"heads that are a multiple of the {heads} devices over which they are split"
-    return None
+    return split.refusal(query, key)
 
 
 def attention(query, key, value, *, causal: bool, spans=None, interpret: bool = False):
@@ -67,21 +53,7 @@ def attention(query, key, value, *, causal: bool, spans=None, interpret: bool = 
         )
         return out.swapaxes(1, 2)[:, : lengths[0]]
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if _parts() != (1, 1):
-        own = PartitionSpec(BATCH_AXES, None, "tensor")
-        on_device = jax.shard_map(
-            on_device, mesh=mesh, in_specs=(own,) * 3, out_specs=own, check_vma=False
-        )
-    return on_device(scaled, key, value)
-
-
-def _parts() -> tuple[int, int]:
-    """Over how many devices the ambient mesh has the compiler split (rows, heads)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types))
-    size = {name: n for name, n in mesh.shape.items() if kinds[name] == AxisType.Auto}
-    return math.prod(size.get(axis, 1) for axis in BATCH_AXES), size.get("tensor", 1)
+    return split.over_devices(on_device, scaled, key, value)
 
 
 def _splash():

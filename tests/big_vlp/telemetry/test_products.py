@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from big_vlp.compile import products_per_sample
 from big_vlp.experiment import Experiment
 from big_vlp.recipes import SCENES_VOCABULARY
-from big_vlp.run import products
+from big_vlp.telemetry import products
+from big_vlp.telemetry.flops import products_per_sample
 from configs import catlip, cogvlm, transfer
 
 X, W = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32)
