@@ -63,6 +63,7 @@ def evaluate(
     workdir = storage_path(workdir)
     open_compile_cache()
     experiment = Experiment.from_config(config)
+    experiment.check_agreed()
     mesh = experiment.make_mesh()
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)

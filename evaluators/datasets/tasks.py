@@ -3,6 +3,12 @@
 A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
 (arXiv 2412.01814) is compared by, "composition" tells captions apart that differ in one detail,
 "quick" has three sets to watch a run with.
+
+COSMOS' classification is asked as its code asks it, on the images that DataComp publishes. Two of
+its eleven sets are not these: its Caltech-101 is a random half without the background class, its
+SUN397 a random fifth that is another in every run of its code. Their titles say so, and no number
+of the paper stands beside them. Of SugarCrepe, MMVP-VLM and SVO-Probes there is no code of COSMOS':
+the first two are asked as their papers do, the last as `evaluators.pairs.matching` says.
 """
 
 import csv
@@ -41,6 +47,7 @@ class Task:
       settings: the keys of the evaluator's section without `data`.
       metrics: of the evaluator, which are reported, the main one first.
       chance: what an answer at random gets; None where the evaluator says it, or nobody.
+      groups: what the numbers beside each image are, see the source `clip_benchmark`.
     """
 
     id: str
@@ -51,6 +58,7 @@ class Task:
     settings: Mapping[str, Any]
     metrics: tuple[str, ...]
     chance: float | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
@@ -95,10 +103,15 @@ def paper(model: str) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: none are known of it.
     """
-    published = json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
+    published = _papers()
     if model not in published:
         raise ValueError(unknown("published model", model, published))
     return published[model]
+
+
+@functools.cache
+def _papers() -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
 
 
 def _datacomp38() -> tuple[Task, ...]:
@@ -118,21 +131,13 @@ def _of_datacomp(row: Mapping[str, str]) -> Task:
         settings=settings,
         metrics=(row["metric"],),
         chance=float(row["chance"]) if row["chance"] else None,
+        groups=_GROUPS.get(name, ()),
     )
 
 
 def _zeroshot(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"evaluator": "zeroshot"}
-    if name == "mnist":  # where they come from the data, they are taken for ids
-        settings["class_names"] = name
-    if name in _GROUPS:
-        settings["group"] = _GROUPS[name][0]
-    return settings
-
-
-def groups_of(task: Task) -> tuple[str, ...]:
-    """What the numbers beside each image are, see the source `clip_benchmark`."""
-    return _GROUPS.get(task.id.partition("/")[2], ())
+    group = {"group": _GROUPS[name][0]} if name in _GROUPS else {}
+    return {"evaluator": "zeroshot", **group}
 
 
 _RETRIEVAL = {
@@ -147,7 +152,7 @@ _HOW = {
 }
 _SETTINGS = {
     "retrieval": _RETRIEVAL,
-    "misc": {"evaluator": "associations", "instances": None},  # the file, once it is found
+    "misc": {"evaluator": "associations"},
 }
 _IMAGE = ("image_accuracy",)
 _PREPARE = "prepare it (input_pipeline.prepare source) by the source "
@@ -158,31 +163,39 @@ _PAIRS = {
     "winoground": "image_pairs: Hugging Face facebook/winoground",
 }
 _BOTH = ("image_to_text_R@1", "text_to_image_R@1")
-# COSMOS' eleven sets in its order, and CLIP's prompts for them; the images are those of DataComp.
+# COSMOS' eleven sets in its order, under the names of its prompts: (DataComp's name, class names).
+# Its names of flowers and of ImageNet's classes are those of clip_benchmark; its Caltech-101 has
+# other classes than the images.
 _ELEVEN = {
-    "food101": "food101",
-    "cifar10": "cifar10",
-    "cifar100": "vtab/cifar100",
-    "sun397": "sun397",
-    "cars": "cars",
-    "fgvc_aircraft": "fgvc_aircraft",
-    "dtd": "vtab/dtd",
-    "pets": "vtab/pets",
-    "caltech101": "vtab/caltech101",
-    "flowers": "vtab/flowers",
-    "imagenet1k": "imagenet1k",
+    "food101": ("food101", "cosmos_food101"),
+    "cifar10": ("cifar10", "cosmos_cifar10"),
+    "cifar100": ("vtab/cifar100", "cosmos_cifar100"),
+    "sun397": ("sun397", "cosmos_sun397"),
+    "cars": ("cars", "cosmos_cars"),
+    "fgvc_aircraft": ("fgvc_aircraft", "cosmos_fgvc_aircraft"),
+    "dtd": ("vtab/dtd", "cosmos_dtd"),
+    "pets": ("vtab/pets", "cosmos_pets"),
+    "caltech101": ("vtab/caltech101", None),
+    "flowers": ("vtab/flowers", "flowers"),
+    "imagenet1k": ("imagenet1k", "imagenet1k"),
 }
+_OTHER_IMAGES = {"caltech101": "Caltech-101 (of VTAB)", "sun397": "SUN397 (all images)"}
 
 
 def _cosmos() -> tuple[Task, ...]:
     of_datacomp = {task.id: task for task in suite("datacomp38")}
     classified = []
-    for name, theirs in _ELEVEN.items():
+    for name, (theirs, class_names) in _ELEVEN.items():
         known = of_datacomp[f"datacomp38/{theirs}"]
-        asked = {"evaluator": "zeroshot", "templates": name}
+        lists = {"templates": name} | ({"class_names": class_names} if class_names else {})
         classified.append(
             dataclasses.replace(
-                known, id=f"cosmos/{name}", settings=asked, metrics=("top1_accuracy",)
+                known,
+                id=f"cosmos/{name}",
+                title=_OTHER_IMAGES.get(name, known.title),
+                settings={"evaluator": "zeroshot", **lists},
+                metrics=("top1_accuracy",),
+                chance=None,
             )
         )
     pairs = [task for task in _composition("cosmos") if task.section != "winoground"]
