@@ -62,7 +62,7 @@ def exchange(value) -> list:
 
 
 def differing(values: Mapping[str, Any]) -> list[str]:
-    """The names under which the processes hold different values, the same list on all of them.
+    """The names under which the processes hold different values, sorted, on all of them.
 
     Args:
       values: JSON data by name; only digests of it are exchanged.
@@ -71,7 +71,7 @@ def differing(values: Mapping[str, Any]) -> list[str]:
     if len(set(exchange(_digest(own)))) == 1:
         return []
     found = exchange(own)
-    names = dict.fromkeys(name for each in found for name in each)
+    names = sorted({name for each in found for name in each})
     return [name for name in names if len({each.get(name) for each in found}) > 1]
 
 

@@ -60,9 +60,9 @@ def rows(evaluated: Mapping[str, Evaluated]) -> list[Row]:
         for metric in metrics:
             chance = task.chance if task else None
             if chance is None:
-                chance = one.values.get(f"{metric}_chance")
+                chance = _value(one, f"{metric}_chance")
             row = Row(name, metric, {}, chance, published.get(metric))
-            found.setdefault((key, metric), row).values[one.weights] = one.values.get(metric)
+            found.setdefault((key, metric), row).values[one.weights] = _value(one, metric)
     return [*found.values()]
 
 
@@ -76,7 +76,7 @@ def average(evaluated: Mapping[str, Evaluated]) -> tuple[dict[str, float], str]:
     for one in evaluated.values():
         if one.task is not None and one.task.startswith(f"{AVERAGED}/"):
             found = by_weights.setdefault(one.weights, {})
-            if (value := one.values.get(tasks.task(one.task).metrics[0])) is not None:
+            if (value := _value(one, tasks.task(one.task).metrics[0])) is not None:
                 found[one.task] = value
     means = {
         weights: math.fsum(found.values()) / len(suite)
@@ -134,6 +134,12 @@ def _cells(evaluated: Mapping[str, Evaluated]) -> tuple[list[Sequence[str]], str
             (f"average of {AVERAGED}", "", *(_number(means.get(name)) for name in weights), "", "")
         )
     return lines, missing
+
+
+def _value(one: Evaluated, metric: str) -> float | None:
+    """None where the evaluator did not find it, such as the mean of kinds where there are none."""
+    found = one.values.get(metric)
+    return None if found is None else float(found)
 
 
 def _number(value: float | None) -> str:

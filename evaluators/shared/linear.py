@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from big_vlp.parallel import meshes
+from big_vlp.parallel.processes import raise_together
 
 # Penalties that are tried, of features of length 1, and all else below is this project's choice.
 RIDGE_PENALTIES = tuple(10.0**e for e in range(-4, 4))
@@ -90,7 +91,7 @@ class _Logistic:
     part, and wait for each other."""
 
     def __init__(self, features, labels, chosen: np.ndarray, num_classes: int, mesh: Mesh):
-        self._shape = (features.shape[1] + 1, num_classes)
+        self._shape, self._mesh = (features.shape[1] + 1, num_classes), mesh
         parts = meshes.batch_parts(mesh)
         own = -(-len(chosen) // parts)  # rows of a device
         block = min(own, max(1, _LOGITS_PER_DEVICE // num_classes))
@@ -125,7 +126,12 @@ class _Logistic:
         )
 
     def loss(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """Of f[D + 1, C], without a penalty, and its slope f64[D + 1, C]."""
+        """Of f[D + 1, C], without a penalty, and its slope f64[D + 1, C].
+
+        Raises:
+          Exception, Stop: see `parallel.processes.raise_together`.
+        """
+        raise_together(self._mesh)  # a fit takes minutes
         loss, slope = self._loss(weights.astype(np.float32), *self._rows)
         return float(loss), np.asarray(slope, np.float64)
 

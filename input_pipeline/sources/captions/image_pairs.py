@@ -21,9 +21,9 @@ _SVO = {"subj_neg": "subject", "verb_neg": "verb", "obj_neg": "object"}
 
 
 class Source(base.OfFiles):
-    """A record for each image, with `pairs`, those that it is in: of each its name `pair`, as `kind`
-    what sets the two images apart, and as `sentence` that of this image; None where it only stands
-    beside the other.
+    """A record for each image, with `pairs`, those that it is in: of each its name as `pair`, as
+    `kind` what sets the two images apart, and as `sentence` that of this image; None where it only
+    stands beside the other.
 
     The file tells by its contents which it is:
       Winoground's examples.jsonl: lines of id, image_0, image_1 (.png is added), caption_0,

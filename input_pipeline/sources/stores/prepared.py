@@ -37,8 +37,8 @@ class Source(base.Source):
     Construction checks that every shard is there with its full size, but opens none: shards are
     opened on first use, once per process. Reading is thread-safe; pickling ships file names only.
 
-    It has `class_names` and `label_rule` where they were known when it was prepared; class names and
-    prompts may also lie beside the shards, see `shared.lists`.
+    It has `class_names` and `label_rule` where they were known when it was prepared. Names and
+    prompts of classes may also lie beside the shards, see `shared.lists`.
 
     Args:
       path: directory that holds the shards and their dataset.json, on a disk or in a bucket.
@@ -54,7 +54,7 @@ class Source(base.Source):
         description = _read_description(self._path)
         shards = description["shards"]
         class_names, self.templates = lists.read(self._path)
-        self.class_names = description.get("class_names", class_names)
+        self.class_names = description.get("class_names") or class_names
         self.label_rule = description.get("label_vocabulary")
         self._names = [shard["file"] for shard in shards]
         for shard, file, size in zip(shards, self.files(), listing.status(self.files())[:, 0]):

@@ -168,7 +168,7 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     evaluate.evaluate(config, workdir, follow=True)
     assert len(reads) == 1
     assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == [
-        *("0.json", "0.md", "6.json", "6.md"),
+        *("0.json", "0_table.json", "0_table.md", "6.json", "6_table.json", "6_table.md"),
     ]
 
     def refuse(constant):
@@ -178,11 +178,12 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     assert json.loads(text, parse_constant=refuse) == {
         "step": 6,
         "fake": {"nan": "NaN", "inf": "-Infinity", "one": 1.0},
-        "table": {
-            "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
-        },
     }
-    assert (workdir / "evaluate" / "6.md").read_text().splitlines() == [
+    table = json.loads((workdir / "evaluate" / "6_table.json").read_text(), parse_constant=refuse)
+    assert table == {
+        "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
+    }
+    assert (workdir / "evaluate" / "6_table.md").read_text().splitlines() == [
         "| task | metric | model | chance | paper |",
         "| --- | --- | ---: | ---: | ---: |",
         "| fake | nan | nan | - | - |",
