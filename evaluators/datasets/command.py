@@ -41,7 +41,8 @@ def _check(args) -> None:
     for name in tasks.SUITES:
         for task in tasks.suite(name):
             _, wanted_by = rows.setdefault(task.folder, (task, []))
-            wanted_by.append(name)
+            if name not in wanted_by:
+                wanted_by.append(name)
     lines = [("", "folder", "images", "suites", "where to get it, or what it lacks")]
     there = 0
     for folder, (task, wanted_by) in rows.items():

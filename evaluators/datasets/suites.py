@@ -57,7 +57,7 @@ def suite(
     if paper is not None:
         tasks.paper(paper)
     found = [(task, find(task, root)) for task in tasks.suite(name)]
-    lacking = [f"{task.folder}: {there.lacks}" for task, there in found if there.lacks]
+    lacking = {f"{task.folder}: {there.lacks}": None for task, there in found if there.lacks}
     if lacking:
         print(
             f"Left out of suite {name!r}, as they are not whole in {os.fspath(root)}: "
@@ -104,7 +104,7 @@ def _section(task: Task, folder, names: set[str], tars: set[str]) -> dict[str, A
         class_names = make_source(**settings["data"]).class_names  # looks whether all is there
     elif settings["evaluator"] == "associations":
         settings["data"] = {"name": "folders", "path": path}
-    elif settings["evaluator"] in ("hard_negatives", "matching"):
+    elif settings.get("caption_field") != "txt" and settings["evaluator"] != "zeroshot":
         raise ValueError("holds no prepared shards")
     else:
         _check_tars(folder, tars)

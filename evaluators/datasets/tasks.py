@@ -2,7 +2,8 @@
 
 A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
 (arXiv 2412.01814) is compared by, "composition" tells captions apart that differ in one detail,
-"quick" has three sets to watch a run with.
+"long" retrieves by captions of many sentences, "multilingual" in each language, "quick" has three
+sets to watch a run with.
 
 COSMOS' classification is asked as its code asks it, on the images that DataComp publishes. Two of
 its eleven sets are not these: its Caltech-101 is a random half without the background class, its
@@ -155,7 +156,7 @@ _SETTINGS = {
     "misc": {"evaluator": "associations"},
 }
 _IMAGE = ("image_accuracy",)
-_PREPARE = "prepare it (input_pipeline.prepare source) by the source "
+_PREPARE = "prepare it (docs/evaluation.md) by the source "
 _PAIRS = {
     "sugarcrepe": "sugarcrepe: GitHub RAIVNLab/sugar-crepe, and COCO's val2017",
     "mmvp_vlm": "image_pairs: Hugging Face MMVP/MMVP_VLM",
@@ -163,6 +164,12 @@ _PAIRS = {
     "winoground": "image_pairs: Hugging Face facebook/winoground",
 }
 _BOTH = ("image_to_text_R@1", "text_to_image_R@1")
+# The languages of both sets, as their files call them.
+_XM3600 = (
+    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt quz ro ru sv sw te "
+    "th tr uk vi zh"
+)
+_XTD = "de en es fr it jp ko pl ru tr zh"
 # COSMOS' eleven sets in its order, under the names of its prompts: (DataComp's name, class names).
 # Its names of flowers and of ImageNet's classes are those of clip_benchmark; its Caltech-101 has
 # other classes than the images.
@@ -236,6 +243,37 @@ def _composition(suite: str = "composition") -> tuple[Task, ...]:
     )
 
 
+def _of_retrieval_sets(
+    suite: str, name: str, title: str, images: int, how: str, field: str
+) -> Task:
+    """A task of a set that the source `retrieval_sets` reads; several fields are of one folder."""
+    section = name if field == "caption" else f"{name}_{field}"
+    asked = {**_RETRIEVAL, "caption_field": field}
+    how = f"{_PREPARE}retrieval_sets: {how}"
+    return Task(f"{suite}/{section}", title, images, name, how, asked, _BOTH)
+
+
+def _long() -> tuple[Task, ...]:
+    rows = (
+        ("urban1k", "Urban-1k", 1000, "Hugging Face BeichenZhang/Urban1k"),
+        ("dci", "DCI", 7805, "GitHub facebookresearch/DCI, images of SA-1B"),
+        ("docci", "DOCCI test", 5000, "google.github.io/docci"),
+    )
+    return tuple(_of_retrieval_sets("long", *row, "caption") for row in rows)
+
+
+def _multilingual() -> tuple[Task, ...]:
+    rows = (
+        ("xm3600", "XM3600", 3600, "google.github.io/crossmodal-3600", _XM3600),
+        ("xtd", "XTD", 1000, "GitHub adobe-research/Cross-lingual-Test-Dataset-XTD10", _XTD),
+    )
+    return tuple(
+        _of_retrieval_sets("multilingual", name, f"{title} {language}", images, how, language)
+        for name, title, images, how, languages in rows
+        for language in languages.split()
+    )
+
+
 def _quick() -> tuple[Task, ...]:
     names = "coco_val2017", "imagenet1k", "cifar100"
     known = {task.section: task for task in suite("cosmos")}
@@ -246,5 +284,7 @@ SUITES = {
     "cosmos": _cosmos,
     "datacomp38": _datacomp38,
     "composition": _composition,
+    "long": _long,
+    "multilingual": _multilingual,
     "quick": _quick,
 }

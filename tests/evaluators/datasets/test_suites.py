@@ -70,6 +70,16 @@ def test_cosmos_asks_as_published():
             assert all(0 < value < 1 for value in metrics.values())
 
 
+def test_each_language_is_a_task_of_one_set(tmp_path):
+    rows = tasks.suite("multilingual")
+    assert collections.Counter(task.folder for task in rows) == {"xm3600": 36, "xtd": 11}
+    prepare(tmp_path / "xm3600", class_names=None)
+    found = suite("multilingual", tmp_path, every_steps=1)
+    assert len(found) == 36 and found["xm3600_quz"]["caption_field"] == "quz"
+    assert len({json.dumps(section["data"]) for section in found.values()}) == 1
+    assert all(task.settings["caption_field"] == "caption" for task in tasks.suite("long"))
+
+
 def test_only_what_is_there_becomes_a_section(tmp_path):
     assert suite("datacomp38", tmp_path, every_steps=1) == {}
     write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]])
