@@ -166,8 +166,8 @@ _PAIRS = {
 _BOTH = ("image_to_text_R@1", "text_to_image_R@1")
 # The languages of both sets, as their files call them.
 _XM3600 = (
-    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt quz ro ru sv sw te "
-    "th tr uk vi zh"
+    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt quz ro ru sv sw "
+    "te th tr uk vi zh"
 )
 _XTD = "de en es fr it jp ko pl ru tr zh"
 # COSMOS' eleven sets in its order, under the names of its prompts: (DataComp's name, class names).
@@ -243,9 +243,7 @@ def _composition(suite: str = "composition") -> tuple[Task, ...]:
     )
 
 
-def _of_retrieval_sets(
-    suite: str, name: str, title: str, images: int, how: str, field: str
-) -> Task:
+def _described(suite: str, name: str, title: str, images: int, how: str, field: str) -> Task:
     """A task of a set that the source `retrieval_sets` reads; several fields are of one folder."""
     section = name if field == "caption" else f"{name}_{field}"
     asked = {**_RETRIEVAL, "caption_field": field}
@@ -259,7 +257,7 @@ def _long() -> tuple[Task, ...]:
         ("dci", "DCI", 7805, "GitHub facebookresearch/DCI, images of SA-1B"),
         ("docci", "DOCCI test", 5000, "google.github.io/docci"),
     )
-    return tuple(_of_retrieval_sets("long", *row, "caption") for row in rows)
+    return tuple(_described("long", *row, "caption") for row in rows)
 
 
 def _multilingual() -> tuple[Task, ...]:
@@ -268,7 +266,7 @@ def _multilingual() -> tuple[Task, ...]:
         ("xtd", "XTD", 1000, "GitHub adobe-research/Cross-lingual-Test-Dataset-XTD10", _XTD),
     )
     return tuple(
-        _of_retrieval_sets("multilingual", name, f"{title} {language}", images, how, language)
+        _described("multilingual", name, f"{title} {language}", images, how, language)
         for name, title, images, how, languages in rows
         for language in languages.split()
     )

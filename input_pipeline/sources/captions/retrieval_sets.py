@@ -43,7 +43,7 @@ class Source(base.OfFiles):
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
         self._folder, path = os.fspath(source_path(images)), source_path(annotations)
         try:
-            self._examples = sorted(_read(path))
+            self._examples = list(_read(path))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is nothing of {_FORMATS} ({error!r}).") from None
         if not self._examples:

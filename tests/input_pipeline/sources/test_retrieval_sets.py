@@ -37,7 +37,8 @@ EXPECTED = {
     "dci": {"sa_1.jpg": {"caption": ["A pump.\nIt is red."]}, "sa_2.jpg": {"caption": ["A pump."]}},
     "docci": {"test_0.jpg": {"caption": ["A long one."]}},
     "xm3600": {"0a.jpg": {"en": ["A dog"], "fr": ["Un chien"]}},
-    "xtd": {"a.jpg": {"de": ["Ein Haus"], "jp": ["家"]}, "b.jpg": {"de": ["Ein Hund"], "jp": ["犬"]}},
+    "xtd": {"a.jpg": {"de": ["Ein Haus"], "jp": ["家"]},
+            "b.jpg": {"de": ["Ein Hund"], "jp": ["犬"]}},
 }  # fmt: skip
 
 
