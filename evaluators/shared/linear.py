@@ -69,20 +69,24 @@ def logistic(features: np.ndarray, labels: np.ndarray, num_classes: int, mesh: M
 
     The penalty is the one with the least loss on a tenth of the rows that is left out; then all
     rows are fitted. As `ridge`; but sums over rows depend in their last bits on the number of
-    devices, and so do the weights, by about a thousandth of their size.
+    devices, and so do the weights a little.
     """
     order = _permutation(len(labels))
-    held_out, kept = np.split(order, [len(order) // 10])
-    penalty = LOGISTIC_PENALTIES[0]
-    if len(held_out):
-        fit = _Logistic(features, labels, kept, num_classes, mesh)
-        other = _Logistic(features, labels, held_out, num_classes, mesh)
-        start, losses = None, {}
-        for candidate in reversed(LOGISTIC_PENALTIES):  # from the smoothest, each from the last
-            start = fit(candidate, start)
-            losses[candidate] = other.loss(start)[0]
-        penalty = min(losses, key=losses.get)
+    penalty = _best_penalty(features, labels, order, num_classes, mesh)
     return _Logistic(features, labels, order, num_classes, mesh)(penalty).astype(np.float32)
+
+
+def _best_penalty(features, labels, order, num_classes: int, mesh: Mesh) -> float:
+    held_out, kept = np.split(order, [len(order) // 10])
+    if not len(held_out):
+        return LOGISTIC_PENALTIES[0]
+    fit = _Logistic(features, labels, kept, num_classes, mesh)
+    other = _Logistic(features, labels, held_out, num_classes, mesh)
+    start, losses = None, {}
+    for penalty in reversed(LOGISTIC_PENALTIES):  # from the smoothest, each from the last
+        start = fit(penalty, start)
+        losses[penalty] = other.loss(start)[0]
+    return min(losses, key=losses.__getitem__)
 
 
 class _Logistic:
