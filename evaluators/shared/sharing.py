@@ -42,11 +42,10 @@ class _Kept:
         return found[0]
 
     def _drop(self) -> None:
-        """The one that was not asked for longest goes, but not the newest; and a large one, which
-        takes long to compute again, stays while there are others."""
-        old = list(self._results)[:-1]
-        small = [which for which in old if self._results[which][1] <= self._most_bytes / 2]
-        chosen = (small or old)[0]
+        """The one that was not asked for longest goes; but a large one, which takes long to compute
+        again, stays while there are others."""
+        small = [x for x, (_, size) in self._results.items() if size <= self._most_bytes / 2]
+        chosen = (small or list(self._results))[0]
         logging.warning(
             "Results of an evaluation (%.1f GB) are dropped; who asks for them again has them "
             "computed again.",
@@ -60,7 +59,8 @@ class _Kept:
 def _bytes(result) -> int:
     """Of the arrays and strings in it."""
     leaves = jax.tree.leaves(result)
-    return sum(x.nbytes if isinstance(x, np.ndarray) else len(x) for x in leaves)
+    arrays = sum(x.nbytes for x in leaves if isinstance(x, np.ndarray))
+    return arrays + sum(len(x) for x in leaves if isinstance(x, str))
 
 
 _kept: contextvars.ContextVar[_Kept | None] = contextvars.ContextVar("kept", default=None)
