@@ -122,7 +122,7 @@ def test_what_is_not_whole_is_left_out_and_told_in_one_line(tmp_path, capsys):
     write_task(tmp_path / "wds_cars_test", [[SAMPLE]])
     for name, file in (("stl10", "classnames.txt"), ("food101", "dataset.json")):
         (tmp_path / f"wds_{name}_test").mkdir()
-        (tmp_path / f"wds_{name}_test" / file).touch()
+        (tmp_path / f"wds_{name}_test" / file).write_text("cat")
     write_task(tmp_path / "wds_gtsrb_test", [[SAMPLE]], class_names=(" ",))
     folder = write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]] * 3)
     (folder / "test" / "1.tar").unlink()

@@ -168,8 +168,8 @@ def uneven_world():
 
 def evaluate_all(tensor=1, batch_size=6):
     """The values of evaluators that share what they can."""
-    penalties = mock.patch.object(linear, "LOGISTIC_PENALTIES", (1e-3, 1e-2))
-    with sharing(), penalties, tempfile.NamedTemporaryFile("w", suffix=".jsonl") as instances:
+    quickly = mock.patch.multiple(linear, LOGISTIC_PENALTIES=(1e-3, 1e-2), _STEPS=15)
+    with sharing(), quickly, tempfile.NamedTemporaryFile("w", suffix=".jsonl") as instances:
         for first in range(0, 16, 4):
             names = [f"toy-{i}" for i in range(first, first + 4)]
             instance = {"cue": WORDS[first], "candidates": names, "associations": names[:2]}
