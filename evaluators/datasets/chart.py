@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from evaluators.datasets.report import Row
 
-_BAR = 0.26  # inches
+_BAR = 0.16  # inches
 _COLOURS = ("tab:blue", "tab:orange")
 
 
@@ -50,7 +50,8 @@ def chart(rows: Sequence[Row]) -> bytes | None:
             axes.scatter(*zip(*points), label=label, zorder=3, **style)
     axes.set_yticks(range(len(shares)), [f"{row.name}, {row.metric}" for row in shares], fontsize=8)
     axes.set_ylim(len(shares) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.08)  # room for the numbers
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
