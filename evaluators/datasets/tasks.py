@@ -148,8 +148,8 @@ _RETRIEVAL = {
 }
 # What has to be done with a set that is not published in a form that is read.
 _HOW = {
-    "retrieval": "prepare it (docs/data.md, Evaluation sets): Karpathy's test split, as ",
-    "misc": "export it to instances.jsonl and images/ (see evaluators.pairs.associations): ",
+    "retrieval": "prepare it (docs/evaluation.md): Karpathy's test split, as ",
+    "misc": "export it to instances.jsonl and images/ (docs/evaluation.md): ",
 }
 _SETTINGS = {
     "retrieval": _RETRIEVAL,
