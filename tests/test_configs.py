@@ -22,6 +22,7 @@ from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.models.towers.vit import Tower
 from big_vlp.recipes import SCENES_VOCABULARY
 from big_vlp.run import step
+from evaluators.datasets import tasks
 from input_pipeline.checks import parts
 from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
 from input_pipeline.words import synsets
@@ -133,6 +134,9 @@ def check_evaluators(made):
         evaluator = parts.find("evaluator", "evaluators", arguments.pop("evaluator"), "Evaluator")
         assert arguments.pop("weights") in ("model", "averaged")
         assert arguments.pop("every_steps") > 0
+        assert arguments.pop("task", "cosmos/coco_val2017") == "cosmos/coco_val2017"
+        if (paper := arguments.pop("paper", None)) is not None:
+            assert tasks.paper(paper)
         inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", **arguments)
 
 
