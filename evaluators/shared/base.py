@@ -79,6 +79,20 @@ def check_needs(needs: Iterable[str], predict_fns: Mapping[str, Callable]) -> No
         )
 
 
+def needed_of(evaluator: type, predict_fns: Mapping[str, Callable]) -> tuple[str, ...]:
+    """Names of the functions that an evaluator calls of these, as far as it says so, see
+    `Evaluator.needed`; of one that does not derive from the base, its `needs`.
+
+    Raises:
+      ValueError: one is not there.
+    """
+    if issubclass(evaluator, Evaluator):
+        return evaluator.needed(predict_fns)
+    needs = tuple(getattr(evaluator, "needs", ()))
+    check_needs(needs, predict_fns)
+    return needs
+
+
 @dataclasses.dataclass(eq=False)
 class Evaluator:
     """What evaluators have in common: the fields from `data` on are the keys of their configs.
