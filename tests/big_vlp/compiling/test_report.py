@@ -10,7 +10,6 @@ import pytest
 from big_vlp import compile as command
 from big_vlp.compiling import programs
 from big_vlp.compiling.evaluation import evaluator_programs
-from big_vlp.compiling.report import collectives
 from big_vlp.compiling.setup import Setup, held, make_mesh
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.telemetry.flops import flops_per_sample
@@ -123,24 +122,6 @@ def configs_module(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_collectives_are_listed_by_size_and_pieces_count_once():
-    found = collectives(
-        """
-  %a = f32[4,8]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1}}
-  %b = f32[4,8]{1,0:S(1)} all-gather(%x), channel_id=1, replica_groups={{0,1}}
-  %c = f32[4,8]{1,0} all-gather(%y), channel_id=2, replica_groups={{0,1}}
-  %d = (f32[16,16]{1,0}, f32[]) all-reduce(%x, %y), channel_id=3, to_apply=%add
-  %e = (f32[2]{0}, f32[2]{0}, u32[]) collective-permute-start(%x), channel_id=4
-  %f = f32[4,8]{1,0} add(%a, %b)
-"""
-    )
-    assert found == [
-        ("all-reduce", "f32[16,16]", 1),
-        ("all-gather", "f32[4,8]", 2),
-        ("collective-permute", "f32[2]", 1),
-    ]
 
 
 def test_a_topology_that_is_none(config):
