@@ -9,8 +9,9 @@ from evaluators.datasets import report, suites
 from evaluators.shared import towers
 from evaluators.shared.base import make_evaluator
 from evaluators.shared.sharing import sharing
+from input_pipeline.sources import make_source
 from tests.evaluators.shared import toy
-from tests.input_pipeline.prepare.prepare_data import run_source
+from tests.input_pipeline.prepare.prepare_data import run_source, write_prepared
 from tests.input_pipeline.sources.toy_task import array, image, write_task
 
 SIZE = 6
@@ -99,13 +100,14 @@ PUBLISHED = {
 
 @pytest.fixture
 def published(tmp_path):
-    """Compositional sets as they are published, through `prepare`; of SVO-Probes' images one is a
-    page that says that it is gone, and of SugarCrepe there is one file."""
+    """Compositional sets as they are published, prepared; of SVO-Probes' images one is a page that
+    says that it is gone, and of SugarCrepe there is one file."""
     files = tmp_path / "files"
     (files / "Texts").mkdir(parents=True)
     for number in (1, 2, 3):
         for name in (f"{number}.jpg", f"{number}.png", f"Texts/{number}.jpg"):
             (files / name).write_bytes(image(2 * number))
+    (tmp_path / "data").mkdir()
     (files / "4.jpg").write_bytes(b"<html>gone</html>")
     pair = {"filename": "1.jpg", "caption": "red cat", "negative_caption": "blue dog"}
     (files / "swap_att.json").write_text(json.dumps({"0": pair}))
@@ -114,8 +116,13 @@ def published(tmp_path):
         (files / name).write_text(text)
     asked["sugarcrepe"] = "sugarcrepe", files / "swap_att.json"
     for folder, (source, file) in asked.items():
-        arguments = (f"annotations={file}", f"images={files}")
-        assert run_source(tmp_path / "data" / folder, source, *arguments) == 0
+        output, arguments = tmp_path / "data" / folder, {"annotations": file, "images": files}
+        if folder == "svo_probes":
+            said = [f"{name}={value}" for name, value in arguments.items()]
+            assert run_source(output, source, *said) == 0
+        else:  # the same, without a process of its own
+            records = make_source(source, **arguments)
+            write_prepared(output, [records[i] for i in range(len(records))])
     return tmp_path / "data"
 
 
