@@ -169,8 +169,9 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         evaluator.update(every_steps=15, batch_size=32)
         if "caption_field" in evaluator:
             evaluator.caption_field = "caption"
-        for key in {"task", "paper"} & evaluator.keys():  # other data, other numbers
-            del evaluator[key]
+        for key in ("task", "paper"):  # other data, other numbers
+            if key in evaluator:
+                del evaluator[key]
     tiny = {"width": 64, "layers": 2, "heads": 2}
     if config.method.name == "cogvlm":
         return _run_cogvlm_local(config, tiny)
