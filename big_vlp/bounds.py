@@ -139,6 +139,9 @@ BOUNDS: dict[str, Range] = {
     "fresh_blocks": whole(0),
     # Evaluation.
     "batch_size": _COUNT,
+    "neighbours": whole(1, count=0),
+    "shots": whole(1, count=0),
+    "draws": _COUNT,
 }
 
 

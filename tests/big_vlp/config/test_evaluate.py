@@ -18,6 +18,7 @@ from big_vlp import evaluate
 from big_vlp.experiment import Experiment, ScheduledEvaluator
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from evaluators.datasets import report
 from tests.big_vlp.config.toy_config import make_config
 
 ROOT = Path(__file__).parents[3]
@@ -136,6 +137,9 @@ def test_a_last_one_that_goes_is_waited_for(follower):
     assert follower.evaluated == [1, 2]
 
 
+NOTHING_BESIDE = {"chance": None, "paper": None}
+
+
 class Measured:
     def run(self, model):
         return {"nan": math.nan, "inf": -math.inf, "one": jnp.float32(1)}.items()
@@ -164,7 +168,9 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     monkeypatch.setattr(evaluate, "restore_frozen", lambda *args: reads.append(args) or {})
     evaluate.evaluate(config, workdir, follow=True)
     assert len(reads) == 1
-    assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == ["0.json", "6.json"]
+    assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == [
+        *("0.json", "0_table.json", "0_table.md", "6.json", "6_table.json", "6_table.md"),
+    ]
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -174,6 +180,15 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
         "step": 6,
         "fake": {"nan": "NaN", "inf": "-Infinity", "one": 1.0},
     }
+    table = json.loads((workdir / "evaluate" / "6_table.json").read_text(), parse_constant=refuse)
+    assert table == {
+        "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
+    }
+    assert (workdir / "evaluate" / "6_table.md").read_text().splitlines() == [
+        "| task | metric | model | chance | paper |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| fake | nan | nan | - | - |",
+    ]
 
     shutil.rmtree(workdir / "evaluate")
     (workdir / "evaluate").touch()
@@ -183,12 +198,13 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
 
 def test_two_jobs_may_write_one_result(tmp_path):
     path, failures = tmp_path / "evaluate" / "1.json", []
+    found = {"a": report.Evaluated({"b": 5.0}, "model")}  # no share, so no chart
 
     def write():
         try:
             for _ in range(30):
-                evaluate._write(path, 1, {"a": {"b": 0.5}})
-                assert json.loads(path.read_text())["a"] == {"b": 0.5}
+                evaluate._write(path.parent, 1, found)
+                assert json.loads(path.read_text())["a"] == {"b": 5.0}
         except Exception as error:
             failures.append(error)
 
@@ -198,7 +214,8 @@ def test_two_jobs_may_write_one_result(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert [p.name for p in path.parent.iterdir()] == ["1.json"]
+    names = sorted(p.name for p in path.parent.iterdir())
+    assert names == ["1.json", "1_table.json", "1_table.md"]
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):
