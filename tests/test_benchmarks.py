@@ -44,6 +44,11 @@ def test_without_names_all_are_listed():
         assert f"{name}: " in listed.stdout
 
 
+def test_a_row_that_comes_by_itself():
+    assert runner.line({"row": "3", "case": "x", "ms": 1.0}) == "3  x: ms=1"
+    assert runner.line({"case": "x", "ms": 1.0, "target": None}) == "x: ms=1"
+
+
 def test_the_soak_hurts_at_the_same_moments_each_time():
     found = soak.moments(2000, 20, seed=0)
     assert found == soak.moments(2000, 20, seed=0) != soak.moments(2000, 20, seed=1)

@@ -57,8 +57,8 @@ def main() -> None:
         try:
             for row in module.measure(**options):  # the next may take minutes, or all down
                 results[name]["rows"].append(row)
-                print(line(row), flush=True)
                 save(args.json, results)
+                print(line(row), flush=True)
         except CannotRunError as error:
             sys.exit(f"error: {name}: {error}")
 
@@ -112,7 +112,8 @@ def line(row: dict) -> str:
     values = {k: v for k, v in row.items() if k not in ("row", "case")}
     below = [item for v in values.values() if is_table(v) for item in v]
     beside = [f"{k}={shown(v)}" for k, v in values.items() if v is not None and not is_table(v)]
-    first = f"{row['row']}  {row['case']}: {', '.join(beside)}"
+    number = f"{row['row']}  " if "row" in row else ""
+    first = f"{number}{row['case']}: {', '.join(beside)}"
     return "\n".join([first, *(f"     {'  '.join(map(shown, item.values()))}" for item in below)])
 
 
