@@ -9,7 +9,7 @@ from big_vlp import trees
 from big_vlp.methods import make_method
 from big_vlp.parallel import meshes
 from big_vlp.run import step
-from big_vlp.run.optim import Optimizer
+from big_vlp.run.optim import make_optimizer
 from big_vlp.storage import compared
 from big_vlp.storage.checkpoint import CheckpointError
 from big_vlp.storage.model_dir import save_model
@@ -34,7 +34,10 @@ def make(name="clip", preprocess=PREPROCESS, **changes):
 
 
 def fresh(method, rules=((".*", 1.0, 0.0),)):
-    return drawn(step.make_init(method, Optimizer(1e-3, 2, 0, 0.0, rules=rules)))
+    optimizer = make_optimizer(
+        learning_rate=1e-3, total_steps=2, warmup_steps=0, weight_decay=0.0, rules=rules
+    )
+    return drawn(step.make_init(method, optimizer))
 
 
 def start(path, method, rules=((".*", 1.0, 0.0),), **options):
