@@ -13,6 +13,7 @@ from typing import Any
 from input_pipeline.checks.arguments import unknown
 
 SHARED = "shared"
+TABLES = "datasets"  # what evaluations are made of: no part either
 
 
 def known(package: str) -> dict[str, str]:
@@ -27,7 +28,7 @@ def _walk(package: str, path, found: dict[str, str]) -> None:
         name = f"{package}.{module.name}"
         if not module.ispkg:
             found[module.name] = name
-        elif module.name != SHARED:
+        elif module.name not in (SHARED, TABLES):
             _walk(name, [str(Path(folder) / module.name) for folder in path], found)
 
 
