@@ -135,6 +135,9 @@ BOUNDS: dict[str, Range] = {
     "min_similarity": _PROBABILITY,
     # Evaluation.
     "batch_size": _COUNT,
+    "neighbours": whole(1, count=0),
+    "shots": whole(1, count=0),
+    "draws": _COUNT,
 }
 
 

@@ -4,7 +4,8 @@
 
 By default the latest checkpoint; `--step N` takes that one; `--follow` takes every checkpoint
 that appears until the last step of the run, and passes over those that the run deletes first.
-Results go to WORKDIR/evaluate/STEP.json; following goes on after the steps that have one.
+Results go to WORKDIR/evaluate/STEP.json, and the table of all evaluators that it ends with to
+STEP_table.json, .md and .png; following goes on after the steps that have results.
 """
 
 import functools
@@ -25,9 +26,11 @@ from big_vlp.run.compile_cache import open_compile_cache
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError
 from big_vlp.storage.frozen import restore_frozen
+from evaluators.datasets import report
+from evaluators.shared.sharing import sharing
 from input_pipeline.checks import unicode
 from input_pipeline.files.buckets import make_directory, storage_path
-from input_pipeline.files.whole import write_json
+from input_pipeline.files.whole import write_json, write_whole
 
 POLL_SECONDS = 10
 POLLS_PER_NOTE = 60
@@ -60,6 +63,7 @@ def evaluate(
     workdir = storage_path(workdir)
     open_compile_cache()
     experiment = Experiment.from_config(config)
+    experiment.check_agreed()
     mesh = experiment.make_mesh()
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
@@ -78,12 +82,17 @@ def evaluate(
 
     def run(i):
         state = {**checkpoints.restore(i, wanted, _say), "frozen": frozen()}
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), sharing():
             values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
-        for name, metrics in values.items():
-            _say(f"step {i}, {name} of the {evaluators[name].weights} weights:")
-            _say(tables.metric_table(metrics))
-        _write(results / f"{i}.json", i, values)
+        evaluated = {
+            name: report.Evaluated(values[name], e.weights, e.task, e.paper)
+            for name, e in evaluators.items()
+        }
+        _write(results, i, evaluated)
+        for name, one in evaluated.items():
+            _say(f"step {i}, {name} of the {one.weights} weights:")
+            _say(tables.metric_table(one.values))
+        _say(f"step {i}:\n{report.text(evaluated)}")
 
     with watchdog.watching(experiment.watchdog_minutes, processes.tell_of_standstill):
         if follow:
@@ -143,19 +152,28 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _write(path: Path, step: int, values: dict) -> None:
+def _write(folder: Path, step: int, evaluated: dict[str, report.Evaluated]) -> None:
     """Numbers that are not finite look as in the metric log; process 0 writes, all learn of it."""
 
     def write():
         if jax.process_index() != 0:
             return
-        encoded = {
-            name: {metric: log.to_json(float(value)) for metric, value in metrics.items()}
-            for name, metrics in values.items()
+        results = {
+            name: {metric: log.to_json(float(value)) for metric, value in one.values.items()}
+            for name, one in evaluated.items()
         }
+        table = jax.tree.map(
+            lambda x: log.to_json(x) if isinstance(x, float) else x, report.as_json(evaluated)
+        )
+        from evaluators.datasets.chart import chart  # Matplotlib takes its time
+
         try:
-            make_directory(path.parent)
-            write_json(path, {"step": step, **encoded})
+            make_directory(folder)
+            write_json(folder / f"{step}_table.json", table)
+            write_whole(folder / f"{step}_table.md", report.markdown(evaluated).encode())
+            if (picture := chart(report.rows(evaluated))) is not None:
+                write_whole(folder / f"{step}_table.png", picture)
+            write_json(folder / f"{step}.json", {"step": step, **results})  # last: it says done
         except OSError as error:
             raise CheckpointError(f"The result cannot be written: {error}.") from error
 

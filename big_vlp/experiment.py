@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from big_vlp import bounds, determinism, flag_sets, renamed, trees
 from big_vlp.methods import make_method
-from big_vlp.parallel import meshes, placing
+from big_vlp.parallel import meshes, placing, processes
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
@@ -24,7 +24,9 @@ from big_vlp.storage.model_dir import Labels
 from big_vlp.storage.warm_start import WarmStart
 from big_vlp.telemetry.profile import Profile
 from big_vlp.telemetry.tracker import Tracker
+from evaluators.datasets import tasks
 from evaluators.shared.base import make_evaluator
+from evaluators.shared.records import each_opened_once
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.outages import Unreachable
@@ -34,6 +36,9 @@ from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import make_source
 from input_pipeline.text.tokenizers import make_tokenizer
 from input_pipeline.views import make_views
+
+# Keys of a section of `evals` that are not the evaluator's.
+SCHEDULE = ("every_steps", "weights", "task", "paper")
 
 
 class ConfigError(BigVlpError, ValueError):
@@ -56,8 +61,8 @@ class Experiment:
       optim: `big_vlp.run.optim.Optimizer`.
       mesh: `big_vlp.parallel.meshes.make_mesh`.
       checkpoint: `big_vlp.storage.checkpoint.Checkpoints`.
-      evals: {name: section}; a section has `evaluator`, `every_steps`, `weights` ("model" or
-        "averaged"), and the keys of that evaluator, see `evaluators.shared.base`.
+      evals: {name: section}; a section has `evaluator`, the keys of `ScheduledEvaluator`, and those
+        of that evaluator, see `evaluators.shared.base`.
       log_every_steps: of the training metrics.
       on_nonfinite: "stop" ends the run when an update was not finite, "skip" goes on without it.
       max_bad_steps: "skip" ends the run, too, when so many updates in a row were not finite.
@@ -125,6 +130,26 @@ class Experiment:
         """The config as JSON data."""
         numpy_scalar = operator.methodcaller("item")
         return json.loads(json.dumps(dataclasses.asdict(self), default=numpy_scalar))
+
+    def check_agreed(self) -> None:
+        """To be called before the processes of a run wait for each other on the devices: those that
+        do different things would wait for ever.
+
+        Raises:
+          ConfigError: they have different configs; all of them raise it, at this same point.
+        """
+        values = {}
+        for name, section in self.as_json().items():
+            parts = section.items() if isinstance(section, dict) else [("", section)]
+            values |= {f"config.{name}.{key}".rstrip("."): value for key, value in parts}
+        if names := processes.differing(values):
+            error = ConfigError(
+                f"The processes of this run have different configs: they differ in "
+                f"{', '.join(names)}. Give all the same command and files; a recipe evaluates what "
+                "it finds in data/, so put the same sets there on every machine."
+            )
+            error.agreed = True
+            raise error
 
     @functools.cached_property
     def preprocess_record(self) -> Preprocess:
@@ -265,13 +290,15 @@ class Experiment:
         planned, averaged = {}, method.shapes[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
+            if name == "step":  # stands beside the results of the evaluators
+                raise ConfigError(f"{where} needs another name: results have their step by this.")
             if not isinstance(section, dict) or "evaluator" not in section:
                 others = [other for other in self.evals if other != name]
                 nearest = difflib.get_close_matches(name, others, 1)
                 meant = f"; did you mean {nearest[0]!r}?" if nearest else "."
                 raise ConfigError(f"{where} needs the key 'evaluator'{meant}")
             settings = dict(section)
-            schedule = {k: settings.pop(k) for k in ("every_steps", "weights") if k in settings}
+            schedule = {k: settings.pop(k) for k in SCHEDULE if k in settings}
             evaluator = settings.pop("evaluator")
             scheduled = _call(where, ScheduledEvaluator, schedule, evaluator=evaluator)
             if scheduled.weights == "averaged" and not averaged:
@@ -284,24 +311,38 @@ class Experiment:
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
         made, given = {}, (method.predict_fns(), self.preprocess_record, mesh)
-        for name, (scheduled, settings) in self.planned_evaluators(method).items():
-            where = f"config.evals.{name}"
-            evaluator = _call(where, make_evaluator, settings, scheduled.evaluator, *given)
-            made[name] = dataclasses.replace(scheduled, evaluator=evaluator)
+        with each_opened_once():
+            for name, (scheduled, settings) in self.planned_evaluators(method).items():
+                where = f"config.evals.{name}"
+                evaluator = _call(where, make_evaluator, settings, scheduled.evaluator, *given)
+                made[name] = dataclasses.replace(scheduled, evaluator=evaluator)
         return made
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledEvaluator:
-    """An evaluator, when it runs, and on which weights."""
+    """An evaluator, when it runs, and on which weights.
+
+    Attributes:
+      every_steps: of training; it runs after the last one, too.
+      weights: "model" or "averaged".
+      task, paper: which row of the table that `evaluate` ends with it fills, and whose published
+        numbers stand beside, see `evaluators.datasets.tasks`; set by suites.
+    """
 
     evaluator: Any
     every_steps: int
     weights: str = "model"
+    task: str | None = None
+    paper: str | None = None
 
     def __post_init__(self):
         if self.weights not in ("model", "averaged"):
             raise ValueError(f"weights={self.weights!r}; choose model or averaged.")
+        if self.task is not None:
+            tasks.task(self.task)
+        if self.paper is not None:
+            tasks.paper(self.paper)
 
     def is_due(self, step: int, total_steps: int) -> bool:
         return step == total_steps or (step > 0 and step % self.every_steps == 0)

@@ -47,6 +47,7 @@ from big_vlp.storage.frozen import save_frozen
 from big_vlp.storage.model_dir import Labels
 from big_vlp.telemetry.flops import ModelFlops
 from big_vlp.telemetry.meter import Meter
+from evaluators.shared.sharing import sharing
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_json
 from input_pipeline.loader import free_shared_memory
@@ -95,6 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
 
 def _run(experiment, workdir, live, opened, telling) -> None:
+    experiment.check_agreed()
     total_steps = experiment.total_steps
     mesh = experiment.make_mesh()
     method = experiment.make_method()
@@ -209,15 +211,16 @@ def _run(experiment, workdir, live, opened, telling) -> None:
             saved_step = i
 
     def evaluate(i):
-        for name, evaluator in evaluators.items():
-            if evaluator.is_due(i, total_steps) and not (i == first_step and name in evaluated):
-                doing = f"evaluating step {i}, {name}"
-                with watchdog.longer(doing), meter.pausing("evaluation"):
-                    values = evaluator.run(state)
-                check_lease()
-                log.write(i, name, values)
-                table = tables.metric_table(values)
-                live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
+        with sharing():
+            for name, evaluator in evaluators.items():
+                if evaluator.is_due(i, total_steps) and not (i == first_step and name in evaluated):
+                    doing = f"evaluating step {i}, {name}"
+                    with watchdog.longer(doing), meter.pausing("evaluation"):
+                        values = evaluator.run(state)
+                    check_lease()
+                    log.write(i, name, values)
+                    table = tables.metric_table(values)
+                    live.message(f"step {i}, {name} of the {evaluator.weights} weights:\n{table}")
 
     steps_done = first_step
     try:

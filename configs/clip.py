@@ -53,7 +53,7 @@ def get_config(arg=None):
 
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.evals = dict(
-        coco=dict(
+        coco_val2017=dict(
             evaluator="retrieval",
             weights="model",
             every_steps=2500,
@@ -61,6 +61,10 @@ def get_config(arg=None):
             caption_field="txt",
             equal_captions="reference",
             batch_size=512,
+            task="cosmos/coco_val2017",
         )
     )
-    return shared.run_local(config) if options.runlocal else config
+    if options.runlocal:
+        return shared.run_local(config)
+    config.evals = shared.suites_in_data(config.total_steps) | config.evals.to_dict()
+    return config

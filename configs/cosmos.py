@@ -68,9 +68,17 @@ def get_config(arg=None):
         caption_field="txt",
         equal_captions="reference",
         batch_size=512,
+        task="cosmos/coco_val2017",
+        paper=f"cosmos_{options.model}_{options.data}",
     )
     config.evals = dict(
-        coco=dict(**coco, weights="model"),
-        coco_teacher=dict(**coco, weights="averaged"),
+        coco_val2017=dict(**coco, weights="model"),
+        coco_val2017_averaged=dict(**coco, weights="averaged"),
     )
-    return shared.run_local(config) if options.runlocal else config
+    if options.runlocal:
+        return shared.run_local(config)
+    others = shared.suites_in_data(
+        config.total_steps, weights=("model", "averaged"), paper=coco["paper"]
+    )
+    config.evals = others | config.evals.to_dict()
+    return config

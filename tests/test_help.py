@@ -21,6 +21,8 @@ OTHERS = [
     "big_vlp.show",
     "big_vlp.show words",
     "big_vlp.convert",
+    "evaluators.datasets",
+    "evaluators.datasets check",
     "input_pipeline.prepare",
     "input_pipeline.prepare webdataset",
     "input_pipeline.prepare source",
@@ -29,7 +31,7 @@ OTHERS = [
     "input_pipeline.vocabulary",
     "input_pipeline.train_tokenizer",
 ]
-PACKAGES = ("big_vlp.", "input_pipeline.")
+PACKAGES = ("big_vlp.", "evaluators.", "input_pipeline.")
 # One word for one thing: flag -> what stands for its value. Several have another kind of file.
 VALUES = {
     "captions": {"FIELD,..."},
@@ -111,6 +113,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
     monkeypatch.setattr(doctor, "diagnose", lambda *args: read.append(args) or [])
     module = {
         "big_vlp.convert": "big_vlp.convert.__main__",
+        "evaluators.datasets": "evaluators.datasets.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",
         "input_pipeline.prepare": "input_pipeline.prepare.command",
     }.get(words[0], words[0])

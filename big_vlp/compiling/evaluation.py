@@ -7,7 +7,7 @@ from big_vlp.compiling import programs
 from big_vlp.compiling.setup import Setup, held
 from big_vlp.experiment import ConfigError
 from big_vlp.parallel import meshes
-from evaluators.shared.base import check_needs, find_evaluator
+from evaluators.shared.base import find_evaluator
 
 
 class Program(NamedTuple):
@@ -30,7 +30,7 @@ def evaluator_programs(setup: Setup) -> Iterator[Program]:
     """Compiles the predict functions that the config's evaluators call, each once.
 
     What an evaluator does by itself, with features and scores, is small and left out, and so is an
-    evaluator that does not say what it `needs` or has no `batch_size`.
+    evaluator that does not say what is `needed` or has no `batch_size`.
 
     Raises:
       ConfigError: there is no such evaluator, or the method lacks a function.
@@ -41,8 +41,8 @@ def evaluator_programs(setup: Setup) -> Iterator[Program]:
         where, weights = f"config.evals.{name}", scheduled.weights
         try:
             evaluator = find_evaluator(scheduled.evaluator)
-            needs = getattr(evaluator, "needs", ())
-            check_needs(needs, setup.method.predict_fns())
+            functions = setup.method.predict_fns()
+            needs = evaluator.needed(functions) if hasattr(evaluator, "needed") else ()
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
         asked = settings.get("batch_size", getattr(evaluator, "batch_size", None))

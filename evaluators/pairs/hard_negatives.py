@@ -18,7 +18,9 @@ class Evaluator(TowersEvaluator):
 
     `accuracy` is the share of images whose true caption scores strictly above all their hard
     negatives, `pairwise_accuracy` the share of (caption, negative) pairs in the right order. Ties
-    and NaN count against the model. Records without `hard_negatives` are left out.
+    and NaN count against the model. Records without `hard_negatives` are left out. Where records
+    are of kinds (SugarCrepe's seven) also `accuracy_KIND` of each, and `accuracy_of_kinds`, their
+    mean.
 
     Attributes:
       data: its records have `hard_negatives`.
@@ -36,7 +38,8 @@ class Evaluator(TowersEvaluator):
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises ValueError where no record has hard negatives."""
-        images, candidates = self.encode_images(model, self._candidates)
+        images, described = self.encode_images(model, self._kind_and_candidates)
+        kinds, candidates = zip(*described)
         if not any(candidates):
             raise ValueError(
                 "No record of this source has hard_negatives; remove the evaluator or choose data "
@@ -46,16 +49,24 @@ class Evaluator(TowersEvaluator):
         distinct = list(dict.fromkeys(flat))
         features = dict(zip(distinct, self.encode_texts(model, distinct)))
 
-        wins = []  # per image: bool[negatives]
-        for image, own in zip(images, candidates):
+        wins, by_kind = [], {}  # per image: bool[negatives]
+        for image, kind, own in zip(images, kinds, candidates):
             if own:
                 products = np.stack([features[text] for text in own]) * image
                 scores = products.sum(axis=1)  # not `@`, whose rounding depends on the row
                 wins.append(scores[0] > scores[1:])
+                by_kind.setdefault(kind, []).append(wins[-1].all())
         yield "accuracy", float(np.mean([won.all() for won in wins]))
         yield "pairwise_accuracy", float(np.mean(np.concatenate(wins)))
         yield "accuracy_chance", float(np.mean([1 / (1 + len(won)) for won in wins]))
         yield "pairwise_accuracy_chance", 0.5
+        if any(by_kind):
+            yield "accuracy_of_kinds", float(np.mean([np.mean(won) for won in by_kind.values()]))
+            for kind, won in by_kind.items():
+                yield f"accuracy_{kind}", float(np.mean(won))
+
+    def _kind_and_candidates(self, record) -> tuple[str, list[str]]:
+        return str(record.get("kind", "")), self._candidates(record)
 
     def _candidates(self, record) -> list[str]:
         """The true caption and then its hard negatives; empty where the record has none."""

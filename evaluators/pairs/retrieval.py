@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.parallel import meshes
 from evaluators.shared.ranking import hits, ranks
 from evaluators.shared.records import captions_of
 from evaluators.shared.rows import RowMap, replicate
@@ -28,7 +29,8 @@ SCORES_PER_DEVICE = 2**24
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(TowersEvaluator):
-    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}`.
+    """Yields `{image_to_text,text_to_image}_{R@1,R@5,R@10,mean_rank,median_rank,R@k_chance}` and
+    `mean_R@1` of both directions, with its chance.
 
     Attributes:
       caption_field: whose captions are searched; any number per image.
@@ -72,7 +74,7 @@ class Evaluator(TowersEvaluator):
         def load(row):
             return {"feature": queries[row], "positive": _one_hot(right[row], len(candidates))}
 
-        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * self.mesh.size
+        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * meshes.batch_parts(self.mesh)
         params = replicate((candidates, weight), self.mesh)
         return self._rank(params, load, len(queries), rows)
 
@@ -122,6 +124,7 @@ def _metrics(pairs: Pairs, image_ranks, text_ranks) -> Iterator[tuple[str, float
     num_images, num_captions = len(image_ranks), len(pairs.text_of)
     right_captions = np.array([pairs.copies[texts].sum() for texts in pairs.texts_of])
     right_images = np.array([len(images) for images in pairs.images_of])
+    first = []
     for direction, rank, num_right, candidates in (
         ("image_to_text", image_ranks, right_captions, num_captions),
         ("text_to_image", text_ranks[pairs.text_of], right_images[pairs.text_of], num_images),
@@ -132,6 +135,9 @@ def _metrics(pairs: Pairs, image_ranks, text_ranks) -> Iterator[tuple[str, float
         yield f"{direction}_median_rank", float(np.floor(np.median(rank))) + 1
         for k in RECALL_AT:
             yield f"{direction}_R@{k}_chance", _chance(num_right, k, candidates)
+        first.append((np.mean(hits(rank, 1, candidates)), _chance(num_right, 1, candidates)))
+    for name, values in zip(("mean_R@1", "mean_R@1_chance"), zip(*first)):
+        yield name, float(np.mean(values))
 
 
 def _chance(num_right: np.ndarray, k: int, candidates: int) -> float:

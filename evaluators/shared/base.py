@@ -6,6 +6,7 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
 
   encode_image(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], L2-normalised
   encode_text(model, {"tokens": i32[B, T]}) -> f32[B, D], L2-normalised
+  features(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], of methods that take no text
   classify(model, {"image": u8[B, S, S, 3]}) -> f32[B, C], logits
   segment(model, {"image": u8[B, S, S, 3]}) -> f32[B, H, W, C], logits
   token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
@@ -34,7 +35,7 @@ def row_of(function: str, preprocess: Preprocess) -> dict | None:
     """name -> (shape, dtype) of a row that one of the predict functions above reads; None where it
     is not among them."""
     size, text = preprocess.image_size, (preprocess.context_length,)
-    if function in ("encode_image", "classify", "segment"):
+    if function in ("encode_image", "features", "classify", "segment"):
         return {"image": ((size, size, 3), np.dtype(np.uint8))}
     if function == "encode_text":
         return {"tokens": (text, np.dtype(np.int32))}
@@ -86,7 +87,7 @@ class Evaluator:
     goes on from this one and looks at the first record, to fail now and not after training.
 
     Attributes:
-      needs: names of the predict functions that it calls.
+      needs: names of the predict functions that it calls, see `needed`.
       predict_fns: what the method lets evaluators call, by name.
       preprocess: of the model.
       mesh: the devices; rows are split over "data" and "fsdp".
@@ -109,8 +110,18 @@ class Evaluator:
     batch_size: int = 256
 
     def __post_init__(self):
-        check_needs(self.needs, self.predict_fns)
+        self.needed(self.predict_fns)
         self.source = open_source(self.data)
+
+    @classmethod
+    def needed(cls, predict_fns: Mapping[str, Callable]) -> tuple[str, ...]:
+        """Names of the functions that it calls of these.
+
+        Raises:
+          ValueError: one is not there.
+        """
+        check_needs(cls.needs, predict_fns)
+        return cls.needs
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Yields (metric name, value), the same on every host.

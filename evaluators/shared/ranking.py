@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluators.shared.metrics import mean_per_class_recall
+
 
 def ranks(scores: jax.Array, positive: jax.Array, weight: jax.Array) -> jax.Array:
     """How many candidates are ahead of the best right one; ties and NaN count as ahead.
@@ -54,8 +56,7 @@ def accuracies(
     top1, top5 = (hits(rank, k, num_classes) for k in (1, 5))
     yield "top1_accuracy", float(top1.mean())
     yield "top5_accuracy", float(top5.mean())
-    per_class = [top1[labels == label].mean() for label in np.unique(labels)]
-    yield "mean_per_class_recall", float(np.mean(per_class))
+    yield "mean_per_class_recall", mean_per_class_recall(top1, labels)
     yield "top1_accuracy_chance", 1 / num_classes
     yield "top5_accuracy_chance", min(5, num_classes) / num_classes
     yield "mean_per_class_recall_chance", 1 / num_classes

@@ -1,7 +1,8 @@
 """Parts that a config chooses by name: ours by the name of their module, others by a dotted one.
 
 In a package of parts every module is a part, in whichever subfolder, and holds it under one name
-(such as `Method`); what parts share lies in a folder `shared`, and in the packages themselves.
+(such as `Method`); what parts share lies in a folder `shared`, and in the packages themselves, and
+what evaluators are run on in `datasets`.
 """
 
 import importlib
@@ -12,7 +13,7 @@ from typing import Any
 
 from input_pipeline.checks.arguments import unknown
 
-SHARED = "shared"
+NO_PARTS = ("shared", "datasets")
 
 
 def known(package: str) -> dict[str, str]:
@@ -27,7 +28,7 @@ def _walk(package: str, path, found: dict[str, str]) -> None:
         name = f"{package}.{module.name}"
         if not module.ispkg:
             found[module.name] = name
-        elif module.name != SHARED:
+        elif module.name not in NO_PARTS:
             _walk(name, [str(Path(folder) / module.name) for folder in path], found)
 
 

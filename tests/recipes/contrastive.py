@@ -104,7 +104,7 @@ def photometric(view: str, key: str) -> Callable[[Mapping], float]:
 
 def rule_of_retrieval(config):
     rules = {"reference": "own image only", "shared": "every image that has the string"}
-    return rules[config["evals"]["coco"]["equal_captions"]]
+    return rules[config["evals"]["coco_val2017"]["equal_captions"]]
 
 
 def clip() -> list[Recipe]:

@@ -20,6 +20,7 @@ class Source:
 
     Attributes:
       class_names: of the records' `label`, or their `labels`; None where nobody named them.
+      templates: prompts with `{}` in the place of a class name that came with the data; else None.
       label_rule: what decided `labels` that were mined, see `LabelRule.description`; else None.
       weights: None, or what the training loader mixes by: the share of each part of the source
         among the examples, in any unit.
@@ -27,6 +28,7 @@ class Source:
     """
 
     class_names: Sequence[str] | None = None
+    templates: Sequence[str] | None = None
     label_rule: Mapping[str, Any] | None = None
     weights: Sequence[float] | None = None
     lengths: Sequence[int] = ()
@@ -113,7 +115,8 @@ class Wrapper(Source):
 
     def __init__(self, source: Source):
         self._source = source
-        self.class_names, self.label_rule = source.class_names, source.label_rule
+        self.class_names, self.templates = source.class_names, source.templates
+        self.label_rule = source.label_rule
         self.weights, self.lengths = source.weights, source.lengths
 
     def __len__(self) -> int:

@@ -144,3 +144,21 @@ def test_a_topology_has_the_slices_of_the_mesh(config, monkeypatch):
             make_mesh(Experiment.from_config(config), "v5e:4x4")
     v5e = {"platform": "tpu", "topology_name": "v5e:4x4"}
     assert asked == [{**v5e, "num_slices": 1}, {**v5e, "num_slices": 2}]
+
+
+def test_what_evaluators_of_features_need_is_compiled(setup, monkeypatch):
+    """Of a method that has text, and of one that has not."""
+    asked = {"knn": {"evaluator": "knn", "every_steps": 1, "batch_size": 4}}
+    experiment = dataclasses.replace(setup.experiment, evals=asked)
+    setup = dataclasses.replace(setup, experiment=experiment)
+    monkeypatch.setattr(programs, "compile_predict", lambda *_: None)
+    for functions, expected in (
+        ({"encode_image": abs, "features": abs}, "encode_image"),
+        ({"features": abs}, "features"),
+    ):
+        monkeypatch.setattr(type(setup.method), "predict_fns", lambda *_, f=functions: f)
+        [program] = evaluator_programs(setup)
+        assert (program.evaluator, program.function) == ("knn", expected)
+    monkeypatch.setattr(type(setup.method), "predict_fns", lambda *_: {"classify": abs})
+    with pytest.raises(ConfigError, match=r"config\.evals\.knn: .*'encode_image' or 'features'"):
+        list(evaluator_programs(setup))

@@ -136,6 +136,9 @@ def test_a_last_one_that_goes_is_waited_for(follower):
     assert follower.evaluated == [1, 2]
 
 
+NOTHING_BESIDE = {"chance": None, "paper": None}
+
+
 class Measured:
     def run(self, model):
         return {"nan": math.nan, "inf": -math.inf, "one": jnp.float32(1)}.items()
@@ -164,7 +167,9 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     monkeypatch.setattr(evaluate, "restore_frozen", lambda *args: reads.append(args) or {})
     evaluate.evaluate(config, workdir, follow=True)
     assert len(reads) == 1
-    assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == ["0.json", "6.json"]
+    assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == [
+        *("0.json", "0_table.json", "0_table.md", "6.json", "6_table.json", "6_table.md"),
+    ]
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -174,6 +179,15 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
         "step": 6,
         "fake": {"nan": "NaN", "inf": "-Infinity", "one": 1.0},
     }
+    table = json.loads((workdir / "evaluate" / "6_table.json").read_text(), parse_constant=refuse)
+    assert table == {
+        "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
+    }
+    assert (workdir / "evaluate" / "6_table.md").read_text().splitlines() == [
+        "| task | metric | model | chance | paper |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| fake | nan | nan | - | - |",
+    ]
 
     shutil.rmtree(workdir / "evaluate")
     (workdir / "evaluate").touch()
@@ -187,7 +201,7 @@ def test_two_jobs_may_write_one_result(tmp_path):
     def write():
         try:
             for _ in range(30):
-                evaluate._write(path, 1, {"a": {"b": 0.5}})
+                evaluate._write(path, 1, {"a": {"b": 0.5}}, {})
                 assert json.loads(path.read_text())["a"] == {"b": 0.5}
         except Exception as error:
             failures.append(error)
@@ -198,7 +212,7 @@ def test_two_jobs_may_write_one_result(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert [p.name for p in path.parent.iterdir()] == ["1.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["1.json", "1.md"]
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):

@@ -63,3 +63,24 @@ def test_bad_input_is_explained():
         evaluate(model, ["a"], [["b", "a"]])
     with pytest.raises(ValueError, match="'short'"):
         evaluate(model, caption_field="short")
+
+
+def test_kinds_count_alike():
+    texts = [["red cat"], ["blue dog"], ["green tree"], ["a boat"]]
+    source = toy.ToySource(
+        {"caption": texts},
+        hard_negatives=[["no"], ["no"], ["no"], None],
+        kind=["swap_att", "swap_att", "add_obj", "replace_rel"],
+    )
+    model = toy.knowing_model(["red cat", "no", "green tree", "a boat"])
+    found = toy.evaluate("hard_negatives", source, model)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert (found["accuracy_swap_att"], found["accuracy_add_obj"]) == (0.5, 1)
+    assert found["accuracy_of_kinds"] == 0.75
+    assert "accuracy_replace_rel" not in found
+
+
+def test_one_kind_is_a_kind():
+    source = toy.ToySource({"caption": [["red cat"]]}, hard_negatives=[["no"]], kind=["swap_att"])
+    found = toy.evaluate("hard_negatives", source, toy.knowing_model(["red cat"]))
+    assert found["accuracy_of_kinds"] == found["accuracy_swap_att"] == 1

@@ -29,6 +29,7 @@ def by_sorting(similarity, owner):
             out[f"{name}_R@{k}"] = np.mean(np.array(ranks) < k)
         out[f"{name}_mean_rank"] = np.mean(ranks) + 1
         out[f"{name}_median_rank"] = np.floor(np.median(ranks)) + 1
+    out["mean_R@1"] = (out["image_to_text_R@1"] + out["text_to_image_R@1"]) / 2
     return out
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from evaluators.pairs.zeroshot import zeroshot_weights
 from tests.evaluators.shared import toy
@@ -66,6 +67,58 @@ def test_config_overrides_the_sources_names():
     assert evaluate(model, [1, 1, 1], class_names=["sky", "lamp"])["top1_accuracy"] == 1
 
 
+def test_equal_names_stand_for_the_first_of_them():
+    """As where the first of equal scores is taken: two pairs of ImageNet's classes."""
+    names = ["red", "dog", "dog", "blue"]
+    model = toy.knowing_model([f"a photo of a {names[i]}." for i in (0, 1, 2, 3)])
+    metrics = evaluate(model, [0, 1, 2, 3], class_names=names)
+    assert metrics["top1_accuracy"] == metrics["mean_per_class_recall"] == 0.75
+    assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
+
+
+def test_the_worst_group_and_f1_are_those_of_the_predictions():
+    model = toy.random_model()
+    rng = np.random.default_rng(2)
+    labels, region = rng.integers(0, 8, 100), rng.integers(2, 5, 100)
+    source = toy.ToySource(
+        {"caption": [["?"]] * 100},
+        labels.tolist(),
+        class_names=NAMES,
+        groups=[{"region": int(r)} for r in region],
+    )
+    metrics = toy.evaluate("zeroshot", source, model, group="region", templates=["a {}"])
+    texts = toy.text_features(model, [f"a {name}" for name in NAMES])
+    order = np.argsort(-(model["image"][:100] @ texts.T), axis=1)
+    for k in (1, 5):
+        right = (order[:, :k] == labels[:, None]).any(axis=1)
+        worst = min(right[region == r].mean() for r in (2, 3, 4))
+        assert metrics[f"worst_region_top{k}_accuracy"] == pytest.approx(worst)
+    f1 = f1_score(labels, order[:, 0], average="macro", labels=np.unique(labels))
+    assert metrics["macro_f1"] == pytest.approx(f1)
+    with pytest.raises(ValueError, match=r"no group 'income'; it has \['region'\]"):
+        toy.evaluate("zeroshot", source, model, group="income")
+
+
+def test_prompts_that_come_with_the_data_count():
+    model = toy.random_model()
+    labels = np.random.default_rng(0).integers(0, 2, 60).tolist()
+    source = toy.ToySource({"caption": [["?"]] * 60}, labels, class_names=["7", ""])
+    source.templates = ["{} bread", "a {} fish"]
+    found = toy.evaluate("zeroshot", source, model)  # a protocol's names are not questioned
+    source.templates = None
+    named = dict(class_names=["7", "8"], templates=["{} bread", "a {} fish"])
+    assert found != toy.evaluate("zeroshot", source, model, **named)
+    assert toy.evaluate("zeroshot", source, model, templates="mnist", class_names=["7", "8"]) == (
+        toy.evaluate(
+            "zeroshot",
+            source,
+            model,
+            templates=['a photo of the number: "{}".'],
+            class_names=["7", "8"],
+        )
+    )
+
+
 @pytest.mark.parametrize("value", [1.0, np.nan])
 def test_a_constant_or_broken_encoder_scores_nothing(value):
     model = toy.random_model()
@@ -106,9 +159,10 @@ def test_digits_can_be_classes_where_the_config_says_so():
         toy.evaluate("zeroshot", source, toy.random_model())
     for names in (["0", "1"], ["3", "10"]):
         toy.evaluate("zeroshot", source, toy.random_model(), class_names=names)
-    for names in ("01", [0, 1]):
-        with pytest.raises(ValueError, match="a list of strings"):
-            toy.evaluate("zeroshot", source, toy.random_model(), class_names=names)
+    with pytest.raises(ValueError, match="a list of strings"):
+        toy.evaluate("zeroshot", source, toy.random_model(), class_names=[0, 1])
+    with pytest.raises(ValueError, match=r"Unknown list of class_names '01'.*imagenet1k"):
+        toy.evaluate("zeroshot", source, toy.random_model(), class_names="01")
 
 
 def test_bad_input_is_explained():
