@@ -20,6 +20,8 @@ OTHERS = [
     "big_vlp.generate",
     "big_vlp.show",
     "big_vlp.show words",
+    "big_vlp.show retrieval",
+    "big_vlp.show predictions",
     "big_vlp.convert",
     "evaluators.datasets",
     "evaluators.datasets check",
