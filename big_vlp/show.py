@@ -180,6 +180,15 @@ def _add_of_source(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
+def _source_and_model(args: argparse.Namespace):
+    _check_output(args.output)
+    _, _, source = open_source(args.input)
+    if not len(source):
+        raise ValueError(f"--input {args.input} has no records.")
+    open_compile_cache()
+    return source, big_vlp.load(args.model, args.weights)
+
+
 def _add_retrieval(commands) -> None:
     retrieval = commands.add_parser(
         "retrieval",
@@ -214,10 +223,7 @@ def _add_retrieval(commands) -> None:
 
 
 def _retrieval(args: argparse.Namespace) -> None:
-    _check_output(args.output)
-    _, _, source = open_source(args.input)
-    open_compile_cache()
-    model = big_vlp.load(args.model, args.weights)
+    source, model = _source_and_model(args)
     found = draw_retrieval.search(
         model, source, args.caption_field, args.text, args.queries, args.top, args.seed
     )
@@ -256,11 +262,8 @@ def _add_predictions(commands) -> None:
 
 
 def _predictions(args: argparse.Namespace) -> None:
-    _check_output(args.output)
     names = args.class_names and tables.class_names(args.class_names)
-    _, _, source = open_source(args.input)
-    open_compile_cache()
-    model = big_vlp.load(args.model, args.weights)
+    source, model = _source_and_model(args)
     found = draw_predictions.predict(model, source, names, args.template)
     table = Table(title=f"{found.accuracy:.1%} of {found.images:,} images are right")
     for column in ("said", "probability", "is", "probability"):

@@ -125,12 +125,12 @@ def _of_pairs():
     evals = _of_images("model")
     evals.kinds = dict(evaluator="zeroshot", weights="model", data=_kinds(TEST), templates=("{}",))
     evals.words = dict(evaluator="zeroshot_words", weights="model", data=_worded(TEST))
-    for language in ("name", *LANGUAGES):
-        for part in (TEST, f"{TEST}_flags") if language == "name" else (TEST,):
-            evals[f"retrieval_{part}_{language}"] = dict(
-                evaluator="retrieval",
-                weights="model",
-                data=_captioned(part),
-                caption_field=language,
-            )
+    fields = {"en": "name", **{language: language for language in LANGUAGES}}
+    for language, field in fields.items():
+        evals[f"retrieval_{language}"] = _searched(TEST, field)
+    evals.retrieval_flags = _searched(f"{TEST}_flags", "name")
     return evals
+
+
+def _searched(part, field):
+    return dict(evaluator="retrieval", weights="model", data=_captioned(part), caption_field=field)

@@ -15,10 +15,12 @@ DPI = 110
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of so many inches with a title above all."""
+    """An empty figure of so many inches with a title above all; its lines are kept, and no longer
+    than the figure is wide."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    wrapped = [lines(line, int(11 * width), 2) for line in title.splitlines()]
+    figure.suptitle("\n".join(wrapped), fontsize=11)
     return figure
 
 
