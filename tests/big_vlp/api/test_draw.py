@@ -37,7 +37,7 @@ def level_of(image):
 
 @pytest.fixture
 def found(monkeypatch):
-    """Images 0, 2 and 3 are taken for red, 1 for green; they are asked two at a time."""
+    """Image 2 is taken for red and 3 for green; images are read two at a time."""
     monkeypatch.setattr(draw_retrieval, "READ_AT_ONCE", 2)
     model = Towers(
         [[1, 0], [0, 1], [0.8, 0.6], [0.6, 0.8]],
