@@ -32,7 +32,7 @@ from tests.input_pipeline.sources.toy_task import write_task
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
 RECIPES = ("cosmos", "clip", "siglip", "lit")
-DEMOS = ("demo", "openclipart")  # with a choice of methods
+DEMOS = ("demo", "emoji", "openclipart")  # with a choice of methods
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def test_documented_options_are_found():
 @pytest.mark.parametrize("name", NAMES)
 def test_all_options_build(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)  # where there are no prepared data, only vocabularies
-    for data in ("cc3m", "datacomp", "openclipart"):
+    for data in ("cc3m", "datacomp", "emoji", "openclipart"):
         (tmp_path / "data" / data).mkdir(parents=True)
         shutil.copy(SCENES_VOCABULARY, tmp_path / "data" / data / "vocabulary.tsv")
     for model, file in (("vicuna-7b-v1.5", "tokenizer.model"), ("llama-3-8b", "tokenizer.json")):

@@ -21,6 +21,8 @@ OTHERS = [
     "big_vlp.show",
     "big_vlp.show words",
     "big_vlp.embed",
+    "big_vlp.show retrieval",
+    "big_vlp.show predictions",
     "big_vlp.convert",
     "evaluators.datasets",
     "evaluators.datasets check",

@@ -194,6 +194,7 @@ def _evaluate_all(instances, **args):
         "hard_negatives": evaluate("hard_negatives", source, model, **args),
         "classification": evaluate("classification", source, model, **args),
         "average_precision": evaluate("average_precision", source, model, **args),
+        "zeroshot_words": evaluate("zeroshot_words", source, model, **args),
         "segmentation": evaluate("segmentation", source, model, preprocess=WHOLE, **args),
     }
 
