@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "    python -m evaluators.datasets check --root data\n\n"
         "A set is a folder below DIR in clip_benchmark's layout, as its repository holds it "
         "(test/nshards.txt, test/*.tar, classnames.txt, zeroshot_classification_templates.txt), "
-        "or of prepared shards.",
+        "or of prepared shards; of segmentation, as mmsegmentation lays it out.",
     )
     command.add_argument(
         "--root",
@@ -40,7 +40,8 @@ def _check(args) -> None:
     for name in tasks.SUITES:
         for task in tasks.suite(name):
             _, wanted_by = rows.setdefault(task.folder, (task, []))
-            wanted_by.append(name)
+            if name not in wanted_by:
+                wanted_by.append(name)
     lines = [("", "folder", "images", "suites", "where to get it, or what it lacks")]
     there = 0
     for folder, (task, wanted_by) in rows.items():

@@ -83,8 +83,10 @@ def suite(
 def find(task: Task, root: str | os.PathLike) -> Found:
     """Looks for the data of a task; reads no image."""
     folder = source_path(root) / task.folder
-    names = listing.names_in(folder)
     settings = dict(task.settings)
+    if "data" in settings:
+        return _with_masks(settings, folder, source_path(root) / task.section)
+    names = listing.names_in(folder)
     if "dataset.json" in names:
         settings["data"] = {"name": "prepared", "path": os.fspath(folder)}
         return _with_lists(settings, task, ((TEMPLATES, "templates", tables.templates),))
@@ -110,6 +112,25 @@ def find(task: Task, root: str | os.PathLike) -> Found:
         (TEMPLATES, "templates", tables.templates),
     )
     return _with_lists(settings, task, [row for row in wanted if row[0] not in names])
+
+
+def _with_masks(settings: dict[str, Any], folder, prepared) -> Found:
+    """The section of a task with masks, which says how its folder is laid out; several tasks have
+    one, so that prepared shards are each in a folder of the task's name."""
+    data = settings["data"]
+    if "dataset.json" in listing.names_in(prepared):
+        data = {"name": "prepared", "path": os.fspath(prepared)}
+        return Found({**settings, "data": data}, None)
+    wanted = [data[part] for part in ("images", "masks", "names") if part in data]
+    lacks = [part for part in wanted if not _is_there(folder / part)]
+    if lacks:
+        return Found(None, f"lacks {' and '.join(lacks)}" if listing.names_in(folder) else None)
+    return Found({**settings, "data": {**data, "path": os.fspath(folder)}}, None)
+
+
+def _is_there(path) -> bool:
+    """Of a file, or of a folder that has something in it, also in a bucket."""
+    return path.name in listing.names_in(path.parent) or bool(listing.names_in(path))
 
 
 def _with_lists(settings: dict[str, Any], task: Task, wanted) -> Found:

@@ -1,6 +1,6 @@
 """Prompts and class names as published: constants of a protocol, never to be improved.
 
-They are clip_benchmark's (see data/clip_benchmark.LICENSE.txt), which most papers report with. Data
+Most are clip_benchmark's (see data/clip_benchmark.LICENSE.txt), which most papers report with. Data
 sets in clip_benchmark's layout bring their own, which then count.
 """
 
@@ -31,6 +31,16 @@ def class_names(name: str) -> tuple[str, ...]:
       ValueError: none are published under this name.
     """
     return _find("class_names", name)
+
+
+def segmentation_classes(name: str) -> tuple[tuple[str, ...], ...]:
+    """The names of each class of a data set with masks, of SCLIP (arXiv 2312.01597), which COSMOS
+    takes; class 0 of "voc21", "context60" and "coco_object" is the background.
+
+    Raises:
+      ValueError: none are published under this name.
+    """
+    return tuple(tuple(line.split(", ")) for line in _find("segmentation_classes", name))
 
 
 def _find(table: str, name: str) -> Sequence[str]:

@@ -86,11 +86,15 @@ class Tower(base.Tower):
     norm_epsilon: float = 1e-5
 
     @nn.compact
-    def encode(self, images):
+    def encode(self, images, each_patch: bool = False):
         """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
 
         Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
         L2-normalised, and None without `embed_dim`.
+
+        With `each_patch` every patch is pooled as if it were the only one, and all is there twice,
+        with the last block's attention as trained and correlative: [2, B, N, W] and
+        [2, B, N, embed_dim].
         """
         if self.pool not in ("cls", "mean", "map"):
             raise ValueError(f"pool={self.pool!r}; choose cls, mean or map.")
@@ -146,18 +150,22 @@ class Tower(base.Tower):
             remat=self.remat,
             norm=norm,
             name="transformer",
-        )(x)
+        )(x, each_patch)
         x = norm("norm_post", self.dtype)(x)
-
+        tokens = x[..., 1:, :] if clip_form else x
         if self.embed_dim is None:
-            return (x[:, 1:] if clip_form else x), None
+            return tokens, None
         if self.pool == "map":
-            return x, MapHead(self.heads, self.activation, self.dtype, norm, name="map")(x)
-        tokens, pooled = (x[:, 1:], x[:, 0]) if clip_form else (x, x.mean(axis=1))
+            head = MapHead(self.heads, self.activation, self.dtype, norm, name="map")
+            if each_patch:
+                return tokens, head(tokens.reshape(-1, 1, w)).reshape(tokens.shape)
+            return tokens, head(tokens)
         projection = Head(
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"
         )
-        return tokens, projection(pooled)
+        if each_patch:
+            return tokens, projection(tokens)
+        return tokens, projection(x[:, 0] if clip_form else x.mean(axis=1))
 
     @property
     def token_size(self) -> int:
