@@ -187,7 +187,7 @@ class Evaluator(TowersEvaluator):
         if self.pamr_steps:
             guide = resized_bilinear(image.astype(np.float32), mask.shape)
         labels = (
-            label_map(maps, size, mask.shape, self._window, stride, self._rule, way, guide)
+            label_map(maps, way, size, mask.shape, self._window, stride, self._rule, guide)
             for way in range(len(WAYS))
         )
         return [sparse(count_pixels(mask, label, self._num_classes)) for label in labels]

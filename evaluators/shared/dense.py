@@ -94,7 +94,8 @@ def class_probabilities(scores, rule: Rule):
     classes = max(rule.class_of) + 1
     if classes == len(found):
         return found
-    return jax.ops.segment_max(found, np.array(rule.class_of), classes, indices_are_sorted=True)
+    most = jax.ops.segment_max(found, np.array(rule.class_of), classes, indices_are_sorted=True)
+    return jnp.where(jnp.isnan(found[0]), jnp.nan, most)  # a maximum may pass over NaN
 
 
 @functools.partial(jax.jit, static_argnames="rule")

@@ -132,8 +132,8 @@ def test_importing_the_package_is_quick():
 @pytest.mark.parametrize(
     "name, can",
     [
-        ("clip", "encode_image encode_text similarity zero_shot"),
-        ("cosmos", "encode_image encode_text similarity zero_shot"),
+        ("clip", "encode_image encode_text similarity zero_shot segment_named"),
+        ("cosmos", "encode_image encode_text similarity zero_shot segment_named attention_maps"),
         ("catlip", "encode_image classify words"),
         ("transfer", "encode_image classify words"),
         ("segmentation", "segment"),

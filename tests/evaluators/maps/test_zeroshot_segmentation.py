@@ -89,11 +89,9 @@ def label(scores, **rule):
 
 
 def test_the_largest_probability_wins_and_ties_do_not():
-    scores = [
-        [[1, 0, 0, 0], [0, 0, 1, 0]],
-        [[0, 1, 0, 1], [np.nan, 0, 0, 0]],
-    ]
-    assert label(scores) == [[0, 1], [pixels.NO_CLASS, pixels.NO_CLASS]]
+    scores = [[[1, 0, 0, 0], [0, 0, 1, 0]], [[0, 1, 0, 1], [0, 1, 0, 0.9]]]
+    assert label(scores) == [[0, 1], [pixels.NO_CLASS, 1]]
+    assert label(np.full((2, 2, 4), np.nan)) == [[pixels.NO_CLASS] * 2] * 2
     copied = [[[0.0, 0, 1, 1]] * 2] * 2  # the second name is the first again, and gives way
     assert label(copied) == [[2, 2], [2, 2]]
 
