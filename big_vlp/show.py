@@ -2,11 +2,14 @@
 
     python -m big_vlp.show batch --config configs/demo.py --step 3 --output batch.png
     python -m big_vlp.show words --model runs/catlip --image some.jpg --output words.png
+    python -m big_vlp.show segmentation --model runs/cosmos --image some.jpg --classes sky,sea,boat
+    python -m big_vlp.show attention --model runs/cosmos --image some.jpg --text "a boat at sea"
 
 `batch` draws a training batch as the model sees it: every view after augmentation, with the texts
 or labels below. `words` prints the most probable classes of a classifier, for CatLIP the synsets it
-would expect in a caption, as a table, and draws them beside the image. `python -m big_vlp.show
-batch --help` and `words --help` tell the arguments of each.
+would expect in a caption, as a table, and draws them beside the image. `segmentation` draws the
+class of every pixel, `attention` what a COSMOS attends to in an image and its caption. With --help
+each tells its arguments.
 """
 
 import argparse
@@ -24,16 +27,21 @@ from rich.table import Table
 
 import big_vlp
 from big_vlp import command
+from big_vlp.api.model import Model
 from big_vlp.experiment import ConfigError, Experiment
+from big_vlp.pictures import attention, label_maps
 from big_vlp.run import contact_sheet
 from big_vlp.run.compile_cache import open_compile_cache
+from evaluators.datasets import tables
 from input_pipeline import command_line
 from input_pipeline.checks import errors
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.command_line import Parser, path_argument
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.whole import write_whole
-from input_pipeline.images.crops import decode
+from input_pipeline.images.crops import decode, eval_image
+from input_pipeline.text.spans import word_spans
+from input_pipeline.text.tokenizers import make_tokenizer
 
 
 def draw(
@@ -112,8 +120,44 @@ def main(argv: list[str] | None = None) -> int:
         description="Prints the most probable classes of images, and draws them.\n\n"
         "    python -m big_vlp.show words --model runs/catlip --image some.jpg",
     )
-    command.add_model(words)
-    words.add_argument(
+    _add_files(words, "words.png")
+    words.add_argument("--top", type=int, default=10, metavar="K", help="so many classes of each")
+    words.set_defaults(show=_words)
+    segmentation = commands.add_parser(
+        "segmentation",
+        help="the classes of pixels",
+        description="Draws images, the classes of their pixels, and a legend.\n\n"
+        "    python -m big_vlp.show segmentation --model runs/cosmos --image some.jpg "
+        "--classes sky,sea,boat",
+    )
+    _add_files(segmentation, "segmentation.png")
+    segmentation.add_argument(
+        "--classes",
+        metavar="NAME,...",
+        help="of a model of images and texts: the classes, or the name of a published list of them "
+        f"({', '.join(tables.SEGMENTATION)})",
+    )
+    segmentation.set_defaults(show=_segmentation)
+    attended = commands.add_parser(
+        "attention",
+        help="what a COSMOS attends to",
+        description="Draws what a COSMOS attends to in images, given their captions, and in "
+        "captions, given their images.\n\n"
+        '    python -m big_vlp.show attention --model runs/cosmos --image some.jpg --text "a boat"',
+    )
+    _add_files(attended, "attention.png")
+    attended.add_argument(
+        "--text", required=True, nargs="+", metavar="TEXT", help="a caption for each image"
+    )
+    attended.set_defaults(show=_attention)
+    args = parser.parse_args(argv)
+    return command_line.run(args.show, args)
+
+
+def _add_files(parser: argparse.ArgumentParser, output: str) -> None:
+    """What the commands that ask a model about images have in common."""
+    command.add_model(parser)
+    parser.add_argument(
         "--image",
         required=True,
         action="extend",
@@ -122,25 +166,26 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="images to look at; may be repeated",
     )
-    words.add_argument("--top", type=int, default=10, metavar="K", help="so many classes of each")
-    words.add_argument(
+    parser.add_argument(
         "--output",
         type=path_argument,
-        default=Path("words.png"),
+        default=Path(output),
         metavar="PNG",
         help="the picture to write",
     )
-    return command_line.run(_words, parser.parse_args(argv))
+
+
+def _load(args: argparse.Namespace) -> Model:
+    if not (is_in_bucket(args.output) or args.output.parent.is_dir()):
+        raise ValueError(f"--output {args.output}: there is no such directory.")
+    open_compile_cache()
+    return big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
 
 
 def _words(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise ValueError(f"--top {args.top}: give 1 or more.")
-    if not (is_in_bucket(args.output) or args.output.parent.is_dir()):
-        raise ValueError(f"--output {args.output}: there is no such directory.")
-    open_compile_cache()
-    model = big_vlp.load(args.model, args.weights, batch_size=min(32, len(args.image)))
-    found = model.classify(args.image, args.top)
+    found = _load(args).classify(args.image, args.top)
     draw(args.output, args.image, found)
     console = Console()
     for image, classes in zip(args.image, found):
@@ -151,6 +196,55 @@ def _words(args: argparse.Namespace) -> None:
             table.add_row(name, f"{probability:.3f}")
         console.print(table)
     console.print(f"Wrote {args.output}.")
+
+
+def _segmentation(args: argparse.Namespace) -> None:
+    model = _load(args)
+    if "segment" in model.can:
+        if args.classes is not None:
+            raise ValueError(f"--classes: the classes of {args.model} are those it was trained on.")
+        labels, names = model.segment(args.image), model.class_names
+    else:
+        if not args.classes:
+            raise ValueError("--classes is missing: name what there may be in the images.")
+        classes = [[name.strip()] for name in args.classes.split(",")]
+        if args.classes in tables.SEGMENTATION:
+            classes = tables.segmentation_classes(args.classes)
+        labels = model.segment_named(args.image, classes, tables.templates("imagenet1k"))
+        names = [names[0] for names in classes]
+    if names is None:
+        names = [f"class {number}" for number in range(1 + max(x.max() for x in labels))]
+    rows = [
+        label_maps.Segmented(image.name, decode(image.read_bytes()), found)
+        for image, found in zip(args.image, labels)
+    ]
+    label_maps.draw(args.output, rows, names)
+    print(f"Wrote {args.output}.")
+
+
+def _attention(args: argparse.Namespace) -> None:
+    if len(args.text) != len(args.image):
+        raise ValueError(
+            f"--text has {len(args.text)} captions for {len(args.image)} images: give each its own."
+        )
+    model = _load(args)
+    patches, tokens = model.attention_maps(args.image, args.text)
+    tokenizer = make_tokenizer(model.preprocess.tokenizer)
+    length = model.preprocess.context_length
+    rows = [
+        attention.Attended(
+            image.name,
+            eval_image(image.read_bytes(), model.preprocess),
+            of_patches,
+            [
+                (word.text, float(of_tokens[word.start : word.stop].max()))
+                for word in word_spans(tokenizer, text, length)
+            ],
+        )
+        for image, text, of_patches, of_tokens in zip(args.image, args.text, patches, tokens)
+    ]
+    attention.draw(args.output, rows)
+    print(f"Wrote {args.output}.")
 
 
 if __name__ == "__main__":

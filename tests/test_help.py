@@ -20,6 +20,8 @@ OTHERS = [
     "big_vlp.generate",
     "big_vlp.show",
     "big_vlp.show words",
+    "big_vlp.show segmentation",
+    "big_vlp.show attention",
     "big_vlp.convert",
     "evaluators.datasets",
     "evaluators.datasets check",

@@ -12,6 +12,11 @@ from pathlib import Path
 from input_pipeline.checks.arguments import unknown
 
 _FOLDER = Path(__file__).parent / "data"
+# Data sets with masks whose classes are published.
+SEGMENTATION = (
+    *("voc21", "context60", "coco_object", "voc20"),
+    *("cityscapes", "context59", "ade20k", "coco_stuff"),
+)
 
 
 def templates(name: str) -> tuple[str, ...]:

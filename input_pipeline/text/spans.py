@@ -25,9 +25,9 @@ def word_spans(
     """
     words = text.split()
     parts = [" ".join(words[:count]) for count in range(len(words) + 1)]
-    # What goes on after a part differs from it where its end stands.
-    rows = zip(tokenizer(parts, length), tokenizer([f"{part} a" for part in parts], length))
-    stops = [int(np.argmin(np.append(row == longer, False))) for row, longer in rows]
+    # What goes on after a part differs from it where its end stands, if that fits.
+    rows = (tokenizer(texts, length + 1) for texts in (parts, [f"{part} a" for part in parts]))
+    stops = [int(np.argmin(np.append(row == longer, False))) for row, longer in zip(*rows)]
     return [
         Word(word, start, stop)
         for word, start, stop in zip(words, stops, stops[1:])

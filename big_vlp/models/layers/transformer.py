@@ -211,7 +211,8 @@ class Transformer(nn.Module):
         if both_ways:
             first = jax.tree.map(lambda stacked: stacked[:-1], params)
             last = jax.tree.map(lambda stacked: stacked[-1], params)
-            x, _ = run_blocks(body, x, first, self.layers - 1, self.unroll)
+            if self.layers > 1:
+                x, _ = run_blocks(body, x, first, self.layers - 1, self.unroll)
             x = meshes.keep_over_batch(x)
             ways = (block, block.clone(correlative=True))
             return jnp.stack([way.apply({"params": last}, x) for way in ways])

@@ -152,6 +152,7 @@ def test_no_list_has_gone_unseen():
         ("segmentation_classes", SEGMENTATION_CLASSES),
     ):
         assert tables._read(table).keys() == known.keys()
+    assert set(tables.SEGMENTATION) == SEGMENTATION_CLASSES.keys()
 
 
 def test_an_unknown_list_is_named_with_the_nearest():
