@@ -5,7 +5,7 @@
 By default the latest checkpoint; `--step N` takes that one; `--follow` takes every checkpoint
 that appears until the last step of the run, and passes over those that the run deletes first.
 Results go to WORKDIR/evaluate/STEP.json, and the table of all evaluators that it ends with to
-STEP.md; following goes on after the steps that have results.
+STEP_table.json, .md and .png; following goes on after the steps that have results.
 """
 
 import functools
@@ -63,6 +63,7 @@ def evaluate(
     workdir = storage_path(workdir)
     open_compile_cache()
     experiment = Experiment.from_config(config)
+    experiment.check_agreed()
     mesh = experiment.make_mesh()
     method = experiment.make_method()
     optimizer = experiment.make_optimizer(method)
@@ -83,15 +84,15 @@ def evaluate(
         state = {**checkpoints.restore(i, wanted, _say), "frozen": frozen()}
         with jax.set_mesh(mesh), sharing():
             values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
-        for name, metrics in values.items():
-            _say(f"step {i}, {name} of the {evaluators[name].weights} weights:")
-            _say(tables.metric_table(metrics))
         evaluated = {
             name: report.Evaluated(values[name], e.weights, e.task, e.paper)
             for name, e in evaluators.items()
         }
+        _write(results, i, evaluated)
+        for name, one in evaluated.items():
+            _say(f"step {i}, {name} of the {one.weights} weights:")
+            _say(tables.metric_table(one.values))
         _say(f"step {i}:\n{report.text(evaluated)}")
-        _write(results / f"{i}.json", i, values, evaluated)
 
     with watchdog.watching(experiment.watchdog_minutes, processes.tell_of_standstill):
         if follow:
@@ -151,23 +152,28 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _write(path: Path, step: int, values: dict, evaluated: dict) -> None:
+def _write(folder: Path, step: int, evaluated: dict[str, report.Evaluated]) -> None:
     """Numbers that are not finite look as in the metric log; process 0 writes, all learn of it."""
 
     def write():
         if jax.process_index() != 0:
             return
-        encoded = {
-            name: {metric: log.to_json(float(value)) for metric, value in metrics.items()}
-            for name, metrics in values.items()
+        results = {
+            name: {metric: log.to_json(float(value)) for metric, value in one.values.items()}
+            for name, one in evaluated.items()
         }
         table = jax.tree.map(
             lambda x: log.to_json(x) if isinstance(x, float) else x, report.as_json(evaluated)
         )
+        from evaluators.datasets.chart import chart  # Matplotlib takes its time
+
         try:
-            make_directory(path.parent)
-            write_whole(path.with_suffix(".md"), report.markdown(evaluated).encode())
-            write_json(path, {"step": step, **encoded, "table": table})
+            make_directory(folder)
+            write_json(folder / f"{step}_table.json", table)
+            write_whole(folder / f"{step}_table.md", report.markdown(evaluated).encode())
+            if (picture := chart(report.rows(evaluated))) is not None:
+                write_whole(folder / f"{step}_table.png", picture)
+            write_json(folder / f"{step}.json", {"step": step, **results})  # last: it says done
         except OSError as error:
             raise CheckpointError(f"The result cannot be written: {error}.") from error
 

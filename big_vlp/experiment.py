@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from big_vlp import bounds, determinism, flag_sets, renamed, trees
 from big_vlp.methods import make_method
-from big_vlp.parallel import meshes, placing
+from big_vlp.parallel import meshes, placing, processes
 from big_vlp.run import step
 from big_vlp.run.optim import Optimizer
 from big_vlp.storage.checkpoint import Checkpoints
@@ -26,6 +26,7 @@ from big_vlp.telemetry.profile import Profile
 from big_vlp.telemetry.tracker import Tracker
 from evaluators.datasets import tasks
 from evaluators.shared.base import make_evaluator
+from evaluators.shared.records import each_opened_once
 from input_pipeline.checks import arguments
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.outages import Unreachable
@@ -129,6 +130,26 @@ class Experiment:
         """The config as JSON data."""
         numpy_scalar = operator.methodcaller("item")
         return json.loads(json.dumps(dataclasses.asdict(self), default=numpy_scalar))
+
+    def check_agreed(self) -> None:
+        """To be called before the processes of a run wait for each other on the devices: those that
+        do different things would wait for ever.
+
+        Raises:
+          ConfigError: they have different configs; all of them raise it, at this same point.
+        """
+        values = {}
+        for name, section in self.as_json().items():
+            parts = section.items() if isinstance(section, dict) else [("", section)]
+            values |= {f"config.{name}.{key}".rstrip("."): value for key, value in parts}
+        if names := processes.differing(values):
+            error = ConfigError(
+                f"The processes of this run have different configs: they differ in "
+                f"{', '.join(names)}. Give all the same command and files; a recipe evaluates what "
+                "it finds in data/, so put the same sets there on every machine."
+            )
+            error.agreed = True
+            raise error
 
     @functools.cached_property
     def preprocess_record(self) -> Preprocess:
@@ -269,6 +290,8 @@ class Experiment:
         planned, averaged = {}, method.shapes[1]
         for name, section in self.evals.items():
             where = f"config.evals.{name}"
+            if name == "step":  # stands beside the results of the evaluators
+                raise ConfigError(f"{where} needs another name: results have their step by this.")
             if not isinstance(section, dict) or "evaluator" not in section:
                 others = [other for other in self.evals if other != name]
                 nearest = difflib.get_close_matches(name, others, 1)
@@ -288,10 +311,11 @@ class Experiment:
 
     def make_evaluators(self, method, mesh) -> dict[str, "ScheduledEvaluator"]:
         made, given = {}, (method.predict_fns(), self.preprocess_record, mesh)
-        for name, (scheduled, settings) in self.planned_evaluators(method).items():
-            where = f"config.evals.{name}"
-            evaluator = _call(where, make_evaluator, settings, scheduled.evaluator, *given)
-            made[name] = dataclasses.replace(scheduled, evaluator=evaluator)
+        with each_opened_once():
+            for name, (scheduled, settings) in self.planned_evaluators(method).items():
+                where = f"config.evals.{name}"
+                evaluator = _call(where, make_evaluator, settings, scheduled.evaluator, *given)
+                made[name] = dataclasses.replace(scheduled, evaluator=evaluator)
         return made
 
 

@@ -22,6 +22,10 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
             "--xla_enable_async_all_gather=true",
         ),
     ),
+    # A gather of weights (mesh.fsdp) and its product stay whole. Else XLA takes both apart, to send
+    # beside products, and large results are written in parts and added up; gathers that run beside
+    # other products hide as well where a device has work enough for it.
+    "tpu_whole_products": (TPU, ("--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)),
     # More on-chip memory for each fusion: dense models that products bound, on v6e.
     "tpu_large_vmem": (TPU, ("--xla_tpu_scoped_vmem_limit_kib=98304",)),
     # Gradients are summed over slices (mesh.slices) while the backward pass goes on.

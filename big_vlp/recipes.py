@@ -6,7 +6,8 @@ from pathlib import Path
 import ml_collections
 
 import input_pipeline
-from evaluators.datasets.suites import suite as suite
+from evaluators.datasets import tasks
+from evaluators.datasets.suites import suite
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.plans import make_plan
 
@@ -90,6 +91,21 @@ def caption_mode(captions: str, data: str) -> str:
     return f"{captions}_pixelprose" if data == "pixelprose" else captions
 
 
+def suites_in_data(total_steps: int, **settings) -> dict[str, dict]:
+    """Sections of `evals` for what is in data/ (`python -m evaluators.datasets check` says what
+    there could be): the suite "cosmos" after the last step, those of "quick" every 2,500.
+
+    Args:
+      settings: `weights` and `paper` of `suite`.
+    """
+    sections = suite("cosmos", every_steps=total_steps, **settings)
+    often = {f"cosmos/{task.section}" for task in tasks.suite("quick")}
+    for section in sections.values():
+        if section["task"] in often:
+            section["every_steps"] = 2500
+    return sections
+
+
 def choose(what: str, table: dict, name: str):
     """table[name], or a ValueError that lists the choices."""
     if name not in table:
@@ -153,6 +169,9 @@ def run_local(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         evaluator.update(every_steps=15, batch_size=32)
         if "caption_field" in evaluator:
             evaluator.caption_field = "caption"
+        for key in ("task", "paper"):  # other data, other numbers
+            if key in evaluator:
+                del evaluator[key]
     tiny = {"width": 64, "layers": 2, "heads": 2}
     if config.method.name == "cogvlm":
         return _run_cogvlm_local(config, tiny)

@@ -96,6 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
 
 def _run(experiment, workdir, live, opened, telling) -> None:
+    experiment.check_agreed()
     total_steps = experiment.total_steps
     mesh = experiment.make_mesh()
     method = experiment.make_method()

@@ -68,6 +68,8 @@ def get_config(arg=None):
         caption_field="txt",
         equal_captions="reference",
         batch_size=512,
+        task="cosmos/coco_val2017",
+        paper=f"cosmos_{options.model}_{options.data}",
     )
     config.evals = dict(
         coco_val2017=dict(**coco, weights="model"),
@@ -75,13 +77,8 @@ def get_config(arg=None):
     )
     if options.runlocal:
         return shared.run_local(config)
-    # And what else of the suite is in data/: `python -m evaluators.datasets check`.
-    config.evals.update(
-        shared.suite(
-            "cosmos",
-            every_steps=2500,
-            weights=("model", "averaged"),
-            paper=f"cosmos_{options.model}_{options.data}",
-        )
+    others = shared.suites_in_data(
+        config.total_steps, weights=("model", "averaged"), paper=coco["paper"]
     )
+    config.evals = others | config.evals.to_dict()
     return config

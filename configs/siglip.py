@@ -95,10 +95,10 @@ def get_config(arg=None):
             caption_field="txt",
             equal_captions="reference",
             batch_size=512,
+            task="cosmos/coco_val2017",
         )
     )
     if options.runlocal:
         return shared.run_local(config)
-    # And what else of the suite is in data/: `python -m evaluators.datasets check`.
-    config.evals.update(shared.suite("cosmos", every_steps=2500))
+    config.evals = shared.suites_in_data(config.total_steps) | config.evals.to_dict()
     return config

@@ -22,9 +22,12 @@ from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.models.towers.vit import Tower
 from big_vlp.recipes import SCENES_VOCABULARY
 from big_vlp.run import step
+from evaluators.datasets import tasks
 from input_pipeline.checks import parts
 from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
 from input_pipeline.words import synsets
+from tests.input_pipeline.sources.toy_task import image as picture
+from tests.input_pipeline.sources.toy_task import write_task
 
 DIRECTORY = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -131,7 +134,35 @@ def check_evaluators(made):
         evaluator = parts.find("evaluator", "evaluators", arguments.pop("evaluator"), "Evaluator")
         assert arguments.pop("weights") in ("model", "averaged")
         assert arguments.pop("every_steps") > 0
+        assert arguments.pop("task", "cosmos/coco_val2017") == "cosmos/coco_val2017"
+        if (paper := arguments.pop("paper", None)) is not None:
+            assert tasks.paper(paper)
         inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", **arguments)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_evaluate_what_is_whole_in_data(tmp_path, monkeypatch, capsys, name):
+    """A download under way, or a set as it is published, stops no training."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("wds_cars_test", "wds_imagenet1k_test", "wds_food101_test"):
+        write_task(tmp_path / "data" / folder, [[{"png": picture(), "cls": b"0"}]] * 2)
+    (tmp_path / "data" / "wds_food101_test" / "test" / "1.tar").unlink()
+    (tmp_path / "data" / "sugarcrepe").mkdir()
+    (tmp_path / "data" / "sugarcrepe" / "swap_att.json").touch()
+    made = experiment(name)
+    often = {section: asked["every_steps"] for section, asked in made.evals.items()}
+    end, averaged = made.total_steps, name == "cosmos"
+    expected = {"coco_val2017": 2500, "cars": end, "imagenet1k": 2500}
+    if averaged:
+        expected |= {f"{section}_averaged": steps for section, steps in expected.items()}
+        assert made.evals["cars_averaged"]["paper"] == "cosmos_vitb16_cc3m"
+    assert often == expected
+    assert made.evals["coco_val2017"]["task"] == "cosmos/coco_val2017"
+    [line] = capsys.readouterr().err.splitlines()
+    assert "wds_food101_test: lacks 1 of 2 tars; sugarcrepe: holds no prepared shards" in line
+    local = experiment(name, "runlocal").evals
+    assert local.keys() == {"coco_val2017", "coco_val2017_averaged"} & expected.keys()
+    assert not any(key in asked for asked in local.values() for key in ("task", "paper"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from big_vlp.compiling import programs
 from big_vlp.compiling.setup import Setup, held
 from big_vlp.experiment import ConfigError
 from big_vlp.parallel import meshes
-from evaluators.shared.base import check_needs, find_evaluator
+from evaluators.shared.base import find_evaluator, needed_of
 
 
 class Program(NamedTuple):
@@ -41,8 +41,7 @@ def evaluator_programs(setup: Setup) -> Iterator[Program]:
         where, weights = f"config.evals.{name}", scheduled.weights
         try:
             evaluator = find_evaluator(scheduled.evaluator)
-            needs = getattr(evaluator, "needs", ())
-            check_needs(needs, setup.method.predict_fns())
+            needs = needed_of(evaluator, setup.method.predict_fns())
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
         asked = settings.get("batch_size", getattr(evaluator, "batch_size", None))

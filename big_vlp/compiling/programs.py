@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from big_vlp import trees
 from big_vlp.compiling.setup import Setup, held
-from big_vlp.parallel import meshes
+from big_vlp.parallel import feed, meshes
 from big_vlp.run import step
 from big_vlp.telemetry.flops import abstract_batch, abstract_rows
 from evaluators.shared import base
@@ -24,7 +24,8 @@ class Report:
 
     Attributes:
       work_bytes: the most that it needs beside the training state, on each device: temporary
-        arrays, its batch and the next one, its results, and weights in another form.
+        arrays, its batches and those that wait for the next steps, its results, and weights in
+        another form.
       text: the compiled program; None where the compiler cannot print it (some of libtpu's larger
         ones, whose instructions jaxlib does not know).
     """
@@ -58,7 +59,8 @@ def compile_step(setup: Setup, image_size: int, batch_size: int, method=None) ->
         "Use more devices, a smaller global_batch, method.remat='full', or a larger "
         "method.accumulate_steps; --search tells which."
     )
-    return _compiled(setup, lowered, batch, f"A step of {batch_size:,} examples", advice)
+    batches = feed.MOST_BATCHES * held(batch)
+    return _compiled(setup, lowered, batches, f"A step of {batch_size:,} examples", advice)
 
 
 def compile_predict(
@@ -86,7 +88,12 @@ def compile_predict(
     with jax.set_mesh(mesh):
         model, copies = _called_with(predict, setup.weights(weights))
         lowered = jax.jit(predict, out_shardings=meshes.replicated(mesh)).lower(model, batch)
-    return _compiled(setup, lowered, batch, name, advice, copies)
+    shapes = setup.experiment.make_plan().shapes
+    waiting = max(
+        held(abstract_batch(setup.experiment, *shape, meshes.over_batch(mesh))) for shape in shapes
+    )
+    beside = 2 * held(batch) + feed.WAITING_BATCHES * waiting + held(copies)
+    return _compiled(setup, lowered, beside, name, advice)
 
 
 def _called_with(predict, model) -> tuple[dict, list]:
@@ -107,7 +114,8 @@ def _called_with(predict, model) -> tuple[dict, list]:
     return made, copies
 
 
-def _compiled(setup: Setup, lowered, batch, name: str, advice: str, copies=()) -> Report:
+def _compiled(setup: Setup, lowered, beside: int, name: str, advice: str) -> Report:
+    """Args: `beside`, bytes of what lies beside state and program."""
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -118,7 +126,7 @@ def _compiled(setup: Setup, lowered, batch, name: str, advice: str, copies=()) -
     memory = program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     state_bytes = held(setup.state)
-    work_bytes = 2 * held(batch) + held(copies) + memory.temp_size_in_bytes + results
+    work_bytes = beside + memory.temp_size_in_bytes + results
     if setup.memory is not None and state_bytes + work_bytes > setup.memory:
         raise TooLargeError(
             f"{name} does not fit: beside {_gib(state_bytes)} of training state it needs "

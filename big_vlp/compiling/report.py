@@ -1,8 +1,6 @@
 """What compiling tells, for people."""
 
-import math
-import re
-from collections import Counter
+import collections
 
 from big_vlp.compiling import programs
 from big_vlp.compiling.evaluation import evaluator_programs
@@ -11,32 +9,7 @@ from big_vlp.experiment import ConfigError
 from big_vlp.run import tables
 from big_vlp.telemetry import roofline
 from big_vlp.telemetry.flops import flops_per_sample, products_per_sample
-
-_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-_COLLECTIVE = re.compile(
-    rf"= (?P<result>.*?) (?P<kind>{_KINDS})(-start)?\(.*?channel_id=(?P<channel>\d+)"
-)
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
-
-
-def collectives(text: str) -> list[tuple[str, str, int]]:
-    """The collectives of a compiled program: (kind, arrays, times), by size.
-
-    What the compiler has cut into asynchronous pieces is one: they share a channel and a shape.
-    """
-    found = {}
-    for match in _COLLECTIVE.finditer(text):
-        arrays = [f"{a['dtype']}[{a['shape']}]" for a in _ARRAY.finditer(match["result"])]
-        arrays = [a for a in dict.fromkeys(arrays) if not a.endswith("[]")]
-        found[match["kind"], " ".join(arrays) or "scalars", match["channel"]] = None
-    counts = Counter((kind, arrays) for kind, arrays, _ in found)
-    rows = [(kind, arrays, times) for (kind, arrays), times in counts.items()]
-    return sorted(rows, key=lambda row: -_elements(row[1]))
-
-
-def _elements(arrays: str) -> int:
-    shapes = (a["shape"].split(",") for a in _ARRAY.finditer(arrays))
-    return sum(math.prod(int(n) for n in shape if n) for shape in shapes)
+from big_vlp.telemetry.hlo import Program
 
 
 def show_parameters(setup: Setup) -> None:
@@ -76,9 +49,7 @@ def show_steps(setup: Setup, with_roofline: bool) -> None:
         if report.text is None:
             print("  collectives: the compiler cannot print this program.", flush=True)
             continue
-        print("  collectives (a loop's counted once):")
-        for kind, arrays, times in collectives(report.text):
-            print(f"  {times:3} x {kind:18} {arrays}", flush=True)
+        _show_collectives(report.text)
         if with_roofline:
             flops = flops_per_sample(setup.experiment, image_size) * batch_size / mesh.size
             _show_roofline(report.text, setup.device_kind, flops)
@@ -99,6 +70,20 @@ def show_evaluators(setup: Setup) -> None:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:10,.1f} MiB"
+
+
+def _show_collectives(text: str) -> None:
+    found = Program(text).collectives()
+    print("  collectives:")
+    for kind, arrays, times, moved in found:
+        print(f"  {times:5} x {kind:18} {arrays}  {moved / 2**20:,.1f} MiB")
+    sums = collections.Counter()
+    for kind, arrays, _, moved in found:
+        sums[kind, ", ".join(sorted({array.partition("[")[0] for array in arrays.split()}))] += (
+            moved
+        )
+    for (kind, dtypes), moved in sums.most_common():
+        print(f"  {'sum of':7} {kind:18} {dtypes:5}{_mib(moved)}", flush=True)
 
 
 def _show_roofline(text: str, kind: str, model_flops: float) -> None:

@@ -17,6 +17,11 @@ from big_vlp.parallel import meshes
 _END_SECONDS = 2.0
 
 
+# On the devices at once, at most: two steps' that run, the next, and in a run of several processes
+# one more. Between steps: the last two of these.
+MOST_BATCHES, WAITING_BATCHES = 4, 2
+
+
 class Feed:
     """Iterator over batches on the devices. One is kept ready there, another in the host's memory.
 

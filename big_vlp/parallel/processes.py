@@ -9,6 +9,7 @@ what they found before an answer is known (`exchange`, `from_first`), and what f
 
 import atexit
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +59,24 @@ def exchange(value) -> list:
     if number:  # who has answered this has read the answers before
         client.key_value_delete(f"{_ANSWERS}{number - 1}{own}")
     return found
+
+
+def differing(values: Mapping[str, Any]) -> list[str]:
+    """The names under which the processes hold different values, sorted, on all of them.
+
+    Args:
+      values: JSON data by name; only digests of it are exchanged.
+    """
+    own = {name: _digest(value) for name, value in values.items()}
+    if len(set(exchange(_digest(own)))) == 1:
+        return []
+    found = exchange(own)
+    names = sorted({name for each in found for name in each})
+    return [name for name in names if len({each.get(name) for each in found}) > 1]
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def from_first(answer: Callable[[], Any], refusal: type[BigVlpError]) -> Any:

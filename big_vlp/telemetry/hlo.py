@@ -4,11 +4,13 @@ What counts as FLOPs is matrix products and convolutions; bytes are those of ope
 wherever they lie, and of slices only what is read or written.
 """
 
+import collections
 import dataclasses
 import functools
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,8 @@ _START = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|\w+_computation)=(\{[^}]*\}|[^\s,]*)"
 )
-# What devices send each other takes other paths than those to their memories.
+# What devices send each other takes other paths than those to their memories; where other work is
+# fused with it, the bytes of both count.
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|"
     r"collective-broadcast)(-start|-done)?$"
@@ -39,25 +42,37 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
+Arrays = tuple[tuple[str, tuple[int, ...]], ...]  # of (dtype, shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One line of a program.
 
     Attributes:
-      arrays: (dtype, shape) of each array of its result.
+      arrays: those of its result.
       operands: names of instructions of the same computation.
       attributes: what stands behind the operands.
     """
 
     name: str
     opcode: str
-    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    arrays: Arrays
     operands: tuple[str, ...]
     attributes: str
 
     @property
     def bytes(self) -> int:
-        return sum(_item_bytes(dtype) * math.prod(shape) for dtype, shape in self.arrays)
+        return _bytes(self.arrays)
+
+    @property
+    def sent(self) -> Arrays:
+        """The arrays that a device has after a collective: the second half of those where one
+        starts, but for all-reduce, and no counters."""
+        arrays = tuple(array for array in self.arrays if array[1])
+        if self.opcode.endswith("-start") and not self.opcode.startswith("all-reduce"):
+            return arrays[len(arrays) // 2 :]
+        return arrays
 
     @property
     def label(self) -> str:
@@ -95,6 +110,22 @@ class Work:
     bytes: float
 
 
+class Collective(NamedTuple):
+    """What devices send each other.
+
+    Attributes:
+      kind: "all-gather" and the like.
+      arrays: as "bf16[4096,11008]", those that a device has afterwards.
+      times: how often it is sent; what stands in a loop as often as that turns.
+      bytes: of all those times.
+    """
+
+    kind: str
+    arrays: str
+    times: int
+    bytes: int
+
+
 class Program:
     """A compiled program.
 
@@ -120,6 +151,42 @@ class Program:
                     self._entry = head[2]
         if self._entry is None:
             raise ValueError("This is no text of a compiled program: it has no ENTRY.")
+
+    def collectives(self) -> list[Collective]:
+        """What devices send each other, those with the most bytes first.
+
+        What the compiler has cut into asynchronous pieces is one: they share a channel and arrays.
+        """
+        found: dict[tuple, tuple[int, int]] = {}
+        for name, times in self._runs().items():
+            for instruction in self._computations[name].values():
+                match = _COLLECTIVE.match(instruction.opcode)
+                if match and match[2] != "-done":
+                    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+                    key = match[1], instruction.sent, channel and channel[1]
+                    found[key] = max(found.get(key, 0), times)
+        counts = collections.Counter()
+        for (kind, arrays, _), times in found.items():
+            counts[kind, arrays] += times
+        rows = [
+            Collective(kind, _written(arrays), times, times * _bytes(arrays))
+            for (kind, arrays), times in counts.items()
+        ]
+        return sorted(rows, key=lambda row: -row.bytes)
+
+    def _runs(self) -> dict[str, int]:
+        """How often each computation runs, what is fused and what a condition may leave out
+        included."""
+        runs = collections.Counter({self._entry: 1})
+        waiting = [(self._entry, 1)]
+        while waiting:
+            name, times = waiting.pop()
+            for instruction in self._computations[name].values():
+                turns = self._turns(instruction) if instruction.opcode == "while" else 1
+                for called in instruction.called():
+                    runs[called] += times * turns
+                    waiting.append((called, times * turns))
+        return runs
 
     def work(self) -> list[Work]:
         """Every instruction that runs by itself; what is fused into one counts with it."""
@@ -203,6 +270,15 @@ class Program:
             else:
                 moved += parameter.bytes
         return moved + max(out, 0)
+
+
+def _bytes(arrays: Arrays) -> int:
+    return sum(_item_bytes(dtype) * math.prod(shape) for dtype, shape in arrays)
+
+
+def _written(arrays: Arrays) -> str:
+    written = (f"{dtype}[{','.join(map(str, shape))}]" for dtype, shape in arrays)
+    return " ".join(dict.fromkeys(written)) or "scalars"
 
 
 def _item_bytes(dtype: str) -> int:

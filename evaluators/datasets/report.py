@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from evaluators.datasets import tasks
 
 AVERAGED = "datacomp38"  # the suite whose mean over all of its tasks is reported
-_DASH = "-"
 
 
 class Evaluated(NamedTuple):
@@ -32,27 +31,38 @@ class Row(NamedTuple):
 
     name: str
     metric: str
-    values: dict[str, float]
+    values: dict[str, float | None]
     chance: float | None
     paper: float | None
 
 
 def rows(evaluated: Mapping[str, Evaluated]) -> list[Row]:
-    """A row for each reported metric of each task, those of one on several weights together."""
+    """A row for each reported metric of each task, those of one on several weights together.
+
+    Tasks of two suites that have one title are told apart by the suite, and further sections of one
+    task by their names.
+    """
+    suites: dict[str, set[str]] = {}  # title -> the suites that it occurs in
+    for one in evaluated.values():
+        if one.task is not None:
+            title = tasks.task(one.task).title
+            suites.setdefault(title, set()).add(one.task.partition("/")[0])
     found: dict[tuple[str, str], Row] = {}
     for section, one in evaluated.items():
         task = None if one.task is None else tasks.task(one.task)
         metrics = task.metrics if task else tuple(one.values)[:1]
         published = tasks.paper(one.paper).get(task.section, {}) if task and one.paper else {}
+        key, name = (task.id, task.title) if task else (section, section)
+        if len(suites.get(name, ())) > 1:
+            name = f"{name} ({key.partition('/')[0]})"
+        if any(one.weights in found[key, m].values for m in metrics if (key, m) in found):
+            key, name = section, f"{name} [{section}]"
         for metric in metrics:
-            key = (task.id if task else section), metric
             chance = task.chance if task else None
             if chance is None:
-                chance = one.values.get(f"{metric}_chance")
-            row = found.setdefault(
-                key, Row(task.title if task else section, metric, {}, chance, published.get(metric))
-            )
-            row.values[one.weights] = float(one.values[metric])
+                chance = _value(one, f"{metric}_chance")
+            row = Row(name, metric, {}, chance, published.get(metric))
+            found.setdefault((key, metric), row).values[one.weights] = _value(one, metric)
     return [*found.values()]
 
 
@@ -65,8 +75,9 @@ def average(evaluated: Mapping[str, Evaluated]) -> tuple[dict[str, float], str]:
     by_weights: dict[str, dict[str, float]] = {}
     for one in evaluated.values():
         if one.task is not None and one.task.startswith(f"{AVERAGED}/"):
-            metric = tasks.task(one.task).metrics[0]
-            by_weights.setdefault(one.weights, {})[one.task] = float(one.values[metric])
+            found = by_weights.setdefault(one.weights, {})
+            if (value := _value(one, tasks.task(one.task).metrics[0])) is not None:
+                found[one.task] = value
     means = {
         weights: math.fsum(found.values()) / len(suite)
         for weights, found in by_weights.items()
@@ -125,5 +136,11 @@ def _cells(evaluated: Mapping[str, Evaluated]) -> tuple[list[Sequence[str]], str
     return lines, missing
 
 
+def _value(one: Evaluated, metric: str) -> float | None:
+    """None where the evaluator did not find it, such as the mean of kinds where there are none."""
+    found = one.values.get(metric)
+    return None if found is None else float(found)
+
+
 def _number(value: float | None) -> str:
-    return _DASH if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.4f}"

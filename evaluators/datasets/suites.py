@@ -4,22 +4,19 @@ What is expected where is told by `python -m evaluators.datasets check`; nothing
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluators.datasets import tables, tasks
 from evaluators.datasets.tasks import Task
-from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files import listing
-from input_pipeline.files.ranges import source_path
+from input_pipeline.files.ranges import read_files, source_path
+from input_pipeline.records import DATASET_FILE, given
+from input_pipeline.sources import make_source
+from input_pipeline.sources.shared import lists
 
-CLASS_NAMES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
 INSTANCES = "instances.jsonl"
-
-
-class SuiteError(BigVlpError, ValueError):
-    """A data set is there, but something of it is not; the message says what, and of all such."""
 
 
 class Found(NamedTuple):
@@ -41,7 +38,9 @@ def suite(
     batch_size: int = 512,
     paper: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Sections of `config.evals` for the tasks of a suite whose data are in `root`.
+    """Sections of `config.evals` for the tasks of a suite whose data are whole in `root`.
+
+    Sets that lack something are left out, and named on stderr: a download may be under way.
 
     Args:
       name: of `datasets.tasks.SUITES`.
@@ -53,17 +52,17 @@ def suite(
         are put beside in the table that `evaluate` ends with.
 
     Raises:
-      SuiteError: a data set is incomplete.
       ValueError: no such suite, or no such published model.
     """
     if paper is not None:
         tasks.paper(paper)
     found = [(task, find(task, root)) for task in tasks.suite(name)]
-    lacking = [f"{task.folder} {there.lacks}" for task, there in found if there.lacks]
+    lacking = {f"{task.folder}: {there.lacks}": None for task, there in found if there.lacks}
     if lacking:
-        raise SuiteError(
-            f"{len(lacking)} data sets of suite {name!r} in {os.fspath(root)} are incomplete: "
-            f"{'; '.join(lacking)}. Complete them, or move them away."
+        print(
+            f"Left out of suite {name!r}, as they are not whole in {os.fspath(root)}: "
+            f"{'; '.join(lacking)}.",
+            file=sys.stderr,
         )
     sections = {}
     for task, there in found:
@@ -83,64 +82,86 @@ def suite(
 def find(task: Task, root: str | os.PathLike) -> Found:
     """Looks for the data of a task; reads no image."""
     folder = source_path(root) / task.folder
-    settings = dict(task.settings)
-    if "data" in settings:
-        return _with_masks(settings, folder, source_path(root) / task.section)
-    names = listing.names_in(folder)
-    if "dataset.json" in names:
-        settings["data"] = {"name": "prepared", "path": os.fspath(folder)}
-        return _with_lists(settings, task, ((TEMPLATES, "templates", tables.templates),))
-    tars = listing.names_in(folder / "test")
+    if "data" in task.settings:
+        return _with_masks(task, source_path(root), folder)
+    names, tars = listing.names_in(folder), listing.names_in(folder / "test")
     if not names and not tars:
         return Found(None, None)
-    if "instances" in settings:
+    try:
+        return Found(_section(task, folder, names, tars), None)
+    except (FileNotFoundError, ValueError) as error:
+        return Found(None, str(error).rstrip("."))
+
+
+def _section(task: Task, folder, names: set[str], tars: set[str]) -> dict[str, Any]:
+    """Raises FileNotFoundError or ValueError, which say what is lacking."""
+    settings, path = dict(task.settings), os.fspath(folder)
+    class_names, templates = lists.read(folder)
+    if settings["evaluator"] == "associations":
         if INSTANCES not in names:
-            return Found(None, f"lacks {INSTANCES}")
-        settings["data"] = {"name": "folders", "path": os.fspath(folder)}
-        return Found({**settings, "instances": os.fspath(folder / INSTANCES)}, None)
-    if settings["evaluator"] in ("hard_negatives", "matching"):
-        return Found(None, "holds no prepared shards")
-    if "nshards.txt" not in tars:
-        return Found(None, "holds neither dataset.json nor test/nshards.txt")
-    settings["data"] = {
-        "name": "clip_benchmark",
-        "path": os.fspath(folder),
-        "groups": tasks.groups_of(task),
-    }
-    wanted = (
-        (CLASS_NAMES, "class_names", tables.class_names),
-        (TEMPLATES, "templates", tables.templates),
-    )
-    return _with_lists(settings, task, [row for row in wanted if row[0] not in names])
+            raise ValueError(f"lacks {INSTANCES}")
+        settings["instances"] = os.fspath(folder / INSTANCES)
+    if DATASET_FILE in names:
+        settings["data"] = {"name": "prepared", "path": path}
+        class_names = make_source(**settings["data"]).class_names  # looks whether all is there
+    elif settings["evaluator"] == "associations":
+        settings["data"] = {"name": "folders", "path": path}
+    elif settings.get("caption_field") != "txt" and settings["evaluator"] != "zeroshot":
+        raise ValueError("holds no prepared shards")
+    else:
+        _check_tars(folder, tars)
+        settings["data"] = {"name": "clip_benchmark", "path": path, "groups": task.groups}
+    if settings["evaluator"] == "zeroshot":
+        _add_lists(settings, task, class_names, templates)
+    return settings
 
 
-def _with_masks(settings: dict[str, Any], folder, prepared) -> Found:
-    """The section of a task with masks, which says how its folder is laid out; several tasks have
-    one, so that prepared shards are each in a folder of the task's name."""
-    data = settings["data"]
-    if "dataset.json" in listing.names_in(prepared):
+def _with_masks(task: Task, root, folder) -> Found:
+    """Of a task that says how its folder is laid out; several have one, so that prepared shards are
+    each in a folder of the task's name."""
+    data = {**task.settings["data"], "path": os.fspath(folder)}
+    prepared = root / task.section
+    if DATASET_FILE in listing.names_in(prepared):
         data = {"name": "prepared", "path": os.fspath(prepared)}
-        return Found({**settings, "data": data}, None)
-    wanted = [data[part] for part in ("images", "masks", "names") if part in data]
-    lacks = [part for part in wanted if not _is_there(folder / part)]
-    if lacks:
-        return Found(None, f"lacks {' and '.join(lacks)}" if listing.names_in(folder) else None)
-    return Found({**settings, "data": {**data, "path": os.fspath(folder)}}, None)
+    elif not folder.is_dir():
+        return Found(None, None)
+    try:
+        make_source(**data)  # looks whether all is there
+    except (FileNotFoundError, ValueError) as error:
+        return Found(None, str(error).rstrip("."))
+    return Found({**task.settings, "data": data}, None)
 
 
-def _is_there(path) -> bool:
-    """Of a file, or of a folder that has something in it, also in a bucket."""
-    return path.name in listing.names_in(path.parent) or bool(listing.names_in(path))
+def _check_tars(folder, names) -> None:
+    """Raises ValueError where not all of a data set in clip_benchmark's layout are there."""
+    if "nshards.txt" not in names:
+        raise ValueError(f"holds neither {DATASET_FILE} nor test/nshards.txt")
+    try:
+        count = int(given(read_files([folder / "test" / "nshards.txt"])[0]))
+    except ValueError:
+        raise ValueError("has no number in test/nshards.txt") from None
+    missing = [f"{number}.tar" for number in range(count) if f"{number}.tar" not in names]
+    if missing or not count:
+        raise ValueError(f"lacks {len(missing)} of {count} tars")
 
 
-def _with_lists(settings: dict[str, Any], task: Task, wanted) -> Found:
-    """The section with published lists in the place of (file, key, lists) that are not there."""
+def _add_lists(settings: dict[str, Any], task: Task, class_names, templates) -> None:
+    """Puts published lists in the place of those that the data do not bring.
+
+    Raises:
+      ValueError: there is none; all such are named.
+    """
     lacks = []
-    for file, key, table in wanted if settings["evaluator"] == "zeroshot" else ():
-        if key not in settings:
-            try:
-                table(task.published[key])
-            except ValueError:
-                lacks.append(file)
-            settings[key] = task.published[key]
-    return Found(None, f"lacks {' and '.join(lacks)}") if lacks else Found(settings, None)
+    for brought, file, key, table in (
+        (class_names, lists.CLASS_NAMES, "class_names", tables.class_names),
+        (templates, lists.TEMPLATES, "templates", tables.templates),
+    ):
+        if key in settings or brought:
+            continue
+        try:
+            table(task.published[key])
+        except ValueError:
+            lacks.append(file)
+        settings[key] = task.published[key]
+    if lacks:
+        raise ValueError(f"lacks {' and '.join(lacks)}")

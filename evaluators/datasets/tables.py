@@ -1,7 +1,8 @@
 """Prompts and class names as published: constants of a protocol, never to be improved.
 
-Most are clip_benchmark's (see data/clip_benchmark.LICENSE.txt), which most papers report with. Data
-sets in clip_benchmark's layout bring their own, which then count.
+They are clip_benchmark's (see data/clip_benchmark.LICENSE.txt), which most papers report with. Data
+sets in clip_benchmark's layout bring their own, which then count. Lists called "cosmos_..." are
+those that COSMOS' code has under the same labels (src/dataloaders/label.json in its repository).
 """
 
 import functools
@@ -57,4 +58,7 @@ def _find(table: str, name: str) -> Sequence[str]:
 
 @functools.cache
 def _read(table: str) -> dict[str, list[str]]:
-    return json.loads((_FOLDER / f"{table}.json").read_text(encoding="utf-8"))
+    found = {}
+    for file in sorted(_FOLDER.glob(f"{table}*.json")):
+        found |= json.loads(file.read_text(encoding="utf-8"))
+    return found

@@ -2,7 +2,14 @@
 
 A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
 (arXiv 2412.01814) is compared by, "composition" tells captions apart that differ in one detail,
-"quick" has three sets to watch a run with.
+"long" retrieves by captions of many sentences, "multilingual" in each language, "quick" has three
+sets to watch a run with.
+
+COSMOS' classification is asked as its code asks it, on the images that DataComp publishes. Two of
+its eleven sets are not these: its Caltech-101 is a random half without the background class, its
+SUN397 a random fifth that is another in every run of its code. Their titles say so, and no number
+of the paper stands beside them. Of SugarCrepe, MMVP-VLM and SVO-Probes there is no code of COSMOS':
+the first two are asked as their papers do, the last as `evaluators.pairs.matching` says.
 """
 
 import csv
@@ -41,6 +48,7 @@ class Task:
       settings: the keys of the evaluator's section without `data`.
       metrics: of the evaluator, which are reported, the main one first.
       chance: what an answer at random gets; None where the evaluator says it, or nobody.
+      groups: what the numbers beside each image are, see the source `clip_benchmark`.
     """
 
     id: str
@@ -51,6 +59,7 @@ class Task:
     settings: Mapping[str, Any]
     metrics: tuple[str, ...]
     chance: float | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
@@ -95,10 +104,15 @@ def paper(model: str) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: none are known of it.
     """
-    published = json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
+    published = _papers()
     if model not in published:
         raise ValueError(unknown("published model", model, published))
     return published[model]
+
+
+@functools.cache
+def _papers() -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
 
 
 def _datacomp38() -> tuple[Task, ...]:
@@ -118,21 +132,13 @@ def _of_datacomp(row: Mapping[str, str]) -> Task:
         settings=settings,
         metrics=(row["metric"],),
         chance=float(row["chance"]) if row["chance"] else None,
+        groups=_GROUPS.get(name, ()),
     )
 
 
 def _zeroshot(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"evaluator": "zeroshot"}
-    if name == "mnist":  # where they come from the data, they are taken for ids
-        settings["class_names"] = name
-    if name in _GROUPS:
-        settings["group"] = _GROUPS[name][0]
-    return settings
-
-
-def groups_of(task: Task) -> tuple[str, ...]:
-    """What the numbers beside each image are, see the source `clip_benchmark`."""
-    return _GROUPS.get(task.id.partition("/")[2], ())
+    group = {"group": _GROUPS[name][0]} if name in _GROUPS else {}
+    return {"evaluator": "zeroshot", **group}
 
 
 _RETRIEVAL = {
@@ -142,15 +148,15 @@ _RETRIEVAL = {
 }
 # What has to be done with a set that is not published in a form that is read.
 _HOW = {
-    "retrieval": "prepare it (docs/data.md, Evaluation sets): Karpathy's test split, as ",
-    "misc": "export it to instances.jsonl and images/ (see evaluators.pairs.associations): ",
+    "retrieval": "prepare it (docs/evaluation.md): Karpathy's test split, as ",
+    "misc": "export it to instances.jsonl and images/ (docs/evaluation.md): ",
 }
 _SETTINGS = {
     "retrieval": _RETRIEVAL,
-    "misc": {"evaluator": "associations", "instances": None},  # the file, once it is found
+    "misc": {"evaluator": "associations"},
 }
 _IMAGE = ("image_accuracy",)
-_PREPARE = "prepare it (input_pipeline.prepare source) by the source "
+_PREPARE = "prepare it (docs/evaluation.md) by the source "
 _PAIRS = {
     "sugarcrepe": "sugarcrepe: GitHub RAIVNLab/sugar-crepe, and COCO's val2017",
     "mmvp_vlm": "image_pairs: Hugging Face MMVP/MMVP_VLM",
@@ -158,31 +164,45 @@ _PAIRS = {
     "winoground": "image_pairs: Hugging Face facebook/winoground",
 }
 _BOTH = ("image_to_text_R@1", "text_to_image_R@1")
-# COSMOS' eleven sets in its order, and CLIP's prompts for them; the images are those of DataComp.
+# The languages of both sets, as their files call them.
+_XM3600 = (
+    "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt quz ro ru sv sw "
+    "te th tr uk vi zh"
+)
+_XTD = "de en es fr it jp ko pl ru tr zh"
+# COSMOS' eleven sets in its order, under the names of its prompts: (DataComp's name, class names).
+# Its names of flowers and of ImageNet's classes are those of clip_benchmark; its Caltech-101 has
+# other classes than the images.
 _ELEVEN = {
-    "food101": "food101",
-    "cifar10": "cifar10",
-    "cifar100": "vtab/cifar100",
-    "sun397": "sun397",
-    "cars": "cars",
-    "fgvc_aircraft": "fgvc_aircraft",
-    "dtd": "vtab/dtd",
-    "pets": "vtab/pets",
-    "caltech101": "vtab/caltech101",
-    "flowers": "vtab/flowers",
-    "imagenet1k": "imagenet1k",
+    "food101": ("food101", "cosmos_food101"),
+    "cifar10": ("cifar10", "cosmos_cifar10"),
+    "cifar100": ("vtab/cifar100", "cosmos_cifar100"),
+    "sun397": ("sun397", "cosmos_sun397"),
+    "cars": ("cars", "cosmos_cars"),
+    "fgvc_aircraft": ("fgvc_aircraft", "cosmos_fgvc_aircraft"),
+    "dtd": ("vtab/dtd", "cosmos_dtd"),
+    "pets": ("vtab/pets", "cosmos_pets"),
+    "caltech101": ("vtab/caltech101", None),
+    "flowers": ("vtab/flowers", "flowers"),
+    "imagenet1k": ("imagenet1k", "imagenet1k"),
 }
+_OTHER_IMAGES = {"caltech101": "Caltech-101 (of VTAB)", "sun397": "SUN397 (all images)"}
 
 
 def _cosmos() -> tuple[Task, ...]:
     of_datacomp = {task.id: task for task in suite("datacomp38")}
     classified = []
-    for name, theirs in _ELEVEN.items():
+    for name, (theirs, class_names) in _ELEVEN.items():
         known = of_datacomp[f"datacomp38/{theirs}"]
-        asked = {"evaluator": "zeroshot", "templates": name}
+        lists = {"templates": name} | ({"class_names": class_names} if class_names else {})
         classified.append(
             dataclasses.replace(
-                known, id=f"cosmos/{name}", settings=asked, metrics=("top1_accuracy",)
+                known,
+                id=f"cosmos/{name}",
+                title=_OTHER_IMAGES.get(name, known.title),
+                settings={"evaluator": "zeroshot", **lists},
+                metrics=("top1_accuracy",),
+                chance=None,
             )
         )
     pairs = [task for task in _composition("cosmos") if task.section != "winoground"]
@@ -304,6 +324,35 @@ def _composition(suite: str = "composition") -> tuple[Task, ...]:
     )
 
 
+def _described(suite: str, name: str, title: str, images: int, how: str, field: str) -> Task:
+    """A task of a set that the source `retrieval_sets` reads; several fields are of one folder."""
+    section = name if field == "caption" else f"{name}_{field}"
+    asked = {**_RETRIEVAL, "caption_field": field}
+    how = f"{_PREPARE}retrieval_sets: {how}"
+    return Task(f"{suite}/{section}", title, images, name, how, asked, _BOTH)
+
+
+def _long() -> tuple[Task, ...]:
+    rows = (
+        ("urban1k", "Urban-1k", 1000, "Hugging Face BeichenZhang/Urban1k"),
+        ("dci", "DCI", 7805, "GitHub facebookresearch/DCI, images of SA-1B"),
+        ("docci", "DOCCI test", 5000, "google.github.io/docci"),
+    )
+    return tuple(_described("long", *row, "caption") for row in rows)
+
+
+def _multilingual() -> tuple[Task, ...]:
+    rows = (
+        ("xm3600", "XM3600", 3600, "google.github.io/crossmodal-3600", _XM3600),
+        ("xtd", "XTD", 1000, "GitHub adobe-research/Cross-lingual-Test-Dataset-XTD10", _XTD),
+    )
+    return tuple(
+        _described("multilingual", name, f"{title} {language}", images, how, language)
+        for name, title, images, how, languages in rows
+        for language in languages.split()
+    )
+
+
 def _quick() -> tuple[Task, ...]:
     names = "coco_val2017", "imagenet1k", "cifar100"
     known = {task.section: task for task in suite("cosmos")}
@@ -314,5 +363,7 @@ SUITES = {
     "cosmos": _cosmos,
     "datacomp38": _datacomp38,
     "composition": _composition,
+    "long": _long,
+    "multilingual": _multilingual,
     "quick": _quick,
 }

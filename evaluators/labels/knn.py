@@ -1,7 +1,8 @@
 """Classification by the nearest training images, with nothing trained.
 
-The k nearest vote with weight exp(similarity / 0.07), as in DINO (arXiv 2104.14294, appendix E),
-where k = 20 is reported.
+The k nearest vote with weight exp(similarity / 0.07), the rule and the k = 20 of DINO (arXiv
+2104.14294). DINO's table has the features of the backbone; these are the ones that are compared
+with text, where the model has such: numbers of the two are not to be compared.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.parallel import meshes
 from evaluators.shared.ranking import accuracies, rank_of_label
 from evaluators.shared.records import open_source
 from evaluators.shared.rows import RowMap, replicate
@@ -62,7 +64,7 @@ class Evaluator(FeaturesEvaluator):
             return {"feature": images[row], "label": labels[row]}
 
         params = replicate((bank, known, np.zeros(num_classes, np.float32)), self.mesh)
-        rows = max(1, SIMILARITIES_PER_DEVICE // len(bank)) * self.mesh.size
+        rows = max(1, SIMILARITIES_PER_DEVICE // len(bank)) * meshes.batch_parts(self.mesh)
         ranks = self._rank(params, load, len(images), min(rows, self.batch_size))
         for k, rank in zip(self.neighbours, ranks.T):
             for name, value in accuracies(rank, labels, num_classes):

@@ -1,4 +1,10 @@
-"""A linear classifier on frozen features: few-shot and of all training images."""
+"""A linear classifier on frozen features: few-shot and of all training images.
+
+The protocol is this project's own, for comparing models that it evaluates: features as they are
+compared with text, penalties and the images to choose them on as `shared.linear` says. CLIP's
+tables (arXiv 2103.00020) have the features before the projection and a search for the penalty on
+validation splits: numbers of the two are not to be compared.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +28,15 @@ class Evaluator(FeaturesEvaluator):
     over `draws` choices of them, and the chance of each.
 
     Penalties are chosen on training images alone, see `shared.linear`. Every host solves the ridge
-    regressions; logistic regression runs on all devices.
+    regressions; logistic regression runs on all devices, whose number may change its scores in the
+    last place.
 
     Attributes:
       data: the images to classify; records have `label`.
       train: name and arguments of the source of the training images, with the same classes.
       shots: numbers N; a class with fewer images gives all.
       draws: of which images; the same ones in every run.
-      logistic: fit by L-BFGS, too, as CLIP's tables do.
+      logistic: fit logistic regression by L-BFGS, too.
 
     Raises:
       ValueError: no labels, or a number below 1.

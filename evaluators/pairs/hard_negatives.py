@@ -19,8 +19,8 @@ class Evaluator(TowersEvaluator):
     `accuracy` is the share of images whose true caption scores strictly above all their hard
     negatives, `pairwise_accuracy` the share of (caption, negative) pairs in the right order. Ties
     and NaN count against the model. Records without `hard_negatives` are left out. Where records
-    are of several kinds (SugarCrepe's seven) also `accuracy_KIND` of each, and
-    `accuracy_of_kinds`, their mean.
+    are of kinds (SugarCrepe's seven) also `accuracy_KIND` of each, and `accuracy_of_kinds`, their
+    mean.
 
     Attributes:
       data: its records have `hard_negatives`.
@@ -60,7 +60,7 @@ class Evaluator(TowersEvaluator):
         yield "pairwise_accuracy", float(np.mean(np.concatenate(wins)))
         yield "accuracy_chance", float(np.mean([1 / (1 + len(won)) for won in wins]))
         yield "pairwise_accuracy_chance", 0.5
-        if len(by_kind) > 1:
+        if any(by_kind):
             yield "accuracy_of_kinds", float(np.mean([np.mean(won) for won in by_kind.values()]))
             for kind, won in by_kind.items():
                 yield f"accuracy_{kind}", float(np.mean(won))

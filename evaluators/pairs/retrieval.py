@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.parallel import meshes
 from evaluators.shared.ranking import hits, ranks
 from evaluators.shared.records import captions_of
 from evaluators.shared.rows import RowMap, replicate
@@ -73,7 +74,7 @@ class Evaluator(TowersEvaluator):
         def load(row):
             return {"feature": queries[row], "positive": _one_hot(right[row], len(candidates))}
 
-        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * self.mesh.size
+        rows = max(1, SCORES_PER_DEVICE // len(candidates)) * meshes.batch_parts(self.mesh)
         params = replicate((candidates, weight), self.mesh)
         return self._rank(params, load, len(queries), rows)
 

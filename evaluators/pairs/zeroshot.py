@@ -74,7 +74,8 @@ class Evaluator(TowersEvaluator):
                 "lists them beside the data."
             )
         # What a protocol says is not questioned: the digits of MNIST, the empty name in CLEVR.
-        if not (isinstance(self.class_names, str) or self.source.templates):
+        protocol = isinstance(self.class_names, str) or isinstance(self.templates, str)
+        if not (protocol or self.source.templates):
             check_names(names, given=self.class_names is not None)
         templates = _published(tables.templates, self.templates)
         if templates is None:

@@ -8,6 +8,7 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
   encode_patches(model, {"image": u8[B, S, S, 3]}) -> f32[B, 2, h, w, D], L2-normalised: a vector
     for each patch, comparable to those of texts; with the last attention plain, and correlative
   encode_text(model, {"tokens": i32[B, T]}) -> f32[B, D], L2-normalised
+  features(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], of methods that take no text
   classify(model, {"image": u8[B, S, S, 3]}) -> f32[B, C], logits
   segment(model, {"image": u8[B, S, S, 3]}) -> f32[B, H, W, C], logits
   token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
@@ -36,7 +37,8 @@ def row_of(function: str, preprocess: Preprocess) -> dict | None:
     """name -> (shape, dtype) of a row that one of the predict functions above reads; None where it
     is not among them."""
     size, text = preprocess.image_size, (preprocess.context_length,)
-    if function in ("encode_image", "encode_patches", "classify", "segment"):
+    images = ("encode_image", "encode_patches", "features", "classify", "segment")
+    if function in images:
         return {"image": ((size, size, 3), np.dtype(np.uint8))}
     if function == "encode_text":
         return {"tokens": (text, np.dtype(np.int32))}
@@ -80,6 +82,20 @@ def check_needs(needs: Iterable[str], predict_fns: Mapping[str, Callable]) -> No
         )
 
 
+def needed_of(evaluator: type, predict_fns: Mapping[str, Callable]) -> tuple[str, ...]:
+    """Names of the functions that an evaluator calls of these, as far as it says so, see
+    `Evaluator.needed`; of one that does not derive from the base, its `needs`.
+
+    Raises:
+      ValueError: one is not there.
+    """
+    if issubclass(evaluator, Evaluator):
+        return evaluator.needed(predict_fns)
+    needs = tuple(getattr(evaluator, "needs", ()))
+    check_needs(needs, predict_fns)
+    return needs
+
+
 @dataclasses.dataclass(eq=False)
 class Evaluator:
     """What evaluators have in common: the fields from `data` on are the keys of their configs.
@@ -88,7 +104,7 @@ class Evaluator:
     goes on from this one and looks at the first record, to fail now and not after training.
 
     Attributes:
-      needs: names of the predict functions that it calls.
+      needs: names of the predict functions that it calls, see `needed`.
       predict_fns: what the method lets evaluators call, by name.
       preprocess: of the model.
       mesh: the devices; rows are split over "data" and "fsdp".
@@ -111,8 +127,18 @@ class Evaluator:
     batch_size: int = 256
 
     def __post_init__(self):
-        check_needs(self.needs, self.predict_fns)
+        self.needed(self.predict_fns)
         self.source = open_source(self.data)
+
+    @classmethod
+    def needed(cls, predict_fns: Mapping[str, Callable]) -> tuple[str, ...]:
+        """Names of the functions that it calls of these.
+
+        Raises:
+          ValueError: one is not there.
+        """
+        check_needs(cls.needs, predict_fns)
+        return cls.needs
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Yields (metric name, value), the same on every host.

@@ -33,19 +33,14 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def by_group(right: np.ndarray, groups: np.ndarray) -> dict[int, float]:
-    """The share of right images in each group that has one.
+def worst_group(right: np.ndarray, groups: np.ndarray) -> float:
+    """The smallest share of right images in a group that has one: the worst region or income.
 
     Args:
       right: bool[N].
       groups: i[N], the group of each image.
     """
-    return {int(group): float(right[groups == group].mean()) for group in np.unique(groups)}
-
-
-def worst_group(right: np.ndarray, groups: np.ndarray) -> float:
-    """The smallest share of `by_group`: the worst region, income or hospital."""
-    return min(by_group(right, groups).values())
+    return float(min(right[groups == group].mean() for group in np.unique(groups)))
 
 
 def jaccard_of_best(scores: np.ndarray, right: np.ndarray) -> float:

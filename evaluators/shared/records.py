@@ -1,6 +1,9 @@
 """What evaluators read from data: a source, and the fields of its records."""
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,36 @@ from input_pipeline.records import naming
 from input_pipeline.sources import make_source
 from input_pipeline.text.captions import texts_of
 
+_opened: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
+    "opened", default=None
+)
+
+
+@contextlib.contextmanager
+def each_opened_once() -> Iterator[None]:
+    """Within it evaluators with equal `data` get one source: to list what is in it takes time."""
+    token = _opened.set({})
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+def described(data: Mapping[str, Any]) -> str:
+    """Equal for equal `data`."""
+    return json.dumps(data, sort_keys=True, default=str)
+
 
 def open_source(data: Mapping[str, Any]):
     """Builds the source that `data` (name and arguments) describes; it must not be empty."""
+    opened, key = _opened.get(), described(data)
+    if opened is not None and key in opened:
+        return opened[key]
     source = arguments.call("data", make_source, data)
     if len(source) == 0:
         raise ValueError(f"The data source {dict(data)} has no records to evaluate.")
+    if opened is not None:
+        opened[key] = source
     return source
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
-# Features of 4 M images with 512 numbers each. What was not asked for longest goes first.
-MOST_BYTES = 2**33
+# Features of 4 M images with 1,024 numbers each, in each process. The same in all processes, for
+# what one keeps and another drops would be encoded by one alone.
+MOST_BYTES = 2**34
 
 
 class _Kept:
@@ -36,16 +38,29 @@ class _Kept:
             found = result, _bytes(result)
         self._results[which, key] = found
         while len(self._results) > 1 and self._total() > self._most_bytes:
-            del self._results[next(iter(self._results))]
+            self._drop()
         return found[0]
+
+    def _drop(self) -> None:
+        """The one that was not asked for longest goes; but a large one, which takes long to compute
+        again, stays while there are others."""
+        small = [x for x, (_, size) in self._results.items() if size <= self._most_bytes / 2]
+        chosen = (small or list(self._results))[0]
+        logging.warning(
+            "Results of an evaluation (%.1f GB) are dropped; who asks for them again has them "
+            "computed again.",
+            self._results.pop(chosen)[1] / 1e9,
+        )
 
     def _total(self) -> int:
         return sum(size for _, size in self._results.values())
 
 
 def _bytes(result) -> int:
-    """Of the arrays in it."""
-    return sum(x.nbytes for x in jax.tree.leaves(result) if isinstance(x, np.ndarray))
+    """Of the arrays and strings in it."""
+    leaves = jax.tree.leaves(result)
+    arrays = sum(x.nbytes for x in leaves if isinstance(x, np.ndarray))
+    return arrays + sum(len(x) for x in leaves if isinstance(x, str))
 
 
 _kept: contextvars.ContextVar[_Kept | None] = contextvars.ContextVar("kept", default=None)

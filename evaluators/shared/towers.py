@@ -1,6 +1,7 @@
 """The bases of evaluators that work on features: of images, and of images and texts."""
 
 import contextlib
+import functools
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.parallel.processes import raise_together
 from evaluators.shared.base import Evaluator
-from evaluators.shared.records import image_of
+from evaluators.shared.records import described, image_of
 from evaluators.shared.rows import RowMap, gather_rows, load_row
 from evaluators.shared.sharing import once
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.text.tokenizers import make_tokenizer
 
 
@@ -23,22 +26,32 @@ class FeaturesEvaluator(Evaluator):
       ValueError: also where the method has neither.
     """
 
+    @classmethod
+    def needed(cls, predict_fns: Mapping[str, Callable]) -> tuple[str, ...]:
+        """`encode_image`, or `features` where that is not there; see `Evaluator.needed`."""
+        if cls.needs:
+            return super().needed(predict_fns)
+        for name in ("encode_image", "features"):
+            if name in predict_fns:
+                return (name,)
+        raise ValueError(
+            "This evaluator needs the predict function 'encode_image' or 'features'; the method "
+            f"offers {sorted(predict_fns)}."
+        )
+
     def __post_init__(self):
         super().__post_init__()
-        encode = self.predict_fns.get("encode_image") or _unit(self.predict_fns.get("features"))
-        if encode is None:
-            raise ValueError(
-                "This evaluator needs the predict function 'encode_image' or 'features'; the "
-                f"method offers {sorted(self.predict_fns)}."
-            )
+        encode = self.predict_fns.get("encode_image") or _unit(self.predict_fns["features"])
         self._encode_image = RowMap(encode, self.mesh)
+        self._key = encode, self.preprocess
 
     def encode_images(self, model, describe: Callable[[dict], Any]) -> tuple[np.ndarray, list]:
         """Encodes all images of the source: each is read once and by one host, and evaluators that
         share a model (see `shared.sharing`) and have equal `data` encode them once together.
 
         Args:
-          describe: what to keep of a record, which comes without its image and other arrays.
+          describe: what to keep of a record, as JSON data; it comes without its image and other
+            arrays.
 
         Returns:
           Features f32[N, D] and the N descriptions, in the source's order, on every host.
@@ -51,20 +64,24 @@ class FeaturesEvaluator(Evaluator):
         """`encode_images` of another source, which `data` describes."""
 
         def compute():
-            facts = {}
+            said = {}  # what the records of this process say besides their images, as JSON
 
             def load(row):
                 record = source[row]
-                facts[row] = _facts(record)
-                describe(facts[row])  # fail at the first, and not after the last
+                said[row] = _facts(record)
+                describe(json.loads(said[row]))  # fail at the first, and not after the last
                 return {"image": image_of(record, self.preprocess)}
 
-            features = self._encode_image(model, load, len(source), self.batch_size)
-            return features, gather_rows(facts, len(source))
+            return self._encode_image(model, load, len(source), self.batch_size), said
 
-        key = "encode_image", json.dumps(data, sort_keys=True, default=str)
-        features, facts = once(model, key, compute)
-        return features, [load_row(lambda row: describe(facts[row]), i) for i in range(len(facts))]
+        features, said = once(model, (*self._key, described(data)), compute)
+        own, error = {}, None
+        try:
+            own = {row: load_row(lambda row: describe(json.loads(said[row])), row) for row in said}
+        except BrokenRecordError as failed:  # another evaluator had no quarrel with it
+            error = failed
+        raise_together(self.mesh, error)
+        return features, gather_rows(own, len(source))
 
 
 class TowersEvaluator(FeaturesEvaluator):
@@ -95,10 +112,9 @@ class TowersEvaluator(FeaturesEvaluator):
         return self._encode_text(model, load, len(texts), self.batch_size)
 
 
+@functools.cache  # jax compiles anew for each new function
 def _unit(features):
-    """The predict function with outputs of length 1; None where there is none."""
-    if features is None:
-        return None
+    """The predict function with outputs of length 1."""
 
     def encode(model, batch):
         found = features(model, batch)
@@ -107,10 +123,11 @@ def _unit(features):
     return encode
 
 
-def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says besides its image, masks and other arrays, as JSON data."""
-    facts = {}
+def _facts(record: Mapping[str, Any]) -> str:
+    """What a record says besides its image, masks and other arrays, as JSON."""
+    facts = []
     for name, value in record.items():
         with contextlib.suppress(AttributeError, TypeError, ValueError):  # it is no JSON data
-            facts[name] = json.loads(json.dumps(value, default=operator.methodcaller("item")))
-    return facts
+            said = json.dumps(value, default=operator.methodcaller("item"))
+            facts.append(f"{json.dumps(name)}: {said}")
+    return f"{{{', '.join(facts)}}}"

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.mark.parametrize("seed", range(3))
 def test_classification(seed):
+    import sklearn.metrics
     from clip_benchmark.metrics import zeroshot_classification as theirs
 
     rng = np.random.default_rng(seed)
@@ -22,7 +23,8 @@ def test_classification(seed):
     scores[np.arange(300), labels] += 1
     rank = np.asarray(rank_of_label(scores, labels))
     right = hits(rank, 1, 12)
-    first = theirs.balanced_accuracy_score(labels, scores.argmax(axis=1))
+    assert theirs.balanced_accuracy_score is sklearn.metrics.balanced_accuracy_score
+    first = sklearn.metrics.balanced_accuracy_score(labels, scores.argmax(axis=1))
     assert mean_per_class_recall(right, labels) == pytest.approx(first)
     # Its own sum: `accuracy` takes an array of one number for a number, which numpy 2.4 refuses.
     order = torch.tensor(scores).topk(5, 1, True, True)[1].numpy()
@@ -56,5 +58,3 @@ def test_retrieval(seed):
         for k in (1, 5, 10):
             expected = (recall_at_k(matrix, positive, k) > 0).float().mean().item()
             assert found[f"{direction}_R@{k}"] == pytest.approx(expected)
-    mean = (found["image_to_text_R@1"] + found["text_to_image_R@1"]) / 2
-    assert found["mean_R@1"] == pytest.approx(mean)

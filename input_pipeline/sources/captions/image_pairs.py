@@ -21,9 +21,9 @@ _SVO = {"subj_neg": "subject", "verb_neg": "verb", "obj_neg": "object"}
 
 
 class Source(base.OfFiles):
-    """Two records for each pair, one after the other, with its name as `pair`, and as `kind` what
-    sets the two apart. Sentences are `captions["caption"]`; an image that only stands beside
-    another has none.
+    """A record for each image, with `pairs`, those that it is in: of each its name as `pair`, as
+    `kind` what sets the two images apart, and as `sentence` that of this image; None where it only
+    stands beside the other.
 
     The file tells by its contents which it is:
       Winoground's examples.jsonl: lines of id, image_0, image_1 (.png is added), caption_0,
@@ -62,11 +62,13 @@ class Source(base.OfFiles):
             ) from None
         if skip_missing:
             pairs = [pair for pair in pairs if self._is_there(pair)]
-        # (pair, kind, name of the file, sentence or None)
-        self._examples = [
-            (pair, kind, name, text) for pair, kind, *both in pairs for name, text in both
-        ]
-        check_images(self._folder, (name for _, _, name, _ in self._examples))
+        images_of: dict[str, list[dict]] = {}
+        for pair, kind, *both in pairs:
+            for name, sentence in both:
+                own = {"pair": pair, "kind": kind, "sentence": sentence}
+                images_of.setdefault(name, []).append(own)
+        self._examples = list(images_of.items())
+        check_images(self._folder, images_of)
         if not self._examples:
             raise ValueError(f"{path} has no pair of images{' that are there' * skip_missing}.")
 
@@ -75,17 +77,11 @@ class Source(base.OfFiles):
 
     def paths(self, index: int) -> Sequence[str]:
         """The image."""
-        return [os.path.join(self._folder, self._examples[index][2])]
+        return [os.path.join(self._folder, self._examples[index][0])]
 
     def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
-        pair, kind, _, text = self._examples[index]
-        return {
-            "id": f"{pair}/{index % 2}",
-            "image": contents[0],
-            "captions": {} if text is None else {"caption": [text]},
-            "pair": pair,
-            "kind": kind,
-        }
+        name, pairs = self._examples[index]
+        return {"id": name, "image": contents[0], "captions": {}, "pairs": pairs}
 
     def identity(self) -> Iterable[str | bytes]:
         """Names and sentences, and the images' sizes."""
@@ -131,6 +127,8 @@ def _read_mmvp(rows: list[list[str]]) -> Iterator[tuple]:
 
 def _read_svo(rows: Iterable[dict[str, str]]) -> Iterator[tuple]:
     for number, row in enumerate(rows):
-        [kind] = [kind for key, kind in _SVO.items() if row[key].strip().lower() in ("true", "1")]
+        kinds = [kind for key, kind in _SVO.items() if row[key].strip().lower() in ("true", "1")]
+        if len(kinds) != 1:
+            raise ValueError(f"row {number + 1} has {len(kinds)} of {', '.join(_SVO)}, not one")
         right, wrong = (f"{row[f'{side}_image_id']}.jpg" for side in ("pos", "neg"))
-        yield str(number), kind, (right, row["sentence"]), (wrong, None)
+        yield str(number), kinds[0], (right, row["sentence"]), (wrong, None)

@@ -4,11 +4,12 @@ PATH/
   classnames.txt                        a line for each class, in the order of the labels
   zeroshot_classification_templates.txt prompts, with {c} in the place of the class name
   SPLIT/nshards.txt                     the number of tars
-  SPLIT/0.tar, 1.tar, ...               samples of an image and .cls, .npy, .txt or .json
+  SPLIT/0.tar, 1.tar, ...               samples of an image and .cls, .npy or .txt
 """
 
 import io
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from input_pipeline.checks import unicode
 from input_pipeline.files import listing, ranges
 from input_pipeline.files.cache import Cache
 from input_pipeline.records import attempt, given
-from input_pipeline.sources.shared import base
+from input_pipeline.sources.shared import base, lists
 from input_pipeline.tars import samples
 
 NPY = ("groups", "labels")
@@ -75,9 +76,7 @@ class Source(base.Source):
             raise ValueError(
                 f"No sample of the {len(self._files)} tars in {root / split} is whole."
             )
-        self.class_names = _lines(root / "classnames.txt")
-        templates = _lines(root / "zeroshot_classification_templates.txt")
-        self.templates = templates and [text.replace("{c}", "{}") for text in templates]
+        self.class_names, self.templates = lists.read(root)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -113,7 +112,7 @@ class Source(base.Source):
         for kind, data in zip(names[1:], others):
             try:
                 record |= self._understood(kind, data)
-            except ValueError as error:
+            except (EOFError, ValueError, zipfile.BadZipFile) as error:  # of an .npy cut short, too
                 raise ValueError(f"Record {name!r}: the .{kind} cannot be read: {error}.") from None
         return record
 
@@ -166,15 +165,3 @@ def _tars(root: Path | epath.Path, split: str) -> list[ranges.File]:
             f"{f', such as {missing[0]}' if missing else ''}. Download them again."
         )
     return [ranges.File(path, s.size, s.checksum) for path, s in zip(paths, found)]
-
-
-def _lines(path: Path | epath.Path) -> list[str] | None:
-    """The lines of a file without blanks around them, also empty ones: a class of CLEVR has an
-    empty name. None where there is no file."""
-    try:
-        text = unicode.decode(given(ranges.read_files([path])[0]))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-    return [line.strip() for line in text.splitlines()]

@@ -17,7 +17,7 @@ from input_pipeline.checks import unicode
 from input_pipeline.files import array_records, listing, ranges
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.cache import Cache
-from input_pipeline.sources.shared import base
+from input_pipeline.sources.shared import base, lists
 
 _REPAIR = "Re-run prepare with the same options; finished shards are kept."
 
@@ -37,7 +37,8 @@ class Source(base.Source):
     Construction checks that every shard is there with its full size, but opens none: shards are
     opened on first use, once per process. Reading is thread-safe; pickling ships file names only.
 
-    It has `class_names` and `label_rule` where they were known when it was prepared.
+    It has `class_names` and `label_rule` where they were known when it was prepared. Names and
+    prompts of classes may also lie beside the shards, see `shared.lists`.
 
     Args:
       path: directory that holds the shards and their dataset.json, on a disk or in a bucket.
@@ -52,7 +53,8 @@ class Source(base.Source):
         self._path = storage_path(path) if is_in_bucket(path) else Path(path)
         description = _read_description(self._path)
         shards = description["shards"]
-        self.class_names = description.get("class_names")
+        class_names, self.templates = lists.read(self._path)
+        self.class_names = description.get("class_names") or class_names
         self.label_rule = description.get("label_vocabulary")
         self._names = [shard["file"] for shard in shards]
         for shard, file, size in zip(shards, self.files(), listing.status(self.files())[:, 0]):

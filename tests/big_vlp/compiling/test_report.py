@@ -10,7 +10,6 @@ import pytest
 from big_vlp import compile as command
 from big_vlp.compiling import programs
 from big_vlp.compiling.evaluation import evaluator_programs
-from big_vlp.compiling.report import collectives
 from big_vlp.compiling.setup import Setup, held, make_mesh
 from big_vlp.experiment import ConfigError, Experiment
 from big_vlp.telemetry.flops import flops_per_sample
@@ -125,24 +124,6 @@ def configs_module(name):
     return module
 
 
-def test_collectives_are_listed_by_size_and_pieces_count_once():
-    found = collectives(
-        """
-  %a = f32[4,8]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1}}
-  %b = f32[4,8]{1,0:S(1)} all-gather(%x), channel_id=1, replica_groups={{0,1}}
-  %c = f32[4,8]{1,0} all-gather(%y), channel_id=2, replica_groups={{0,1}}
-  %d = (f32[16,16]{1,0}, f32[]) all-reduce(%x, %y), channel_id=3, to_apply=%add
-  %e = (f32[2]{0}, f32[2]{0}, u32[]) collective-permute-start(%x), channel_id=4
-  %f = f32[4,8]{1,0} add(%a, %b)
-"""
-    )
-    assert found == [
-        ("all-reduce", "f32[16,16]", 1),
-        ("all-gather", "f32[4,8]", 2),
-        ("collective-permute", "f32[2]", 1),
-    ]
-
-
 def test_a_topology_that_is_none(config):
     with pytest.raises(ConfigError, match="written as v5e:4x4, and needs libtpu"):
         make_mesh(Experiment.from_config(config), "no such thing")
@@ -163,3 +144,21 @@ def test_a_topology_has_the_slices_of_the_mesh(config, monkeypatch):
             make_mesh(Experiment.from_config(config), "v5e:4x4")
     v5e = {"platform": "tpu", "topology_name": "v5e:4x4"}
     assert asked == [{**v5e, "num_slices": 1}, {**v5e, "num_slices": 2}]
+
+
+def test_what_evaluators_of_features_need_is_compiled(setup, monkeypatch):
+    """Of a method that has text, and of one that has not."""
+    asked = {"knn": {"evaluator": "knn", "every_steps": 1, "batch_size": 4}}
+    experiment = dataclasses.replace(setup.experiment, evals=asked)
+    setup = dataclasses.replace(setup, experiment=experiment)
+    monkeypatch.setattr(programs, "compile_predict", lambda *_: None)
+    for functions, expected in (
+        ({"encode_image": abs, "features": abs}, "encode_image"),
+        ({"features": abs}, "features"),
+    ):
+        monkeypatch.setattr(type(setup.method), "predict_fns", lambda *_, f=functions: f)
+        [program] = evaluator_programs(setup)
+        assert (program.evaluator, program.function) == ("knn", expected)
+    monkeypatch.setattr(type(setup.method), "predict_fns", lambda *_: {"classify": abs})
+    with pytest.raises(ConfigError, match=r"config\.evals\.knn: .*'encode_image' or 'features'"):
+        list(evaluator_programs(setup))

@@ -18,6 +18,7 @@ from big_vlp import evaluate
 from big_vlp.experiment import Experiment, ScheduledEvaluator
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
+from evaluators.datasets import report
 from tests.big_vlp.config.toy_config import make_config
 
 ROOT = Path(__file__).parents[3]
@@ -168,7 +169,7 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     evaluate.evaluate(config, workdir, follow=True)
     assert len(reads) == 1
     assert sorted(p.name for p in (workdir / "evaluate").iterdir()) == [
-        *("0.json", "0.md", "6.json", "6.md"),
+        *("0.json", "0_table.json", "0_table.md", "6.json", "6_table.json", "6_table.md"),
     ]
 
     def refuse(constant):
@@ -178,11 +179,12 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     assert json.loads(text, parse_constant=refuse) == {
         "step": 6,
         "fake": {"nan": "NaN", "inf": "-Infinity", "one": 1.0},
-        "table": {
-            "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
-        },
     }
-    assert (workdir / "evaluate" / "6.md").read_text().splitlines() == [
+    table = json.loads((workdir / "evaluate" / "6_table.json").read_text(), parse_constant=refuse)
+    assert table == {
+        "rows": [{"name": "fake", "metric": "nan", "values": {"model": "NaN"}} | NOTHING_BESIDE]
+    }
+    assert (workdir / "evaluate" / "6_table.md").read_text().splitlines() == [
         "| task | metric | model | chance | paper |",
         "| --- | --- | ---: | ---: | ---: |",
         "| fake | nan | nan | - | - |",
@@ -196,12 +198,13 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
 
 def test_two_jobs_may_write_one_result(tmp_path):
     path, failures = tmp_path / "evaluate" / "1.json", []
+    found = {"a": report.Evaluated({"b": 5.0}, "model")}  # no share, so no chart
 
     def write():
         try:
             for _ in range(30):
-                evaluate._write(path, 1, {"a": {"b": 0.5}}, {})
-                assert json.loads(path.read_text())["a"] == {"b": 0.5}
+                evaluate._write(path.parent, 1, found)
+                assert json.loads(path.read_text())["a"] == {"b": 5.0}
         except Exception as error:
             failures.append(error)
 
@@ -211,7 +214,8 @@ def test_two_jobs_may_write_one_result(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert sorted(p.name for p in path.parent.iterdir()) == ["1.json", "1.md"]
+    names = sorted(p.name for p in path.parent.iterdir())
+    assert names == ["1.json", "1_table.json", "1_table.md"]
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):

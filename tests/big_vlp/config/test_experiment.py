@@ -1,6 +1,9 @@
 """Configs into parts: every wrong key is one error that names the section and the key."""
 
+import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import ml_collections
@@ -10,6 +13,7 @@ from jax.sharding import AxisType
 
 from big_vlp.experiment import ConfigError, Experiment, ScheduledEvaluator, config_changes
 from big_vlp.methods import Method
+from big_vlp.parallel import processes
 from big_vlp.parallel.meshes import AXES
 from big_vlp.recipes import CATLIP_RULES, SCENES_VOCABULARY
 from input_pipeline.words.vocabulary import Vocabulary
@@ -385,3 +389,39 @@ def test_wrong_values_of_a_classifier(tmp_path, key, value, named):
         build(config, tmp_path)
         Experiment.from_config(config).make_warm_starts()
     assert named in str(caught.value)
+
+
+def test_processes_with_different_configs_end_in_one_line(monkeypatch):
+    """Such as where one machine lacks a data set, which its recipe leaves out."""
+    made = Experiment.from_config(make_config("clip"))
+    other = dataclasses.replace(made, seed=1, evals=made.evals | {"more": {"evaluator": "knn"}})
+    turn, given = threading.Barrier(2, timeout=20), {}
+
+    def exchange(value):  # threads as processes
+        given[threading.get_ident()] = value
+        turn.wait()
+        found = list(given.values())
+        turn.wait()
+        return found
+
+    def check(experiment):
+        try:
+            return experiment.check_agreed()
+        except ConfigError as error:
+            return error
+
+    monkeypatch.setattr(processes, "exchange", exchange)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(check, [made, dataclasses.replace(made)])) == [None, None]
+        errors = list(pool.map(check, [made, other]))
+    for found in errors:
+        assert "they differ in config.evals.more, config.seed. Give" in str(found)
+        assert processes.is_agreed(found) and "\n" not in str(found)
+
+
+def test_results_have_their_step_by_its_name():
+    config = make_config("clip")
+    config.evals = {"step": {"evaluator": "knn", "every_steps": 1}}
+    made = Experiment.from_config(config)
+    with pytest.raises(ConfigError, match=r"config\.evals\.step needs another name"):
+        made.planned_evaluators(made.make_method())

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vlp.compiling.report import collectives
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
 from big_vlp.generation.sampling import Sampling, _first, _next, generate
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers import axes
 from big_vlp.parallel import meshes, placing
+from big_vlp.telemetry.hlo import Program
 
 MESHES = {"2,2,2": 8, "1,1,2": 2}
 IMAGE = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
@@ -28,7 +28,7 @@ SHAPE = re.compile(r"\[([\d,]*)\]")
 
 def elements(moved):
     """Of the largest array that devices send each other in a program."""
-    shapes = [shape.split(",") for _, arrays, _ in moved for shape in SHAPE.findall(arrays)]
+    shapes = [shape.split(",") for found in moved for shape in SHAPE.findall(found.arrays)]
     return max((math.prod(int(n) for n in shape if n) for shape in shapes), default=0)
 
 
@@ -71,7 +71,7 @@ def main():
         leaves = jax.tree.leaves(own)
         cache, state = _first(settings, own, prompts, features, None, None)
         step = _next.lower(settings, own, cache, prompts.lengths, state, 1, None, None)
-        moved = collectives(step.compile().as_text())
+        moved = Program(step.compile().as_text()).collectives()
         return {
             "ids": [np.asarray(x).tolist() for x in ids],
             "cache": cache["key"].sharding.shard_shape(cache["key"].shape)[1:4:2],

@@ -1,6 +1,7 @@
 """Attention: a softmax average whatever computes it, what is chosen, and what is never held."""
 
 import functools
+import importlib.util
 import logging
 import math
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from big_vlp import determinism
 from big_vlp.models.layers import attention as layer
@@ -164,6 +166,43 @@ def test_the_kernel_of_whole_rows_computes_the_same(monkeypatch, length, keys, c
         np.testing.assert_array_equal(self_attention(qkv, causal=causal), found[0])
 
 
+@pytest.mark.parametrize(
+    "length, keys, rate, spans", [(37, 37, 0.25, (3, 20)), (33, 16, 0.5, None)]
+)
+def test_the_kernel_of_whole_rows_drops_and_sees_the_same(length, keys, rate, spans):
+    arrays = inputs(length, keys, kv_heads=4, width=24, rows=3)
+    dropout = rate, jax.random.split(jax.random.key(5), 3)
+    options = {"causal": spans is not None, "spans": spans, "dropout": dropout}
+    expected = differentiated(written.whole, arrays, **options)
+    kernel = functools.partial(rows.attention, interpret=True)
+    for array, other in zip(differentiated(kernel, arrays, **options), expected):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    undropped = functools.partial(kernel, *arrays, causal=False)
+    none = jax.jit(lambda: undropped(dropout=(0.0, dropout[1])))()
+    np.testing.assert_array_equal(none, jax.jit(undropped)())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("length, width, rate", [(rows.LONGEST, rows.WIDEST, 0.1), (317, 112, 0)])
+def test_the_kernel_of_whole_rows_fits_a_core(monkeypatch, length, width, rate):
+    """Compiled for the TPU with the least memory on chip."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    device = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+    mesh = meshes.make_mesh(devices=[device])
+    query = jax.ShapeDtypeStruct((8, length, 4, width), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((8, 2), jnp.uint32)
+
+    def loss(query, keys):
+        dropout = (rate, keys)
+        out = attention(query, query, query, causal=True, spans=(1, 40), dropout=dropout)
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(query, keys).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+
+
 def test_the_kernel_of_whole_rows_in_half_precision():
     arrays = [x.astype(jnp.bfloat16) for x in inputs(40, kv_heads=4, width=16)]
     exact = [np.asarray(x, np.float32) for x in arrays]
@@ -204,11 +243,13 @@ def test_rows_are_padded_to_whole_blocks(length):
         ("cpu", "cudnn", 197, {}, "xla", "GPUs"),
         ("tpu", "auto", 700, {}, "flash", None),
         ("tpu", "auto", 600, {}, "rows", None),
-        ("tpu", "auto", 600, {"spans": (1, 4)}, "flash", None),
-        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "rows, which takes no spans"),
-        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "same in all rows"),
+        ("tpu", "auto", 600, {"spans": (1, 4)}, "rows", None),
+        ("tpu", "auto", 700, {"spans": (1, 4)}, "flash", None),
+        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "rows, which takes spans that are"),
+        ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "flash, which takes spans that are"),
         ("tpu", "auto", 600, {"dtype": jnp.float32}, "blocks", "bfloat16"),
-        ("tpu", "auto", 257, {"dropout": DROPOUT}, "xla", "no dropout"),
+        ("tpu", "auto", 257, {"dropout": DROPOUT}, "rows", None),
+        ("tpu", "auto", 700, {"dropout": DROPOUT}, "blocks", "no dropout"),
         ("tpu", "auto", 257, {}, "rows", None),
         ("tpu", "auto", 50, {}, "xla", None),
         ("tpu", "auto", 257, {"width": 256}, "xla", "heads of up to"),

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import losses, trees
-from big_vlp.compiling.report import collectives
 from big_vlp.methods import make_method
 from big_vlp.methods.shared import text_groups
+from big_vlp.models.layers.attention import rows, written
 from big_vlp.parallel import meshes, placing
+from big_vlp.telemetry.hlo import Program
 from input_pipeline.preprocess import Preprocess
 
 BATCH = 16
@@ -107,7 +108,27 @@ def sent_by_groups():
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.grad(loss)).lower(jnp.ones((64, 3)), tokens).compile()
-    return [found[:2] for found in collectives(step.as_text())]
+    return [found[:2] for found in Program(step.as_text()).collectives()]
+
+
+def attend(fn, **options):
+    """Sum of squares and gradients of causal attention with dropout."""
+    qkv = np.random.default_rng(0).normal(size=(3, 4, 20, 4, 8)).astype(np.float32)
+    dropout = 0.25, jax.random.split(jax.random.key(5), 4)
+
+    def loss(*arrays):
+        return (fn(*arrays, causal=True, dropout=dropout, **options) ** 2).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*qkv)
+    arrays = {str(i): np.asarray(x).ravel().tolist() for i, x in enumerate(gradients)}
+    return {"loss": float(value), "arrays": arrays}
+
+
+def attention_of_whole_rows():
+    """By XLA on one device, and by the kernel on a mesh that splits rows and heads."""
+    with jax.set_mesh(meshes.make_mesh(2, 2, 2)):
+        kernel = attend(rows.attention, interpret=True)
+    return {"plain": attend(written.whole), "kernel": kernel}
 
 
 def main():
@@ -129,6 +150,7 @@ def main():
             with jax.set_mesh(mesh):
                 results[name][sizes] = evaluate(method, params, batch, mesh)
     results["sent"] = sent_by_groups()
+    results["rows"] = attention_of_whole_rows()
     print(json.dumps(results))
 
 

@@ -135,3 +135,31 @@ def test_the_failure_of_one_ends_both_with_its_reason(kind, failing, reason, tmp
     assert not (tmp_path / "lease").exists()
     if kind == "record":
         assert Checkpoints(tmp_path, read_only=True).latest_step() == 5
+
+
+DIFFERENT = """
+import os, sys
+from absl import flags
+from big_vlp.parallel import processes, cluster
+from big_vlp.train import train
+from tests.big_vlp.train.test_train import tiny_config
+
+flags.FLAGS.mark_as_parsed()
+config = tiny_config("method=clip")
+if os.environ["JAX_PROCESS_ID"] == "1":
+    config.evals = {}
+try:
+    cluster.connect_processes()
+    train(config, sys.argv[1])
+except Exception as error:
+    sys.exit(processes.end(error))
+"""
+
+
+@pytest.mark.slow
+def test_two_that_would_evaluate_different_things_end_at_once(tmp_path):
+    outputs = Cluster(2, "train", "clip", tmp_path, DIFFERENT).finish(1)
+    for output in outputs:
+        assert "differ in config.evals.retrieval. Give" in output
+        assert output.count("error: ") == 1 and "Traceback" not in output
+    assert not (tmp_path / "checkpoints").exists()

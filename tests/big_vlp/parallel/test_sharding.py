@@ -66,6 +66,10 @@ def test_texts_in_groups_stay_on_their_device(eight_devices):
     assert sent == {("all-reduce", "scalars"), ("all-reduce", "f32[64,3]")}
 
 
+def test_the_attention_kernel_for_whole_rows_splits_rows_and_heads(eight_devices):
+    check(eight_devices["rows"]["plain"], eight_devices["rows"]["kernel"])
+
+
 @pytest.mark.slow
 def test_more_meshes_give_the_plain_losses_and_gradients():
     results = on_eight_devices(QUICK + SLOW, *MORE_MESHES)

@@ -129,3 +129,59 @@ def test_what_cannot_be_read():
         roofline("HloModule nothing", "TPU v4")
     with pytest.raises(UnknownDeviceError, match="'cpu' are not known"):
         roofline(TEXT, "cpu")
+
+
+SENDING = """\
+HloModule jit_step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%gather (p0: f32[2,8]) -> f32[4,8] {
+  %p0 = f32[2,8]{1,0} parameter(0)
+  ROOT %g = f32[4,8]{1,0:S(1)} all-gather(%p0), channel_id=1, replica_groups={{0,1}}
+}
+
+%body (arg: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %arg = (s32[], f32[2,8]{1,0}) parameter(0)
+  %x = f32[2,8]{1,0} get-tuple-element(%arg), index=1
+  %i = s32[] get-tuple-element(%arg), index=0
+  %first = f32[4,8]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1}}
+  %piece = f32[4,8]{1,0} fusion(%x), kind=kCustom, calls=%gather
+  %second = f32[4,8]{1,0} all-gather(%x), channel_id=2, replica_groups={{0,1}}
+  ROOT %r = (s32[], f32[2,8]{1,0}) tuple(%i, %x)
+}
+
+%condition (arg: (s32[], f32[2,8])) -> pred[] {
+  %arg = (s32[], f32[2,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[2,8]), y: bf16[16,16]) -> bf16[16,16] {
+  %x = (s32[], f32[2,8]{1,0}) parameter(0)
+  %y = bf16[16,16]{1,0} parameter(1)
+  %loop = (s32[], f32[2,8]{1,0}) while(%x), condition=%condition, body=%body
+  %sum.1 = (bf16[16,16]{1,0}, f32[]) all-reduce(%y, %y), channel_id=3, to_apply=%sum
+  %start = (bf16[2]{0}, bf16[2]{0}, u32[], u32[]) collective-permute-start(%y), channel_id=4
+  %done = bf16[2]{0} collective-permute-done(%start)
+  ROOT %out = bf16[16,16]{1,0} get-tuple-element(%sum.1), index=0
+}
+"""
+
+
+def test_what_devices_send_counts_as_often_as_its_loop_turns():
+    """And the pieces of one once; it takes no time where nothing is fused with it."""
+    assert Program(SENDING).collectives() == [
+        ("all-gather", "f32[4,8]", 10, 10 * 4 * 8 * 4),
+        ("all-reduce", "bf16[16,16]", 1, 2 * 16 * 16),
+        ("collective-permute", "bf16[2]", 1, 4),
+    ]
+    plain = SENDING.replace(
+        "  %piece = f32[4,8]{1,0} fusion(%x), kind=kCustom, calls=%gather\n", ""
+    )
+    assert roofline(plain, "TPU v5e").seconds == 0 < roofline(SENDING, "TPU v5e").seconds

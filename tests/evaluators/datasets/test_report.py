@@ -1,8 +1,14 @@
 """The last table of an evaluation: rows, chance, the paper's numbers, and the mean over 38."""
 
+import io
+import math
+
 import pytest
+from matplotlib.axes import Axes
+from PIL import Image
 
 from evaluators.datasets import report, tasks
+from evaluators.datasets.chart import chart
 from evaluators.datasets.report import Evaluated
 
 RETRIEVED = {"image_to_text_R@1": 0.5, "text_to_image_R@1": 0.25, "image_to_text_R@1_chance": 0.01}
@@ -53,4 +59,57 @@ def test_the_average_is_over_all_38():
     ]
     evaluated.pop("cars")
     assert report.average(evaluated)[0] == {}
+    evaluated["cars"] = Evaluated({"top5_accuracy": 1.0}, "averaged", "datacomp38/cars")
+    means, missing = report.average(evaluated)  # its main metric was not found
+    assert means == {} and "1 of the 38 tasks are missing" in missing
     assert "average" not in report.as_json({"mine": Evaluated({"a": 1.0}, "model")})
+
+
+def test_a_metric_that_was_not_found_is_a_dash():
+    evaluated = {
+        "sugarcrepe": Evaluated({"accuracy": 0.5}, "model", "composition/sugarcrepe"),
+        "winoground": Evaluated({"image_accuracy": 0.25}, "model", "composition/winoground"),
+    }
+    assert [row.values for row in report.rows(evaluated)] == [
+        {"model": None},
+        {"model": 0.25},
+        {"model": None},
+        {"model": None},
+    ]
+    assert report.text(evaluated).splitlines()[1].split()[-4:-1] == [
+        *("accuracy_of_kinds", "-", "0.5000")
+    ]
+
+
+def test_rows_of_two_suites_and_of_two_sections_are_told_apart():
+    found = {"top1_accuracy": 0.5, "top1_accuracy_chance": 0.1}
+    evaluated = {
+        "imagenet1k": Evaluated(found, "model", "cosmos/imagenet1k", "cosmos_vitb16_cc3m"),
+        "theirs": Evaluated(found, "model", "datacomp38/imagenet1k"),
+        "averaged": Evaluated(found, "averaged", "datacomp38/imagenet1k"),
+        "again": Evaluated(found | {"top1_accuracy": 0.75}, "model", "datacomp38/imagenet1k"),
+        "pets": Evaluated(found, "model", "cosmos/pets"),
+    }
+    rows = report.rows(evaluated)
+    assert [(row.name, row.values, row.chance, row.paper) for row in rows] == [
+        ("ImageNet 1k (cosmos)", {"model": 0.5}, 0.1, 0.371),
+        ("ImageNet 1k (datacomp38)", {"model": 0.5, "averaged": 0.5}, 0.001, None),
+        ("ImageNet 1k (datacomp38) [again]", {"model": 0.75}, 0.001, None),
+        ("Oxford-IIIT Pet", {"model": 0.5}, 0.1, None),  # not the chance of DataComp's metric
+    ]
+
+
+def test_the_chart_has_what_is_a_share(monkeypatch):
+    drawn, barh = [], Axes.barh
+    monkeypatch.setattr(
+        Axes, "barh", lambda self, y, x, *a, **k: drawn.append(x) or barh(self, y, x, *a, **k)
+    )
+    rows = [
+        report.Row("a", "accuracy", {"model": 0.5, "averaged": 0.75}, 0.1, 0.9),
+        report.Row("b", "mean_rank", {"model": 17.0}, None, None),
+        report.Row("c", "recall", {"model": math.nan, "averaged": 0.25}, None, None),
+    ]
+    picture = Image.open(io.BytesIO(chart(rows)))
+    assert picture.format == "PNG" and picture.width == 840
+    assert drawn == [(0.5,), (0.75, 0.25)]
+    assert chart(rows[1:2]) is None

@@ -9,7 +9,9 @@ from evaluators.datasets import report, suites
 from evaluators.shared import towers
 from evaluators.shared.base import make_evaluator
 from evaluators.shared.sharing import sharing
+from input_pipeline.sources import make_source
 from tests.evaluators.shared import toy
+from tests.input_pipeline.prepare.prepare_data import run_source, write_prepared
 from tests.input_pipeline.sources.toy_task import array, image, write_task
 
 SIZE = 6
@@ -82,3 +84,60 @@ def test_two_suites_of_five_sets_cost_five_passes(root, monkeypatch):
     means = means / np.linalg.norm(means, axis=-1, keepdims=True)
     right = (model["image"][:SIZE] @ means.T).argmax(axis=1) == np.arange(SIZE) % 3
     assert evaluated["again"].values["top1_accuracy"] == right.mean()
+
+
+PUBLISHED = {
+    "mmvp_vlm": "id,kind,statement\n1,Texts,red cat\n2,Texts,blue dog\n",
+    "svo_probes": (
+        "sentence,pos_image_id,neg_image_id,subj_neg,verb_neg,obj_neg\n"
+        "red cat,1,2,False,True,False\nblue dog,2,3,False,True,False\nsky,4,1,True,False,False\n"
+    ),
+    "winoground": json.dumps(
+        {"id": 0, "image_0": "1", "image_1": "2", "caption_0": "red cat", "caption_1": "blue dog"}
+    ),
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Compositional sets as they are published, prepared; of SVO-Probes' images one is a page that
+    says that it is gone, and of SugarCrepe there is one file."""
+    files = tmp_path / "files"
+    (files / "Texts").mkdir(parents=True)
+    for number in (1, 2, 3):
+        for name in (f"{number}.jpg", f"{number}.png", f"Texts/{number}.jpg"):
+            (files / name).write_bytes(image(2 * number))
+    (tmp_path / "data").mkdir()
+    (files / "4.jpg").write_bytes(b"<html>gone</html>")
+    pair = {"filename": "1.jpg", "caption": "red cat", "negative_caption": "blue dog"}
+    (files / "swap_att.json").write_text(json.dumps({"0": pair}))
+    asked = {name: ("image_pairs", files / name) for name in PUBLISHED}
+    for name, text in PUBLISHED.items():
+        (files / name).write_text(text)
+    asked["sugarcrepe"] = "sugarcrepe", files / "swap_att.json"
+    for folder, (source, file) in asked.items():
+        output, arguments = tmp_path / "data" / folder, {"annotations": file, "images": files}
+        if folder == "svo_probes":
+            said = [f"{name}={value}" for name, value in arguments.items()]
+            assert run_source(output, source, *said) == 0
+        else:  # the same, without a process of its own
+            records = make_source(source, **arguments)
+            write_prepared(output, [records[i] for i in range(len(records))])
+    return tmp_path / "data"
+
+
+def test_composition_from_the_published_files_to_the_table(published):
+    model = toy.knowing_model(["?", "red cat", "blue dog", "tree"])
+    evaluated = run(suites.suite("composition", published, every_steps=1), model)
+    rows = report.rows(evaluated)
+    assert {(row.name, row.metric): row.values["model"] for row in rows} == {
+        ("SugarCrepe", "accuracy_of_kinds"): 1,
+        ("MMVP-VLM", "image_accuracy"): evaluated["mmvp_vlm"].values["image_accuracy"],
+        ("SVO-Probes", "image_accuracy_of_kinds"): 1,  # all that are left are of verbs
+        ("Winoground", "image_accuracy"): 1,
+        ("Winoground", "text_accuracy"): 1,
+        ("Winoground", "group_accuracy"): 1,
+    }
+    values = evaluated["svo_probes"].values
+    assert (values["pairs"], values["pairs_left_out"]) == (2, 1)
+    assert "-" not in report.text(evaluated).splitlines()[1].split()[2:4]

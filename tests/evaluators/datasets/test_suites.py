@@ -4,14 +4,26 @@ import collections
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from evaluators.datasets import command, suites, tables, tasks
-from evaluators.datasets.suites import SuiteError, suite
+from evaluators.datasets.suites import suite
 from evaluators.maps import zeroshot_segmentation
-from tests.input_pipeline.sources.toy_task import image, write_task
+from input_pipeline.records import FORMAT_VERSION
+from input_pipeline.sources import make_source
+from tests.input_pipeline.sources.toy_task import image, write_labelled, write_task
 
 SAMPLE = {"png": image(), "cls": b"0"}
+
+
+def prepare(folder, class_names):
+    """The description of prepared shards, and one of the right size."""
+    folder.mkdir()
+    (folder / "a.array_record").write_bytes(bytes(8))
+    shard = {"file": "a.array_record", "bytes": 8, "records": 1, "sha256": "00" * 32}
+    description = {"version": FORMAT_VERSION, "shards": [shard], "class_names": class_names}
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def test_datacomp_is_whole():
@@ -43,6 +55,12 @@ def test_cosmos_asks_as_published():
     }
     assert found == counts
     assert all(task.metrics == ("top1_accuracy",) for task in zeroshot)
+    assert all(task.chance is None for task in zeroshot)  # the metric's own, by the classes
+    names = {task.section: task.settings.get("class_names") for task in zeroshot}
+    assert names.pop("caltech101") is None and None not in names.values()
+    sizes = {task.section: len(suites.tables.class_names(names[task.section]))
+             for task in zeroshot if task.section in names}  # fmt: skip
+    assert sizes["imagenet1k"] == 1000 and sizes["pets"] == 37 and sizes["sun397"] == 397
     assert {task.section for task in rows} - counts.keys() == {
         *("coco_val2017", "flickr30k_val", "sugarcrepe", "mmvp_vlm", "svo_probes"),
         *(task.section for task in segmented),
@@ -80,20 +98,15 @@ def test_segmentation_is_asked_as_published():
     assert found == expected
 
 
-def test_images_with_masks_are_found_where_they_are_published(tmp_path):
-    voc = tmp_path / "VOCdevkit" / "VOC2012"
-    (voc / "JPEGImages").mkdir(parents=True)
-    (tmp_path / "cityscapes").mkdir()
-    (tmp_path / "ade20k").mkdir()
-    (tmp_path / "ade20k" / "dataset.json").touch()
-    with pytest.raises(SuiteError) as told:
-        suite("cosmos", tmp_path, every_steps=1)
-    lists = "lacks SegmentationClass and ImageSets/Segmentation/val.txt"
-    assert f"VOCdevkit/VOC2012 {lists}" in str(told.value)
-    assert "cityscapes" not in str(told.value)  # an empty folder
-    (voc / "SegmentationClass").mkdir()
+def test_images_with_masks_are_found_where_they_are_published(tmp_path, capsys):
+    voc, mask = tmp_path / "VOCdevkit" / "VOC2012", np.zeros((2, 2), np.uint8)
+    write_labelled(voc, "a", mask, "JPEGImages", "SegmentationClass")
+    prepare(tmp_path / "ade20k", class_names=None)
+    assert list(suite("cosmos", tmp_path, every_steps=1)) == ["ade20k"]
+    said = capsys.readouterr().err
+    assert said.count("VOCdevkit/VOC2012: ") == 1 and "val.txt does not exist" in said
     (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
-    (voc / "ImageSets" / "Segmentation" / "val.txt").touch()
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("a")
     found = suite("cosmos", tmp_path, every_steps=1)
     assert list(found) == ["voc21", "voc20", "ade20k"]
     assert found["voc20"]["data"] == {
@@ -107,12 +120,21 @@ def test_images_with_masks_are_found_where_they_are_published(tmp_path):
     assert found["ade20k"]["data"] == {"name": "prepared", "path": str(tmp_path / "ade20k")}
 
 
+def test_each_language_is_a_task_of_one_set(tmp_path):
+    rows = tasks.suite("multilingual")
+    assert collections.Counter(task.folder for task in rows) == {"xm3600": 36, "xtd": 11}
+    prepare(tmp_path / "xm3600", class_names=None)
+    found = suite("multilingual", tmp_path, every_steps=1)
+    assert len(found) == 36 and found["xm3600_quz"]["caption_field"] == "quz"
+    assert len({json.dumps(section["data"]) for section in found.values()}) == 1
+    assert all(task.settings["caption_field"] == "caption" for task in tasks.suite("long"))
+
+
 def test_only_what_is_there_becomes_a_section(tmp_path):
     assert suite("datacomp38", tmp_path, every_steps=1) == {}
     write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]])
     write_task(tmp_path / "wds_wilds-fmow_test", [[SAMPLE]])
-    (tmp_path / "wds_mnist_test").mkdir()
-    (tmp_path / "wds_mnist_test" / "dataset.json").write_text("{}")
+    prepare(tmp_path / "wds_mnist_test", class_names=list("0123456789"))
     found = suite("datacomp38", tmp_path, every_steps=7, weights=("averaged", "model"))
     assert list(found) == [
         *("mnist", "mnist_model", "vtab_pets", "vtab_pets_model", "wilds_fmow", "wilds_fmow_model")
@@ -133,8 +155,9 @@ def test_only_what_is_there_becomes_a_section(tmp_path):
     assert found["wilds_fmow"]["data"]["groups"] == ("region", "year")
     assert found["wilds_fmow"]["group"] == "region"
     assert found["mnist"]["data"]["name"] == "prepared"
-    assert (found["mnist"]["class_names"], found["mnist"]["templates"]) == ("mnist", "mnist")
-    assert suite("cosmos", tmp_path, every_steps=1)["pets"]["templates"] == "pets"
+    assert "class_names" not in found["mnist"] and found["mnist"]["templates"] == "mnist"
+    asked = suite("cosmos", tmp_path, every_steps=1)["pets"]
+    assert (asked["templates"], asked["class_names"]) == ("pets", "cosmos_pets")
 
 
 def test_lists_that_are_published_stand_in_for_files_that_are_not_there(tmp_path):
@@ -143,25 +166,66 @@ def test_lists_that_are_published_stand_in_for_files_that_are_not_there(tmp_path
     assert (found["class_names"], found["templates"]) == ("caltech101_vtab", "caltech101")
 
 
-def test_what_lacks_a_list_is_told_in_one_error(tmp_path):
+def test_what_is_not_whole_is_left_out_and_told_in_one_line(tmp_path, capsys):
     for name in ("objectnet", "imagenet-a"):
         write_task(tmp_path / f"wds_{name}_test", [[SAMPLE]], class_names=(), templates=())
-    (tmp_path / "wds_stl10_test").mkdir()
-    (tmp_path / "wds_stl10_test" / "classnames.txt").touch()
+    write_task(tmp_path / "wds_cars_test", [[SAMPLE]])
+    for name, file in (("stl10", "classnames.txt"), ("food101", "dataset.json")):
+        (tmp_path / f"wds_{name}_test").mkdir()
+        (tmp_path / f"wds_{name}_test" / file).write_text("cat")
+    write_task(tmp_path / "wds_gtsrb_test", [[SAMPLE]], class_names=(" ",))
+    folder = write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]] * 3)
+    (folder / "test" / "1.tar").unlink()
     (tmp_path / "sugarcrepe").mkdir()
     (tmp_path / "sugarcrepe" / "swap_att.json").touch()
-    with pytest.raises(SuiteError, match="sugarcrepe holds no prepared shards"):
-        suite("composition", tmp_path, every_steps=1)
-    with pytest.raises(SuiteError) as told:
-        suite("datacomp38", tmp_path, every_steps=1)
+    assert suite("composition", tmp_path, every_steps=1) == {}
+    assert "sugarcrepe: holds no prepared shards." in capsys.readouterr().err
+    assert list(suite("datacomp38", tmp_path, every_steps=1)) == ["cars"]
+    [line] = capsys.readouterr().err.splitlines()
     lists = "lacks classnames.txt and zeroshot_classification_templates.txt"
     for part in (
-        "3 data sets of suite 'datacomp38'",
-        f"wds_objectnet_test {lists}",
-        f"wds_imagenet-a_test {lists}",
-        "wds_stl10_test holds neither dataset.json nor test/nshards.txt",
+        "Left out of suite 'datacomp38'",
+        f"wds_objectnet_test: {lists}",
+        f"wds_imagenet-a_test: {lists}",
+        "wds_stl10_test: holds neither dataset.json nor test/nshards.txt",
+        "wds_vtab-pets_test: lacks 1 of 3 tars",
+        "wds_food101_test: ",
+        "dataset.json is damaged",
+        "classnames.txt is empty",
     ):
-        assert part in str(told.value)
+        assert part in line
+    (folder / "test" / "nshards.txt").write_text("3 tars")
+    assert find_pets(tmp_path).lacks == "has no number in test/nshards.txt"
+
+
+def find_pets(root):
+    return suites.find(tasks.task("datacomp38/vtab/pets"), root)
+
+
+def test_prepared_shards_are_looked_for_and_lists_may_lie_beside_them(tmp_path):
+    folder = tmp_path / "wds_objectnet_test"
+    prepare(folder, class_names=None)
+    found = suites.find(tasks.task("datacomp38/objectnet"), tmp_path)
+    assert found.lacks == "lacks classnames.txt and zeroshot_classification_templates.txt"
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\nno {c}")
+    (folder / "classnames.txt").write_text("cat\n\n")
+    section = suite("datacomp38", tmp_path, every_steps=1)["objectnet"]
+    assert "templates" not in section and "class_names" not in section
+    source = make_source(**section["data"])
+    assert source.templates == ["a {}.", "no {}"] and source.class_names == ["cat", ""]
+    next(folder.glob("*.array_record")).unlink()
+    assert suite("datacomp38", tmp_path, every_steps=1) == {}
+    assert "is missing" in suites.find(tasks.task("datacomp38/objectnet"), tmp_path).lacks
+
+
+def test_instances_are_wanted_beside_prepared_images_too(tmp_path):
+    prepare(tmp_path / "winogavil", class_names=None)
+    task = tasks.task("datacomp38/misc/winogavil")
+    assert suites.find(task, tmp_path).lacks == "lacks instances.jsonl"
+    (tmp_path / "winogavil" / "instances.jsonl").touch()
+    section = suites.find(task, tmp_path).section
+    assert section["instances"] == str(tmp_path / "winogavil" / "instances.jsonl")
+    assert section["data"]["name"] == "prepared"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ CLASS_NAMES = {
     "pets": (37, "50be1443390f8a02"),
     "pcam": (2, "27352df7ede1fd87"),
     "diabetic_retinopathy": (5, "4c2896af07cd8e30"),
+    "cosmos_food101": (101, "9c0eeb5a368baacb"),
+    "cosmos_cifar10": (10, "bb3914949cecedee"),
+    "cosmos_cifar100": (100, "60ae3a3ac1355fcf"),
+    "cosmos_sun397": (397, "dd1277b1cfcf09ba"),
+    "cosmos_cars": (196, "93d089469409bbd0"),
+    "cosmos_fgvc_aircraft": (100, "e1c9e72060e63d52"),
+    "cosmos_dtd": (47, "681d23b9cd3c2ede"),
+    "cosmos_pets": (37, "47ec130d6998f38e"),
 }
 # Classes, all their names, and the start of the SHA-256 of the lines.
 SEGMENTATION_CLASSES = {
@@ -168,4 +176,17 @@ def test_they_are_those_of_clip_benchmark():
     theirs = json.loads((folder / "en_zeroshot_classification_templates.json").read_text())
     theirs.pop("dummy")
     assert theirs == tables._read("templates")
-    assert json.loads((folder / "en_classnames.json").read_text()) == tables._read("class_names")
+    ours = {k: v for k, v in tables._read("class_names").items() if not k.startswith("cosmos_")}
+    assert json.loads((folder / "en_classnames.json").read_text()) == ours
+
+
+def test_cosmos_names_are_in_the_order_of_the_labels():
+    """Of the data sets whose labels follow the alphabet, and of pets as clip_benchmark has them."""
+    for name in ("food101", "cifar10", "cifar100", "fgvc_aircraft", "dtd", "sun397"):
+        names = tables.class_names(f"cosmos_{name}")
+        assert list(names) == sorted(names)
+    pairs = zip(tables.class_names("cosmos_pets"), tables.class_names("pets"))
+    assert {(a, b) for a, b in pairs if a != b} == {
+        ("Persian'", "Persian"),
+        ("Yorkshire Terrie", "Yorkshire Terrier"),
+    }

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from evaluators.labels import knn
 from evaluators.labels.linear_probe import few_of_each
 from evaluators.shared import base, records
 from evaluators.shared.sharing import sharing
@@ -111,3 +112,18 @@ def test_probes_and_neighbours_share_one_pass_of_each_set(evaluate):
         assert probed[f"{name}_top1_accuracy"] > probed[f"{name}_top1_accuracy_chance"]
     with pytest.raises(ValueError, match=r"shots=\[0\], draws=3: give 1 or more"):
         evaluate("linear_probe", shots=[0])
+
+
+def test_copies_along_tensor_hold_no_rows_of_their_own(evaluate, monkeypatch):
+    """Of similarities as many at once as said, on a mesh whose devices are copies."""
+    asked = []
+    monkeypatch.setattr(knn.meshes, "batch_parts", lambda mesh: 1)
+    monkeypatch.setattr(knn, "SIMILARITIES_PER_DEVICE", 2 * TRAIN)
+    run = knn.RowMap.__call__
+    monkeypatch.setattr(
+        knn.RowMap,
+        "__call__",
+        lambda self, p, load, n, rows: asked.append(rows) or run(self, p, load, n, rows),
+    )
+    evaluate("knn")
+    assert asked[-1] == 2

@@ -78,3 +78,9 @@ def test_kinds_count_alike():
     assert (found["accuracy_swap_att"], found["accuracy_add_obj"]) == (0.5, 1)
     assert found["accuracy_of_kinds"] == 0.75
     assert "accuracy_replace_rel" not in found
+
+
+def test_one_kind_is_a_kind():
+    source = toy.ToySource({"caption": [["red cat"]]}, hard_negatives=[["no"]], kind=["swap_att"])
+    found = toy.evaluate("hard_negatives", source, toy.knowing_model(["red cat"]))
+    assert found["accuracy_of_kinds"] == found["accuracy_swap_att"] == 1

@@ -1,8 +1,11 @@
 """What evaluators of one round need of one model is computed once."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
+from evaluators.shared import base, records, rows, towers
 from evaluators.shared.sharing import once, sharing
 from evaluators.shared.towers import TowersEvaluator
 from input_pipeline.records import BrokenRecordError
@@ -38,6 +41,19 @@ def test_what_was_not_asked_for_longest_goes_first():
             once(model, key, compute)
         assert compute.count == 4  # a, b, c; and b again
         assert once(model, "large", Counted(1000)).size == 1000
+
+
+def test_what_takes_longest_stays_and_what_goes_is_told(caplog):
+    """The features of a training set, whose test set comes after, are wanted by another probe."""
+    model, large, small = {"w": np.zeros(2)}, Counted(150), Counted(60)
+    with sharing(most_bytes=200), caplog.at_level("WARNING"):
+        for key, compute in (("large", large), ("a", small), ("b", small), ("large", large)):
+            once(model, key, compute)
+        assert (large.count, small.count) == (1, 2)
+        once(model, "facts", lambda: {0: "x" * 180})  # strings count, too
+        once(model, "b", small)
+    assert small.count == 3
+    assert "are dropped" in caplog.text
 
 
 class CountingSource(toy.ToySource):
@@ -90,3 +106,50 @@ def test_a_record_that_does_not_fit_is_named_also_where_another_read_it():
         toy.evaluate("retrieval", source, model, caption_field="caption")
         with pytest.raises(BrokenRecordError, match=r"toy-1.*label 9.*2 classes"):
             toy.evaluate("zeroshot", source, model)
+
+
+def test_what_a_record_says_is_gathered_only_as_far_as_asked(monkeypatch):
+    """Captions of a training set are none of k-NN's."""
+    source = CountingSource({"caption": [["a " * 500]] * 8}, list(range(8)))
+    gathered = []
+    monkeypatch.setattr(rows.cluster, "gather", lambda value: gathered.append(value) or [value])
+    with sharing():
+        toy.evaluate("retrieval", source, toy.random_model(), caption_field="caption")
+        gathered.clear()
+        toy.evaluate("knn", source, toy.random_model(), train={"name": "toy"})
+    assert list(map(sorted, gathered)) == [[(i, i) for i in range(8)]] * 2
+
+
+def test_another_preprocessing_or_function_is_encoded_anew():
+    source, model = CountingSource({"caption": [["a"]] * 4}, [0, 1, 0, 1]), toy.random_model()
+    asked = {"train": {"name": "toy"}, "batch_size": 4}
+    with sharing():
+        for preprocess in (toy.PREPROCESS, toy.PREPROCESS, toy.WHOLE):
+            made = dict(toy.PREDICT_FNS)
+            run_knn(source, model, preprocess, made, **asked)
+        read = source.reads
+        run_knn(source, model, toy.WHOLE, {"encode_image": toy.look_up("image")}, **asked)
+    assert read == 2 * 4 + 3 * 2 and source.reads == 3 * 4 + 4 * 2
+
+
+def run_knn(source, model, preprocess, predict_fns, **config):
+    with mock.patch.object(records, "make_source", lambda name: source):
+        made = base.make_evaluator(
+            "knn", predict_fns, preprocess, toy.mesh(), data={"name": "toy"}, **config
+        )
+    return dict(made.run(model))
+
+
+def test_a_function_of_unit_length_is_one_function():
+    assert towers._unit(abs) is towers._unit(abs)
+
+
+def test_equal_data_are_opened_once():
+    opened = []
+    source = toy.ToySource({"caption": [["a"]]}, [0])
+    with mock.patch.object(records, "make_source", lambda **data: opened.append(data) or source):
+        with records.each_opened_once():
+            for path in "aba":
+                assert records.open_source({"name": "toy", "path": path}) is source
+        records.open_source({"name": "toy", "path": "a"})
+    assert [data["path"] for data in opened] == ["a", "b", "a"]

@@ -5,10 +5,12 @@ look-up tables, which makes every score a choice of the test.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
 import sys
+import tempfile
 from unittest import mock
 
 import jax
@@ -16,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from evaluators.shared import base, records
+from evaluators.shared import base, linear, records
+from evaluators.shared.sharing import sharing
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import Source
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -118,6 +121,7 @@ def mesh(tensor=1):
     return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
 
 
+@functools.cache  # evaluators that share features have one function
 def as_described(name, fn, preprocess):
     """The predict function; its rows must be those that `base.row_of` knows without any data."""
 
@@ -165,6 +169,10 @@ def uneven_world():
         labels=several,
         mask=masks,
         groups=[{"region": i % 3} for i in range(19)],
+        pairs=[
+            [{"pair": str(i // 2), "kind": "ab"[i % 4 // 2], "sentence": captions[i][0]}]
+            for i in range(19)
+        ],
     )
 
 
@@ -183,8 +191,19 @@ def coloured_world():
 
 
 def evaluate_all(tensor=1, batch_size=6):
+    """The values of evaluators that share what they can."""
+    quickly = mock.patch.multiple(linear, LOGISTIC_PENALTIES=(1e-3, 1e-2), _STEPS=15)
+    with sharing(), quickly, tempfile.NamedTemporaryFile("w", suffix=".jsonl") as instances:
+        for first in range(0, 16, 4):
+            names = [f"toy-{i}" for i in range(first, first + 4)]
+            instance = {"cue": WORDS[first], "candidates": names, "associations": names[:2]}
+            instances.write(json.dumps(instance) + "\n")
+        instances.flush()
+        return _evaluate_all(instances.name, tensor=tensor, batch_size=batch_size)
+
+
+def _evaluate_all(instances, **args):
     source, model = uneven_world(), random_model()
-    args = dict(tensor=tensor, batch_size=batch_size)
     return {
         "retrieval": evaluate("retrieval", source, model, caption_field="caption", **args),
         "zeroshot": evaluate(
@@ -192,8 +211,10 @@ def evaluate_all(tensor=1, batch_size=6):
         ),
         "knn": evaluate("knn", source, model, train={"name": "toy"}, neighbours=[3], **args),
         "linear_probe": evaluate(
-            "linear_probe", source, model, train={"name": "toy"}, shots=[2], logistic=False, **args
+            "linear_probe", source, model, train={"name": "toy"}, shots=[2], **args
         ),
+        "matching": evaluate("matching", source, model, **args),
+        "associations": evaluate("associations", source, model, instances=instances, **args),
         "hard_negatives": evaluate("hard_negatives", source, model, **args),
         "classification": evaluate("classification", source, model, **args),
         "average_precision": evaluate("average_precision", source, model, **args),

@@ -94,3 +94,16 @@ def test_an_array_that_needs_pickle_is_refused(tmp_path):
     source = open_task(write_task(tmp_path / "a", [[sample]]))
     with pytest.raises(ValueError, match=r"the .npy cannot be read"):
         source[0]
+
+
+@pytest.mark.parametrize("data", [b"", array([1, 2])[:-3], b"PK\x03\x04"])
+def test_an_array_that_was_cut_short_names_its_record(tmp_path, data):
+    source = open_task(write_task(tmp_path / "a", [[labelled(0, npy=data)]]))
+    with pytest.raises(ValueError, match=r"Record '0/s0000000': the .npy cannot be read"):
+        source[0]
+
+
+def test_a_list_that_is_empty_is_named(task):
+    (task / "classnames.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"classnames.txt is empty. Download it again"):
+        open_task(task)

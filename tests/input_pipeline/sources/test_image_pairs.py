@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from input_pipeline.records import decode, encode
 from input_pipeline.sources import make_source
 from tests.input_pipeline.sources.toy_task import image
 
@@ -56,30 +57,54 @@ def pairs(tmp_path):
     "kind, texts, kinds",
     [
         ("winoground", ["old person 0", "person old 0", "old person 1", "person old 1"],
-         ["Relation"] * 4),
+         ["Relation"] * 2),
         ("mmvp", ["The dog is facing left", "A dog, facing right", "A sign", "No sign"],
-         ["Orientation and Direction"] * 2 + ["Texts"] * 2),
-        ("svo", ["A person sits", None, "A dog runs", None], ["verb"] * 2 + ["subject"] * 2),
+         ["Orientation and Direction", "Texts"]),
     ],
 )  # fmt: skip
-def test_two_records_for_each_pair(pairs, kind, texts, kinds):
+def test_a_record_for_each_image_of_a_pair(pairs, kind, texts, kinds):
     arguments = pairs(kind)
     source = make_source("image_pairs", **arguments)
     records = [source[i] for i in range(len(source))]
-    assert [r["captions"].get("caption", [None])[0] for r in records] == texts
-    assert [r["kind"] for r in records] == kinds
-    assert records[0]["pair"] == records[1]["pair"] != records[2]["pair"] == records[3]["pair"]
+    of_each = [pair for record in records for pair in record["pairs"]]
+    assert [pair["sentence"] for pair in of_each] == texts
+    assert [pair["kind"] for pair in of_each] == [k for k in kinds for _ in (0, 1)]
+    names = [pair["pair"] for pair in of_each]
+    assert names[0] == names[1] != names[2] == names[3]
+    assert [record["id"] for record in records] == NAMES[kind]
     paths = [arguments["images"] / name for name in NAMES[kind]]
     assert [r["image"] for r in records] == [path.read_bytes() for path in paths]
+
+
+def test_an_image_of_several_pairs_is_one_record(pairs):
+    source = make_source("image_pairs", **pairs("svo"))
+    assert {source[i]["id"]: source[i]["pairs"] for i in range(len(source))} == {
+        "7.jpg": [{"pair": "0", "kind": "verb", "sentence": "A person sits"}],
+        "9.jpg": [
+            {"pair": "0", "kind": "verb", "sentence": None},
+            {"pair": "1", "kind": "subject", "sentence": "A dog runs"},
+        ],
+        "8.jpg": [{"pair": "1", "kind": "subject", "sentence": None}],
+    }
+    assert decode(encode(source[1])) == source[1]  # as prepared shards keep it
+
+
+def test_a_row_of_two_kinds_is_named(pairs):
+    arguments = pairs("svo")
+    text = SVO.replace("True,False,False", "True,True,False")
+    arguments["annotations"].write_text(text)
+    with pytest.raises(ValueError, match="row 2 has 2 of subj_neg, verb_neg, obj_neg, not one"):
+        make_source("image_pairs", **arguments)
 
 
 def test_images_that_are_missing(pairs):
     arguments = pairs("svo")
     (arguments["images"] / "8.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 images are missing: .*8.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing: .*8.jpg"):
         make_source("image_pairs", **arguments)
     source = make_source("image_pairs", **arguments, skip_missing=True)
-    assert [source[i]["pair"] for i in range(len(source))] == ["0", "0"]
+    found = {pair["pair"] for i in range(len(source)) for pair in source[i]["pairs"]}
+    assert found == {"0"} and len(source) == 2
     (arguments["images"] / "9.jpg").unlink()
     with pytest.raises(ValueError, match="has no pair of images that are there"):
         make_source("image_pairs", **arguments, skip_missing=True)

@@ -1,32 +1,11 @@
 """Images with masks that are images of numbers, in the layouts of the published data sets."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from input_pipeline.sources import make_source
-
-
-def encode(pixels, format, palette=None):
-    file = io.BytesIO()
-    image = Image.fromarray(pixels)
-    if palette:
-        image.putpalette(palette)
-    image.save(file, format)
-    return file.getvalue()
-
-
-def write(root, name, mask, images="images", masks="masks", endings=(".jpg", ".png"), palette=None):
-    for folder, ending, data in (
-        (images, endings[0], encode(np.zeros((*mask.shape, 3), np.uint8), "JPEG")),
-        (masks, endings[1], encode(mask, "PNG", palette)),
-    ):
-        file = root / folder / f"{name}{ending}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-
+from tests.input_pipeline.sources.toy_task import write_labelled
 
 MASK = np.array([[0, 1, 255], [2, 254, 1]], np.uint8)
 
@@ -44,7 +23,7 @@ def open_source(root, **more):
     ],
 )
 def test_values_are_classes_from_the_first_on(tmp_path, first, expected):
-    write(tmp_path, "a", MASK)
+    write_labelled(tmp_path, "a", MASK)
     [record] = open_source(tmp_path, first_class=first)
     assert record["mask"].dtype == np.uint8 and record["mask"].tolist() == expected
     assert record["id"] == "a" and record["captions"] == {}
@@ -53,13 +32,17 @@ def test_values_are_classes_from_the_first_on(tmp_path, first, expected):
 
 def test_colours_of_a_palette_are_their_numbers(tmp_path):
     """As VOC stores them."""
-    write(tmp_path, "a", np.array([[0, 3, 255]], np.uint8), palette=list(range(255, -1, -1)) * 3)
+    mask = np.array([[0, 3, 255]], np.uint8)
+    write_labelled(tmp_path, "a", mask)
+    coloured = Image.fromarray(mask)
+    coloured.putpalette(list(range(255, -1, -1)) * 3)
+    coloured.save(tmp_path / "masks" / "a.png")
     assert open_source(tmp_path)[0]["mask"].tolist() == [[1, 4, 0]]
 
 
 def test_names_choose_among_the_images(tmp_path):
     for name in ("a", "b", "c"):
-        write(tmp_path, name, MASK)
+        write_labelled(tmp_path, name, MASK)
     (tmp_path / "masks" / "b.png").unlink()  # as most of VOC's images have none
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "val.txt").write_text("c\na\n\n")
@@ -79,7 +62,7 @@ def test_folders_in_the_folders(tmp_path):
     """As Cityscapes has one for each city."""
     endings = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
     for name in ("bonn/2", "aachen/1"):
-        write(tmp_path, name, MASK, endings=endings)
+        write_labelled(tmp_path, name, MASK, endings=endings)
     (tmp_path / "masks" / "bonn" / "2_gtFine_color.png").touch()
     source = open_source(tmp_path, image_ending=endings[0], mask_ending=endings[1])
     assert [record["id"] for record in source] == ["aachen/1", "bonn/2"]
@@ -90,7 +73,7 @@ def test_bad_input_is_explained(tmp_path):
         FileNotFoundError, match=r"images does not exist\. path should be .*'masks'"
     ):
         open_source(tmp_path)
-    write(tmp_path, "a", MASK)
+    write_labelled(tmp_path, "a", MASK)
     with pytest.raises(ValueError, match=r"images has no \.png file"):
         open_source(tmp_path, image_ending=".png")
     with pytest.raises(ValueError, match=r"a\.png is no mask .* up to 20, not uint8 .2, 3."):

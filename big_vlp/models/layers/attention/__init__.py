@@ -89,7 +89,7 @@ def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None)
     if backend == "flash":
         return flash.attention(query, key, value, **sees)  # which names its residuals itself
     if backend == "rows":
-        return rows.attention(query, key, value, causal=causal)
+        return rows.attention(query, key, value, **sees, dropout=dropout)
     if backend == "cudnn":
         out = jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
@@ -125,7 +125,7 @@ def pick(query, key, *, spans=None, dropout=None) -> str:
 
 def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | None:
     """What a kernel takes where it does not take this; None: it does."""
-    if dropout is not None:
+    if dropout is not None and kernel != "rows":
         return "no dropout"
     if min(query.shape[1], key.shape[1]) == 1:
         return "more than one query and key"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 QUERIES = 128  # in a block
-DRAW_BITS = 16
+DRAW_BITS = PACKED = 16
 
 
 def whole(query, key, value, *, causal: bool, spans=None, dropout=None):
@@ -69,19 +69,46 @@ def draws(rate: float, keys, positions, shape: tuple[int, ...]):
       positions: i32[T].
       shape: of what is drawn at each position.
     """
+    words = _words(keys, positions, shape)
+    halves = [words & (2**DRAW_BITS - 1), words >> DRAW_BITS]
+    kept = jnp.concatenate(halves, axis=-1)[..., : shape[-1]] >= _dropped(rate)
+    return kept, share(rate)
+
+
+def packed_draws(rate: float, keys, length: int, shape: tuple[int, ...]):
+    """i32[B, W, *shape]: `draws` of positions 0..length-1, bit t % PACKED of number t // PACKED for
+    the position t."""
+    count = -(-length // PACKED)
+    words = _words(keys, jnp.arange(count * PACKED), shape)
+    halves = [words & (2**DRAW_BITS - 1), words >> DRAW_BITS]
+    low, high = ((half >= _dropped(rate)).astype(jnp.uint32) for half in halves)
+    # Both in one sum, so that the compiler draws, compares and adds up in one go.
+    both = (low | high << PACKED).reshape(len(keys), count, PACKED, *words.shape[2:])
+    place = jnp.arange(PACKED, dtype=jnp.uint32).reshape(-1, *[1] * len(shape))
+    both = (both << place).sum(axis=2, dtype=jnp.uint32)
+    halves = [both & (2**PACKED - 1), both >> PACKED]
+    return jnp.concatenate(halves, axis=-1)[..., : shape[-1]].astype(jnp.int32)
+
+
+def _words(keys, positions, shape: tuple[int, ...]):
+    """u32[B, T, *shape], but half of the last axis, as two draws go into a word."""
     *outer, last = shape
 
     def of_position(key, position):
-        # Two draws to a word.
-        words = jax.random.bits(
-            jax.random.fold_in(key, position), (*outer, -(-last // 2)), jnp.uint32
-        )
-        halves = [words & (2**DRAW_BITS - 1), words >> DRAW_BITS]
-        return jnp.concatenate(halves, axis=-1)[..., :last]
+        own = jax.random.fold_in(key, position)
+        return jax.random.bits(own, (*outer, -(-last // 2)), jnp.uint32)
 
     of_row = jax.vmap(of_position, (None, 0))
-    dropped = round(rate * 2**DRAW_BITS)
-    return jax.vmap(of_row, (0, None))(keys, positions) >= dropped, 1 - dropped / 2**DRAW_BITS
+    return jax.vmap(of_row, (0, None))(keys, positions)
+
+
+def share(rate: float) -> float:
+    """Which share is kept of what is dropped at this rate."""
+    return 1 - _dropped(rate) / 2**DRAW_BITS
+
+
+def _dropped(rate: float) -> int:
+    return round(rate * 2**DRAW_BITS)
 
 
 def _attend(query, key, value, positions, causal: bool, spans, dropout):
