@@ -52,7 +52,7 @@ class Evaluator(TowersEvaluator):
         `datasets.tables.templates`; a name is the mean of all.
       image_side: pixels of the shorter side of the resized images, no less than the model's
         image size; the longer has at most 2048, but for images so long that no window would fit.
-      stride: pixels from one window to the next; None is half a window.
+      stride: pixels from one window to the next, no more than a window; None is half of one.
       logit_scale: factor of the similarities, whose softmax over all names are the probabilities.
       probability_threshold: a pixel whose class is less probable is given to class 0, the
         background.
@@ -87,6 +87,12 @@ class Evaluator(TowersEvaluator):
                 f"image_side={self.image_side} must be at least the model's image size, "
                 f"{self._window}."
             )
+        self._stride = self.stride or self._window // 2
+        if self._stride > self._window:
+            raise ValueError(
+                f"stride={self._stride} must be at most the model's image size, {self._window}: "
+                "pixels between windows would have no class."
+            )
         classes = self._classes()
         names = [name for names in classes for name in names]
         templates = self.templates
@@ -104,7 +110,7 @@ class Evaluator(TowersEvaluator):
             self.pamr_steps,
         )
         self._similarities = RowMap(_similarities(self.predict_fns["encode_patches"]), self.mesh)
-        self._sizes = RowMap(lambda _, batch: batch["size"], self.mesh)
+        self._sizes: list | None = None
         self._loaded(0)  # fail now, not after training
 
     def _classes(self) -> list[tuple[str, ...]]:
@@ -129,9 +135,10 @@ class Evaluator(TowersEvaluator):
             lambda: zeroshot_weights(self.encode_texts(model, self._prompts), self._num_names),
         )
         count = len(self.source)
-        sizes = self._sizes(None, self._size_of, count, self.batch_size)
-        stride = self.stride or self._window // 2
-        cut = [windows(i, size[2:], self._window, stride) for i, size in enumerate(sizes.tolist())]
+        cut = [
+            windows(image, size, self._window, self._stride)
+            for image, size in enumerate(self._all_sizes())
+        ]
         parts = meshes.batch_parts(self.mesh)
         rows = -(-self.batch_size // parts)
         order = dealt(cut, parts, rows)
@@ -154,7 +161,7 @@ class Evaluator(TowersEvaluator):
             found.setdefault(image, []).append(maps)
             if len(found[image]) == len(cut[image]):
                 maps = found.pop(image)
-                counts[image] = self._counted(maps, *loaded.pop(image), stride)
+                counts[image] = self._counted(maps, *loaded.pop(image))
         of_images = gather_rows(counts, count)
         for number, way in enumerate(WAYS):
             total = summed([ways[number] for ways in of_images], self._num_classes)
@@ -176,18 +183,25 @@ class Evaluator(TowersEvaluator):
         height, width = resized(mask.shape, self.image_side, self._window)
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), mask
 
-    def _size_of(self, row: int) -> dict[str, np.ndarray]:
-        image, mask = self._loaded(row)
-        return {"size": np.array([*mask.shape, *image.shape[:2]], np.int32)}
+    def _all_sizes(self) -> list[list[int]]:
+        """[height, width] of each resized image; read once, each by one host."""
+        if self._sizes is None:
 
-    def _counted(self, maps: list[jax.Array], image, mask, stride: int) -> list:
+            def load(row):
+                return {"size": np.array(self._loaded(row)[0].shape[:2], np.int32)}
+
+            sizes = RowMap(lambda _, batch: batch["size"], self.mesh)
+            self._sizes = sizes(None, load, len(self.source), self.batch_size).tolist()
+        return self._sizes
+
+    def _counted(self, maps: list[jax.Array], image, mask) -> list:
         """Pixels of each class, for each way, as `sparse`."""
         size = image.shape[:2]
         guide = None
         if self.pamr_steps:
             guide = resized_bilinear(image.astype(np.float32), mask.shape)
         labels = (
-            label_map(maps, way, size, mask.shape, self._window, stride, self._rule, guide)
+            label_map(maps, way, size, mask.shape, self._window, self._stride, self._rule, guide)
             for way in range(len(WAYS))
         )
         return [sparse(count_pixels(mask, label, self._num_classes)) for label in labels]

@@ -132,6 +132,8 @@ def test_bad_input_is_explained():
     model, whole = knowing_model(), source(masks())
     with pytest.raises(ValueError, match="image_side=6 must be at least the model's image size, 8"):
         evaluate(whole, model, image_side=6)
+    with pytest.raises(ValueError, match="stride=9 must be at most the model's image size, 8"):
+        evaluate(whole, model, stride=9)
     with pytest.raises(ValueError, match="names no classes; set class_names"):
         evaluate(source(masks(), class_names=None), model)
     with pytest.raises(ValueError, match="3 of 3 class names are no names but ids, such as '1'"):
