@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from big_vlp.pictures.page import page, show_image, write
 
 SCALE = "cividis"
+FEW_WORDS = 36  # more are written smaller
 # Behind the words of three levels of attention.
 _LEVELS = ("#f2f2f2", "#f6e08a", "#f2b705")
 
@@ -72,12 +73,13 @@ def _blended(pixels: np.ndarray, patches: np.ndarray) -> np.ndarray:
 def _write_words(axis, words: Sequence[tuple[str, float]]) -> None:
     """The words in lines, each on the colour of its level."""
     x, y = 0.0, 0.93
+    size, line = (12, 0.13) if len(words) <= FEW_WORDS else (9, 0.09)
     renderer = axis.figure.canvas.get_renderer()
     for (word, _), level in zip(words, levels([weight for _, weight in words])):
         box = {"facecolor": _LEVELS[level], "edgecolor": "none", "boxstyle": "square,pad=0.25"}
-        text = axis.text(x, y, word, fontsize=12, va="top", bbox=box, parse_math=False)
+        text = axis.text(x, y, word, fontsize=size, va="top", bbox=box, parse_math=False)
         extent = text.get_window_extent(renderer).transformed(axis.transData.inverted())
         if extent.x1 > 1 and x > 0:
-            x, y = 0.0, y - 0.13
+            x, y = 0.0, y - line
             text.set_position((x, y))
-        x += extent.width + 0.045
+        x += extent.width + line / 3

@@ -35,7 +35,7 @@ def draw(path, rows: Sequence[Segmented], names: Sequence[str]) -> None:
     for (left, middle, right), row in zip(axes, rows):
         show_image(left, row.pixels, row.name)
         coloured = np.where((row.labels >= 0)[..., None], colours[row.labels], _GREY)
-        mixed = 0.35 * row.pixels.mean(axis=2, keepdims=True) + 0.65 * coloured
+        mixed = 0.25 * row.pixels.mean(axis=2, keepdims=True) + 0.75 * coloured
         show_image(middle, mixed.astype(np.uint8), "prediction")
         right.legend(
             handles=[

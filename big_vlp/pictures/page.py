@@ -20,6 +20,7 @@ def page(rows: int, widths: Sequence[float]):
     axes = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
+        axis.set_anchor("N")
     return figure, axes
 
 

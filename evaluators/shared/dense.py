@@ -114,7 +114,8 @@ def _labels(maps, way, rows, columns, output, guide, rule: Rule):
             found = jnp.where(kept[:, None, None], class_probabilities(scores, rule), 0)
             # Computed once: rounded in two ways, the highest might equal none.
             found = jax.lax.optimization_barrier(found)
-            return jnp.where(found.max(axis=0) < threshold, 0, sole_highest(found, 0))
+            improbable = (found < threshold).all(axis=0)  # not of NaN
+            return jnp.where(improbable, 0, sole_highest(found, 0))
 
         return jax.lax.map(of, blocks).reshape(len(rows), len(columns))
 
