@@ -380,6 +380,7 @@ def window_maps(case):
         return list(jnp.einsum("bkhwd,dn->bknhw", found, names))
 
 
+@as_trained
 def test_segmentation_of_windows(case, window_maps):
     arrays, seg = case.arrays, case.info["seg"]
     size, output = arrays["in/seg_image"].shape[2:], seg["ori_shape"]
@@ -397,6 +398,7 @@ def test_segmentation_of_windows(case, window_maps):
     close(refined[:, ::4, ::4], arrays["seg/pamr10"])
 
 
+@as_trained
 @pytest.mark.parametrize("name", ["plain", "voc21", "obj"])
 def test_label_maps(case, window_maps, name):
     arrays, seg = case.arrays, case.info["seg"]
@@ -417,6 +419,7 @@ def test_label_maps(case, window_maps, name):
         close(dense.class_probabilities(scores, rule), arrays[f"seg/prob_{name}"])
 
 
+@as_trained
 def test_patches_of_a_whole_image(case):
     """And the tokens they are made of, with both kinds of attention."""
     image = jnp.asarray(np.transpose(case.arrays["in/seg_image"], (0, 2, 3, 1)))
