@@ -142,6 +142,13 @@ BOUNDS: dict[str, Range] = {
     "neighbours": whole(1, count=0),
     "shots": whole(1, count=0),
     "draws": _COUNT,
+    "image_side": _COUNT,
+    "stride": whole(1, none="for half a window"),
+    "logit_scale": real(above=0),
+    "probability_threshold": _PROBABILITY,
+    "area_threshold": real(0, 1, none="to keep all classes"),
+    "pamr_steps": whole(0),
+    "first_class": whole(0, 254),
 }
 
 

@@ -23,6 +23,8 @@ OTHERS = [
     "big_vlp.embed",
     "big_vlp.show retrieval",
     "big_vlp.show predictions",
+    "big_vlp.show segmentation",
+    "big_vlp.show attention",
     "big_vlp.convert",
     "evaluators.datasets",
     "evaluators.datasets check",

@@ -19,7 +19,7 @@ SHIMS = {
 # Inside big_vlp, from the ground up; a room imports those below it.
 FLOORS = (
     ("determinism", "flag_sets", "renamed", "trees", "parallel"),
-    ("augment", "losses", "recipes"),
+    ("augment", "losses", "pictures", "recipes"),
     ("models",),
     ("generation",),
     ("methods",),

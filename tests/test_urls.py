@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import big_vlp
-from big_vlp import show
 from big_vlp.command import CommandError, load_config
 from big_vlp.evaluate import evaluate
 from big_vlp.experiment import Experiment
+from big_vlp.show import __main__ as show
 from big_vlp.storage.warm_start import WarmStart
 from big_vlp.train import train
 from input_pipeline import command_line
@@ -26,6 +26,10 @@ NEEDED = {
     "big_vlp.generate": ["--model", "DIR"],
     "big_vlp.embed": ["--model", "DIR", "--images", "scenes", "--output", "FILE.npz"],
     "big_vlp.show words": ["--model", "DIR", "--image", "FILE"],
+    "big_vlp.show segmentation": ["--model", "DIR", "--image", "FILE"],
+    "big_vlp.show attention": ["--model", "DIR", "--image", "FILE", "--text", "a"],
+    "big_vlp.show retrieval": ["--model", "DIR", "--input", "scenes", "--caption-field", "a"],
+    "big_vlp.show predictions": ["--model", "DIR", "--input", "scenes"],
     "big_vlp.convert": ["import", "catlip", "FROM", "TO"],
     "input_pipeline.prepare webdataset": ["--input", "x.tar", "--captions", "a", "--output", "DIR"],
     "input_pipeline.prepare source": ["--input", "scenes", "--output", "DIR"],
@@ -36,7 +40,8 @@ NEEDED = {
         *("--input", "scenes", "--vocab-size", "9", "--output", "FILE.model")
     ],
 }
-ENDS = {"big_vlp.convert": ".__main__", "input_pipeline.doctor": ".command"}
+ENDS = dict.fromkeys(("big_vlp.convert", "big_vlp.show"), ".__main__")
+ENDS["input_pipeline.doctor"] = ".command"
 ENDS["input_pipeline.prepare"] = ".command"
 OF_A_PATH = re.compile(r"DIR|FILE|PATH|FROM|\bTO\b|PNG|\.tsv")
 

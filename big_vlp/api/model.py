@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vlp.api import dense
 from big_vlp.api.conversation import Conversation
 from big_vlp.api.errors import ModelError, explained
 from big_vlp.api.images import as_list, of_pixels, read
@@ -21,6 +22,7 @@ from big_vlp.parallel import meshes
 from big_vlp.storage.model_dir import open_model
 from evaluators.maps.segmentation import label_map
 from evaluators.pairs.zeroshot import zeroshot_weights
+from evaluators.shared import base
 from evaluators.shared.rows import RowMap
 from input_pipeline.checks import unicode
 from input_pipeline.images.crops import decode, eval_image
@@ -36,6 +38,8 @@ NEEDS = {
     "classify": {"probabilities"},
     "words": {"probabilities"},
     "segment": {"segment"},
+    "segment_named": {"encode_patches", "encode_text"},
+    "attention_maps": {"attention_maps"},
     "generate": {"generate"},
 }
 
@@ -102,14 +106,14 @@ class Model:
         they are, from classifiers."""
         self.check("encode_image")
         images = as_list(images)
-        load = functools.partial(self._pixels, images)
-        return self._all("encode_image", "image", load, len(images))
+        load = functools.partial(self._row, images)
+        return self._all("encode_image", load, len(images))
 
     def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Features f32[N, D] of unit length, to be compared with `encode_image`'s."""
         self.check("encode_text")
         tokens = self.tokens(_strings(texts, "texts"))
-        return self._all("encode_text", "tokens", tokens.__getitem__, len(tokens))
+        return self._all("encode_text", lambda number: {"tokens": tokens[number]}, len(tokens))
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Texts as `encode_text` reads them, i32[N, T]."""
@@ -152,6 +156,14 @@ class Model:
             arXiv 2103.00020, section 3.1.4).
         """
         self.check("zero_shot")
+        classes = self._named(class_names, templates)
+        scale = np.exp(np.asarray(self._weights["logit_scale"], np.float32))
+        logits = scale * self.encode_image(images) @ classes
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def _named(self, class_names, templates) -> np.ndarray:
+        """The classifier f32[D, C] of names."""
         if isinstance(class_names, str):
             raise ModelError(f"class_names={class_names!r}: give a list of names.")
         names, templates = _strings(class_names, "class_names"), _strings(templates, "templates")
@@ -161,11 +173,7 @@ class Model:
         if not names:
             raise ModelError("class_names is empty; name one class or more.")
         prompts = [template.replace("{}", name) for name in names for template in templates]
-        classes = zeroshot_weights(self.encode_text(prompts), len(names))
-        scale = np.exp(np.asarray(self._weights["logit_scale"], np.float32))
-        logits = scale * self.encode_image(images) @ classes
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)
+        return zeroshot_weights(self.encode_text(prompts), len(names))
 
     def classify(self, images: Any, top: int = 5) -> list[list[tuple[str, float]]]:
         """The most probable classes of each image: (name, probability), the first the highest.
@@ -181,10 +189,10 @@ class Model:
                 "back, or convert or train the model again."
             )
         images = as_list(images)
-        load = functools.partial(self._pixels, images)
+        load = functools.partial(self._row, images)
         return [
             [(self.class_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]]
-            for rows in self._batches("probabilities", "image", load, len(images))
+            for rows in self._batches("probabilities", load, len(images))
             for row in rows
         ]
 
@@ -207,13 +215,72 @@ class Model:
         def load(number):
             pixels = read(images[number], number, decode)
             sizes[number] = pixels.shape[:2]
-            return eval_image(of_pixels(pixels), self.preprocess)
+            return {"image": eval_image(of_pixels(pixels), self.preprocess)}
 
         maps = []
-        for rows in self._batches("segment", "image", load, len(images)):
+        for rows in self._batches("segment", load, len(images)):
             for row in rows:
                 maps.append(label_map(jnp.asarray(row), *sizes.pop(len(maps))))
         return maps
+
+    def segment_named(
+        self,
+        images: Any,
+        class_names: Iterable[str | Sequence[str]],
+        templates: str | Iterable[str] = TEMPLATES,
+        correlative: bool = True,
+        logit_scale: float = 40.0,
+    ) -> list[np.ndarray]:
+        """The class of every pixel out of those that are named, i32[H, W] for each image at its own
+        size; -1 where no class is above all others. See `evaluators.maps.zeroshot_segmentation`.
+
+        Args:
+          class_names: as people say them; of each class one, or several of which the most probable
+            counts.
+          templates: as of `zero_shot`.
+          correlative: takes correlative self-attention (arXiv 2312.01597) in the last block.
+          logit_scale: factor of the similarities, whose softmax over all names are probabilities.
+        """
+        self.check("segment_named")
+        if isinstance(class_names, str):
+            raise ModelError(f"class_names={class_names!r}: give a list of names.")
+        classes = [[names] if isinstance(names, str) else list(names) for names in class_names]
+        names = self._named([name for names in classes for name in names], templates)
+
+        def run(rows):
+            def load(number):
+                return {"image": rows[number]}
+
+            for batch in self._batches("encode_patches", load, len(rows)):
+                yield from batch
+
+        rule = dense.rule_of(classes, logit_scale)
+        size = self.preprocess.image_size
+        return dense.label_maps(run, as_list(images), names, rule, size, correlative)
+
+    def attention_maps(
+        self, images: Any, captions: str | Iterable[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a COSMOS attends to in images and captions, each row of one with the same of the
+        other: the mean of the heads' weights over patches f32[N, h, w] of the image as the model
+        sees it, and over tokens f32[N, T]; each of them sums to 1."""
+        self.check("attention_maps")
+        images, captions = as_list(images), _strings(captions, "captions")
+        if len(images) != len(captions):
+            raise ModelError(
+                f"{len(images)} images and {len(captions)} captions: give as many of both."
+            )
+        if not images:
+            raise ModelError("There are no images: give one or more.")
+        tokens = self._tokenize(captions, self.preprocess.context_length)
+
+        def load(number):
+            return {**self._row(images, number), "tokens": tokens[number]}
+
+        batches = list(self._batches("attention_maps", load, len(images)))
+        patches, words = (np.concatenate(parts).mean(axis=1) for parts in zip(*batches))
+        side = math.isqrt(patches.shape[1])
+        return patches.reshape(-1, side, side), words
 
     def generate(
         self,
@@ -271,27 +338,28 @@ class Model:
                 f"it can {', '.join(self.can) or 'do nothing'}."
             )
 
-    def _pixels(self, images: Sequence, number: int) -> np.ndarray:
+    def _row(self, images: Sequence, number: int) -> dict[str, np.ndarray]:
         """Image `number` as model input u8[S, S, 3]."""
-        return read(images[number], number, lambda data: eval_image(data, self.preprocess))
+        pixels = read(images[number], number, lambda data: eval_image(data, self.preprocess))
+        return {"image": pixels}
 
     @functools.cached_property
     def _tokenize(self) -> Callable:
         with explained(self.stored.directory):
             return make_tokenizer(self.preprocess.tokenizer)
 
-    def _all(self, name: str, field: str, load: Callable, count: int) -> np.ndarray:
+    def _all(self, name: str, load: Callable, count: int) -> np.ndarray:
         """The outputs of all rows, see `_batches`."""
         if count:
-            return np.concatenate(list(self._batches(name, field, load, count)))
-        side, length = self.preprocess.image_size, self.preprocess.context_length
-        row = {"image": ((side, side, 3), np.uint8), "tokens": ((length,), np.int32)}[field]
-        batch = {field: jax.ShapeDtypeStruct((self._shards, *row[0]), row[1])}
+            return np.concatenate(list(self._batches(name, load, count)))
+        row = base.row_of(name, self.preprocess)
+        batch = {k: jax.ShapeDtypeStruct((self._shards, *v[0]), v[1]) for k, v in row.items()}
         output = jax.eval_shape(self._fns[name], self._weights, batch)
         return np.zeros((0, *output.shape[1:]), output.dtype)
 
-    def _batches(self, name: str, field: str, load: Callable, count: int) -> Iterator[np.ndarray]:
-        """Runs one of `predict_fns` over rows 0..count-1 that `load` gives, called from threads.
+    def _batches(self, name: str, load: Callable, count: int) -> Iterator[Any]:
+        """Runs one of `predict_fns` over rows 0..count-1 that `load` gives, dicts of arrays; it is
+        called from threads.
 
         Yields:
           Outputs of one batch after the other, without padding.
@@ -301,17 +369,17 @@ class Model:
         with ThreadPoolExecutor() as pool:
             for start in range(0, count, size):
                 rows = list(pool.map(load, range(start, min(start + size, count))))
-                batch = {field: np.stack(rows + rows[-1:] * (size - len(rows)))}
+                kept, rows = len(rows), rows + rows[-1:] * (size - len(rows))
+                batch = {field: np.stack([row[field] for row in rows]) for field in rows[0]}
                 with jax.set_mesh(self.mesh):
                     output = self._fns[name](
                         self._weights, meshes.global_batch(batch, self.mesh, size)
                     )
                 if running is not None:  # read one batch late: the device is never idle
-                    yield np.asarray(running)
+                    yield jax.tree.map(np.asarray, running)
                 running = output
-                kept = len(rows)
         if running is not None:
-            yield np.asarray(running)[:kept]
+            yield jax.tree.map(lambda x: np.asarray(x)[:kept], running)
 
 
 def _decodable(data: bytes) -> bytes:

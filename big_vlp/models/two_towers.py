@@ -62,6 +62,17 @@ class TwoTowers(Network):
         """Normalised images [B, S, S, 3] -> unit vectors f32[B, D]."""
         return l2_normalise(self.image_tower(images)[1])
 
+    def encode_patches(self, images):
+        """Normalised images [B, S, S', 3] -> unit vectors f32[B, 2, h, w, D], of each patch.
+
+        The class token's projection makes them comparable to texts. They are there with the last
+        block's attention as trained, and with correlative self-attention (arXiv 2312.01597).
+        """
+        _, patches = self.image_tower.encode(images, each_patch=True)
+        height, width = (size // self.image_tower.token_size for size in images.shape[1:3])
+        patches = jnp.moveaxis(patches, 0, 1).reshape(len(images), 2, height, width, -1)
+        return l2_normalise(patches)
+
     def encode_text(self, tokens):
         """Ids i32[B, T] -> unit vectors f32[B, D]."""
         return l2_normalise(self.pool_text(tokens))

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         "    python -m evaluators.datasets check --root data\n\n"
         "A set is a folder below DIR in clip_benchmark's layout, as its repository holds it "
         "(test/nshards.txt, test/*.tar, classnames.txt, zeroshot_classification_templates.txt), "
-        "or of prepared shards, beside which the two lists may lie, too. All files are looked for; "
-        "no image is read.",
+        "or of prepared shards, beside which the two lists may lie, too; of segmentation, as "
+        "mmsegmentation lays it out. All files are looked for; no image is read.",
     )
     command.add_argument(
         "--root",

@@ -82,6 +82,8 @@ def suite(
 def find(task: Task, root: str | os.PathLike) -> Found:
     """Looks for the data of a task; reads no image."""
     folder = source_path(root) / task.folder
+    if "data" in task.settings:
+        return _with_masks(task, source_path(root), folder)
     names, tars = listing.names_in(folder), listing.names_in(folder / "test")
     if not names and not tars:
         return Found(None, None)
@@ -112,6 +114,22 @@ def _section(task: Task, folder, names: set[str], tars: set[str]) -> dict[str, A
     if settings["evaluator"] == "zeroshot":
         _add_lists(settings, task, class_names, templates)
     return settings
+
+
+def _with_masks(task: Task, root, folder) -> Found:
+    """Of a task that says how its folder is laid out; several have one, so that prepared shards are
+    each in a folder of the task's name."""
+    data = {**task.settings["data"], "path": os.fspath(folder)}
+    prepared = root / task.section
+    if DATASET_FILE in listing.names_in(prepared):
+        data = {"name": "prepared", "path": os.fspath(prepared)}
+    elif not folder.is_dir():
+        return Found(None, None)
+    try:
+        make_source(**data)  # looks whether all is there
+    except (FileNotFoundError, ValueError) as error:
+        return Found(None, str(error).rstrip("."))
+    return Found({**task.settings, "data": data}, None)
 
 
 def _check_tars(folder, names) -> None:

@@ -13,6 +13,11 @@ from pathlib import Path
 from input_pipeline.checks.arguments import unknown
 
 _FOLDER = Path(__file__).parent / "data"
+# Data sets with masks whose classes are published.
+SEGMENTATION = (
+    *("voc21", "context60", "coco_object", "voc20"),
+    *("cityscapes", "context59", "ade20k", "coco_stuff"),
+)
 
 
 def templates(name: str) -> tuple[str, ...]:
@@ -32,6 +37,16 @@ def class_names(name: str) -> tuple[str, ...]:
       ValueError: none are published under this name.
     """
     return _find("class_names", name)
+
+
+def segmentation_classes(name: str) -> tuple[tuple[str, ...], ...]:
+    """The names of each class of a data set with masks, of SCLIP (arXiv 2312.01597), which COSMOS
+    takes; class 0 of "voc21", "context60" and "coco_object" is the background.
+
+    Raises:
+      ValueError: none are published under this name.
+    """
+    return tuple(tuple(line.split(", ")) for line in _find("segmentation_classes", name))
 
 
 def _find(table: str, name: str) -> Sequence[str]:

@@ -206,7 +206,8 @@ def _cosmos() -> tuple[Task, ...]:
             )
         )
     pairs = [task for task in _composition("cosmos") if task.section != "winoground"]
-    return (*_retrieval("cosmos", "coco_val2017", "flickr30k_val"), *classified, *pairs)
+    retrieval = _retrieval("cosmos", "coco_val2017", "flickr30k_val")
+    return (*retrieval, *classified, *_segmentation("cosmos"), *pairs)
 
 
 def _retrieval(suite: str, *names: str) -> tuple[Task, ...]:
@@ -217,6 +218,86 @@ def _retrieval(suite: str, *names: str) -> tuple[Task, ...]:
     return tuple(
         Task(f"{suite}/{name}", title, images, name, how, _RETRIEVAL, _BOTH)
         for name, (title, images, how) in ((name, known[name]) for name in names)
+    )
+
+
+# Of data sets with masks: the folder, what is in it, and where it is to be had.
+_VOC = (
+    "VOCdevkit/VOC2012",
+    {"images": "JPEGImages", "masks": "SegmentationClass"}
+    | {"names": "ImageSets/Segmentation/val.txt"},
+    "PASCAL VOC 2012's own archive",
+)
+_CONTEXT = (
+    "VOCdevkit/VOC2010",
+    {"images": "JPEGImages", "masks": "SegmentationClassContext"}
+    | {"names": "ImageSets/SegmentationContext/val.txt"},
+    "PASCAL VOC 2010's archive; masks by mmsegmentation's tools/dataset_converters/pascal_context",
+)
+_VAL2017 = {"images": "images/val2017", "masks": "annotations/val2017"}
+_OBJECTS = (
+    "coco_object",
+    {**_VAL2017, "mask_ending": "_instanceTrainIds.png"},
+    "COCO's val2017; masks by GroupViT's convert_dataset/convert_coco_object",
+)
+_STUFF = (
+    "coco_stuff164k",
+    {**_VAL2017, "mask_ending": "_labelTrainIds.png"},
+    "COCO's val2017; masks by mmsegmentation's tools/dataset_converters/coco_stuff164k",
+)
+_CITYSCAPES = (
+    "cityscapes",
+    {"images": "leftImg8bit/val", "image_ending": "_leftImg8bit.png"}
+    | {"masks": "gtFine/val", "mask_ending": "_gtFine_labelTrainIds.png"},
+    "Cityscapes' own site; masks by its tool csCreateTrainIdLabelImgs",
+)
+_ADE20K = (
+    "ade/ADEChallengeData2016",
+    {"images": "images/validation", "masks": "annotations/validation"},
+    "ADE20K's scene parsing benchmark",
+)
+# Of those that have a background, which is their class 0.
+_THRESHOLD = {"probability_threshold": 0.1}
+# name, title, images, data set, value of class 0, and what differs from the evaluator's settings.
+_EIGHT = (
+    *(
+        (
+            "voc21",
+            "VOC21",
+            1449,
+            _VOC,
+            0,
+            _THRESHOLD | {"logit_scale": 65.0, "area_threshold": 0.1},
+        ),
+    ),
+    *(("context60", "Context60", None, _CONTEXT, 0, _THRESHOLD | {"logit_scale": 50.0}),),
+    *(("coco_object", "COCO-Object", 5000, _OBJECTS, 0, _THRESHOLD | {"logit_scale": 50.0}),),
+    ("voc20", "VOC20", 1449, _VOC, 1, {}),
+    ("cityscapes", "Cityscapes", 500, _CITYSCAPES, 0, {"image_side": 560}),
+    ("context59", "Context59", None, _CONTEXT, 1, {}),
+    ("ade20k", "ADE20K-150", 2000, _ADE20K, 1, {}),
+    ("coco_stuff", "COCO-Stuff", 5000, _STUFF, 0, {"image_side": 448}),
+)
+
+
+def _segmentation(suite: str) -> tuple[Task, ...]:
+    """SCLIP's eight tasks (arXiv 2312.01597)."""
+    return tuple(
+        Task(
+            f"{suite}/{name}",
+            title,
+            images,
+            folder,
+            how,
+            {
+                "evaluator": "zeroshot_segmentation",
+                "data": {"name": "label_images", **parts, "first_class": first},
+                "class_names": name,
+                **settings,
+            },
+            ("mean_iou", "correlative_mean_iou"),
+        )
+        for name, title, images, (folder, parts, how), first, settings in _EIGHT
     )
 
 

@@ -14,15 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluators.shared import base
+from evaluators.shared.pixels import (
+    BLOCK_ROWS,
+    PAD,
+    count_pixels,
+    metrics,
+    sole_highest,
+    sparse,
+    summed,
+)
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap, gather_rows, num_outputs, own_device
 from input_pipeline.checks.fields import mask_of
-
-NO_CLASS = -1
-# Masks are padded to multiples of this, so that few sizes have to be compiled.
-PAD = 256
-# Rows of a mask whose logits are on a device at once.
-BLOCK_ROWS = 32
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -68,47 +71,8 @@ class Evaluator(base.Evaluator):
         count = len(self.source)
         for row, logits in self._logits.local(model, load, count, self.batch_size):
             mask = masks.pop(row)
-            counts[row] = _sparse(count_pixels(mask, label_map(logits, *mask.shape), num_classes))
-        total = np.zeros((3, num_classes), np.int64)
-        for classes, *sums in gather_rows(counts, count):
-            total[:, np.array(classes, int)] += np.array(sums, np.int64)
-        yield from metrics(*total)
-
-
-def metrics(
-    intersection: np.ndarray, predicted: np.ndarray, target: np.ndarray
-) -> Iterator[tuple[str, float]]:
-    """The evaluator's metrics from pixel counts i64[C] over the data set, see `count_pixels`.
-
-    Raises:
-      ValueError: no pixel counts.
-    """
-    if not target.any():
-        raise ValueError("Every pixel of these masks is 0, which does not count.")
-    present = target > 0
-    union = predicted + target - intersection
-    most_frequent = float(target.max() / target.sum())
-    yield "mean_iou", float(np.mean(intersection[present] / union[present]))
-    yield "pixel_accuracy", float(intersection.sum() / target.sum())
-    yield "mean_iou_baseline", most_frequent / int(present.sum())
-    yield "pixel_accuracy_baseline", most_frequent
-    yield "num_classes_present", int(present.sum())
-
-
-def count_pixels(mask: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class where the mask is not 0.
-
-    Args:
-      mask: integers [H, W], 0 or 1 + class.
-      labels: integers [H, W], class or NO_CLASS.
-
-    Returns:
-      i64[3, C]: of the class in both, in `labels`, in `mask`.
-    """
-    counted = mask > 0
-    true, given = mask[counted].astype(np.int64) - 1, labels[counted].astype(np.int64)
-    sets = (true[true == given], given[given != NO_CLASS], true)
-    return np.stack([np.bincount(values, minlength=num_classes) for values in sets])
+            counts[row] = sparse(count_pixels(mask, label_map(logits, *mask.shape), num_classes))
+        yield from metrics(*summed(gather_rows(counts, count), num_classes))
 
 
 def label_map(logits: jax.Array, height: int, width: int) -> np.ndarray:
@@ -146,8 +110,7 @@ def _label_map(logits, rows, columns):
         scores = _mix(lines[:, left], lines[:, right], to_right[:, None])  # [r, W, C]
         # Computed once: rounded in two ways, the highest might equal none.
         scores = jax.lax.optimization_barrier(scores)
-        highest = ~(scores < scores.max(axis=-1, keepdims=True))  # so is every NaN
-        return jnp.where(highest.sum(axis=-1) == 1, highest.argmax(axis=-1), NO_CLASS)
+        return sole_highest(scores, -1)
 
     blocks = jax.lax.map(block, rows.reshape(-1, BLOCK_ROWS))
     return blocks.reshape(len(rows), len(columns))
@@ -161,9 +124,3 @@ def _neighbours(positions, size: int):
     """i32, i32, f32 of the shape of `positions`: the two nearest samples, the second's weight."""
     first = jnp.clip(jnp.floor(positions), 0, max(size - 2, 0)).astype(jnp.int32)
     return first, jnp.minimum(first + 1, size - 1), positions - first
-
-
-def _sparse(counts: np.ndarray) -> list[list[int]]:
-    """i64[3, C] as JSON data: the classes that have pixels, and their counts."""
-    classes = np.flatnonzero(counts.any(axis=0))
-    return [classes.tolist(), *counts[:, classes].tolist()]

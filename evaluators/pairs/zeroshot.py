@@ -76,16 +76,14 @@ class Evaluator(TowersEvaluator):
         # What a protocol says is not questioned: the digits of MNIST, the empty name in CLEVR.
         protocol = isinstance(self.class_names, str) or isinstance(self.templates, str)
         if not (protocol or self.source.templates):
-            _check_names(names, given=self.class_names is not None)
+            check_names(names, given=self.class_names is not None)
         templates = _published(tables.templates, self.templates)
         if templates is None:
             templates = self.source.templates or DEFAULT_TEMPLATES
-        wrong = [t for t in templates if t.count("{}") != 1]
-        if wrong or not templates:
-            raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
+        check_templates(templates)
         self._num_classes = len(names)
         self._prompts = tuple(t.replace("{}", name) for name in names for t in templates)
-        self._is_copy = _is_copy(names)
+        self._is_copy = is_copy(names)
         self._rank = RowMap(_rank_and_choice, self.mesh)
         self._target_of(self.source[0])  # fail now, not after training
 
@@ -127,13 +125,20 @@ def _published(table, given: Sequence[str] | str | None) -> Sequence[str] | None
     return table(given) if isinstance(given, str) else given
 
 
-def _is_copy(names: Sequence[str]) -> np.ndarray:
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ValueError for one without exactly one `{}`, or where there is none."""
+    wrong = [t for t in templates if t.count("{}") != 1]
+    if wrong or not templates:
+        raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
+
+
+def is_copy(names: Sequence[str]) -> np.ndarray:
     """bool[C], the classes that are called as one before them."""
     seen: set[str] = set()
     return np.array([name in seen or seen.add(name) is not None for name in names])
 
 
-def _check_names(names: Sequence[str], given: bool) -> None:
+def check_names(names: Sequence[str], given: bool) -> None:
     """Raises ValueError for a name that makes no prompt; `given` ones may be numbers below 100."""
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names needs a list of strings, one for each label; got {names!r}.")

@@ -5,6 +5,8 @@ own; `run(model)` yields `(metric name, value)`. It runs on all hosts at once an
 the same values. It reads encoders from `predict_fns` and nothing about the method behind them:
 
   encode_image(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], L2-normalised
+  encode_patches(model, {"image": u8[B, S, S, 3]}) -> f32[B, 2, h, w, D], L2-normalised: a vector
+    for each patch, comparable to those of texts; with the last attention plain, and correlative
   encode_text(model, {"tokens": i32[B, T]}) -> f32[B, D], L2-normalised
   features(model, {"image": u8[B, S, S, 3]}) -> f32[B, D], of methods that take no text
   classify(model, {"image": u8[B, S, S, 3]}) -> f32[B, C], logits
@@ -35,7 +37,8 @@ def row_of(function: str, preprocess: Preprocess) -> dict | None:
     """name -> (shape, dtype) of a row that one of the predict functions above reads; None where it
     is not among them."""
     size, text = preprocess.image_size, (preprocess.context_length,)
-    if function in ("encode_image", "features", "classify", "segment"):
+    images = ("encode_image", "encode_patches", "features", "classify", "segment")
+    if function in images:
         return {"image": ((size, size, 3), np.dtype(np.uint8))}
     if function == "encode_text":
         return {"tokens": (text, np.dtype(np.int32))}

@@ -22,7 +22,10 @@ from big_vlp.models.layers.positions import resize_grid
 from big_vlp.models.towers.vit import DINO_EXCESS
 from big_vlp.run import step
 from big_vlp.run.optim import make_optimizer
+from evaluators.maps.zeroshot_segmentation import resized_bilinear
 from evaluators.pairs.zeroshot import zeroshot_weights
+from evaluators.shared import dense, pamr
+from evaluators.shared.windows import stretched, windows
 from input_pipeline.text.captions import sample, sample_captions, split_sentences
 from input_pipeline.text.tokenizers import make_tokenizer
 from tests.evaluators.pairs.toy_matrix import retrieval_metrics
@@ -361,6 +364,81 @@ def test_rectangular_image(case):
     )(case.student)
     close(tokens, case.arrays["eval/seg_tokens_csa0"])
     close(pooled, case.arrays["eval/seg_pooled_csa0"])
+
+
+@pytest.fixture(scope="module")
+def window_maps(case):
+    """f32[2, names, 4, 4] of each window of the segmentation fixture's image."""
+    arrays, seg = case.arrays, case.info["seg"]
+    image = np.transpose(arrays["in/seg_image"], (0, 2, 3, 1))[0]
+    places = windows(0, image.shape[:2], seg["crop"], seg["stride"])
+    cut = [image[y : y + seg["crop"], x : x + seg["crop"]] for _, y, x in places]
+    names = arrays["in/seg_query_features"].T
+    predict = case.method.predict_fns()["encode_patches"]
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(predict)(case.student, {"image": np.stack(cut)})
+        return list(jnp.einsum("bkhwd,dn->bknhw", found, names))
+
+
+@as_trained
+def test_segmentation_of_windows(case, window_maps):
+    arrays, seg = case.arrays, case.info["seg"]
+    size, output = arrays["in/seg_image"].shape[2:], seg["ori_shape"]
+    rows, columns = dense.axes(window_maps, size, output, seg["crop"], seg["stride"])
+    scores = [
+        dense.stretch(rows, dense.lines(window_maps, way, rows, columns))[
+            :, : output[0], : output[1]
+        ]
+        for way in range(2)
+    ]
+    for way in range(2):
+        close(scores[way], arrays[f"seg/slide_logits_csa{way}"])
+    image = np.transpose(arrays["in/seg_image"], (0, 2, 3, 1))[0]
+    refined = pamr.refine(scores[1], resized_bilinear(image, output), output, steps=10)
+    close(refined[:, ::4, ::4], arrays["seg/pamr10"])
+
+
+@as_trained
+@pytest.mark.parametrize("name", ["plain", "voc21", "obj"])
+def test_label_maps(case, window_maps, name):
+    arrays, seg = case.arrays, case.info["seg"]
+    rule = dense.Rule(
+        tuple(seg["class_index"]),
+        (False,) * len(seg["words"]),
+        logit_scale=seg[name]["logit_scale"],
+        probability_threshold=seg[name]["prob_thd"],
+        area_threshold=seg[name]["area_thd"],
+    )
+    size = arrays["in/seg_image"].shape[2:]
+    found = dense.label_map(
+        window_maps, 1, size, seg["ori_shape"], seg["crop"], seg["stride"], rule
+    )
+    np.testing.assert_array_equal(found, arrays[f"seg/pred_{name}"][0])
+    scores = jnp.asarray(arrays["seg/slide_logits_csa1"][0, :, ::4, ::4])
+    if name != "voc21":  # whose probabilities are those after its areas
+        close(dense.class_probabilities(scores, rule), arrays[f"seg/prob_{name}"])
+
+
+@as_trained
+def test_patches_of_a_whole_image(case):
+    """And the tokens they are made of, with both kinds of attention."""
+    image = jnp.asarray(np.transpose(case.arrays["in/seg_image"], (0, 2, 3, 1)))
+
+    @jax.jit
+    def capture(params):
+        return case.method.network.apply(
+            {"params": params}, image, method="encode_patches", capture_intermediates=True
+        )
+
+    patches, captured = capture(case.student)
+    [tokens] = trees.flatten(captured["intermediates"])["image_tower/norm_post/__call__"]
+    for way in range(2):
+        close(tokens[way, :, 1:], case.arrays[f"eval/seg_tokens_csa{way}"])
+        maps = jnp.moveaxis(patches[0, way] @ case.arrays["in/seg_query_features"].T, -1, 0)
+        size = image.shape[1:3]
+        rows, columns = (stretched(a, b) for a, b in zip(maps.shape[1:], size, strict=True))
+        whole = jnp.einsum("yi,nij,xj->nyx", rows, maps, columns)
+        close(whole, case.arrays[f"seg/forward_feature_csa{way}"])
 
 
 def test_zeroshot_weights(case):

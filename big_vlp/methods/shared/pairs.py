@@ -37,16 +37,21 @@ class PairMethod(base.Method):
         }
 
     def predict_fns(self):
-        """The two encoders, for evaluation batches {"image": u8} and {"tokens": i32}."""
+        """The encoders, for evaluation batches {"image": u8} and {"tokens": i32}; what they give is
+        told by `evaluators.shared.base`."""
 
-        def encode_image(params, batch):
-            images = to_model_input(batch["image"], None, None, self.preprocess)
-            return apply(self.network, params, "encode_image", images)
+        def of_images(name):
+            def encode(params, batch):
+                images = to_model_input(batch["image"], None, None, self.preprocess)
+                return apply(self.network, params, name, images)
+
+            return encode
 
         def encode_text(params, batch):
             return apply(self.network, params, "encode_text", batch["tokens"])
 
-        return {"encode_image": encode_image, "encode_text": encode_text}
+        names = ("encode_image", "encode_patches")
+        return {**{name: of_images(name) for name in names}, "encode_text": encode_text}
 
 
 def make_towers(kind, method, **given) -> TwoTowers:

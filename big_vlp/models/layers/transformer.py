@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models.layers.activations import ACTIVATIONS
-from big_vlp.models.layers.attention import self_attention
+from big_vlp.models.layers.attention import correlative_attention, self_attention
 from big_vlp.models.layers.axes import inputs, outputs
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.remat import named, rematerialised
@@ -64,6 +64,9 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with a fused input projection.
 
     `qkv/kernel` is [width, 3, heads, head_dim], so a tensor-parallel split falls on whole heads.
+
+    Attributes:
+      correlative: takes `attention.correlative_attention`, with the same parameters.
     """
 
     tensor_axes = outputs("qkv", -2) | inputs("out", -3)  # by heads
@@ -73,6 +76,7 @@ class SelfAttention(nn.Module):
     causal: bool
     dtype: jnp.dtype
     inits: BlockInit
+    correlative: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -86,7 +90,11 @@ class SelfAttention(nn.Module):
             kernel_init=self.inits.qkv,
             name="qkv",
         )(x)
-        out = self_attention(named(qkv, "qkv"), causal=self.causal)
+        qkv = named(qkv, "qkv")
+        if self.correlative:
+            out = correlative_attention(qkv)
+        else:
+            out = self_attention(qkv, causal=self.causal)
         out = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.inits.out, name="out"
         )(out)
@@ -137,12 +145,16 @@ class Block(nn.Module):
     inits: BlockInit
     mlp_dim: int | None = None
     norm: Callable = layer_norm
+    correlative: bool = False
 
     @nn.compact
     def __call__(self, x):
         """[B, T, W] -> [B, T, W]."""
         y = self.norm("norm1", self.dtype)(x)
-        x = x + SelfAttention(self.heads, self.causal, self.dtype, self.inits, name="attn")(y)
+        attend = SelfAttention(
+            self.heads, self.causal, self.dtype, self.inits, self.correlative, name="attn"
+        )
+        x = x + attend(y)
         y = self.norm("norm2", self.dtype)(x)
         return x + Mlp(self.activation, self.dtype, self.inits, self.mlp_dim, name="mlp")(y)
 
@@ -171,8 +183,12 @@ class Transformer(nn.Module):
     norm: Callable = layer_norm
 
     @nn.compact
-    def __call__(self, x):
-        """[B, T, W] -> [B, T, W]; sows "block_outputs" [L, B, T, W] where that is asked for."""
+    def __call__(self, x, both_ways: bool = False):
+        """[B, T, W] -> [B, T, W]; sows "block_outputs" [L, B, T, W] where that is asked for.
+
+        With `both_ways` [2, B, T, W]: what the last block gives as it was trained, and with
+        correlative self-attention.
+        """
         # No parent: the block is a pure function of its slice of the stacked parameters.
         block = Block(
             self.heads,
@@ -192,6 +208,14 @@ class Transformer(nn.Module):
             return x, x if keep_outputs else None
 
         body = rematerialised(body, self.remat, self.unroll)
+        if both_ways:
+            first = jax.tree.map(lambda stacked: stacked[:-1], params)
+            last = jax.tree.map(lambda stacked: stacked[-1], params)
+            if self.layers > 1:
+                x, _ = run_blocks(body, x, first, self.layers - 1, self.unroll)
+            x = meshes.keep_over_batch(x)
+            ways = (block, block.clone(correlative=True))
+            return jnp.stack([way.apply({"params": last}, x) for way in ways])
         x, outputs = run_blocks(body, x, params, self.layers, self.unroll)
         if keep_outputs:
             self.sow("intermediates", "block_outputs", outputs)

@@ -99,11 +99,15 @@ class Tower(base.Tower):
     ignore_rest: bool = False
 
     @nn.compact
-    def encode(self, images):
+    def encode(self, images, each_patch: bool = False):
         """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
 
         Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
         L2-normalised, and None without `embed_dim`.
+
+        With `each_patch` every patch is pooled as if it were the only one, and all is there twice,
+        with the last block's attention as trained and correlative: [2, B, N, W] and
+        [2, B, N, embed_dim].
         """
         if self.pool not in ("cls", "mean", "map"):
             raise ValueError(f"pool={self.pool!r}; choose cls, mean or map.")
@@ -168,17 +172,22 @@ class Tower(base.Tower):
             mlp_dim=self.mlp_dim,
             norm=norm,
             name="transformer",
-        )(x)
+        )(x, each_patch)
         norm_post = norm("norm_post", self.dtype)
         x = x if self.norm_after_pool else norm_post(x)
 
-        tokens = x[:, 1:] if has_token else x
+        tokens = x[..., 1:, :] if has_token else x
         if self.embed_dim is None:
             return tokens, None
         if self.pool == "map":
             head = MapHead(self.heads, self.activation, self.dtype, norm, self.mlp_dim, name="map")
+            if each_patch:
+                return tokens, head(tokens.reshape(-1, 1, w)).reshape(tokens.shape)
             return tokens, head(tokens)
-        pooled = x[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
+        if each_patch:
+            pooled = tokens
+        else:
+            pooled = x[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         pooled = norm_post(pooled) if self.norm_after_pool else pooled
         projection = Head(
             self.embed_dim, use_bias=False, dtype=self.dtype, kernel_init=init_scale, name="proj"

@@ -132,8 +132,8 @@ def test_importing_the_package_is_quick():
 @pytest.mark.parametrize(
     "name, can",
     [
-        ("clip", "encode_image encode_text similarity zero_shot"),
-        ("cosmos", "encode_image encode_text similarity zero_shot"),
+        ("clip", "encode_image encode_text similarity zero_shot segment_named"),
+        ("cosmos", "encode_image encode_text similarity zero_shot segment_named attention_maps"),
         ("catlip", "encode_image classify words"),
         ("transfer", "encode_image classify words"),
         ("segmentation", "segment"),
@@ -160,6 +160,29 @@ def test_images_are_encoded_as_in_evaluation(models, directories, name, function
     assert found.dtype == np.float32 and isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_named_classes_of_pixels(models):
+    model, images = models["cosmos"], [DIFFERENT[0], DIFFERENT[1].swapaxes(0, 1)]
+    found = model.segment_named(images, ["red", ["green", "cat"], "blue"])
+    assert [labels.shape for labels in found] == [(20, 30), (30, 20)]
+    assert {-1, 0, 1, 2} >= set(np.unique(found[0])) != {-1}
+    others = model.segment_named(images, ["blue", ["cat", "green"], "red"])
+    for labels, other in zip(found, others):
+        np.testing.assert_array_equal(np.where(labels < 0, labels, 2 - labels), other)
+    [nothing] = model.segment_named(images[0], ["red"])
+    assert not nothing.any()
+
+
+def test_attention_maps_are_the_methods(models, directories):
+    model, texts = models["cosmos"], ["a red circle", "two dogs and a cat"]
+    patches, words = model.attention_maps(DIFFERENT[:2], texts)
+    batch = {"image": pixels_of(model, DIFFERENT[:2]), "tokens": make_tokenizer("clip")(texts, 16)}
+    stored = open_model(directories["cosmos"])
+    expected = fast_jit(stored.make_method().predict_fns()["attention_maps"])(stored.load(), batch)
+    np.testing.assert_allclose(patches.reshape(2, -1), expected[0].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(words, expected[1].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(patches.sum(axis=(1, 2)), 1, atol=1e-5)
 
 
 def test_texts_are_encoded_as_in_evaluation(models, directories):
@@ -348,6 +371,8 @@ def test_sampling_follows_the_seed(models):
         ("segmentation", lambda m: m.encode_image(DIFFERENT), "it can segment"),
         ("clip", lambda m: m.generate(DIFFERENT), "cannot generate"),
         ("cogvlm", lambda m: m.zero_shot(DIFFERENT, ["a"]), "it can generate"),
+        ("cosmos", lambda m: m.segment_named(DIFFERENT, "sky"), "give a list of names"),
+        ("cosmos", lambda m: m.attention_maps(DIFFERENT, "sky"), "7 images and 1 captions"),
         ("clip", lambda m: m.encode_image(["no/where.jpg"]), "no/where.jpg: No such file"),
         ("clip", lambda m: m.encode_image("az://bucket/a.jpg"), "is a URL"),
         ("clip", lambda m: m.encode_image([DIFFERENT[0], b"text"]), r"images\[1\]: cannot decode"),

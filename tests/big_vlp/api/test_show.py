@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import big_vlp
-from big_vlp import show
 from big_vlp.methods import make_method
-from big_vlp.show import draw, main
+from big_vlp.show import __main__ as show
+from big_vlp.show.__main__ import main
+from big_vlp.show.of_images import draw
 from big_vlp.storage.model_dir import Labels, save_model
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.records import BrokenRecordError

@@ -16,6 +16,7 @@ from big_vlp.models.layers import attention as layer
 from big_vlp.models.layers.attention import (
     attention,
     attention_weights,
+    correlative_attention,
     flash,
     rows,
     self_attention,
@@ -77,6 +78,13 @@ def test_attention_is_a_softmax_average(monkeypatch, backend, causal, keys, span
         np.testing.assert_allclose(
             attention_weights(arrays[0], whole), weights, rtol=1e-5, atol=1e-6
         )
+
+
+def test_correlative_attention_is_the_sum_of_two():
+    qkv = randn(2, 5, 3, 4, 6)
+    query, key, value = (qkv[:, :, part] for part in range(3))
+    expected = sum(softmax_attention(x, x, value)[0] for x in (query, key))
+    np.testing.assert_allclose(correlative_attention(qkv), expected, atol=1e-5)
 
 
 def test_half_precision_attention_has_an_fp32_softmax():

@@ -4,13 +4,15 @@ import collections
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
-from evaluators.datasets import command, suites, tasks
+from evaluators.datasets import command, suites, tables, tasks
 from evaluators.datasets.suites import suite
+from evaluators.maps import zeroshot_segmentation
 from input_pipeline.records import FORMAT_VERSION
 from input_pipeline.sources import make_source
-from tests.input_pipeline.sources.toy_task import image, write_task
+from tests.input_pipeline.sources.toy_task import image, write_labelled, write_task
 
 SAMPLE = {"png": image(), "cls": b"0"}
 
@@ -45,6 +47,7 @@ def test_datacomp_is_whole():
 def test_cosmos_asks_as_published():
     rows = tasks.suite("cosmos")
     zeroshot = [task for task in rows if task.settings["evaluator"] == "zeroshot"]
+    segmented = [task for task in rows if task.settings["evaluator"] == "zeroshot_segmentation"]
     counts = dict(food101=1, cifar10=18, cifar100=18, sun397=2, cars=8, fgvc_aircraft=2)
     counts |= dict(dtd=8, pets=1, caltech101=34, flowers=1, imagenet1k=80)
     found = {
@@ -59,7 +62,8 @@ def test_cosmos_asks_as_published():
              for task in zeroshot if task.section in names}  # fmt: skip
     assert sizes["imagenet1k"] == 1000 and sizes["pets"] == 37 and sizes["sun397"] == 397
     assert {task.section for task in rows} - counts.keys() == {
-        *("coco_val2017", "flickr30k_val", "sugarcrepe", "mmvp_vlm", "svo_probes")
+        *("coco_val2017", "flickr30k_val", "sugarcrepe", "mmvp_vlm", "svo_probes"),
+        *(task.section for task in segmented),
     }
     known = {task.section: set(task.metrics) for task in rows}
     published = json.loads((tasks._FOLDER / "papers.json").read_text())
@@ -68,6 +72,52 @@ def test_cosmos_asks_as_published():
         for section, metrics in numbers.items():
             assert metrics.keys() <= known[section]
             assert all(0 < value < 1 for value in metrics.values())
+
+
+def test_segmentation_is_asked_as_published():
+    """Side of the images, scale, thresholds, whether 0 is a class, and the number of classes."""
+    expected = {
+        "voc21": (336, 65, 0.1, 0.1, True, 21),
+        "context60": (336, 50, 0.1, None, True, 60),
+        "coco_object": (336, 50, 0.1, None, True, 81),
+        "voc20": (336, 40, 0, None, False, 20),
+        "cityscapes": (560, 40, 0, None, True, 19),
+        "context59": (336, 40, 0, None, False, 59),
+        "ade20k": (336, 40, 0, None, False, 150),
+        "coco_stuff": (448, 40, 0, None, True, 171),
+    }
+    found = {}
+    for task in tasks.suite("cosmos"):
+        if task.settings["evaluator"] == "zeroshot_segmentation":
+            keys = "image_side", "logit_scale", "probability_threshold", "area_threshold"
+            defaults = {key: getattr(zeroshot_segmentation.Evaluator, key) for key in keys}
+            asked = [({**defaults, **task.settings})[key] for key in keys]
+            classes = len(tables.segmentation_classes(task.settings["class_names"]))
+            zero_counts = task.settings["data"]["first_class"] == 0
+            found[task.section] = (*asked, zero_counts, classes)
+    assert found == expected
+
+
+def test_images_with_masks_are_found_where_they_are_published(tmp_path, capsys):
+    voc, mask = tmp_path / "VOCdevkit" / "VOC2012", np.zeros((2, 2), np.uint8)
+    write_labelled(voc, "a", mask, "JPEGImages", "SegmentationClass")
+    prepare(tmp_path / "ade20k", class_names=None)
+    assert list(suite("cosmos", tmp_path, every_steps=1)) == ["ade20k"]
+    said = capsys.readouterr().err
+    assert said.count("VOCdevkit/VOC2012: ") == 1 and "val.txt does not exist" in said
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("a")
+    found = suite("cosmos", tmp_path, every_steps=1)
+    assert list(found) == ["voc21", "voc20", "ade20k"]
+    assert found["voc20"]["data"] == {
+        "name": "label_images",
+        "path": str(voc),
+        "images": "JPEGImages",
+        "masks": "SegmentationClass",
+        "names": "ImageSets/Segmentation/val.txt",
+        "first_class": 1,
+    }
+    assert found["ade20k"]["data"] == {"name": "prepared", "path": str(tmp_path / "ade20k")}
 
 
 def test_each_language_is_a_task_of_one_set(tmp_path):

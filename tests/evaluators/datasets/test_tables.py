@@ -1,5 +1,6 @@
 """The published prompts and class names are all there, to the letter."""
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -71,6 +72,17 @@ CLASS_NAMES = {
     "cosmos_dtd": (47, "681d23b9cd3c2ede"),
     "cosmos_pets": (37, "47ec130d6998f38e"),
 }
+# Classes, all their names, and the start of the SHA-256 of the lines.
+SEGMENTATION_CLASSES = {
+    "voc21": (21, 56, "80e643a9a1439668"),
+    "voc20": (20, 30, "c68f65a2b342397c"),
+    "context60": (60, 60, "e29ff1a0eaea71eb"),
+    "context59": (59, 59, "cd808465f06a1616"),
+    "coco_object": (81, 113, "3475d03d61f85ce0"),
+    "coco_stuff": (171, 171, "fb98709b9ab1baff"),
+    "cityscapes": (19, 19, "6f6782fc1bf92bfd"),
+    "ade20k": (150, 150, "e53ded02c488bdb9"),
+}
 LISTS = [
     *((tables.templates, name, *known) for name, known in TEMPLATES.items()),
     *((tables.class_names, name, *known) for name, known in CLASS_NAMES.items()),
@@ -87,9 +99,68 @@ def test_counts_and_hashes(table, name, count, digest):
     assert all(text.count("{}") == (table is tables.templates) for text in texts)
 
 
+@pytest.mark.parametrize("name", SEGMENTATION_CLASSES)
+def test_counts_and_hashes_of_segmentation(name):
+    count, names, digest = SEGMENTATION_CLASSES[name]
+    classes = tables.segmentation_classes(name)
+    assert (len(classes), sum(map(len, classes))) == (count, names)
+    lines = "\n".join(map(", ".join, classes))
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == digest
+    assert all(name and name == name.strip() for names in classes for name in names)
+
+
+def mmsegmentations_classes(file: str, name: str) -> list[str]:
+    """What a data set of that package calls its classes; read, as importing it needs mmcv."""
+    found = importlib.util.find_spec("mmseg")
+    if found is None:
+        pytest.skip("the package mmsegmentation is not installed")
+    tree = ast.parse((Path(found.origin).parent / "datasets" / f"{file}.py").read_text())
+    [dataset] = [node for node in tree.body if getattr(node, "name", None) == name]
+    [info] = [node.value for node in dataset.body if isinstance(node, ast.Assign)]
+    [classes] = [keyword.value for keyword in info.keywords if keyword.arg == "classes"]
+    return list(ast.literal_eval(classes))
+
+
+@pytest.mark.parametrize(
+    "name, file, theirs, glued",
+    [
+        ("context60", "pascal_context", "PascalContextDataset", False),
+        ("context59", "pascal_context", "PascalContextDataset59", False),
+        ("cityscapes", "cityscapes", "CityscapesDataset", True),
+        ("coco_stuff", "coco_stuff", "COCOStuffDataset", True),
+        ("ade20k", "ade", "ADE20KDataset", True),
+    ],
+)
+def test_classes_are_in_mmsegmentations_order(name, file, theirs, glued):
+    """Whose masks are numbered by it. Some lists have no spaces within a name."""
+    classes = mmsegmentations_classes(file, theirs)
+    expected = [text.replace(" ", "") if glued else text for text in classes]
+    assert [name for (name,) in tables.segmentation_classes(name)] == expected
+
+
+def test_vocs_classes_are_in_mmsegmentations_order():
+    """Three of them have other names."""
+    others = {"boat": "ship", "diningtable": "table", "tvmonitor": "television monitor"}
+    classes = mmsegmentations_classes("voc", "PascalVOCDataset")[1:]
+    expected = [others.get(text, text) for text in classes]
+    for name, start in (("voc21", 1), ("voc20", 0)):
+        assert [names[0] for names in tables.segmentation_classes(name)[start:]] == expected
+
+
+def test_cocos_objects_are_the_first_of_its_stuff():
+    objects = [names[0].replace(" ", "") for names in tables.segmentation_classes("coco_object")]
+    stuff = [names[0] for names in tables.segmentation_classes("coco_stuff")]
+    assert objects[1:] == stuff[:80]
+
+
 def test_no_list_has_gone_unseen():
-    for table, known in (("templates", TEMPLATES), ("class_names", CLASS_NAMES)):
+    for table, known in (
+        ("templates", TEMPLATES),
+        ("class_names", CLASS_NAMES),
+        ("segmentation_classes", SEGMENTATION_CLASSES),
+    ):
         assert tables._read(table).keys() == known.keys()
+    assert set(tables.SEGMENTATION) == SEGMENTATION_CLASSES.keys()
 
 
 def test_an_unknown_list_is_named_with_the_nearest():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evaluators.maps import segmentation as seg
+from evaluators.shared import pixels
 from evaluators.shared.base import make_evaluator
 from input_pipeline.sources import make_source
 from tests.evaluators.shared import toy
@@ -53,24 +54,24 @@ def test_label_maps_equal_torchs():
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_a_pixel_without_a_highest_logit_has_no_class(value):
-    assert (seg.label_map(jnp.full((2, 2, 3), value), 4, 4) == seg.NO_CLASS).all()
+    assert (seg.label_map(jnp.full((2, 2, 3), value), 4, 4) == pixels.NO_CLASS).all()
     part = np.zeros((3, 3, 3), np.float32)
     part[..., 1] = 1
     part[0, 0] = [value, np.nan, 5]
     part[2, 2] = [0, 2, 2]
     labels = seg.label_map(jnp.asarray(part), 3, 3)
-    assert labels[0, 0] == labels[2, 2] == seg.NO_CLASS
+    assert labels[0, 0] == labels[2, 2] == pixels.NO_CLASS
     assert labels[0, 2] == labels[1, 2] == labels[2, 0] == 1
 
 
 def test_pixels_are_counted_where_the_mask_is_not_zero():
     mask = np.array([[0, 1, 1], [2, 3, 3]], np.uint8)
-    labels = np.array([[2, 0, 1], [1, 2, seg.NO_CLASS]])
-    intersection, predicted, target = seg.count_pixels(mask, labels, 4)
+    labels = np.array([[2, 0, 1], [1, 2, pixels.NO_CLASS]])
+    intersection, predicted, target = pixels.count_pixels(mask, labels, 4)
     np.testing.assert_array_equal(intersection, [1, 1, 1, 0])
     np.testing.assert_array_equal(predicted, [1, 2, 1, 0])  # not the 2 on the uncounted pixel
     np.testing.assert_array_equal(target, [2, 1, 2, 0])
-    values = dict(seg.metrics(intersection, predicted, target))
+    values = dict(pixels.metrics(intersection, predicted, target))
     assert values["mean_iou"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 2) / 3)
     assert values["pixel_accuracy"] == pytest.approx(3 / 5)
     assert values["num_classes_present"] == 3

@@ -75,8 +75,17 @@ def encode_text(model, batch):
     return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
 
 
+def encode_patches(model, batch):
+    """Of 2x2 pixels each: their mean colour times model["colour"], one matrix for each way."""
+    batch_size, height, width, _ = batch["image"].shape
+    cells = batch["image"].astype(jnp.float32).reshape(batch_size, height // 2, 2, width // 2, 2, 3)
+    found = jnp.einsum("bhwc,kcd->bkhwd", cells.mean(axis=(2, 4)), model["colour"])
+    return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+
+
 PREDICT_FNS = {
     "encode_image": look_up("image"),
+    "encode_patches": encode_patches,
     "encode_text": encode_text,
     "classify": look_up("logits"),
     "segment": look_up("maps"),
@@ -91,6 +100,7 @@ def random_model(seed=0, images=128, width=16):
         "word": rng.normal(size=(49408, width)).astype(np.float32),
         "logits": rng.normal(size=(images, 5)).astype(np.float32),
         "maps": rng.normal(size=(images, 4, 4, 5)).astype(np.float32),
+        "colour": rng.normal(size=(2, 3, width)).astype(np.float32),
     }
 
 
@@ -166,6 +176,20 @@ def uneven_world():
     )
 
 
+def coloured_world():
+    """7 images of different sizes, patches of colour, with masks of the same sizes."""
+    rng = np.random.default_rng(4)
+    images, masks = [], []
+    for size in rng.integers(8, 30, (7, 2)):
+        blocks = -(-size // 6)
+        pixels = np.kron(rng.integers(0, 256, (*blocks, 3)), np.ones((6, 6, 1)))
+        file = io.BytesIO()
+        Image.fromarray(pixels[: size[0], : size[1]].astype(np.uint8)).save(file, "PNG")
+        images.append(file.getvalue())
+        masks.append(rng.integers(0, 4, size).astype(np.uint8))
+    return ToySource({"caption": [["?"]] * 7}, class_names=WORDS[:3], image=images, mask=masks)
+
+
 def evaluate_all(tensor=1, batch_size=6):
     """The values of evaluators that share what they can."""
     quickly = mock.patch.multiple(linear, LOGISTIC_PENALTIES=(1e-3, 1e-2), _STEPS=15)
@@ -196,6 +220,16 @@ def _evaluate_all(instances, **args):
         "average_precision": evaluate("average_precision", source, model, **args),
         "zeroshot_words": evaluate("zeroshot_words", source, model, **args),
         "segmentation": evaluate("segmentation", source, model, preprocess=WHOLE, **args),
+        "zeroshot_segmentation": evaluate(
+            "zeroshot_segmentation",
+            coloured_world(),
+            model,
+            class_names=["red", ["green", "cat"], "blue"],
+            templates=["a {}"],
+            image_side=12,
+            area_threshold=0.1,
+            **args,
+        ),
     }
 
 

@@ -1,4 +1,4 @@
-"""Data sets in clip_benchmark's layout, written into a folder."""
+"""Data sets in the layouts of clip_benchmark and of segmentation, written into a folder."""
 
 import io
 import tarfile
@@ -41,3 +41,12 @@ def write_task(folder, tars, class_names=("red cat", "dog"), templates=("a {c}."
     if templates:
         (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
     return folder
+
+
+def write_labelled(root, name, mask, images="images", masks="masks", endings=(".jpg", ".png")):
+    """A black image, and its mask u8[H, W]."""
+    pixels = np.zeros((*mask.shape, 3), np.uint8)
+    for folder, ending, values in ((images, endings[0], pixels), (masks, endings[1], mask)):
+        path = root / folder / f"{name}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)

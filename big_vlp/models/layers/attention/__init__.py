@@ -77,6 +77,13 @@ def self_attention(qkv, *, causal: bool = False):
     return _by(backend, query, key, value, causal)
 
 
+def correlative_attention(qkv):
+    """SCLIP's attention for dense tasks (arXiv 2312.01597), of what `self_attention` takes: queries
+    attend to queries and keys to keys, and the two are added up."""
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    return attention(query, query, value) + attention(key, key, value)
+
+
 def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None):
     sees = {"causal": causal or spans is not None, "spans": spans}
     if backend == "flash":

@@ -178,3 +178,25 @@ def test_the_position_table_starts_at_its_scale(scale, std):
     model = vit(width=64, image_size=64, position_scale=scale)
     params = jax.jit(model.init)(jax.random.key(0), randn(1, 64, 64, 3))["params"]
     np.testing.assert_allclose(params["position_embedding"].std(), std, rtol=0.05)
+
+
+@pytest.mark.parametrize("pool, layers, embed_dim", [("cls", 1, 12), ("map", 2, 16)])
+def test_each_patch_is_pooled_as_if_alone(pool, layers, embed_dim):
+    """Of an image of one patch that is the image's feature, but for the class token's own."""
+    tower = vit(pool=pool, layers=layers, embed_dim=embed_dim)
+    params = arbitrary(tower, randn(1, 16, 16, 3))
+    image = randn(2, 4, 4, 3) if pool != "cls" else randn(2, 8, 12, 3)
+
+    @jax.jit
+    def encode(params):
+        return [tower.apply(params, image, each, method="encode") for each in (False, True)]
+
+    (tokens, pooled), (both, patches) = encode(params)
+    assert patches.shape == (2, *tokens.shape[:2], embed_dim)
+    np.testing.assert_allclose(both[0], tokens, atol=1e-5)
+    assert abs(both[1] - tokens).max() > 0.01
+    if pool == "cls":
+        projected = tokens @ params["params"]["proj"]["kernel"]
+        np.testing.assert_allclose(patches[0], projected, atol=1e-4)
+    else:
+        np.testing.assert_allclose(patches[0, :, 0], pooled, atol=1e-5)

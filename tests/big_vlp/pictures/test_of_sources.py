@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_vlp.api import draw_predictions, draw_retrieval
 from big_vlp.api.errors import ModelError
-from big_vlp.api.figures import RIGHT, WRONG
-from big_vlp.show import main
+from big_vlp.pictures import predictions, retrieval
+from big_vlp.pictures.figures import RIGHT, WRONG
+from big_vlp.show.__main__ import main
 from tests.evaluators.shared.toy import ToySource
 
 CAPTIONS = ["red", "green", "blue", "red"]
@@ -38,13 +38,13 @@ def level_of(image):
 @pytest.fixture
 def found(monkeypatch):
     """Image 2 is taken for red and 3 for green; images are read two at a time."""
-    monkeypatch.setattr(draw_retrieval, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval, "READ_AT_ONCE", 2)
     model = Towers(
         [[1, 0], [0, 1], [0.8, 0.6], [0.6, 0.8]],
         {"red": [1, 0], "green": [0, 1], "blue": [-1, 0], "yellow": [0.6, 0.8]},
     )
     source = ToySource({"caption": [[text] for text in CAPTIONS]})
-    return source, lambda **given: draw_retrieval.search(model, source, "caption", **given)
+    return source, lambda **given: retrieval.search(model, source, "caption", **given)
 
 
 def test_the_nearest_come_first_and_those_that_carry_the_text_are_right(found):
@@ -87,7 +87,7 @@ def share_of(png, colour):
 def test_right_answers_are_framed(found):
     source, search = found
     pictures = [
-        draw_retrieval.draw(search(asked=[text]), source, "a title") for text in ("red", "yellow")
+        retrieval.draw(search(asked=[text]), source, "a title") for text in ("red", "yellow")
     ]
     shares = [share_of(picture, RIGHT) for picture in pictures]
     assert shares[0] > shares[1] > 0  # the texts of images are marked in both
@@ -122,11 +122,11 @@ def labelled(**more):
 
 @pytest.mark.parametrize("kind", ["zero-shot", "head"])
 def test_the_most_confident_mistake_comes_first(kind, monkeypatch):
-    monkeypatch.setattr(draw_predictions, "READ_AT_ONCE", 3)
+    monkeypatch.setattr(predictions, "READ_AT_ONCE", 3)
     asked = []
     model = classifier() if kind == "head" else zero_shot_model(asked)
     source = labelled()
-    found = draw_predictions.predict(model, source)
+    found = predictions.predict(model, source)
     assert (found.accuracy, found.images, found.classes) == (0.25, 4, 3)
     assert [(one.number, one.true, one.predicted) for one in found.mistakes] == [
         (2, "$5", "dog"),
@@ -136,15 +136,15 @@ def test_the_most_confident_mistake_comes_first(kind, monkeypatch):
     both = [(one.true_probability, one.probability) for one in found.mistakes]
     np.testing.assert_allclose(both, [(0.1, 0.8), (0.1, 0.7), (0.3, 0.6)], rtol=1e-6)
     assert asked in ([], [(NAMES, ["a photo of a {}."])] * 2)
-    one, all_ = (draw_predictions.draw(found, source, "a title", top) for top in (1, 3))
+    one, all_ = (predictions.draw(found, source, "a title", top) for top in (1, 3))
     assert 0 < share_of(one, WRONG) < share_of(all_, WRONG)
 
 
 def test_prompts_are_those_given_or_of_the_source():
     asked, source = [], labelled()
-    draw_predictions.predict(zero_shot_model(asked), source, ["a", "b", "c"], ["my {}"])
+    predictions.predict(zero_shot_model(asked), source, ["a", "b", "c"], ["my {}"])
     source.templates = ["its {}"]
-    draw_predictions.predict(zero_shot_model(asked), source)
+    predictions.predict(zero_shot_model(asked), source)
     assert asked == [(["a", "b", "c"], ["my {}"]), (NAMES, ["its {}"])]
 
 
@@ -158,12 +158,12 @@ def test_prompts_are_those_given_or_of_the_source():
 )
 def test_what_cannot_be_predicted(model, given, message):
     with pytest.raises(ModelError, match=message):
-        draw_predictions.predict(model, labelled(), **given)
+        predictions.predict(model, labelled(), **given)
 
 
 def test_no_mistakes_are_drawn_too():
-    none = draw_predictions.Predictions([], 1.0, 4, 3)
-    assert share_of(draw_predictions.draw(none, labelled(), "a title"), WRONG) == 0
+    none = predictions.Predictions([], 1.0, 4, 3)
+    assert share_of(predictions.draw(none, labelled(), "a title"), WRONG) == 0
 
 
 @pytest.mark.parametrize(

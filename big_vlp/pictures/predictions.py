@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from big_vlp.api.errors import ModelError
-from big_vlp.api.figures import WRONG, lines, new_figure, png, show_image
 from big_vlp.api.model import TEMPLATES, Model
+from big_vlp.pictures.figures import WRONG, lines, new_figure, png, show_image
 from input_pipeline.checks.fields import label_of
 
 READ_AT_ONCE = 512  # images as they are stored, in memory together

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from big_vlp.api.errors import ModelError
-from big_vlp.api.figures import PLAIN, RIGHT, lines, new_figure, png, show_image
 from big_vlp.api.model import Model
+from big_vlp.pictures.figures import PLAIN, RIGHT, lines, new_figure, png, show_image
 from evaluators.pairs.retrieval import Pairs
 from evaluators.shared.records import captions_of
 

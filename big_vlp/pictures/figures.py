@@ -2,16 +2,19 @@
 
 import io
 import textwrap
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from input_pipeline.files.whole import write_whole
 from input_pipeline.images.crops import decode
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 RIGHT, WRONG, PLAIN = "#009e73", "#d55e00", "#999999"
 DPI = 110
+ROW_INCHES = 3.0
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -22,6 +25,24 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     wrapped = [lines(line, int(11 * width), 2) for line in title.splitlines()]
     figure.suptitle("\n".join(wrapped), fontsize=11)
     return figure
+
+
+def page(rows: int, widths: Sequence[float]):
+    """(figure, axes [rows, len(widths)]) with columns as wide as `widths` rows are high."""
+    size = sum(widths) * ROW_INCHES, rows * (ROW_INCHES + 0.3)
+    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for axis in axes.flat:
+        axis.set_axis_off()
+        axis.set_anchor("N")
+    return figure, axes
+
+
+def show_pixels(axes: Axes, pixels, title: str = "") -> None:
+    """Draws u8[H, W, 3] without a frame."""
+    axes.imshow(pixels)
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
 
 
 def show_image(axes: Axes, image: bytes, colour: str) -> None:
@@ -42,3 +63,8 @@ def png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=DPI)
     return picture.getvalue()
+
+
+def write(figure: Figure, path) -> None:
+    """Writes the PNG, all or nothing."""
+    write_whole(path, png(figure))
