@@ -136,11 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="PNG",
         help="the picture to write",
     )
-    words.set_defaults(run=_words)
+    words.set_defaults(show=_words)
     _add_retrieval(commands)
     _add_predictions(commands)
     args = parser.parse_args(argv)
-    return command_line.run(args.run, args)
+    return command_line.run(args.show, args)
 
 
 def _words(args: argparse.Namespace) -> None:
@@ -219,7 +219,7 @@ def _add_retrieval(commands) -> None:
     retrieval.add_argument(
         "--seed", type=whole(0), default=0, metavar="N", help="another one asks other images"
     )
-    retrieval.set_defaults(run=_retrieval)
+    retrieval.set_defaults(show=_retrieval)
 
 
 def _retrieval(args: argparse.Namespace) -> None:
@@ -258,7 +258,7 @@ def _add_predictions(commands) -> None:
     predictions.add_argument(
         "--top", type=whole(1), default=12, metavar="K", help="so many mistakes"
     )
-    predictions.set_defaults(run=_predictions)
+    predictions.set_defaults(show=_predictions)
 
 
 def _predictions(args: argparse.Namespace) -> None:
