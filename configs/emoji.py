@@ -64,12 +64,13 @@ def _cosmos(config):
 
 def _catlip(config):
     config.total_steps = 1500
-    config.preprocess.update(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    # Its stem wants multiples of 16 pixels.
+    config.preprocess.update(image_size=48, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config.views = dict(name="catlip", vocabulary=VOCABULARY, crop_scale=(0.5, 1.0), flip_prob=0.5)
     config.method = dict(
         name="catlip",
         # Small pictures need small patches: 8 pixels.
-        model=dict(width=128, layers=3, heads=4, num_positions=25, output_stride=8),
+        model=dict(width=128, layers=3, heads=4, num_positions=36, output_stride=8),
         ema_decay=0.99,
         prior=0.02,
         dtype="float32",

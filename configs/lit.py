@@ -4,7 +4,8 @@ Options: model=vitb16|vitb32|vitl14, activation=NAME of the image tower (gelu; O
 quick_gelu), start=DIR (a model directory with the tower, such as `python -m big_vlp.convert import`
 makes), data=cc3m|cc12m|yfcc15m|merged30m|pixelprose, captions=raw|random (as in clip.py), runlocal,
 which needs no model.
-Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017.
+Data: prepared shards in data/<name> (see README); retrieval is evaluated on data/coco_val2017,
+and what else of COSMOS' sets is in data/.
 Published with towers trained on labels, and on billions of pairs. Learning rate, warm-up and
 clipping are those of big_vision's siglip_lit_coco.py.
 """
@@ -78,7 +79,7 @@ def get_config(arg=None):
 
     config.checkpoint = dict(every_steps=1000, keep_latest=2, keep_every_steps=20_000)
     config.evals = dict(
-        coco=dict(
+        coco_val2017=dict(
             evaluator="retrieval",
             weights="model",
             every_steps=2500,
@@ -86,6 +87,10 @@ def get_config(arg=None):
             caption_field="txt",
             equal_captions="reference",
             batch_size=512,
+            task="cosmos/coco_val2017",
         )
     )
-    return shared.run_local(config) if options.runlocal else config
+    if options.runlocal:
+        return shared.run_local(config)
+    config.evals = shared.suites_in_data(config.total_steps) | config.evals.to_dict()
+    return config

@@ -118,6 +118,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
     monkeypatch.setattr(doctor, "diagnose", lambda *args: read.append(args) or [])
     module = {
         "big_vlp.convert": "big_vlp.convert.__main__",
+        "big_vlp.show": "big_vlp.show.__main__",
         "evaluators.datasets": "evaluators.datasets.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",
         "input_pipeline.prepare": "input_pipeline.prepare.command",

@@ -30,6 +30,7 @@ NEEDED = {
     "big_vlp.show attention": ["--model", "DIR", "--image", "FILE", "--text", "a"],
     "big_vlp.show retrieval": ["--model", "DIR", "--input", "scenes", "--caption-field", "a"],
     "big_vlp.show predictions": ["--model", "DIR", "--input", "scenes"],
+    "evaluators.datasets check": [],
     "big_vlp.convert": ["import", "catlip", "FROM", "TO"],
     "input_pipeline.prepare webdataset": ["--input", "x.tar", "--captions", "a", "--output", "DIR"],
     "input_pipeline.prepare source": ["--input", "scenes", "--output", "DIR"],
@@ -41,7 +42,7 @@ NEEDED = {
     ],
 }
 ENDS = dict.fromkeys(("big_vlp.convert", "big_vlp.show"), ".__main__")
-ENDS["input_pipeline.doctor"] = ".command"
+ENDS |= dict.fromkeys(("input_pipeline.doctor", "evaluators.datasets"), ".command")
 ENDS["input_pipeline.prepare"] = ".command"
 OF_A_PATH = re.compile(r"DIR|FILE|PATH|FROM|\bTO\b|PNG|\.tsv")
 

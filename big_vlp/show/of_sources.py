@@ -8,9 +8,8 @@ from rich.table import Table
 
 import big_vlp
 from big_vlp import command
-from big_vlp.pictures import predictions, retrieval
 from big_vlp.run.compile_cache import open_compile_cache
-from big_vlp.show import of_images
+from big_vlp.show import of_images, predictions, retrieval
 from evaluators.datasets import tables
 from input_pipeline.checks.ranges import whole
 from input_pipeline.command_line import SOURCE, SOURCE_HELP, open_source, path_argument

@@ -1,5 +1,6 @@
 """Class names and prompts that lie beside the data, as clip_benchmark publishes them."""
 
+from collections.abc import Container
 from pathlib import Path
 
 from etils import epath
@@ -10,16 +11,22 @@ from input_pipeline.records import given
 
 CLASS_NAMES = "classnames.txt"  # a line for each class, in the order of the labels
 TEMPLATES = "zeroshot_classification_templates.txt"  # with {c} in the place of the class name
+FILES = (CLASS_NAMES, TEMPLATES)
 
 
-def read(folder: Path | epath.Path) -> tuple[list[str] | None, list[str] | None]:
+def read(
+    folder: Path | epath.Path, names: Container[str] = FILES
+) -> tuple[list[str] | None, list[str] | None]:
     """The lines of both files of a folder, without blanks around them, with `{}` in prompts; None
     where there is no such file. Empty lines count: a class of CLEVR has an empty name.
+
+    Args:
+      names: of FILES, those that may be there; others are not asked for.
 
     Raises:
       ValueError: a file is empty, as a download that failed leaves it, or no text.
     """
-    class_names, templates = (_lines(folder / name) for name in (CLASS_NAMES, TEMPLATES))
+    class_names, templates = (_lines(folder / n) if n in names else None for n in FILES)
     return class_names, templates and [text.replace("{c}", "{}") for text in templates]
 
 

@@ -53,11 +53,14 @@ class Source(base.Source):
         self._path = storage_path(path) if is_in_bucket(path) else Path(path)
         description = _read_description(self._path)
         shards = description["shards"]
-        class_names, self.templates = lists.read(self._path)
-        self.class_names = description.get("class_names") or class_names
         self.label_rule = description.get("label_vocabulary")
         self._names = [shard["file"] for shard in shards]
-        for shard, file, size in zip(shards, self.files(), listing.status(self.files())[:, 0]):
+        beside = [self._path / name for name in lists.FILES]
+        sizes = listing.status([*self.files(), *beside])[:, 0]  # listed once
+        there = [name for name, size in zip(lists.FILES, sizes[len(shards) :]) if size >= 0]
+        class_names, self.templates = lists.read(self._path, there)
+        self.class_names = description.get("class_names") or class_names
+        for shard, file, size in zip(shards, self.files(), sizes):
             if size < 0:
                 raise FileNotFoundError(f"Shard {file} is missing. {_REPAIR}")
             if size != shard["bytes"]:

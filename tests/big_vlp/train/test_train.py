@@ -209,14 +209,17 @@ def test_evaluate_gives_what_training_logged(uninterrupted):
 def test_evaluate_follows_a_run_to_its_end(uninterrupted, tmp_path):
     (tmp_path / "checkpoints").symlink_to(uninterrupted[0] / "checkpoints")
     evaluate(tiny_config(), tmp_path, follow=True)
-    assert sorted(p.name for p in (tmp_path / "evaluate").glob("*.json")) == ["25.json", "30.json"]
+    assert sorted(p.name for p in (tmp_path / "evaluate").glob("*[0-9].json")) == [
+        "25.json",
+        "30.json",
+    ]
 
 
 def test_evaluate_takes_a_checkpoint_of_step_0(uninterrupted, tmp_path):
     """SIGTERM before the first step leaves one."""
     shutil.copytree(uninterrupted[0] / "checkpoints" / "25", tmp_path / "checkpoints" / "0")
     evaluate(tiny_config(), tmp_path)
-    assert [p.name for p in (tmp_path / "evaluate").glob("*.json")] == ["0.json"]
+    assert [p.name for p in (tmp_path / "evaluate").glob("*[0-9].json")] == ["0.json"]
 
 
 def test_evaluate_without_the_checkpoint(uninterrupted, tmp_path):

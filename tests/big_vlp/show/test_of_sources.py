@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from big_vlp.api.errors import ModelError
-from big_vlp.pictures import predictions, retrieval
 from big_vlp.pictures.figures import RIGHT, WRONG
+from big_vlp.show import predictions, retrieval
 from big_vlp.show.__main__ import main
 from tests.evaluators.shared.toy import ToySource
 
@@ -176,7 +176,7 @@ def test_no_mistakes_are_drawn_too():
     ],
 )
 def test_what_cannot_be_shown(command, options, message, capsys):
-    given = [command, "--model", "nowhere", "--input", "scenes:size=2,image_size=16", *options]
+    given = [command, "--model", "nowhere", "--input", "scenes:size=2,image_size=32", *options]
     try:
         status = main(given)
     except SystemExit as ended:  # of the parser
