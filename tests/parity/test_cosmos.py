@@ -288,6 +288,9 @@ def test_gradients(case):
     close(norms, case.arrays["gradnorm/values"])
 
 
+@pytest.mark.parametrize(
+    "case", ["plain", pytest.param("scan_remat", marks=pytest.mark.slow)], indirect=True
+)
 def test_two_training_steps(case):
     """The loop's own step: AdamW, warm-up, weight decay by name, teacher before student."""
     hyper = case.info["hyper"]

@@ -30,6 +30,7 @@ def is_factor(path):
     return path.endswith(("/lora_a", "/lora_b"))
 
 
+@pytest.mark.slow
 def test_training_begins_at_the_given_model(batch):
     """Same weights, same bits of the loss; and a step moves the factors alone."""
     method, key = make(lora=SECTION, ema_decay=0.5), jax.random.key(0)

@@ -119,6 +119,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_them_and_counts_them(config, tmp_path):
     config.loader.on_broken = "replace"
     program.train(config, tmp_path / "run")

@@ -339,6 +339,7 @@ def test_nothing_else_is_printed(tmp_path):
     assert "never" not in run.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_one_before(tmp_path, capsys):
     """And comes to the same state as before the damage."""
     changes = dict(total_steps=4, checkpoint__every_steps=2, evals={})
