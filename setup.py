@@ -43,6 +43,7 @@ setup(
         "pyarrow",
         "rich",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "simplejpeg",
         "tensorboardX",

@@ -60,6 +60,7 @@ BOUNDS: dict[str, Range] = {
     "num_local": whole(0),
     "num_captions": _COUNT,
     "num_classes": _COUNT,
+    "data.num_classes": whole(1, none="for all values"),
     "max_labels": _COUNT,
     "vocabulary_size": whole(1, none="for all"),
     "short_side": real(above=0, count=2),

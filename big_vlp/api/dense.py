@@ -9,6 +9,7 @@ import numpy as np
 
 from big_vlp.api.images import read
 from evaluators.maps.zeroshot_segmentation import resized
+from evaluators.pairs.zeroshot import is_copy
 from evaluators.shared.dense import Rule, label_map
 from evaluators.shared.windows import windows
 from input_pipeline.images.crops import decode
@@ -56,4 +57,5 @@ def _similarities(patches: np.ndarray, names: np.ndarray) -> np.ndarray:
 def rule_of(classes: Sequence[Sequence[str]], logit_scale: float) -> Rule:
     """Each pixel is of the class of the most probable name; names are those of all classes."""
     class_of = tuple(number for number, names in enumerate(classes) for _ in names)
-    return Rule(class_of, (False,) * len(class_of), logit_scale)
+    copies = is_copy([name for names in classes for name in names])
+    return Rule(class_of, tuple(copies.tolist()), logit_scale)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from big_vlp.api.model import Model
-from big_vlp.parallel.processes import from_first
+from big_vlp.parallel.processes import differing, from_first
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import gather_rows
 from input_pipeline.checks.errors import BigVlpError
@@ -103,6 +103,15 @@ def embed(
     }
 
     names = [f"{start // PART_ROWS:06d}.npz" for start in range(0, len(source), PART_ROWS)]
+
+    asked = {**about, "output": os.fspath(output), "batch_size": batch_size}
+    if others := differing(asked):
+        error = EmbedError(
+            f"The processes would embed different things: they differ in {', '.join(others)}. Give "
+            "all the same command, and the same files."
+        )
+        error.agreed = True
+        raise error
 
     def begin():
         with _writing(output):

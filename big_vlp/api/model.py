@@ -94,6 +94,7 @@ class Model:
             return
         self._weights = self.stored.load(self.mesh)
         self._row_maps: dict[str, RowMap] = {}
+        self._named_last: tuple[list[str], np.ndarray] | None = None
         whole = meshes.replicated(self.mesh)
         self._fns = {name: jax.jit(fn, out_shardings=whole) for name, fn in fns.items()}
 
@@ -163,7 +164,7 @@ class Model:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def _named(self, class_names, templates) -> np.ndarray:
-        """The classifier f32[D, C] of names."""
+        """The classifier f32[D, C] of names; the last one is kept."""
         if isinstance(class_names, str):
             raise ModelError(f"class_names={class_names!r}: give a list of names.")
         names, templates = _strings(class_names, "class_names"), _strings(templates, "templates")
@@ -173,7 +174,10 @@ class Model:
         if not names:
             raise ModelError("class_names is empty; name one class or more.")
         prompts = [template.replace("{}", name) for name in names for template in templates]
-        return zeroshot_weights(self.encode_text(prompts), len(names))
+        if self._named_last is None or self._named_last[0] != prompts:
+            weights = zeroshot_weights(self.encode_text(prompts), len(names))
+            self._named_last = prompts, weights
+        return self._named_last[1]
 
     def classify(self, images: Any, top: int = 5) -> list[list[tuple[str, float]]]:
         """The most probable classes of each image: (name, probability), the first the highest.
@@ -244,7 +248,11 @@ class Model:
         self.check("segment_named")
         if isinstance(class_names, str):
             raise ModelError(f"class_names={class_names!r}: give a list of names.")
-        classes = [[names] if isinstance(names, str) else list(names) for names in class_names]
+        if not isinstance(class_names, Iterable):
+            raise ModelError(f"class_names={class_names!r}: give a list of names.")
+        classes = [_strings(names, "class_names") for names in class_names]
+        if not all(classes):
+            raise ModelError("class_names has a class without a name; give each one or more.")
         names = self._named([name for names in classes for name in names], templates)
 
         def run(rows):
@@ -263,7 +271,8 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         """What a COSMOS attends to in images and captions, each row of one with the same of the
         other: the mean of the heads' weights over patches f32[N, h, w] of the image as the model
-        sees it, and over tokens f32[N, T]; each of them sums to 1."""
+        sees it, and over tokens f32[N, T]; each of them sums to 1, or to less with
+        `zero_attention`."""
         self.check("attention_maps")
         images, captions = as_list(images), _strings(captions, "captions")
         if len(images) != len(captions):

@@ -5,7 +5,7 @@
     python -m big_vlp.show segmentation --model runs/cosmos --image some.jpg --classes sky,sea,boat
     python -m big_vlp.show attention --model runs/cosmos --image some.jpg --text "a boat at sea"
     python -m big_vlp.show retrieval --model runs/clip --input data/coco_val2017 --caption-field txt
-    python -m big_vlp.show predictions --model runs/clip --input folders:path=imagenet/val
+    python -m big_vlp.show predictions --model runs/clip --input data/wds_imagenet1k_test
 
 `batch` draws a training batch as the model sees it: every view after augmentation, with the texts
 or labels below. Of single images, `words` prints the most probable classes, for CatLIP the synsets

@@ -8,6 +8,7 @@ import numpy as np
 from big_vlp.api.errors import ModelError
 from big_vlp.api.model import TEMPLATES, Model
 from big_vlp.pictures.figures import WRONG, lines, new_figure, png, show_image
+from evaluators.pairs.zeroshot import check_names
 from input_pipeline.checks.fields import label_of
 
 READ_AT_ONCE = 512  # images as they are stored, in memory together
@@ -56,12 +57,14 @@ def predict(
 
     Raises:
       ModelError: the model classifies nothing, its classes are others, or a template is wrong.
-      ValueError: the source has no labels, or names no classes.
+      ValueError: the source has no labels, names no classes, or calls them by ids.
     """
     names = list(class_names or source.class_names or ())
     if not names:
         raise ValueError("The source names no classes; give --class-names.")
     if "zero_shot" in model.can:
+        if class_names is None and not source.templates:
+            check_names(names, given=False)
         templates = templates or source.templates or TEMPLATES
 
         def ask(images):
@@ -88,7 +91,7 @@ def predict(
         probabilities = ask([record["image"] for record in records])
         for row, label, chances in zip(some, labels, probabilities):
             chosen = int(np.argmax(chances))
-            if names[chosen] == names[label]:
+            if names[chosen] == names[label] and np.isfinite(chances).all():
                 right += 1
                 continue
             both = float(chances[label]), names[chosen], float(chances[chosen])

@@ -157,13 +157,13 @@ class Program:
 
         What the compiler has cut into asynchronous pieces is one: they share a channel and arrays.
         """
-        found: dict[tuple, tuple[int, int]] = {}
+        found: dict[tuple, int] = {}
         for name, times in self._runs().items():
             for instruction in self._computations[name].values():
                 match = _COLLECTIVE.match(instruction.opcode)
                 if match and match[2] != "-done":
                     channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-                    key = match[1], instruction.sent, channel and channel[1]
+                    key = match[1], instruction.sent, channel[1] if channel else instruction.name
                     found[key] = max(found.get(key, 0), times)
         counts = collections.Counter()
         for (kind, arrays, _), times in found.items():

@@ -65,7 +65,7 @@ class Evaluator(TowersEvaluator):
 
     def __post_init__(self):
         super().__post_init__()
-        names = _published(tables.class_names, self.class_names)
+        names = published(tables.class_names, self.class_names)
         if names is None:
             names = self.source.class_names
         if not names:
@@ -77,7 +77,7 @@ class Evaluator(TowersEvaluator):
         protocol = isinstance(self.class_names, str) or isinstance(self.templates, str)
         if not (protocol or self.source.templates):
             check_names(names, given=self.class_names is not None)
-        templates = _published(tables.templates, self.templates)
+        templates = published(tables.templates, self.templates)
         if templates is None:
             templates = self.source.templates or DEFAULT_TEMPLATES
         check_templates(templates)
@@ -120,7 +120,7 @@ class Evaluator(TowersEvaluator):
         return label, groups[self.group]
 
 
-def _published(table, given: Sequence[str] | str | None) -> Sequence[str] | None:
+def published(table, given: Sequence[str] | str | None) -> Sequence[str] | None:
     """What is given; the published list of this name where it is a string."""
     return table(given) if isinstance(given, str) else given
 

@@ -9,8 +9,9 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
+from evaluators.datasets import tables
 from evaluators.labels.average_precision import metrics
-from evaluators.pairs.zeroshot import zeroshot_weights
+from evaluators.pairs.zeroshot import check_templates, published, zeroshot_weights
 from evaluators.shared.towers import TowersEvaluator
 from input_pipeline.checks.fields import labels_of
 
@@ -24,21 +25,21 @@ class Evaluator(TowersEvaluator):
     Attributes:
       data: its records have `labels`, and it names the classes; "hot_dog.n.01", as sources that
         mine labels call them, is asked for as "hot dog".
-      templates: prompts with `{}` in the place of the class name; a class is the mean of all.
+      templates: prompts with `{}` in the place of the class name, or the name of a published list;
+        a class is the mean of all.
 
     Raises:
       ValueError: no labels, no class names, or a template without `{}`.
     """
 
-    templates: Sequence[str] = ("{}",)
+    templates: Sequence[str] | str = ("{}",)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.source.class_names:
             raise ValueError(f"The source {self.data['name']!r} names no classes.")
-        wrong = [t for t in self.templates if t.count("{}") != 1]
-        if wrong or not self.templates:
-            raise ValueError(f"templates needs strings with one {{}} each; got {wrong}.")
+        self._templates = published(tables.templates, self.templates)
+        check_templates(self._templates)
         self._names = [_word(name) for name in self.source.class_names]
         labels_of(self.source[0])  # fail now, not after training
 
@@ -49,7 +50,7 @@ class Evaluator(TowersEvaluator):
         )
         if not any(labels):
             raise ValueError("No image of this data has a label: there is nothing to find.")
-        prompts = [t.replace("{}", name) for name in self._names for t in self.templates]
+        prompts = [t.replace("{}", name) for name in self._names for t in self._templates]
         weights = zeroshot_weights(self.encode_texts(model, prompts), len(self._names))
         yield from metrics(images @ weights, labels)
 

@@ -90,7 +90,8 @@ def in_new_process(*arguments) -> dict:
         text=True,
     )
     if done.returncode:
-        raise CannotRunError(f"{arguments}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise CannotRunError(f"{arguments}: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -131,6 +132,8 @@ def compiled(case: str, layers: int, topology: str, images: int) -> None:
         size = experiment.preprocess_record.image_size
         batch = dict(experiment.make_plan().shapes)[size]
         program = programs.compile_step(setup, size, batch)
+    if program.text is None:
+        sys.exit("libtpu cannot print this program")
     found = roofline.roofline(program.text, setup.device_kind)
     model_flops = flops_per_sample(experiment, size) * batch / setup.mesh.size
     print(

@@ -59,7 +59,7 @@ class Source(base.Source):
         sizes = listing.status([*self.files(), *beside])[:, 0]  # listed once
         there = [name for name, size in zip(lists.FILES, sizes[len(shards) :]) if size >= 0]
         class_names, self.templates = lists.read(self._path, there)
-        self.class_names = description.get("class_names") or class_names
+        self.class_names = class_names or description.get("class_names")
         for shard, file, size in zip(shards, self.files(), sizes):
             if size < 0:
                 raise FileNotFoundError(f"Shard {file} is missing. {_REPAIR}")

@@ -141,6 +141,14 @@ def test_what_cannot_be_made(model, tmp_path):
     refused("cannot be written", path=tmp_path / "file" / "a.npz")
 
 
+def test_processes_that_would_embed_different_things(model, tmp_path, monkeypatch):
+    """They would wait for each other."""
+    monkeypatch.setattr(embeddings, "differing", lambda asked: ["records"])
+    with pytest.raises(EmbedError, match="they differ in records"):
+        embed(model, Records(), tmp_path / "a.npz")
+    assert not any(tmp_path.iterdir())
+
+
 def picture(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()

@@ -14,6 +14,7 @@ from PIL import Image
 
 import big_vlp
 from big_vlp.api.conversation import Conversation
+from big_vlp.api.errors import ModelError
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import Sampling
 from big_vlp.methods import make_method, segmentation
@@ -172,6 +173,23 @@ def test_named_classes_of_pixels(models):
         np.testing.assert_array_equal(np.where(labels < 0, labels, 2 - labels), other)
     [nothing] = model.segment_named(images[0], ["red"])
     assert not nothing.any()
+    # Who has the name first has it, as in evaluation.
+    [twice] = model.segment_named(images[0], ["red", ["green", "red"], "blue"])
+    [once] = model.segment_named(images[0], ["red", "green", "blue"])
+    np.testing.assert_array_equal(twice, once)
+    for names in (3, [3], ["sky", []]):
+        with pytest.raises(ModelError, match="class_names"):
+            model.segment_named(images[0], names)
+
+
+def test_prompts_of_the_same_names_are_encoded_once(models, monkeypatch):
+    model, asked = models["clip"], []
+    encode = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda texts: asked.append(texts) or encode(texts))
+    first = model.zero_shot(DIFFERENT[0], ["a boat", "a sea"])
+    np.testing.assert_array_equal(model.zero_shot(DIFFERENT[0], ["a boat", "a sea"]), first)
+    model.zero_shot(DIFFERENT[0], ["a sea", "a boat"])
+    assert len(asked) == 2
 
 
 def test_attention_maps_are_the_methods(models, directories):

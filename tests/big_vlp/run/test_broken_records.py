@@ -134,6 +134,7 @@ def test_a_run_goes_on_without_them_and_counts_them(config, tmp_path):
     assert counts[found["step"]] and not any(counts[: found["step"]])
 
 
+@pytest.mark.slow
 def test_the_command_stops_with_one_line(config, tmp_path, monkeypatch, capsys):
     flags = types.SimpleNamespace(
         FLAGS=types.SimpleNamespace(config=config, workdir=tmp_path / "r")

@@ -148,6 +148,22 @@ def test_prompts_are_those_given_or_of_the_source():
     assert asked == [(["a", "b", "c"], ["my {}"]), (NAMES, ["its {}"])]
 
 
+def test_ids_make_no_prompts():
+    source = labelled()
+    source.class_names = ["n01440764", "n01443537", "n01484850"]
+    with pytest.raises(ValueError, match="no names but ids"):
+        predictions.predict(zero_shot_model([]), source)
+    names = ["tench", "goldfish", "shark"]
+    assert predictions.predict(zero_shot_model([]), source, names).classes == 3
+
+
+def test_what_is_no_number_is_a_mistake(monkeypatch):
+    model = types.SimpleNamespace(
+        can=("zero_shot",), zero_shot=lambda images, *_: np.full((len(images), 3), np.nan)
+    )
+    assert predictions.predict(model, labelled()).accuracy == 0
+
+
 @pytest.mark.parametrize(
     "model, given, message",
     [

@@ -440,6 +440,7 @@ def test_a_broken_log_is_named(copy):
         train(config(), copy)
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_needs_its_own_rows_only(tmp_path, monkeypatch):
     made, sizes = Loader._batch, []
 

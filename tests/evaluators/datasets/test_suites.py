@@ -130,6 +130,14 @@ def test_each_language_is_a_task_of_one_set(tmp_path):
     assert all(task.settings["caption_field"] == "caption" for task in tasks.suite("long"))
 
 
+def test_names_beside_prepared_shards_count(tmp_path):
+    prepare(tmp_path / "fish", class_names=["n01440764", "n01443537"])
+    assert make_source("prepared", path=str(tmp_path / "fish")).class_names[0] == "n01440764"
+    (tmp_path / "fish" / "classnames.txt").write_text("tench\ngoldfish\n")
+    found = make_source("prepared", path=str(tmp_path / "fish")).class_names
+    assert found == ["tench", "goldfish"]
+
+
 def test_only_what_is_there_becomes_a_section(tmp_path):
     assert suite("datacomp38", tmp_path, every_steps=1) == {}
     write_task(tmp_path / "wds_vtab-pets_test", [[SAMPLE]])

@@ -4,7 +4,7 @@ All weights of a row and head fit on chip, so a softmax takes one look, only que
 values are kept for the backward pass, which is one kernel too, and memory sees each array once.
 Arrays are [batch, heads, width, length]: so XLA lays out what the layers around give and take,
 since lengths fill the 128 lanes of a vector better than the widths of heads do. What dropout keeps
-comes as bits, 1/16 of what the weights would take.
+comes as bits, 1/16 of what the weights would take in fp32.
 """
 
 import functools

@@ -86,7 +86,7 @@ def test_the_loss_reads_the_image(case, batch):
     [
         pytest.param("vit", EXPERTS, marks=pytest.mark.slow),
         pytest.param("catlip_vit", EXPERTS, marks=pytest.mark.slow),
-        ("catlip_vit", ((".*", 1.0, 1.0),)),
+        pytest.param("catlip_vit", ((".*", 1.0, 1.0),), marks=pytest.mark.slow),
     ],
     ids=["vit, frozen", "catlip_vit, frozen", "catlip_vit, trained"],
 )
