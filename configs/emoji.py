@@ -1,9 +1,9 @@
-"""Emoji on a CPU, minutes each: trained on the drawings of two vendors, tested on those of a third.
+"""Emoji on a CPU: trained on the drawings of two vendors, tested on those of a third.
 
 Options: method=cosmos|clip|catlip.
 Data: data/emoji, made of packages as docs/data.md says; for catlip data/emoji/vocabulary.tsv, too.
-Flags are trained on, and tested apart: they are nearly the same in all drawings. The steps of the
-three methods cost about the same in all.
+Flags are trained on, and tested apart: they are nearly the same in all drawings. How many
+steps each method takes is a guess: none was trained to its end.
 """
 
 import ml_collections
