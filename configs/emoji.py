@@ -35,7 +35,7 @@ def get_config(arg=None):
 
 
 def _clip(config):
-    config.total_steps = 800
+    config.total_steps = 900
     config.preprocess.update(tokenizer="clip", context_length=20)
     config.views = dict(name="clip", caption_mode="random", crop_scale=(0.5, 1.0), flip_prob=0.5)
     config.method = dict(name="clip", model=_towers(), photometric=_colours())

@@ -1,27 +1,24 @@
 """What the pictures of `big_vlp.show` have in common: figures, images in frames, PNGs."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from input_pipeline import figures
 from input_pipeline.files.whole import write_whole
 from input_pipeline.images.crops import decode
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 RIGHT, WRONG, PLAIN = "#009e73", "#d55e00", "#999999"
-DPI = 110
 ROW_INCHES = 3.0
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
+def titled(width: float, height: float, title: str) -> Figure:
     """An empty figure of so many inches with a title above all; its lines are kept, and no longer
     than the figure is wide."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(width, height)
     wrapped = [lines(line, int(11 * width), 2) for line in title.splitlines()]
     figure.suptitle("\n".join(wrapped), fontsize=11)
     return figure
@@ -29,9 +26,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 def page(rows: int, widths: Sequence[float]):
     """(figure, axes [rows, len(widths)]) with columns as wide as `widths` rows are high."""
-    size = sum(widths) * ROW_INCHES, rows * (ROW_INCHES + 0.3)
-    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(sum(widths) * ROW_INCHES, rows * (ROW_INCHES + 0.3))
     axes = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -42,7 +37,7 @@ def page(rows: int, widths: Sequence[float]):
 def show_pixels(axes: Axes, pixels, title: str = "") -> None:
     """Draws u8[H, W, 3] without a frame."""
     axes.imshow(pixels)
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(title, fontsize=10, loc="left")
 
 
 def show_image(axes: Axes, image: bytes, colour: str) -> None:
@@ -55,16 +50,10 @@ def show_image(axes: Axes, image: bytes, colour: str) -> None:
 
 
 def lines(text: str, width: int, most: int) -> str:
-    """The text in lines of `width` characters, `most` of them at most; dollars are no formulas."""
-    return textwrap.fill(text, width, max_lines=most, placeholder=" ...").replace("$", r"\$")
-
-
-def png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=DPI)
-    return picture.getvalue()
+    """The text in lines of `width` characters, `most` of them at most."""
+    return textwrap.fill(text, width, max_lines=most, placeholder=" ...")
 
 
 def write(figure: Figure, path) -> None:
     """Writes the PNG, all or nothing."""
-    write_whole(path, png(figure))
+    write_whole(path, figures.png(figure))

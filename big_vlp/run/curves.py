@@ -1,17 +1,15 @@
 """`curves.png`: the log of a run as a drawing."""
 
-import io
 import os
 from collections.abc import Mapping
 
 import jax
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from big_vlp.run.log import TRAIN, read_log
 from big_vlp.run.tables import metric_of
+from input_pipeline.figures import new_figure, png
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
 
@@ -39,13 +37,10 @@ def plot_curves(workdir: str | os.PathLike) -> os.PathLike:
         raise ValueError(f"The log in {workdir} has no losses and no evaluations yet.")
     columns = min(3, len(panels))
     grid_rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * grid_rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * columns, 3.6 * grid_rows)
     for i, (title, curves) in enumerate(panels.items()):
         _draw(figure.add_subplot(grid_rows, columns, i + 1), title, curves)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    write_whole(path, picture.getvalue())
+    write_whole(path, png(figure))
     return path
 
 

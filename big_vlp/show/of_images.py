@@ -1,12 +1,9 @@
 """Commands about single images: `words`, `segmentation`, `attention`."""
 
 import argparse
-import io
 from pathlib import Path
 
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +14,7 @@ from big_vlp.pictures import attention, label_maps
 from big_vlp.run.compile_cache import open_compile_cache
 from evaluators.datasets import tables
 from input_pipeline.command_line import path_argument
+from input_pipeline.figures import new_figure, png
 from input_pipeline.files.buckets import is_in_bucket
 from input_pipeline.files.whole import write_whole
 from input_pipeline.images.crops import decode, eval_image
@@ -99,8 +97,7 @@ def draw(
     path: Path | epath.Path, images: list[Path | epath.Path], found: list[list[tuple]]
 ) -> None:
     """A picture with a row per image: the image, and a bar for each class."""
-    figure = Figure(figsize=(8, 0.6 + 2.8 * len(images)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 0.6 + 2.8 * len(images))
     axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.4))
     for (left, right), image, classes in zip(axes, images, found):
         left.imshow(decode(image.read_bytes()))
@@ -114,9 +111,7 @@ def draw(
         right.tick_params(labelsize=8)
         right.spines[["top", "right"]].set_visible(False)
     axes[-1][1].set_xlabel("probability", fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    write_whole(path, picture.getvalue())
+    write_whole(path, png(figure))
 
 
 def _words(args: argparse.Namespace) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 
 from big_vlp.api.errors import ModelError
 from big_vlp.api.model import TEMPLATES, Model
-from big_vlp.pictures.figures import WRONG, lines, new_figure, png, show_image
+from big_vlp.pictures.figures import WRONG, lines, show_image, titled
 from evaluators.pairs.zeroshot import check_names
 from input_pipeline.checks.fields import label_of
+from input_pipeline.figures import png
 
 READ_AT_ONCE = 512  # images as they are stored, in memory together
 COLUMNS = 4
@@ -115,7 +116,7 @@ def draw(found: Predictions, source, title: str, top: int = 12) -> bytes:
         f"{title}\n{found.accuracy:.1%} of {found.images:,} images right "
         f"(chance {1 / found.classes:.1%}); the most confident of {len(found.mistakes):,} mistakes"
     )
-    figure = new_figure(2.6 * COLUMNS, 0.7 + 2.9 * rows, summary)
+    figure = titled(2.6 * COLUMNS, 0.7 + 2.9 * rows, summary)
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for cell in axes.flat:
         cell.set_axis_off()

@@ -7,9 +7,10 @@ import numpy as np
 
 from big_vlp.api.errors import ModelError
 from big_vlp.api.model import Model
-from big_vlp.pictures.figures import PLAIN, RIGHT, lines, new_figure, png, show_image
+from big_vlp.pictures.figures import PLAIN, RIGHT, lines, show_image, titled
 from evaluators.pairs.retrieval import Pairs
 from evaluators.shared.records import captions_of
+from input_pipeline.figures import png
 
 READ_AT_ONCE = 512  # images as they are stored, in memory together
 MARK = {True: "\u2713 ", False: "", None: ""}
@@ -99,7 +100,7 @@ def draw(found: Search, source, title: str) -> bytes:
     its texts; right answers are green and ticked, each has its cosine."""
     top = max(len(hits) for _, hits in (*found.by_text, *found.by_image))
     rows = max(len(found.by_text), len(found.by_image))
-    figure = new_figure(6.2 + 1.2 * top, 0.6 + 1.35 * rows, title)
+    figure = titled(6.2 + 1.2 * top, 0.6 + 1.35 * rows, title)
     left, right = figure.subfigures(1, 2, width_ratios=(2 + 1.2 * top, 4.2))
     axes = left.subplots(rows, 1 + top, squeeze=False, width_ratios=(1.7, *[1] * top))
     for cell in axes.flat:

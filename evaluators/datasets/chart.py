@@ -1,13 +1,10 @@
 """The last table of an evaluation as a picture: a bar for each number, chance, and the paper's."""
 
-import io
 import math
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from evaluators.datasets.report import Row
+from input_pipeline.figures import new_figure, png
 
 _BAR = 0.16  # inches
 _COLOURS = ("tab:blue", "tab:orange")
@@ -22,10 +19,7 @@ def chart(rows: Sequence[Row]) -> bytes | None:
     if not shares:
         return None
     weights = list(dict.fromkeys(name for row in shares for name in row.values))
-    figure = Figure(
-        figsize=(7, 1.2 + _BAR * len(shares) * (len(weights) + 0.5)), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 1.2 + _BAR * len(shares) * (len(weights) + 0.5))
     axes = figure.add_subplot()
     height = 1 / (len(weights) + 0.5)
     for number, name in enumerate(weights):
@@ -55,9 +49,7 @@ def chart(rows: Sequence[Row]) -> bytes | None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    return picture.getvalue()
+    return png(figure)
 
 
 def _is_share(value: float | None) -> bool:

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from evaluators.datasets import tasks
 
-AVERAGED = "datacomp38"  # the suite whose mean over all of its tasks is reported
-
 
 class Evaluated(NamedTuple):
     """What one evaluator found, and what it is known by.
@@ -66,37 +64,58 @@ def rows(evaluated: Mapping[str, Evaluated]) -> list[Row]:
     return [*found.values()]
 
 
-def average(evaluated: Mapping[str, Evaluated]) -> tuple[dict[str, float], str]:
-    """The mean of DataComp's main metrics by weights, and a sentence where there is none.
+def means(evaluated: Mapping[str, Evaluated]) -> tuple[list[Row], list[str]]:
+    """A row for each metric of each mean over tasks, such as DataComp's over its 38 or that over
+    the languages of a set, and a sentence for each that cannot be told.
 
-    It is that of all 38 tasks or it is none: a mean over fewer would be taken for it.
+    A mean is that of all of its tasks or it is none: one over fewer would be taken for it.
     """
-    suite = tasks.suite(AVERAGED)
-    by_weights: dict[str, dict[str, float]] = {}
+    # name of the mean -> its tasks, and of weights what was found of them
+    parts: dict[str, tuple[list[tasks.Task], dict[str, dict[str, list[float]]]]] = {}
     for one in evaluated.values():
-        if one.task is not None and one.task.startswith(f"{AVERAGED}/"):
-            found = by_weights.setdefault(one.weights, {})
-            if (value := _value(one, tasks.task(one.task).metrics[0])) is not None:
-                found[one.task] = value
-    means = {
-        weights: math.fsum(found.values()) / len(suite)
-        for weights, found in by_weights.items()
-        if len(found) == len(suite)
-    }
-    missing = [
-        f"{len(suite) - len(found)} of the {len(suite)} tasks are missing for the {weights} weights"
-        for weights, found in by_weights.items()
-        if weights not in means
-    ]
-    return means, f"There is no average of {AVERAGED}: {'; '.join(missing)}." if missing else ""
+        task = None if one.task is None else tasks.task(one.task)
+        if task is None or task.mean is None:
+            continue
+        if task.mean not in parts:
+            suite = tasks.suite(task.id.partition("/")[0])
+            parts[task.mean] = [other for other in suite if other.mean == task.mean], {}
+        found = parts[task.mean][1].setdefault(one.weights, {})
+        values = [_value(one, metric) for metric in task.metrics]
+        if None not in values:
+            found[task.id] = values
+    lines, missing = [], []
+    for name, (those, by_weights) in parts.items():
+        lacking = {
+            weights: len(those) - len(found)
+            for weights, found in by_weights.items()
+            if len(found) < len(those)
+        }
+        if lacking:
+            counts = (
+                f"{count} of the {len(those)} tasks are missing for the {weights} weights"
+                for weights, count in lacking.items()
+            )
+            missing.append(f"There is no average of {name}: {'; '.join(counts)}.")
+        whole = {weights: found for weights, found in by_weights.items() if weights not in lacking}
+        for place in range(len(those[0].metrics) if whole else 0):
+            metrics = {task.metrics[place] for task in those}
+            metric = metrics.pop() if len(metrics) == 1 else ""
+            values = {
+                weights: math.fsum(of_task[place] for of_task in found.values()) / len(those)
+                for weights, found in whole.items()
+            }
+            lines.append(Row(f"average of {name}", metric, values, None, None))
+    return lines, missing
 
 
 def as_json(evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
     """The table as JSON data."""
-    means, missing = average(evaluated)
+    averages, missing = means(evaluated)
     found: dict[str, Any] = {"rows": [row._asdict() for row in rows(evaluated)]}
-    if means or missing:
-        found["average"] = means or missing
+    if averages:
+        found["averages"] = [row._asdict() for row in averages]
+    if missing:
+        found["missing"] = missing
     return found
 
 
@@ -111,7 +130,7 @@ def text(evaluated: Mapping[str, Evaluated]) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*table, *([missing] if missing else [])])
+    return "\n".join([*table, *missing])
 
 
 def markdown(evaluated: Mapping[str, Evaluated]) -> str:
@@ -119,20 +138,16 @@ def markdown(evaluated: Mapping[str, Evaluated]) -> str:
     lines, missing = _cells(evaluated)
     rule = ["---", "---", *["---:"] * (len(lines[0]) - 2)]
     table = ["| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]]]
-    return "\n".join([*table, *(["", missing] if missing else []), ""])
+    return "\n".join([*table, *(line for sentence in missing for line in ("", sentence)), ""])
 
 
-def _cells(evaluated: Mapping[str, Evaluated]) -> tuple[list[Sequence[str]], str]:
+def _cells(evaluated: Mapping[str, Evaluated]) -> tuple[list[Sequence[str]], list[str]]:
     weights = list(dict.fromkeys(one.weights for one in evaluated.values()))
     lines: list[Sequence[str]] = [("task", "metric", *weights, "chance", "paper")]
-    for row in rows(evaluated):
+    averages, missing = means(evaluated)
+    for row in (*rows(evaluated), *averages):
         numbers = (*(row.values.get(name) for name in weights), row.chance, row.paper)
         lines.append((row.name, row.metric, *map(_number, numbers)))
-    means, missing = average(evaluated)
-    if means:
-        lines.append(
-            (f"average of {AVERAGED}", "", *(_number(means.get(name)) for name in weights), "", "")
-        )
     return lines, missing
 
 

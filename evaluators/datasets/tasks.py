@@ -49,6 +49,7 @@ class Task:
       metrics: of the evaluator, which are reported, the main one first.
       chance: what an answer at random gets; None where the evaluator says it, or nobody.
       groups: what the numbers beside each image are, see the source `clip_benchmark`.
+      mean: the mean that it is a part of, such as that over all languages of a set.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Task:
     metrics: tuple[str, ...]
     chance: float | None = None
     groups: tuple[str, ...] = ()
+    mean: str | None = None
 
     @property
     def section(self) -> str:
@@ -133,6 +135,7 @@ def _of_datacomp(row: Mapping[str, str]) -> Task:
         metrics=(row["metric"],),
         chance=float(row["chance"]) if row["chance"] else None,
         groups=_GROUPS.get(name, ()),
+        mean="datacomp38",
     )
 
 
@@ -203,6 +206,7 @@ def _cosmos() -> tuple[Task, ...]:
                 settings={"evaluator": "zeroshot", **lists},
                 metrics=("top1_accuracy",),
                 chance=None,
+                mean=None,
             )
         )
     pairs = [task for task in _composition("cosmos") if task.section != "winoground"]
@@ -347,7 +351,10 @@ def _multilingual() -> tuple[Task, ...]:
         ("xtd", "XTD", 1000, "GitHub adobe-research/Cross-lingual-Test-Dataset-XTD10", _XTD),
     )
     return tuple(
-        _described("multilingual", name, f"{title} {language}", images, how, language)
+        dataclasses.replace(
+            _described("multilingual", name, f"{title} {language}", images, how, language),
+            mean=title,
+        )
         for name, title, images, how, languages in rows
         for language in languages.split()
     )

@@ -1,7 +1,6 @@
 """Looks at the records of a data set one by one and counts what matters for training on them."""
 
 import hashlib
-import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.checks import unicode
+from input_pipeline.figures import new_figure, png
 from input_pipeline.images import crops
 from input_pipeline.text.tokenizers import END_OF_TEXT, ClipTokenizer
 
@@ -168,12 +168,7 @@ def number(value: float) -> str:
 
 def histograms(survey: Survey) -> bytes:
     """Sizes, aspect ratios, caption lengths and captions per record as a PNG."""
-    # Imported here: it takes a second, and its own default backend may want a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 7)
     axes = figure.subplots(2, 2).ravel()
     sides = {"width": survey.widths, "height": survey.heights}
     ratios = {"width / height": survey.aspect_ratios()}
@@ -182,9 +177,7 @@ def histograms(survey: Survey) -> bytes:
     _histogram(axes[2], {"words": survey.words}, "caption length", "words", "captions")
     _histogram(axes[3], {"captions": survey.captions}, "captions per record", "captions", "records")
     figure.suptitle(f"{survey.samples:,} records, {sum(survey.captions):,} captions")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
-    return picture.getvalue()
+    return png(figure)
 
 
 def _histogram(axis, series: dict[str, Any], title: str, label: str, counted: str) -> None:

@@ -1,6 +1,5 @@
 """Writes a vocabulary and what is to be known about it: the text file, JSON, a drawing, a table."""
 
-import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from input_pipeline.figures import new_figure, png
 from input_pipeline.files.whole import write_json, write_whole
 from input_pipeline.words import synsets
 from input_pipeline.words.count import Job, Totals
@@ -145,16 +145,13 @@ def _table(report: dict[str, Any]) -> Table:
 
 def draw(ranked: list[tuple[str, int]], threshold: int, size: int) -> bytes:
     """The counts of all synsets by rank, and where the vocabulary ends, as a PNG."""
-    # Imported here: it takes a second, and its own default backend may want a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.5)
     axis = figure.subplots()
     counts = [count for _, count in ranked]
     ranks = range(1, len(counts) + 1)
     axis.loglog(ranks, counts, linewidth=2)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.fill_between(ranks[:size], counts[:size], 0.7, alpha=0.2)
     if threshold:
         axis.axhline(threshold, color="black", linewidth=1, linestyle="--")
@@ -165,6 +162,4 @@ def draw(ranked: list[tuple[str, int]], threshold: int, size: int) -> bytes:
     axis.set_ylabel("occurrences")
     axis.set_title(f"{len(counts):,} synsets, {size:,} of them classes", loc="left")
     axis.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
-    return picture.getvalue()
+    return png(figure)

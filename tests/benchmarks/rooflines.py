@@ -132,10 +132,10 @@ def compiled(case: str, layers: int, topology: str, images: int) -> None:
         size = experiment.preprocess_record.image_size
         batch = dict(experiment.make_plan().shapes)[size]
         program = programs.compile_step(setup, size, batch)
+        model_flops = flops_per_sample(experiment, size) * batch / setup.mesh.size
     if program.text is None:
         sys.exit("libtpu cannot print this program")
     found = roofline.roofline(program.text, setup.device_kind)
-    model_flops = flops_per_sample(experiment, size) * batch / setup.mesh.size
     print(
         json.dumps(
             {

@@ -44,7 +44,8 @@ def test_tasks_by_weights_with_chance_and_paper():
         "chance": 0.01,
         "paper": 0.531,
     }
-    assert found["average"].startswith("There is no average")
+    assert found["missing"] == report.text(evaluated).splitlines()[-1:]
+    assert "averages" not in found
 
 
 def test_the_average_is_over_all_38():
@@ -52,17 +53,40 @@ def test_the_average_is_over_all_38():
         task.section: Evaluated({task.metrics[0]: i / 38}, "averaged", task.id)
         for i, task in enumerate(tasks.suite("datacomp38"))
     }
-    means, missing = report.average(evaluated)
-    assert means == {"averaged": pytest.approx(37 / 76)} and not missing
+    (mean,), missing = report.means(evaluated)
+    assert mean.values == {"averaged": pytest.approx(37 / 76)} and not missing
     assert report.text(evaluated).splitlines()[-1].split() == [
-        *("average", "of", "datacomp38", "0.4868")
+        *("average", "of", "datacomp38", "0.4868", "-", "-")
     ]
     evaluated.pop("cars")
-    assert report.average(evaluated)[0] == {}
+    assert report.means(evaluated)[0] == []
     evaluated["cars"] = Evaluated({"top5_accuracy": 1.0}, "averaged", "datacomp38/cars")
-    means, missing = report.average(evaluated)  # its main metric was not found
-    assert means == {} and "1 of the 38 tasks are missing" in missing
-    assert "average" not in report.as_json({"mine": Evaluated({"a": 1.0}, "model")})
+    averages, (missing,) = report.means(evaluated)  # its main metric was not found
+    assert averages == [] and "1 of the 38 tasks are missing" in missing
+    assert report.as_json({"mine": Evaluated({"a": 1.0}, "model")}).keys() == {"rows"}
+
+
+def test_a_set_of_many_languages_has_a_mean_of_each_direction():
+    evaluated = {}
+    for i, task in enumerate(tasks.suite("multilingual")):
+        found = {"image_to_text_R@1": i / 100, "text_to_image_R@1": 0.5}
+        for weights in ("model", "averaged"):
+            evaluated[f"{task.section} {weights}"] = Evaluated(found, weights, task.id)
+    evaluated.pop("xtd_zh averaged")
+    averages, (missing,) = report.means(evaluated)
+    of_xm, of_xtd = 35 / 2 / 100, (36 + 46) / 2 / 100
+    expected = {
+        ("average of XM3600", "image_to_text_R@1"): {"model": of_xm, "averaged": of_xm},
+        ("average of XM3600", "text_to_image_R@1"): {"model": 0.5, "averaged": 0.5},
+        ("average of XTD", "image_to_text_R@1"): {"model": of_xtd},
+        ("average of XTD", "text_to_image_R@1"): {"model": 0.5},
+    }
+    assert {(row.name, row.metric): row.values for row in averages} == {
+        key: pytest.approx(values) for key, values in expected.items()
+    }
+    assert missing == (
+        "There is no average of XTD: 1 of the 11 tasks are missing for the averaged weights."
+    )
 
 
 def test_a_metric_that_was_not_found_is_a_dash():
@@ -110,6 +134,6 @@ def test_the_chart_has_what_is_a_share(monkeypatch):
         report.Row("c", "recall", {"model": math.nan, "averaged": 0.25}, None, None),
     ]
     picture = Image.open(io.BytesIO(chart(rows)))
-    assert picture.format == "PNG" and picture.width == 840
+    assert picture.format == "PNG" and picture.width == 770
     assert drawn == [(0.5,), (0.75, 0.25)]
     assert chart(rows[1:2]) is None

@@ -86,7 +86,7 @@ def test_a_sound_data_set(tmp_path, run):
     assert value(lines, "fields") == "id (3), captions (3), image (3)"
     assert value(lines, "checksums") == "3 of 3 shards are as they were written"
     with Image.open(tmp_path / "report.png") as picture:
-        assert picture.size == (1000, 700) and len(np.unique(picture)) > 10
+        assert picture.size == (1100, 770) and len(np.unique(picture)) > 10
 
 
 @pytest.mark.parametrize(
@@ -287,4 +287,4 @@ def test_histograms_can_be_drawn_of_next_to_nothing(tmp_path):
     (tmp_path / "one.png").write_bytes(histograms(survey))
     for name in ("empty", "one"):
         with Image.open(tmp_path / f"{name}.png") as picture:
-            assert picture.size == (1000, 700)
+            assert picture.size == (1100, 770)
