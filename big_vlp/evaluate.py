@@ -26,7 +26,7 @@ from big_vlp.run.compile_cache import open_compile_cache
 from big_vlp.storage.agreement import together
 from big_vlp.storage.checkpoint import CheckpointError, UnreadableError
 from big_vlp.storage.frozen import restore_frozen
-from evaluators.datasets import report
+from evaluators.datasets import report, tasks
 from evaluators.shared.sharing import sharing
 from input_pipeline.checks import unicode
 from input_pipeline.files.buckets import make_directory, storage_path
@@ -84,8 +84,9 @@ def evaluate(
         state = {**checkpoints.restore(i, wanted, _say), "frozen": frozen()}
         with jax.set_mesh(mesh), sharing():
             values = {name: evaluator.run(state) for name, evaluator in evaluators.items()}
+        imported = _published(checkpoints.meta(i))
         evaluated = {
-            name: report.Evaluated(values[name], e.weights, e.task, e.paper)
+            name: report.Evaluated(values[name], e.weights, e.task, e.paper or imported)
             for name, e in evaluators.items()
         }
         _write(results, i, evaluated)
@@ -145,6 +146,12 @@ def _follow(checkpoints, total_steps: int, results: Path, run) -> None:
             _say(f"Passed over step {i}: {error.what}.")
             passed_over.add(i)
             behind = not is_there
+
+
+def _published(meta: dict) -> str | None:
+    """The published model that a checkpoint was imported from, where its paper has numbers."""
+    name = (meta.get("source") or {}).get("name")
+    return name if name in tasks.papers() else None
 
 
 def _say(text: str) -> None:

@@ -106,14 +106,15 @@ def paper(model: str) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: none are known of it.
     """
-    published = _papers()
+    published = papers()
     if model not in published:
         raise ValueError(unknown("published model", model, published))
     return published[model]
 
 
 @functools.cache
-def _papers() -> dict[str, dict[str, dict[str, float]]]:
+def papers() -> dict[str, dict[str, dict[str, float]]]:
+    """What `paper` gives, of every model."""
     return json.loads((_FOLDER / "papers.json").read_text(encoding="utf-8"))
 
 

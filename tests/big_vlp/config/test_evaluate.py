@@ -18,7 +18,7 @@ from big_vlp import evaluate
 from big_vlp.experiment import Experiment, ScheduledEvaluator
 from big_vlp.storage import arrays
 from big_vlp.storage.checkpoint import CheckpointError, Checkpoints
-from evaluators.datasets import report
+from evaluators.datasets import report, tasks
 from tests.big_vlp.config.toy_config import make_config
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +194,21 @@ def test_results_are_json_and_frozen_parameters_are_read_once(run_of_two, monkey
     (workdir / "evaluate").touch()
     with pytest.raises(CheckpointError, match="result cannot be written"):
         evaluate.evaluate(config, workdir)
+
+
+@pytest.mark.parametrize("given", [None, "cosmos_vitb32_cc3m"])
+def test_the_papers_numbers_stand_beside_an_imported_model_of_that_name(
+    run_of_two, monkeypatch, given
+):
+    config, workdir = run_of_two
+    found = ScheduledEvaluator(Measured(), 1, task="cosmos/imagenet1k", paper=given)
+    monkeypatch.setattr(Experiment, "make_evaluators", lambda *_: {"imagenet1k": found})
+    read = Checkpoints.meta
+    source = {"source": {"name": "cosmos_vitb16_cc3m", "format": "cosmos"}}
+    monkeypatch.setattr(Checkpoints, "meta", lambda self, step: read(self, step) | source)
+    evaluate.evaluate(config, workdir)
+    (row,) = json.loads((workdir / "evaluate" / "6_table.json").read_text())["rows"]
+    assert row["paper"] == tasks.paper(given or "cosmos_vitb16_cc3m")["imagenet1k"]["top1_accuracy"]
 
 
 def test_two_jobs_may_write_one_result(tmp_path):
