@@ -3,7 +3,9 @@
 What is expected where is told by `python -m evaluators.datasets check`; nothing is downloaded.
 """
 
+import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -149,9 +151,12 @@ def _add_lists(settings: dict[str, Any], task: Task, class_names, templates) -> 
     """Puts published lists in the place of those that the data do not bring.
 
     Raises:
-      ValueError: there is none; all such are named.
+      ValueError: there is none; all such are named. Or the task has a list of its own, and the data
+        count their classes in another order.
     """
     lacks = []
+    if class_names and (own := settings.get("class_names")):
+        _check_order(class_names, tables.class_names(own), own)
     for brought, file, key, table in (
         (class_names, lists.CLASS_NAMES, "class_names", tables.class_names),
         (templates, lists.TEMPLATES, "templates", tables.templates),
@@ -165,3 +170,21 @@ def _add_lists(settings: dict[str, Any], task: Task, class_names, templates) -> 
         settings[key] = task.published[key]
     if lacks:
         raise ValueError(f"lacks {' and '.join(lacks)}")
+
+
+def _check_order(brought: Sequence[str], published: Sequence[str], name: str) -> None:
+    """Raises ValueError where more of the names that both lists have stand at other places than at
+    the same: then a label means one class here and another there."""
+    there = dict(zip(map(_plain, published), itertools.count()))
+    here = dict(zip(map(_plain, brought), itertools.count()))
+    moved = [known for known in here.keys() & there if here[known] != there[known]]
+    if 2 * len(moved) > len(here.keys() & there):
+        first = min(moved, key=here.get)
+        raise ValueError(
+            f"counts its classes in another order than the list {name}: {first!r} is class "
+            f"{here[first]} of the data and {there[first]} of the list"
+        )
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.findall(r"\w+", name.casefold().replace("_", " ")))

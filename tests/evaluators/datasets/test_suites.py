@@ -262,3 +262,25 @@ def test_check_lists_every_set_once(tmp_path, capsys):
     assert by_folder["wds_objectnet_test"].endswith("lacks classnames.txt")
     assert by_folder["wds_cars_test"].endswith("Hugging Face: djghosh/wds_cars_test")
     assert any(line.startswith("1 of ") for line in lines)
+
+
+def cars(names) -> list[str]:
+    """As other lists spell them."""
+    return [name.replace(" ", "_").upper() for name in names]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_labels_that_count_classes_in_another_order_are_told(tmp_path, shift):
+    """COSMOS has names of its own for classes that the data name, too."""
+    task = tasks.task("cosmos/cars")
+    names = list(tables.class_names(task.settings["class_names"]))
+    brought = cars([*names[shift:], *names[:shift]])
+    brought[7] = "something else"  # one name does not decide
+    prepare(tmp_path / task.folder, brought)
+    found = suites.find(task, tmp_path)
+    if not shift:
+        assert found.section["class_names"] == task.settings["class_names"]
+        return
+    assert found.section is None
+    assert "in another order than the list cosmos_cars: " in found.lacks
+    assert f"{names[1].lower()!r} is class 0 of the data and 1 of the list" in found.lacks
