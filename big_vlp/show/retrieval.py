@@ -118,7 +118,7 @@ def draw(found: Search, source, title: str) -> bytes:
         cells[0].set_axis_on()
         show_image(cells[0], source[number]["image"], PLAIN)
         for place, hit in enumerate(hits):
-            text = f"{hit.cosine:.2f} {MARK[hit.is_right]}{lines(found.texts[hit.number], 40, 1)}"
+            text = f"{hit.cosine:.2f} {MARK[hit.is_right]}{lines(found.texts[hit.number], 35, 1)}"
             look = dict(color=RIGHT, weight="bold") if hit.is_right else {}
             _write(cells[1], text, 1 - (place + 0.5) / top, **look)
     return png(figure)
