@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         default=DIFFERENCE,
         metavar="X",
-        help="most that their thumbnails differ, as a share of their contrast; above 2 none does",
+        help="most that their thumbnails differ, as a share of their contrast",
     )
     command.add_argument(
         "--no-mirrored", action="store_true", help="mirror images are no copies: as for text"

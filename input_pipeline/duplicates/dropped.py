@@ -66,8 +66,11 @@ class Dropped:
         reasons = table["reason"].combine_chunks().dictionary_encode()
         self._reasons = reasons.dictionary.to_pylist()
         keys = np.empty(len(table), np.dtype((np.void, 16)))
-        for place, (id_, digest) in enumerate(zip(table["id"], table["digest"])):
-            keys[place] = _key(id_.as_py(), digest.as_py())
+        place = 0
+        for batch in table.to_batches(max_chunksize=1 << 16):
+            for id_, digest in zip(*(batch[name].to_pylist() for name in ("id", "digest"))):
+                keys[place] = _key(id_, digest)
+                place += 1
         keys = keys.view(">u8").reshape(-1, 2)
         order = np.lexsort(keys.T[::-1])
         self._keys = keys[order].astype("u8")

@@ -5,7 +5,6 @@ decides between equals, and the id between images of the same bytes. An image is
 better-ranked one lies within the distance. That depends on nothing but the images.
 """
 
-import functools
 import io
 import json
 import shutil
@@ -42,14 +41,14 @@ class DataSet:
     Attributes:
       name: of the directory.
       is_test: its images are kept out of the others, and never dropped.
-      parts: files of it, in order.
-      images: number of them.
+      parts: files of it, in order, and the number of images in each.
+      images: in all parts.
       fingerprint: of all parts.
     """
 
     name: str
     is_test: bool
-    parts: tuple[Path | epath.Path, ...]
+    parts: tuple[tuple[Path | epath.Path, int], ...]
     images: int
     fingerprint: str
 
@@ -78,7 +77,7 @@ def open_hashes(path: Path | epath.Path, is_test: bool) -> DataSet:
     return DataSet(
         name=path.absolute().name if isinstance(path, Path) else path.name,
         is_test=is_test,
-        parts=tuple(path / file for file, *_ in parts),
+        parts=tuple((path / file, images) for file, images, _ in parts),
         images=sum(images for _, images, _ in parts),
         fingerprint=listing.fingerprint(*(sha256 for *_, sha256 in parts)),
     )
@@ -163,9 +162,9 @@ def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Cons
     is_flat, is_train = np.empty(total, bool), np.empty(total, bool)
     first = 0
     for one in data:
-        for path in one.parts:
-            columns = _read(path, _NUMBERS)
-            rows = slice(first, first + len(columns))
+        for path, images in one.parts:
+            columns = _read(path, images, _NUMBERS)
+            rows = slice(first, first + images)
             digest[rows] = _bytes(columns["digest"]).view(">u8").reshape(-1, 2)
             size[rows] = columns["bytes"].to_numpy()
             area[rows] = columns["width"].to_numpy().astype(np.int64) * columns["height"].to_numpy()
@@ -175,7 +174,7 @@ def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Cons
                 getattr(arrays, name)[rows] = columns[name].fill_null(0).to_numpy()
             arrays.thumbnail[rows] = _bytes(columns["thumbnail"])
             arrays.contrast[rows] = signatures.contrast(arrays.thumbnail[rows])
-            first += len(columns)
+            first += images
     copy_of = _copies(data, digest, is_train)
     own = np.flatnonzero((copy_of == np.arange(total)) & ~is_flat)
     keys = digest[own, 1], digest[own, 0], -size[own], -area[own], is_train[own]
@@ -287,27 +286,23 @@ def _taken(data: list[DataSet], rows: np.ndarray, column: str) -> list[pa.Array]
     """A column at some rows, ascending, in pieces."""
     pieces, first = [], 0
     for one in data:
-        for path in one.parts:
-            count = _count(path)
+        for path, count in one.parts:
             low, high = np.searchsorted(rows, [first, first + count])
             if low < high:
-                values = _read(path, (column,))[column].combine_chunks()
+                values = _read(path, count, (column,))[column].combine_chunks()
                 pieces.append(values.take(pa.array(rows[low:high] - first)))
             first += count
     return pieces
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _count(path: Path | epath.Path) -> int:
-    with open_file(path) as file:
-        return pa.parquet.read_metadata(file).num_rows
-
-
-def _read(path: Path | epath.Path, columns: Sequence[str]) -> pa.Table:
+def _read(path: Path | epath.Path, images: int, columns: Sequence[str]) -> pa.Table:
     """Raises ValueError: the file is damaged."""
     try:
         with open_file(path) as file:
-            return pa.parquet.read_table(file, columns=list(columns))
+            table = pa.parquet.read_table(file, columns=list(columns))
+        if len(table) != images:
+            raise ValueError(f"{len(table)} images instead of {images}")
+        return table
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and run `python -m input_pipeline.duplicates "

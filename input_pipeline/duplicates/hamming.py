@@ -51,6 +51,14 @@ class Choice:
             arranged |= self._block(hashes, block) << np.uint64(end)
         return arranged
 
+    def name(self) -> str:
+        """Of the choice, among those that any number of hashes is cut by."""
+        return f"{self.blocks}-blocks-{'-'.join(map(str, self.equal)) or 'none'}"
+
+    def has_equal(self) -> bool:
+        """Whether two hashes that are the same belong to this choice: it is the first."""
+        return self.equal == tuple(range(len(self.equal)))
+
     def rest(self) -> int:
         """Number of free bits that are in no block that agrees."""
         return self.free - sum(self._edge(b + 1) - self._edge(b) for b in self.equal)

@@ -28,7 +28,7 @@ from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import checksum, finished, write_json, write_whole
 from input_pipeline.images import crops
-from input_pipeline.records import attempt, may_pass, what_is_wrong
+from input_pipeline.records import may_pass, what_is_wrong
 from input_pipeline.sources import kept_source
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.workers import say
@@ -264,18 +264,22 @@ def _rows(part: Part) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """
     rows, broken = [], []
     for id_, data in part.read():
-        if isinstance(data, Exception) and may_pass(data):
-            raise data
-        row = attempt(_row, data)
-        if isinstance(row, Exception):
-            broken.append({"id": id_, "reason": " ".join(str(row).split()) or repr(row)})
+        if isinstance(data, Exception):
+            if may_pass(data):
+                raise data
+            reason = data
         else:
-            rows.append({"id": id_, "file": part.name.rpartition("/")[2], **row})
+            try:
+                rows.append({"id": id_, "file": part.name.rpartition("/")[2], **sign(data)})
+                continue
+            except (MemoryError, ValueError) as error:
+                reason = error
+        broken.append({"id": id_, "reason": " ".join(str(reason).split()) or repr(reason)})
     return rows, broken
 
 
-def _row(data: bytes) -> dict[str, Any]:
-    """All columns but those that say where the image is.
+def sign(data: bytes) -> dict[str, Any]:
+    """The columns of `SCHEMA` that an encoded image has wherever it is.
 
     Raises:
       ValueError: it does not decode.

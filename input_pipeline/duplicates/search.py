@@ -80,7 +80,6 @@ class Task:
 
     name: str
     choice: hamming.Choice
-    is_first_choice: bool
     part: int
     parts: int
     size: float = 1.0
@@ -90,11 +89,11 @@ def plan(images: int, settings: Settings) -> list[Task]:
     """The tasks that together find everything; `images`: those that take part."""
     entries = images * (1 + settings.mirrored)
     chosen = hamming.choices(entries, settings.distance)
-    parts = -(-entries // _ENTRIES_PER_TASK) if chosen[0].equal else 1
+    parts = max(1, -(-entries // _ENTRIES_PER_TASK)) if chosen[0].equal else 1
     return [
-        Task(f"found-{number:04d}-{part:04d}.npy", choice, number == 0, part, max(1, parts))
-        for number, choice in enumerate(chosen)
-        for part in range(max(1, parts))
+        Task(f"found-{choice.name()}-part-{part}-of-{parts}.npy", choice, part, parts)
+        for choice in chosen
+        for part in range(parts)
     ]
 
 
@@ -109,7 +108,7 @@ def search(task: Task, folder: Path, tests: int, settings: Settings) -> int:
     arrays = Arrays(folder)
     entries = _Entries.of(task, arrays, settings.mirrored)
     best = _Best(entries, arrays, tests, settings.difference)
-    if task.is_first_choice:
+    if task.choice.has_equal():
         same = np.flatnonzero(entries.sizes > 1)
         best.compare(same, same)
     for i, j in hamming.pairs_of(entries.hashes, settings.distance, task.choice):

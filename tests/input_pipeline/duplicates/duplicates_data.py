@@ -5,6 +5,7 @@ import io
 
 import cv2
 import numpy as np
+import pyarrow.parquet as parquet
 from PIL import Image
 from rich.console import Console
 
@@ -68,6 +69,6 @@ def hash_images(folder, images, parts=1):
 def find(output, hashes, against=(), settings=SETTINGS, run=in_order):
     """Rows of the list, as (id, reason, match, distance); and the file's bytes."""
     finding.find(hashes, against, output, settings, run, QUIET)
-    table = finding.pa.parquet.read_table(output).to_pylist()
+    table = parquet.read_table(output).to_pylist()
     rows = [(row["id"], row["reason"], row["match"], row["distance"]) for row in table]
     return rows, output.read_bytes()

@@ -3,9 +3,10 @@
 import functools
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 
-from input_pipeline.duplicates import command, dropped, finding, hamming, search, signatures
+from input_pipeline.duplicates import command, dropped, hamming, search, signatures
 from input_pipeline.images import crops
 from input_pipeline.workers import run_all
 from tests.input_pipeline.duplicates.duplicates_data import (
@@ -278,7 +279,7 @@ def test_the_command_writes_a_list_and_says_what_is_in_it(tmp_path, capsys):
     for reason in ("exact duplicate", "near duplicate", "contaminated"):
         count = sum(found == reason for found, _ in want.values())
         assert f"dropped: {reason}" in told and f" {count} " in told
-    table = finding.pa.parquet.read_table(tmp_path / "out" / "drop.parquet")
+    table = parquet.read_table(tmp_path / "out" / "drop.parquet")
     assert table.schema.equals(dropped.SCHEMA)
     assert set(table["data"].to_pylist()) == {"train"}
     assert set(table["match_data"].to_pylist()) == {"train", "test"}
