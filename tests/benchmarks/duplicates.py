@@ -1,10 +1,11 @@
 """Near copies of images: what is found of planted ones at each distance, and the cost of a search.
 
 - distance D, difference X: openclipart's images, after those that are plainly the same (distance 2,
-  difference 0.03) were taken out, and one copy of each kind of each of them. For each kind the
-  share of copies that lie within both limits of their original (recall). `others`: images that
-  would be dropped for another image, not a planted copy; whether they are copies, the eye must say.
-  `precision`: of a list of what is dropped, were half of all images copies of the kinds in turn.
+  difference 0.03) were taken out, and one copy of each kind of some of them. For each kind the
+  share of copies that lie within both limits of their original (recall). `others`: of all images,
+  those that would be dropped for another, not for a planted copy; whether they are copies, the eye
+  must say. `precision`: of the list, were there one copy, of the kinds in turn, of every image, and
+  all others no copies.
 - hashing: images per second of one core, from their encoded bytes.
 - search: random hashes, a tenth of them near another: seconds of one core for one of its tasks, how
   many there are, and all of them; the most memory that the process has taken so far.
@@ -43,28 +44,31 @@ def quality(folder: Path, num_images: int) -> list[dict]:
     started = time.perf_counter()
     signed = Signed(images)
     hashed_per_s = len(images) / (time.perf_counter() - started)
-    chosen = different(signed)
-    chosen = chosen[np.linspace(0, len(chosen) - 1, num_images).astype(int)]
+    first, second, ways = near_pairs(signed)
+    same = within(ways, 2, 0.03)
+    kept = np.setdiff1d(np.arange(len(images)), second[same])
+    is_left = np.isin(first, kept) & np.isin(second, kept)
+    second = second[is_left]
+    ways = [(bits[is_left], difference[is_left]) for bits, difference in ways]
+    chosen = kept[np.linspace(0, len(kept) - 1, num_images).astype(int)]
     originals = signed.take(chosen)
     pixels = [crops.decode(images[place]) for place in chosen]
     kinds = {kind: Signed([copy(p) for p in pixels]) for kind, copy in KINDS.items()}
     paired = {kind: originals.compared(copies) for kind, copies in kinds.items()}
-    one, other = np.triu_indices(num_images, 1)
-    among = originals.take(one).compared(originals.take(other))
     rows = []
     for distance in DISTANCES:
         for difference in DIFFERENCES:
             limits = distance, difference
             recall = {kind: within(found, *limits).mean() for kind, found in paired.items()}
-            near = within(among, *limits)
             # Of two the worse-ranked is dropped; which one that is does not change the number much.
-            others = len(set(other[near].tolist()))
-            copies = np.mean(list(recall.values())) * num_images
+            others = len(np.unique(second[within(ways, *limits)]))
+            copies = np.mean(list(recall.values())) * len(kept)
             rows.append(
                 {
                     "case": f"distance {distance}, difference {difference}",
                     **recall,
                     "others": others,
+                    "of": len(kept),
                     "precision": copies / max(1, copies + others),
                 }
             )
@@ -122,14 +126,19 @@ def within(ways: list[tuple[np.ndarray, np.ndarray]], distance: int, difference:
     return np.any([(bits <= distance) & (by <= difference) for bits, by in ways], axis=0)
 
 
-def different(signed: Signed) -> np.ndarray:
-    """Places of the images that are not plainly the same as an earlier one."""
-    kept = np.ones(len(signed.hashes), bool)
-    for place in range(len(kept) - 1):
-        rest = np.arange(place + 1, len(kept))
+def near_pairs(signed: Signed) -> tuple[np.ndarray, np.ndarray, list]:
+    """Places i < j of the pairs whose hashes are near, and their (bits, difference) as `compared`
+    gives them."""
+    found = []
+    for place in range(len(signed.hashes) - 1):
+        rest = np.arange(place + 1, len(signed.hashes))
         ways = signed.take(np.full(len(rest), place)).compared(signed.take(rest))
-        kept[rest[within(ways, 2, 0.03)]] = False
-    return np.flatnonzero(kept)
+        near = np.flatnonzero(within(ways, max(DISTANCES), np.inf))
+        ways = [(bits[near], difference[near]) for bits, difference in ways]
+        found.append((np.full(len(near), place), rest[near], ways))
+    first, second, ways = zip(*found)
+    joined = [tuple(map(np.concatenate, zip(*parts))) for parts in zip(*ways)]
+    return np.concatenate(first), np.concatenate(second), joined
 
 
 def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
