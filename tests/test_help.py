@@ -33,6 +33,9 @@ OTHERS = [
     "input_pipeline.prepare source",
     "input_pipeline.prepare index",
     "input_pipeline.doctor",
+    "input_pipeline.duplicates",
+    "input_pipeline.duplicates hash",
+    "input_pipeline.duplicates find",
     "input_pipeline.vocabulary",
     "input_pipeline.train_tokenizer",
 ]
@@ -44,7 +47,7 @@ VALUES = {
     "image": {"FILE"},
     "input": {"'DIR/*.tar'", "DIR|NAME:KEY=VALUE,..."},
     "model": {"DIR"},
-    "output": {"DIR", "PNG", "FILE", "FILE.tsv", "FILE.model"},
+    "output": {"DIR", "PNG", "FILE", "FILE.tsv", "FILE.model", "FILE.parquet"},
     "records": {"N"},
     "seed": {"N"},
     "step": {"N"},
@@ -121,6 +124,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
         "big_vlp.show": "big_vlp.show.__main__",
         "evaluators.datasets": "evaluators.datasets.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",
+        "input_pipeline.duplicates": "input_pipeline.duplicates.command",
         "input_pipeline.prepare": "input_pipeline.prepare.command",
     }.get(words[0], words[0])
     assert importlib.import_module(module).main(words[1:]) == 0

@@ -11,6 +11,7 @@ command continues where it stopped when it is given again. `python -m input_pipe
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -36,6 +37,7 @@ from input_pipeline.command_line import (
     path_argument,
     written_source,
 )
+from input_pipeline.duplicates import dropped
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.prepare import description, filters, shards
@@ -148,6 +150,12 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         "--drop-duplicates",
         action="store_true",
         help="drop images of the same bytes as an earlier one; reads the input twice",
+    )
+    rules.add_argument(
+        "--drop",
+        type=path_argument,
+        metavar="FILE.parquet",
+        help="drop the records of a list that input_pipeline.duplicates made of this very input",
     )
     rules.add_argument(
         "--resize",
@@ -281,6 +289,15 @@ def _prepare(
     unicode.check(str(args.output), "--output")
     options, extra = {**options, **rules.options()}, extra or {}
     arguments = arguments + rules.arguments()
+    if args.drop is not None:
+        # Found before the first sample is read; what it says decides whether shards are kept.
+        options["drop"] = dropped.fingerprint(args.drop)
+        arguments += ["--drop", args.drop.name]
+        place = os.fspath(args.drop), options["drop"]
+        jobs = [
+            dataclasses.replace(job, read=functools.partial(dropped.without, job.read, *place))
+            for job in jobs
+        ]
     labeller = None
     for name, value in (("mode", args.label_mode), ("captions", args.label_captions)):
         if args.labels is None and value:
@@ -298,18 +315,20 @@ def _prepare(
         jobs, args.output, options, rules, args.workers, unit, console, labeller, check
     )
     if not any(shard["records"] for shard in written):
-        dropped = [item for shard in written for item in shard["dropped"]]
-        if not dropped:
+        lost = [item for shard in written for item in shard["dropped"]]
+        if not lost:
             raise ValueError("No record is left: the input has no sample.")
         raise ValueError(
             f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
-            f"{filters.reason_of(dropped[0])}."
+            f"{filters.reason_of(lost[0])}."
         )
     contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
     write_json(dataset_file, contents)
     description.summary(console, contents, time.monotonic() - started)
     say(console, f"Wrote {dataset_file}")
+    if args.drop is not None and not contents["dropped"].keys() & set(dropped.REASONS):
+        say(console, f"No record is on {args.drop}: was that list made of this very input?")
     return 0
 
 
