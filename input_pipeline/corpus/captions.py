@@ -14,7 +14,11 @@ import pyarrow.compute as pc
 
 _BLANK = pa.scalar(" ", pa.large_string())
 _LETTERS = r"\p{L}\p{M}"
-_OTHER, _NO_LETTER, _SPACE = rf"[^{_LETTERS}\p{{N}}]+", rf"[^{_LETTERS}]+", r"[\s\pZ\x{85}]+"
+_OTHER, _NO_LETTER, _SPACE = (
+    rf"[^{_LETTERS}\p{{N}}]+",
+    rf"[^{_LETTERS}]+",
+    r"[\s\v\x1c-\x1f\x{85}\pZ]+",
+)
 
 
 def characters(text: pa.Array) -> np.ndarray:
@@ -58,7 +62,7 @@ class Words:
         each = np.unique(self.texts * size + encoded.indices.to_numpy(zero_copy_only=False))
         different = np.bincount(each // size, minlength=self.count)
         words = np.bincount(self.texts, minlength=self.count)
-        return self._known(1 - different / np.maximum(words, 1))
+        return self._known((words - different) / np.maximum(words, 1))
 
     def listed(self, phrases: Mapping[int, pa.Array]) -> np.ndarray:
         """How often phrases of a list occur in each text; `phrases` as `by_length` gives them."""

@@ -93,8 +93,8 @@ def _add_files(command: argparse.ArgumentParser, kinds: set[str]) -> None:
         action="append",
         default=[],
         metavar="KIND=NAME",
-        help=f"which column holds what ({', '.join(sorted(kinds))}), where it has no name of LAION, "
-        "COYO or DataComp, or several have; may be repeated",
+        help=f"which column holds what ({', '.join(sorted(kinds))}); needed where none has a name "
+        "that is known, or several have; may be repeated",
     )
     command.add_argument(
         "--output",

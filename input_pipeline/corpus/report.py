@@ -150,9 +150,9 @@ def draw(found: dict[str, Any]) -> bytes:
     drops.set_xlim(0, 1.45 * most)
     drops.set_xlabel("rows that it drops")
     drops.set_yticks(places, [])
-    drops.legend(frameon=False, loc="lower right", fontsize=9)
+    drops.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9)
     for axis in (left, drops):
-        axis.invert_yaxis()
+        axis.set_ylim(len(rules) - 0.4, -0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
     if with_scores:

@@ -204,7 +204,7 @@ def write_scores(path: Path, embeddings: Path) -> str:
         found = np.concatenate(parts)
         found = found[np.argsort(found["id"], kind="stable")]
         if (found["id"][1:] == found["id"][:-1]).any():
-            raise ValueError("an id is there twice: give embeddings of each image once")
+            raise ValueError("an id is there twice: embed each image once")
         whole.write_whole(path, found.tobytes())
         return ""
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -225,6 +225,8 @@ def _pairs(path: Path | epath.Path) -> Iterator[tuple[list[str], np.ndarray]]:
             _check(archive.files, columns_)
             ids, image, of_caption, text = (archive[name] for name in columns_)
         index = {id_: i for i, id_ in enumerate(ids.tolist())}
+        if len(index) < len(ids) or not index.keys() >= set(of_caption.tolist()):
+            raise ValueError("an id is there twice, or one of a caption has no image")
         parents = np.array([index[id_] for id_ in of_caption.tolist()], np.int64)
         for first in range(0, len(ids), _PAIRS):
             low, high = np.searchsorted(parents, (first, first + _PAIRS))
@@ -261,7 +263,7 @@ def _cosines(image: np.ndarray, text: np.ndarray, parents: np.ndarray) -> np.nda
     if len(text):
         with np.errstate(invalid="ignore", divide="ignore"):
             image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
-        np.maximum.at(best, parents, np.einsum("nd,nd->n", image[parents], text))
+            np.maximum.at(best, parents, np.einsum("nd,nd->n", image[parents], text))
     return np.where(np.isinf(best), np.float32(np.nan), best)
 
 

@@ -160,5 +160,5 @@ def letters(text: str) -> float:
 
 def words(text: str) -> list[str]:
     """Runs of letters, marks and digits."""
-    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = (c.lower()[0] for c in unicodedata.normalize("NFKC", text))  # "İ" is an i
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain).split()
