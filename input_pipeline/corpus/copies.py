@@ -22,7 +22,7 @@ from input_pipeline.files.buckets import make_directory
 from input_pipeline.files.copies import local_copy
 from input_pipeline.files.ranges import source_path
 
-_RUN = 2**20  # hashes that are sorted
+_RUN = 2**18  # hashes that are sorted
 _PART = 2**22  # hashes that are counted at once, about
 _HASH = np.dtype("<u8")
 

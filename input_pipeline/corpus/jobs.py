@@ -76,6 +76,9 @@ def finished(
     """
     origins = {job.file: (job.origin, job.modified) for job in jobs}
     found = {}
+    for job in jobs:
+        if "://" not in str(output) and (output / job.file).resolve() == Path(job.table).resolve():
+            raise ValueError(f"{job.table} would be overwritten: use another --output.")
     for path, file, info in whole.finished(output, REPORT):
         if path.name in (PLOT, DROPPED):
             continue

@@ -133,46 +133,33 @@ class Rules:
             are only listed.
         """
         sides, caption = ("width", "height"), ("caption",)
-        bounded = (
+        nsfw, watermark = ("nsfw",), ("watermark",)
+        words, characters, letters = map(
+            _caption, (captions.fields, captions.characters, captions.letters)
+        )
+        all_checks = (
             _bound("aspect ratio", sides, _aspect_ratio, high=self.max_aspect_ratio),
             _bound("shorter side", sides, _shorter, low=self.min_side),
             _bound("longer side", sides, _longer, high=self.max_side),
-            _bound("NSFW score", ("nsfw",), _highest("nsfw"), high=self.max_nsfw),
+            _bound("NSFW score", nsfw, _highest("nsfw"), high=self.max_nsfw),
             _none_of("NSFW tag", "nsfw_tag", self.nsfw_tags),
-            _bound(
-                "watermark score", ("watermark",), _highest("watermark"), high=self.max_watermark
-            ),
+            _bound("watermark score", watermark, _highest("watermark"), high=self.max_watermark),
             _bound("similarity", ("similarity",), _lowest("similarity"), low=self.min_similarity),
             _none_of("language", "language", self.languages),
-            _bound("caption words", caption, _caption(captions.fields), low=self.min_caption_words),
-            _bound(
-                "caption words", caption, _caption(captions.fields), high=self.max_caption_words
-            ),
-            _bound(
-                *("caption characters", caption, _caption(captions.characters)),
-                low=self.min_caption_characters,
-            ),
-            _bound(
-                *("caption characters", caption, _caption(captions.characters)),
-                high=self.max_caption_characters,
-            ),
-            _bound("share of letters", caption, _caption(captions.letters), low=self.min_letters),
+            _bound("caption words", caption, words, low=self.min_caption_words),
+            _bound("caption words", caption, words, high=self.max_caption_words),
+            _bound("caption characters", caption, characters, low=self.min_caption_characters),
+            _bound("caption characters", caption, characters, high=self.max_caption_characters),
+            _bound("share of letters", caption, letters, low=self.min_letters),
             _bound("share of repeated words", caption, _repeated, high=self.max_repeated_words),
             self.max_caption_copies
-            and Check(
-                f"caption copies above {self.max_caption_copies}",
-                caption,
-                functools.partial(_frequent, frequent),
-                high=0,
+            and _any(
+                f"caption copies above {self.max_caption_copies}", caption, _frequent, frequent
             ),
-            self.drop_words
-            and Check("listed words", caption, functools.partial(_words, self.drop_words), high=0),
-            self.drop_domains
-            and Check(
-                "listed domain", ("url",), functools.partial(_domain, self.drop_domains), high=0
-            ),
+            self.drop_words and _any("listed words", caption, _words, self.drop_words),
+            self.drop_domains and _any("listed domain", ("url",), _domain, self.drop_domains),
         )
-        return [check for check in bounded if check]
+        return [check for check in all_checks if check]
 
 
 def _bound(name, kinds, measure, low: float | None = None, high: float | None = None):
@@ -182,8 +169,12 @@ def _bound(name, kinds, measure, low: float | None = None, high: float | None = 
 
 
 def _none_of(name: str, kind: str, kept: tuple[str, ...] | None):
-    measure = functools.partial(_other, kind, kept)
-    return kept and Check(f"{name} not {' or '.join(kept)}", (kind,), measure, high=0)
+    return kept and _any(f"{name} not {' or '.join(kept)}", (kind,), _other, kind, kept)
+
+
+def _any(name: str, kinds: tuple[str, ...], measure, *arguments) -> Check:
+    """Drops what measures more than 0; `measure` takes the rows last."""
+    return Check(name, kinds, functools.partial(measure, *arguments), high=0)
 
 
 def _sides(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -197,6 +197,16 @@ def test_what_is_refused_is_one_line(meta, tmp_path, words, message, capsys, in_
     assert re.search(message, errors) and errors.count("\n") == 1
 
 
+def test_tables_are_not_written_over(tmp_path, capsys, in_this_process):
+    [path] = data.write(tmp_path / "meta", [data.metadata(100, 1)])
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "meta")
+    for output in ("meta", "link"):
+        assert filtered(path, tmp_path / output, *SIDES) == 1
+        assert "would be overwritten: use another --output" in capsys.readouterr().err
+    assert path.read_bytes() == before and len(list((tmp_path / "meta").iterdir())) == 1
+
+
 def test_no_column_of_a_rule_is_told_with_those_there_are(tmp_path, capsys, in_this_process):
     data.write(tmp_path / "meta", [pa.table({"a": [1], "b": ["x"]})])
     assert filtered(f"{tmp_path}/meta/*", tmp_path / "out", "--max-watermark", "0.5") == 1
