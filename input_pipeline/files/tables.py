@@ -126,7 +126,9 @@ def stream(
     try:
         if file.suffix == ".parquet":
             opened = pa.parquet.ParquetFile(
-                open_file(file) if is_in_bucket(file) else file, buffer_size=_BUFFER_BYTES
+                open_file(file) if is_in_bucket(file) else file,
+                buffer_size=_BUFFER_BYTES,
+                pre_buffer=False,  # of a whole group of rows, which may be all
             )
             schema = opened.schema_arrow
             batches = opened.iter_batches(rows, columns=columns, use_threads=False)
