@@ -58,6 +58,16 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
         raise ValueError(_first_fault(file) or str(error)) from None
 
 
+def open_rows(file: Path) -> Any:
+    """Arrow's reader of all columns, as large strings, a block of the file after the other.
+
+    Raises:
+      ValueError: as `load`; of later blocks when they are read, in Arrow's words.
+    """
+    _check_quotes(file)
+    return pa.csv.open_csv(file, **_options(file, column_names(file), pa.large_string()))
+
+
 def check_rows(file: Path, key: str) -> None:
     """Reads all of a .csv for fields of several lines, one of which is a row of the table itself:
     two stray quotes, far apart, enclose all that lies between them.

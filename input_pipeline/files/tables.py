@@ -1,4 +1,5 @@
-"""Text columns of CSV, TSV, parquet and Arrow IPC files, held as Arrow tables."""
+"""CSV, TSV, parquet and Arrow IPC files: text columns held as Arrow tables, or all of a file in
+parts, one after the other."""
 
 import functools
 import os
@@ -12,10 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from input_pipeline.files import delimited, listing
+from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.ranges import disk_path, open_file
 
 _SUFFIXES = (*delimited.DELIMITERS, ".parquet", ".arrow")
 
 _LOCK = threading.Lock()
+_BUFFER_BYTES = 2**20  # of each column that is read in parts
 
 
 def find(path: str | os.PathLike) -> list[Path]:
@@ -64,7 +68,7 @@ def _column_names(file: Path) -> list[str]:
         raise _unreadable(file, error) from None
 
 
-def _unreadable(file: Path, error: ValueError) -> ValueError:
+def _unreadable(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file} cannot be read: {str(error).rstrip('.')}.")
 
 
@@ -102,6 +106,59 @@ def load(file: Path, columns: Sequence[str]) -> pa.Table:
     for name in columns:
         _check_type(file, name, table[name].type)
     return table
+
+
+def stream(
+    file: Path, rows: int, columns: Sequence[str] | None = None
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """All of a table, of any types, at most `rows` rows at a time: memory does not depend on its
+    length. Fields of a .csv or .tsv are large strings. Parquet may lie in a bucket.
+
+    Args:
+      columns: only these; by default all.
+
+    Returns:
+      The schema, and the parts in their order; reading them raises ValueError or OSError, too.
+
+    Raises:
+      ValueError: the file is damaged; OSError: it cannot be read.
+    """
+    try:
+        if file.suffix == ".parquet":
+            opened = pa.parquet.ParquetFile(
+                open_file(file) if is_in_bucket(file) else file,
+                buffer_size=_BUFFER_BYTES,
+                pre_buffer=False,  # of a whole group of rows, which may be all
+            )
+            schema = opened.schema_arrow
+            batches = opened.iter_batches(rows, columns=columns, use_threads=False)
+        else:
+            disk_path(file, "tables but parquet are read")
+            if file.suffix in delimited.DELIMITERS:
+                reader = delimited.open_rows(file)
+            else:
+                reader = _open_arrow(file)
+            schema, batches = reader.schema, _batches(reader)
+    except ValueError as error:
+        raise _unreadable(file, error) from None
+    return schema, _parts(file, batches, rows, columns)
+
+
+def _parts(file, batches, rows: int, columns) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in batches:
+            chosen = batch if columns is None else batch.select(columns)
+            for first in range(0, chosen.num_rows, rows):
+                yield chosen.slice(first, rows)
+    except (ValueError, OSError) as error:  # a damaged page is either
+        raise _unreadable(file, error) from None
+
+
+def _batches(reader) -> Iterator[pa.RecordBatch]:
+    """Of a reader of an Arrow file, which has them by number, or of a stream."""
+    if hasattr(reader, "get_batch"):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return iter(reader)
 
 
 def check_rows(file: Path, key: str) -> None:
