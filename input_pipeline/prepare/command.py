@@ -5,9 +5,9 @@
     python -m input_pipeline.prepare index --input 'tars/*.tar' --output index/c
 
 `webdataset` reads downloaded tars, `source` any data source; both write ArrayRecord shards.
-`index` makes tars readable where they are. All of them may lie in a bucket (gs://...). A killed
-command continues where it stopped when it is given again. `python -m input_pipeline.prepare COMMAND
---help` tells the arguments of each.
+`index` makes tars readable where they are. All of them may lie in a bucket (gs://...), and all can
+work on a cluster (--runner). A killed command continues where it stopped when it is given again.
+`python -m input_pipeline.prepare COMMAND --help` tells the arguments of each.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from input_pipeline.command_line import (
 )
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare import description, filters, shards
+from input_pipeline.prepare import description, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
 from input_pipeline.tars import index as tar_index
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_tars(command)
     _add_output(command)
     command.set_defaults(run=_run_index)
-    args = parser.parse_args(argv)
+    args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
@@ -255,7 +255,7 @@ def _run_source(args: argparse.Namespace) -> int:
 
 
 def _run_index(args: argparse.Namespace) -> int:
-    tar_index.build(args.input, args.output, args.workers)
+    tar_index.build(args.input, args.output, _runner(args))
     return 0
 
 
@@ -292,18 +292,17 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
         if rule.caption_fields is not None:
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
+    run = _runner(args)
     started = time.monotonic()
     console = Console()
-    written = shards.write(
-        jobs, args.output, options, rules, args.workers, unit, console, labeller, check
-    )
+    written = shards.write(jobs, args.output, options, rules, run, unit, console, labeller, check)
     if not any(shard["records"] for shard in written):
-        dropped = [item for shard in written for item in shard["dropped"]]
-        if not dropped:
+        examples = [shard["first_dropped"] for shard in written if shard["dropped"]]
+        if not examples:
             raise ValueError("No record is left: the input has no sample.")
         raise ValueError(
             f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
-            f"{filters.reason_of(dropped[0])}."
+            f"{examples[0]}."
         )
     contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
@@ -311,6 +310,10 @@ def _prepare(
     description.summary(console, contents, time.monotonic() - started)
     say(console, f"Wrote {dataset_file}")
     return 0
+
+
+def _runner(args: argparse.Namespace) -> shards.Run:
+    return command_line.runner(args, args.output / ".beam")
 
 
 def _read_source(
