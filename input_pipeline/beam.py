@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import pickle
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -39,6 +40,7 @@ _LOOKING = 0.1
 _LOOK_SECONDS = 0.2
 # Network disks may show a file of another machine only so much later.
 _LATE_SECONDS = 90
+_END_SECONDS = 300  # that a job has to put its workers away
 # Runners whose servers have options of their own, which only they can check.
 _SERVED = ("portable", "flink", "spark")
 # What decides the bytes of the output: a worker of another version would write others.
@@ -101,9 +103,9 @@ class Runner:
           Exception: what a call raised.
           KeyboardInterrupt: after the job was told to stop.
         """
+        _remove(self._folder)
         if not tasks:
             return
-        _remove(self._folder)
         exchange = self._folder / uuid.uuid4().hex
         try:
             files = _write_tasks(function, [arguments for _, arguments in tasks], exchange)
@@ -114,8 +116,9 @@ class Runner:
                         label = tasks[number][0]
                         yield label, result
                         advance(label.size)
+                    job.is_over(_END_SECONDS)
                 finally:
-                    job.cancel()
+                    job.close()
         finally:
             _remove(exchange)
             if not is_in_bucket(self._folder):
@@ -170,6 +173,9 @@ class _Job:
         self.failure = ""
         self._result = None
         self._over = threading.Event()
+        self._lost = False
+        self._hook = threading.excepthook
+        threading.excepthook = self._note_lost_worker
         work = threading.Thread(target=self._run, args=(options, files, exchange), daemon=True)
         work.start()
 
@@ -196,15 +202,37 @@ class _Job:
         finally:
             self._over.set()
 
+    def _note_lost_worker(self, raised: Any) -> None:
+        """The Direct runner would wait for a process of its own that was killed, for ever."""
+        if "Worker subprocess exited" not in str(raised.exc_value):
+            self._hook(raised)
+        elif not self._over.is_set():
+            self.failure = "a worker process was killed (out of memory?)"
+            self._lost = True
+
     def is_over(self, seconds: float) -> bool:
         """Waits so long for the end."""
-        return self._over.wait(seconds)
+        return self._lost or self._over.wait(seconds)
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """Tells a job that is not over to stop."""
-        if self._result is not None and not self._over.is_set():
+        threading.excepthook = self._hook
+        if self._over.is_set():
+            return
+        if self._result is not None:
             with contextlib.suppress(Exception):  # the runner cannot; its tasks will not be found
                 self._result.cancel()
+        _end_workers(os.getpid())
+
+
+def _end_workers(process: int) -> None:
+    """Ends the processes that the Direct runner has started, for whose end this one would wait."""
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # gone
+            for child in map(int, file.read_text().split()):
+                _end_workers(child)
+                if b"apache_beam.runners.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signal.SIGKILL)
 
 
 def _write_tasks(function: Callable, tasks: list[tuple], exchange: Path | epath.Path) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline import beam, workers
+from input_pipeline import beam
 from input_pipeline.checks import errors, unicode
 from input_pipeline.checks.paths import PathError, is_url
 from input_pipeline.checks.ranges import whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.sources import make_source
+from input_pipeline.workers import in_processes
 
 SOURCE = "DIR|NAME:KEY=VALUE,..."
 SOURCE_HELP = (
@@ -115,11 +116,7 @@ def runner(args: argparse.Namespace, folder: Path | epath.Path) -> Callable[...,
     """
     if args.runner is not None:
         return beam.Runner(args.runner, args.runner_options, folder).run_all
-
-    def run(function, tasks, unit, console):
-        return workers.run_all(function, tasks, args.workers, unit, console)
-
-    return run
+    return in_processes(args.workers)
 
 
 def path_argument(text: str) -> Path | epath.Path:

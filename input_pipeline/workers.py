@@ -64,6 +64,15 @@ def run_all(
             pool.shutdown(cancel_futures=True)
 
 
+def in_processes(workers: int) -> Callable[..., Iterator[tuple[Any, Any]]]:
+    """`run_all` with so many processes: run(function, tasks, unit, console)."""
+
+    def run(function, tasks, unit, console):
+        return run_all(function, tasks, workers, unit, console)
+
+    return run
+
+
 @contextlib.contextmanager
 def progress_bar(console: Console, unit: str, total: float) -> Iterator[Callable[[float], None]]:
     """Shows a bar where a person looks on; gives the function that moves it on by so much."""
