@@ -11,6 +11,8 @@ ends at its next task once the command is given again.
 import contextlib
 import functools
 import importlib.metadata
+import io
+import itertools
 import os
 import pickle
 import shutil
@@ -19,7 +21,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,19 @@ class Runner:
         except (ValueError, ImportError, AttributeError) as error:
             raise ValueError(f"--runner {name}: {error}") from None
         self._options = make_options(["--runner", name, *options])
-        if not name.lower().startswith(_SERVED):
-            known = make_options([]).get_all_options()
-            given = self._options.get_all_options(retain_unknown_options=True)
-            if unknown := [f"--{option}" for option in given if option not in known]:
-                raise ValueError(f"neither this command nor Beam has {', '.join(unknown)}.")
+        known = make_options([]).get_all_options().keys()
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                given = self._options.get_all_options(retain_unknown_options=True).keys()
+        except SystemExit:  # after a page of help
+            raise ValueError(said.getvalue().strip().rpartition("error: ")[2]) from None
+        if name.lower().startswith(_SERVED):
+            known = given
+        if unknown := _unknown(options, given - known):
+            raise ValueError(
+                f"neither this command nor Beam has {' '.join(unknown)} (patterns need quotes)."
+            )
         if "dataflow" in name.lower() and not is_in_bucket(folder):
             raise ValueError(
                 f"--runner {name}: its workers see no disk of this machine; give an --output in a "
@@ -223,6 +233,19 @@ class _Job:
             with contextlib.suppress(Exception):  # the runner cannot; its tasks will not be found
                 self._result.cancel()
         _end_workers(os.getpid())
+
+
+def _unknown(words: list[str], names: Collection[str]) -> list[str]:
+    """The words that are options of these names, or values of none."""
+    found = []
+    for before, word in itertools.pairwise(["", *words]):
+        name, equals, _ = before.partition("=")
+        if word.startswith("-"):
+            if word.partition("=")[0].strip("-").replace("-", "_") in names:
+                found.append(word)
+        elif equals or not name.startswith("-"):
+            found.append(word)
+    return found
 
 
 def _end_workers(process: int) -> None:

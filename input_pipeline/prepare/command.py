@@ -12,9 +12,11 @@ work on a cluster (--runner). A killed command continues where it stopped when i
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
@@ -84,8 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         "    python -m input_pipeline.prepare source --input coco:annotations=FILE,images=DIR "
         "--output data/coco",
     )
-    command.add_argument("--input", metavar=SOURCE, help=f"{SOURCE_HELP} (required)")
-    command.add_argument("former", nargs="*", help=argparse.SUPPRESS)
+    command.add_argument("--input", required=True, metavar=SOURCE, help=SOURCE_HELP)
     command.add_argument(
         "--records-per-shard", type=whole(1), default=5000, metavar="N", help="of a full shard"
     )
@@ -102,11 +103,21 @@ def main(argv: list[str] | None = None) -> int:
     _add_tars(command)
     _add_output(command)
     command.set_defaults(run=_run_index)
+    if former := _former_source(sys.argv[1:] if argv is None else argv):
+        parser.exit(1, f"error: A source is one word now: give --input {shlex.quote(former)}.\n")
     args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
     return status
+
+
+def _former_source(words: list[str]) -> str:
+    """The source that a command line names as it was written once; "" of one of today."""
+    if words[:1] != ["source"]:
+        return ""
+    name, *pairs = *itertools.takewhile(lambda word: not word.startswith("-"), words[1:]), ""
+    return f"{name}:{','.join(pairs[:-1])}".rstrip(":")
 
 
 def _add_tars(command: argparse.ArgumentParser) -> None:
@@ -206,12 +217,6 @@ def _run_webdataset(args: argparse.Namespace) -> int:
 
 
 def _run_source(args: argparse.Namespace) -> int:
-    if args.former:
-        name, *pairs = args.former
-        new = f"{name}:{','.join(pairs)}" if pairs else name
-        raise ValueError(f"A source is one word now: give --input {shlex.quote(new)}.")
-    if args.input is None:
-        raise ValueError(f"Give --input {SOURCE}; see --help.")
     name, given, source = open_source(args.input)
     if source.weights is not None:
         raise ValueError(

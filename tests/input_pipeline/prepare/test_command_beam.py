@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,8 +108,15 @@ def test_a_damaged_tar_among_50_fails_alone(tmp_path, capsys):
 
 
 def test_an_option_of_nobody_is_refused_before_anything_is_written(tars, tmp_path, capsys):
-    assert run(tars, tmp_path / "out", *DIRECT, "--min-sides", "3") == 1
-    assert "error: neither this command nor Beam has --min-sides." in capsys.readouterr().err
+    for given, word in (
+        (["--min-sides", "3"], "--min-sides"),
+        (["--region", "here", "b.tar"], "b.tar"),
+        (["b.tar"], "b.tar"),
+    ):
+        assert run(tars, tmp_path / "out", *DIRECT, *given) == 1
+        assert f"error: neither this command nor Beam has {word}" in capsys.readouterr().err
+    assert run(tars, tmp_path / "out", *DIRECT, "--streaming=maybe") == 1
+    assert capsys.readouterr().err.startswith("error: argument --streaming: ")
     with pytest.raises(SystemExit):
         run(tars, tmp_path / "out", "--min-sides", "3")
     assert "unrecognized arguments: --min-sides 3" in capsys.readouterr().err
@@ -144,13 +152,13 @@ def test_a_full_disk_fails_what_does_not_fit(tmp_path):
     """A limit of the size of files, which a write meets as it meets the end of a disk."""
     tars = tmp_path / "tars"
     tars.mkdir()
-    for name, size in (("a", 40), ("b", 600), ("c", 50)):
+    for name, size in (("a", 40), ("b", 900), ("c", 50)):
         write_tar(tars / f"train-{name}.tar", {"x": (image(1, size), {"title": name})})
     arguments = ["--input", f"{tars}/train-*.tar", "--captions", "title"]
     arguments += ["--output", str(tmp_path / "out")]
     program = f"{sys.executable} -m input_pipeline.prepare webdataset"
     for limit, more in itertools.product(("ulimit -f 200; ", ""), (DIRECT, ("--workers", "1"))):
-        words = " ".join(map(str, [*arguments, *more]))
+        words = shlex.join([*arguments, *more])
         done = subprocess.run(
             ["bash", "-c", f"{limit}exec {program} {words}"],
             cwd=ROOT,
@@ -176,7 +184,7 @@ def test_two_workers_write_the_same(tars, rules, prepared, tmp_path, monkeypatch
     monkeypatch.setattr(words.count, "_RECORDS_PER_PART", 3)
     for name, more in (("here", ("--workers", "1")), ("beam", DIRECT), ("two", TWO)):
         (tmp_path / name).mkdir()
-        command = ["--input", str(prepared), "--threshold", "0", *more]
+        command = ["--input", "scenes:split=val,size=8,image_size=32", "--threshold", "0", *more]
         assert words.main([*command, "--output", str(tmp_path / name / "words.tsv")]) == 0
     for name in ("beam", "two"):
         assert contents(tmp_path / name) == contents(tmp_path / "here")
