@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         "    python -m input_pipeline.prepare source --input coco:annotations=FILE,images=DIR "
         "--output data/coco",
     )
-    command.add_argument("--input", required=True, metavar=SOURCE, help=SOURCE_HELP)
+    command.add_argument("--input", metavar=SOURCE, help=f"{SOURCE_HELP} (required)")
     command.add_argument(
         "--records-per-shard", type=whole(1), default=5000, metavar="N", help="of a full shard"
     )
@@ -103,8 +103,11 @@ def main(argv: list[str] | None = None) -> int:
     _add_tars(command)
     _add_output(command)
     command.set_defaults(run=_run_index)
-    if former := _former_source(sys.argv[1:] if argv is None else argv):
-        parser.exit(1, f"error: A source is one word now: give --input {shlex.quote(former)}.\n")
+    former = _former_source(sys.argv[1:] if argv is None else argv)
+    if former:
+        new = shlex.quote(former)
+        print(f"error: A source is one word now: give --input {new}.", file=sys.stderr)
+        return 1
     args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
@@ -217,6 +220,8 @@ def _run_webdataset(args: argparse.Namespace) -> int:
 
 
 def _run_source(args: argparse.Namespace) -> int:
+    if args.input is None:
+        raise ValueError(f"Give --input {SOURCE}; see --help.")
     name, given, source = open_source(args.input)
     if source.weights is not None:
         raise ValueError(
