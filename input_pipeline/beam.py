@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import signal
 import threading
@@ -207,8 +208,7 @@ class _Job:
             if state != "DONE":
                 self.failure = f"it ended as {state}"
         except BaseException as error:  # whatever a runner raises, in another thread
-            lines = str(error).strip().splitlines()
-            self.failure = f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+            self.failure = _reason(error)
         finally:
             self._over.set()
 
@@ -233,6 +233,14 @@ class _Job:
             with contextlib.suppress(Exception):  # the runner cannot; its tasks will not be found
                 self._result.cancel()
         _end_workers(os.getpid())
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what a runner raised: of several, with tracebacks of other machines, the last
+    that names an error."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return named[-1] if named else f"{type(error).__name__}: {lines[-1]}"
 
 
 def _unknown(words: list[str], names: Collection[str]) -> list[str]:

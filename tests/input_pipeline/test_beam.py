@@ -146,3 +146,18 @@ def test_a_killed_worker_ends_the_job_and_its_other_workers(tmp_path):
         time.sleep(0.05)
     found = dict(runner.run_all(beam_tasks.end_worker, tasks, "tasks", Console()))
     assert sorted(found.values()) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "OSError: no reason given"),
+        ("a\nb", "OSError: b"),
+        (
+            "Traceback\n  File\nlab.TypeError: wrong\n\tat java.lang\n\t... 1 more",
+            "lab.TypeError: wrong",
+        ),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(text, reason):
+    assert beam._reason(OSError(text)) == reason
