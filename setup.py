@@ -74,7 +74,7 @@ setup(
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],
-        "beam": ["apache-beam"],
+        "beam": ["apache-beam>=2.77"],
         "pos": ["textblob>=0.20"],
         "wandb": ["wandb"],
     },

@@ -16,11 +16,13 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline import beam
 from input_pipeline.checks import errors, unicode
 from input_pipeline.checks.paths import PathError, is_url
 from input_pipeline.checks.ranges import whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.sources import make_source
+from input_pipeline.workers import in_processes
 
 SOURCE = "DIR|NAME:KEY=VALUE,..."
 SOURCE_HELP = (
@@ -48,6 +50,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._with_dashes(text) for text in args], namespace)
+
+    def parse_job(self, argv: list[str] | None) -> argparse.Namespace:
+        """As `parse_args`, of a command with `add_workers`: with --runner, words that are not the
+        command's own are kept for Beam, see `runner`."""
+        args, more = self.parse_known_args(argv)
+        if more and args.runner is None:
+            self.error(f"unrecognized arguments: {' '.join(more)}")
+        args.runner_options = more
+        return args
 
     def error(self, message):
         self.exit(1, f"error: {message}; see {self.prog} --help\n")
@@ -84,6 +95,28 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes; by default one per CPU. The output does not depend on it",
     )
+    parser.add_argument(
+        "--runner",
+        metavar="NAME",
+        help="work on Apache Beam instead: Direct, Dataflow, Flink, Spark, ...; options that are "
+        "not listed here go to it. The output does not depend on it either",
+    )
+
+
+def runner(args: argparse.Namespace, folder: Path | epath.Path) -> Callable[..., Any]:
+    """What calls a function for many tasks, `run(function, tasks, unit, console)`, as the words of
+    `add_workers` say: `workers.run_all` without the number of workers, or Beam's.
+
+    Args:
+      args: of `Parser.parse_job`.
+      folder: hidden, beside the output; for what a cluster's machines tell each other.
+
+    Raises:
+      ValueError: see `beam.Runner`.
+    """
+    if args.runner is not None:
+        return beam.Runner(args.runner, args.runner_options, folder).run_all
+    return in_processes(args.workers)
 
 
 def path_argument(text: str) -> Path | epath.Path:

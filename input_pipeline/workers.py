@@ -1,6 +1,8 @@
 """Worker processes: of the commands that look at a whole data set, and what these say; all end with
 their parent."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -42,20 +44,13 @@ def run_all(
         mp_context=multiprocessing.get_context("spawn"),
         initializer=end_with_parent,
     )
-    progress = Progress(
-        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with pool, progress:
-        bar = progress.add_task("", total=sum(label.size for label, _ in tasks))
+    total = sum(label.size for label, _ in tasks)
+    with pool, progress_bar(console, unit, total) as advance:
         futures = {pool.submit(function, *arguments): label for label, arguments in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-                progress.advance(bar, futures[future].size)
+                advance(futures[future].size)
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()  # Nothing is lost but half-written shards.
@@ -67,6 +62,30 @@ def run_all(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def in_processes(workers: int) -> Callable[..., Iterator[tuple[Any, Any]]]:
+    """`run_all` with so many processes: run(function, tasks, unit, console)."""
+
+    def run(function, tasks, unit, console):
+        return run_all(function, tasks, workers, unit, console)
+
+    return run
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, unit: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Shows a bar where a person looks on; gives the function that moves it on by so much."""
+    progress = Progress(
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        bar = progress.add_task("", total=total)
+        yield functools.partial(progress.advance, bar)
 
 
 def say(console: Console, text: str) -> None:

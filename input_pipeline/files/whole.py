@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.files import buckets, copies
+from input_pipeline.files import buckets, copies, listing
 
 TEMPORARY_SUFFIX = ".tmp"
+_ABANDONED_SECONDS = 3600
 _THREADS = 32  # a bucket, or a network disk, answers many at once
 
 
@@ -25,7 +27,7 @@ def finished(
     """What earlier runs left in a directory, in the order of the names: files, and beside each one
     `<file>.json`, which is written after it and vouches for it.
 
-    Makes the directory, and removes what is half-written.
+    Makes the directory, and removes what is half-written but for what another machine may be at.
 
     Args:
       description: the file that is written last, and not given here; nor are hidden ones.
@@ -35,13 +37,12 @@ def finished(
       of the file itself, and of a JSON that cannot be read.
     """
     buckets.make_directory(output)
-    files = []
-    for path in in_directory(output):
-        if path.name.startswith("."):
-            if path.name.endswith(TEMPORARY_SUFFIX):
-                path.unlink(missing_ok=True)
-        elif path.name != description:
-            files.append(path)
+    remove_temporaries(output, _ABANDONED_SECONDS)
+    files = [
+        path
+        for path in in_directory(output)
+        if not path.name.startswith(".") and path.name != description
+    ]
 
     def contents(path):
         if path.suffix == ".json":
@@ -52,6 +53,22 @@ def finished(
     with ThreadPoolExecutor(_THREADS) as threads:
         for path, found in zip(files, threads.map(contents, files)):
             yield path, path.name.removesuffix(".json"), found
+
+
+def remove_temporaries(directory: Path | epath.Path, seconds: float = 0) -> None:
+    """Removes half-written files that nobody wrote to for so long.
+
+    At the end of the work that is all of them: whoever is still at one does what is done already.
+    """
+    found = [
+        path
+        for path in in_directory(directory)
+        if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX)
+    ]
+    latest = time.time_ns() - int(seconds * 1e9)
+    for path, status in zip(found, listing.statuses(found)):
+        if not seconds or status.modified < latest:
+            path.unlink(missing_ok=True)
 
 
 def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
@@ -83,7 +100,7 @@ def scratch(directory: Path | epath.Path) -> Iterator[Path]:
 
 
 def temporary_name(name: str) -> str:
-    """A new name beside the file of this name; `finished` removes what has one."""
+    """A new name beside the file of this name; `remove_temporaries` knows such names."""
     # Not the process' id: those of two machines may be the same.
     return f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
 

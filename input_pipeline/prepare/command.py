@@ -5,17 +5,19 @@
     python -m input_pipeline.prepare index --input 'tars/*.tar' --output index/c
 
 `webdataset` reads downloaded tars, `source` any data source; both write ArrayRecord shards.
-`index` makes tars readable where they are. All of them may lie in a bucket (gs://...). A killed
-command continues where it stopped when it is given again. `python -m input_pipeline.prepare COMMAND
---help` tells the arguments of each.
+`index` makes tars readable where they are. All of them may lie in a bucket (gs://...), and all can
+work on a cluster (--runner). A killed command continues where it stopped when it is given again.
+`python -m input_pipeline.prepare COMMAND --help` tells the arguments of each.
 """
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
@@ -40,7 +42,7 @@ from input_pipeline.command_line import (
 from input_pipeline.duplicates import dropped
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare import description, filters, shards
+from input_pipeline.prepare import description, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
 from input_pipeline.tars import index as tar_index
@@ -87,7 +89,6 @@ def main(argv: list[str] | None = None) -> int:
         "--output data/coco",
     )
     command.add_argument("--input", metavar=SOURCE, help=f"{SOURCE_HELP} (required)")
-    command.add_argument("former", nargs="*", help=argparse.SUPPRESS)
     command.add_argument(
         "--records-per-shard", type=whole(1), default=5000, metavar="N", help="of a full shard"
     )
@@ -104,11 +105,24 @@ def main(argv: list[str] | None = None) -> int:
     _add_tars(command)
     _add_output(command)
     command.set_defaults(run=_run_index)
-    args = parser.parse_args(argv)
+    former = _former_source(sys.argv[1:] if argv is None else argv)
+    if former:
+        new = shlex.quote(former)
+        print(f"error: A source is one word now: give --input {new}.", file=sys.stderr)
+        return 1
+    args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
     return status
+
+
+def _former_source(words: list[str]) -> str:
+    """The source that a command line names as it was written once; "" of one of today."""
+    if words[:1] != ["source"]:
+        return ""
+    name, *pairs = *itertools.takewhile(lambda word: not word.startswith("-"), words[1:]), ""
+    return f"{name}:{','.join(pairs[:-1])}".rstrip(":")
 
 
 def _add_tars(command: argparse.ArgumentParser) -> None:
@@ -214,10 +228,6 @@ def _run_webdataset(args: argparse.Namespace) -> int:
 
 
 def _run_source(args: argparse.Namespace) -> int:
-    if args.former:
-        name, *pairs = args.former
-        new = f"{name}:{','.join(pairs)}" if pairs else name
-        raise ValueError(f"A source is one word now: give --input {shlex.quote(new)}.")
     if args.input is None:
         raise ValueError(f"Give --input {SOURCE}; see --help.")
     name, given, source = open_source(args.input)
@@ -263,7 +273,7 @@ def _run_source(args: argparse.Namespace) -> int:
 
 
 def _run_index(args: argparse.Namespace) -> int:
-    tar_index.build(args.input, args.output, args.workers)
+    tar_index.build(args.input, args.output, _runner(args))
     return 0
 
 
@@ -309,18 +319,17 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
         if rule.caption_fields is not None:
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
+    run = _runner(args)
     started = time.monotonic()
     console = Console()
-    written = shards.write(
-        jobs, args.output, options, rules, args.workers, unit, console, labeller, check
-    )
+    written = shards.write(jobs, args.output, options, rules, run, unit, console, labeller, check)
     if not any(shard["records"] for shard in written):
-        lost = [item for shard in written for item in shard["dropped"]]
-        if not lost:
+        examples = [shard["first_dropped"] for shard in written if shard["dropped"]]
+        if not examples:
             raise ValueError("No record is left: the input has no sample.")
         raise ValueError(
             f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
-            f"{filters.reason_of(lost[0])}."
+            f"{examples[0]}."
         )
     contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
@@ -330,6 +339,10 @@ def _prepare(
     if args.drop is not None and not contents["dropped"].keys() & set(dropped.REASONS):
         say(console, f"No record is on {args.drop}: was that list made of this very input?")
     return 0
+
+
+def _runner(args: argparse.Namespace) -> shards.Run:
+    return command_line.runner(args, args.output / ".beam")
 
 
 def _read_source(

@@ -15,7 +15,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
     """Contents of dataset.json.
 
     Args:
-      shards: the JSON of every shard, in order; at least one has a record.
+      shards: of every shard what `shards.write` gives, in order; at least one has a record.
       arguments: of the command that makes the same data set from the same input.
     """
     num_records = sum(shard["records"] for shard in shards)
@@ -54,7 +54,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
 
 def dropped(shards: list[dict[str, Any]]) -> dict[str, int]:
     """Reason -> number of samples that gave no record."""
-    return _total(Counter(d["reason"] for d in shard["dropped"]) for shard in shards)
+    return _total(shard["dropped"] for shard in shards)
 
 
 def summary(console: Console, description: dict[str, Any], seconds: float) -> None:

@@ -2,15 +2,18 @@
 
 Every job becomes one ArrayRecord shard and a small JSON about it. A shard is complete or absent, so
 a run can be killed at any time and started again: finished shards are kept. The output depends on
-the jobs and the options alone, not on the number of workers or of attempts. One run per output
-directory at a time. Shards for a bucket are made here, one per worker at a time, and uploaded.
+the jobs and the options alone, not on the number of workers or of attempts. A job may be done
+several times, also at once and on several machines: each attempt writes to a file of its own, and
+the first that is finished counts. Shards for a bucket are made on the worker's disk, one at a time,
+and uploaded.
 """
 
 import functools
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +25,23 @@ from etils import epath
 from rich.console import Console
 
 from input_pipeline import records
-from input_pipeline.files import listing, whole
+from input_pipeline.files import listing, outages, whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.ranges import source_path
 from input_pipeline.files.whole import in_directory, write_json
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.words.labelling import Labeller
-from input_pipeline.workers import run_all, say
+from input_pipeline.workers import say
 
 # One record per chunk makes random access cheap; encoded images do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_SUFFIX = ".array_record"
 _DIGESTS_SUFFIX = ".digests"
 _THREADS = 32
+
+# run(function, tasks, unit=..., console=...) yields (label, result), see `command_line.runner`.
+Run = Callable[..., Iterable[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -65,20 +71,21 @@ def write(
     output: Path | epath.Path,
     options: dict[str, Any],
     rules: Rules,
-    workers: int,
+    run: Run,
     unit: str,
     console: Console,
     labeller: Labeller | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Writes all shards that are not there yet; returns the JSON of every shard, in order.
+    """Writes all shards that are not there yet; returns what `description.describe` needs of every
+    shard, in order.
 
     Args:
       jobs: in the order of the data set.
       output: directory of the shards.
       options: all that decides the contents of a shard beside its job, `rules` and `labeller`
         included: recorded, and compared on the next run.
-      workers: processes.
+      run: calls a function for many tasks, see `command_line.runner`.
       unit: of the jobs' sizes, for the progress bar.
       labeller: adds labels to the records.
       check: of the input, before the first shard of this run is written; may raise ValueError.
@@ -88,12 +95,12 @@ def write(
         else, or a worker was killed; PathError: a shard cannot have its name in a bucket.
       KeyboardInterrupt: after the workers were ended.
     """
-    run = functools.partial(run_all, workers=workers, unit=unit, console=console)
+    run = functools.partial(run, unit=unit, console=console)
     for job in jobs if is_in_bucket(output) else ():
         storage_path(output / job.file)
     shards, changed = _finished_shards(output, jobs, options)
     description = output / records.DATASET_FILE
-    later_copies: dict[str, list[int]] = {}
+    later_copies: dict[str, np.ndarray] = {}
     if len(shards) < len(jobs):
         check()
     if len(shards) < len(jobs) or not description.exists():
@@ -102,7 +109,8 @@ def write(
         if rules.drop_duplicates:
             later_copies = _find_duplicates(jobs, output, options, rules, run, console)
             # What is a duplicate depends on all jobs, and some may have changed.
-            shards = {f: s for f, s in shards.items() if s["duplicates"] == later_copies[f]}
+            found = {file: _fingerprint(numbers) for file, numbers in later_copies.items()}
+            shards = {f: s for f, s in shards.items() if s["duplicates"] == found[f]}
     if changed:
         say(console, f"{changed} shards are made again: their input has changed.")
     if shards:
@@ -112,22 +120,18 @@ def write(
             "sizes and modification times are as they were).",
         )
     failures = 0
-    with whole.scratch(output) as scratch:
-        tasks = [
-            (job, (job, output, scratch, options, rules, later_copies.get(job.file), labeller))
-            for job in jobs
-            if job.file not in shards
-        ]
-        for count, (_, result) in enumerate(run(_write_shard, tasks), 1):
-            if isinstance(result, str):
-                failures += 1
-                text = f"FAILED {result}"
-            else:
-                shards[result["file"]] = result
-                text = f"{result['file']}: {result['records']:,} records"
-                if dropped := result["dropped"]:
-                    text += f", {len(dropped):,} dropped, e.g. {filters.reason_of(dropped[0])}"
-            say(console, f"[{count}/{len(tasks)}] {text}")
+    function = functools.partial(_write_shard, output, options, rules, labeller)
+    tasks = [(job, (job, later_copies.get(job.file))) for job in jobs if job.file not in shards]
+    for count, (_, result) in enumerate(run(function, tasks), 1):
+        if isinstance(result, str):
+            failures += 1
+            text = f"FAILED {result}"
+        else:
+            shards[result["file"]] = result
+            text = f"{result['file']}: {result['records']:,} records"
+            if dropped := result["dropped"].total():
+                text += f", {dropped:,} dropped, e.g. {result['first_dropped']}"
+        say(console, f"[{count}/{len(tasks)}] {text}")
     if failures:
         raise ValueError(
             f"{failures} of {len(jobs)} shards failed (see above); {len(shards)} are finished and "
@@ -136,7 +140,8 @@ def write(
         )
     for path in in_directory(output):
         if path.name.startswith(".") and path.name.endswith(_DIGESTS_SUFFIX):
-            path.unlink()
+            path.unlink(missing_ok=True)
+    whole.remove_temporaries(output)
     return [shards[job.file] for job in jobs]
 
 
@@ -166,7 +171,7 @@ def _finished_shards(
                 f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
                 "another --output, or empty it."
             )
-        described[file] = shard
+        described[file] = _kept(shard)
     if strangers:
         raise ValueError(
             f"{strangers[0]} was made from input that is not there now (--input does not match its "
@@ -192,59 +197,115 @@ def _are_whole(paths: list[Path | epath.Path], shards: Iterable[dict[str, Any]])
         return list(threads.map(is_whole, paths, shards, listing.status(paths), notes[:, 1]))
 
 
+def _kept(info: dict[str, Any]) -> dict[str, Any]:
+    """Of the JSON of a shard what is kept in memory, where there may be many: counts of the dropped
+    samples, with one in words, and of the duplicates a fingerprint."""
+    kept = {**info, "dropped": Counter(item["reason"] for item in info["dropped"])}
+    kept["first_dropped"] = filters.reason_of(info["dropped"][0]) if info["dropped"] else ""
+    if "duplicates" in info:
+        kept["duplicates"] = _fingerprint(info["duplicates"])
+    return kept
+
+
+def _fingerprint(numbers: Sequence[int]) -> str:
+    return listing.fingerprint(np.asarray(numbers, "<i8").tobytes())
+
+
 def _write_shard(
-    job: Job,
     output: Path | epath.Path,
-    scratch: Path,
     options: dict[str, Any],
     rules: Rules,
-    duplicates: list[int] | None,
     labeller: Labeller | None,
+    job: Job,
+    duplicates: np.ndarray | None,
 ) -> dict[str, Any] | str:
-    """Writes one shard and its JSON. Returns the JSON, or the reason of the failure."""
-    output = source_path(output)  # known to this process, too
-    temporary = scratch / whole.temporary_name(job.file)
+    """Writes one shard and its JSON. Returns what `_kept` gives, or the reason of the failure."""
     try:
-        tally, labels = Tally(), Counter()
-        passing = filters.passing(job.read(tally), rules, tally, frozenset(duplicates or ()))
-        if labeller is not None:
-            passing = labeller.label(passing, labels)
-            tally.fields["labels"] = "list"
-        count = _write_records(temporary, passing)
-        info = {
-            "version": records.FORMAT_VERSION,
-            "options": options,
-            "source": job.origin,
-            "modified": job.modified,
-            "file": job.file,
-            "records": count,
-            "bytes": temporary.stat().st_size,
-            "sha256": whole.checksum(temporary),
-            "fields": tally.fields,
-            "samples": tally.samples,
-            "dropped": tally.dropped,
-            "missing_captions": tally.missing_captions,
-            "removed_captions": tally.removed_captions,
-            "captions": tally.captions,
-            "resized": tally.resized,
-            "images": {
-                "formats": dict(sorted(tally.formats.items())),
-                "width": _range(tally.widths),
-                "height": _range(tally.heights),
-            },
-        }
-        if duplicates is not None:
-            info["duplicates"] = duplicates
-        if labeller is not None:
-            info["labels"] = dict(labels)
-        # The JSON of a replaced shard must not vouch for its successor.
-        (output / f"{job.file}.json").unlink(missing_ok=True)
-        whole.place(temporary, output / job.file)
-        write_json(output / f"{job.file}.json", info)
-        return info
+        return _kept(_written_shard(output, options, rules, labeller, job, duplicates))
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the ArrayRecord writer's.
-        temporary.unlink(missing_ok=True)
         return _reason(job, error)
+
+
+@outages.outlasting
+def _written_shard(
+    output: Path | epath.Path,
+    options: dict[str, Any],
+    rules: Rules,
+    labeller: Labeller | None,
+    job: Job,
+    duplicates: np.ndarray | None,
+) -> dict[str, Any]:
+    """Writes one shard and its JSON; returns the JSON."""
+    path = source_path(output) / job.file  # known to this process, too
+    with whole.scratch(path.parent) as scratch:
+        temporary = scratch / whole.temporary_name(job.file)
+        try:
+            info = _write_temporary(temporary, rules, labeller, job, duplicates)
+            info = {"version": records.FORMAT_VERSION, "options": options, **info}
+            if not _is_there(path, info):  # by another attempt
+                # The JSON of a replaced shard must not vouch for its successor.
+                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+                whole.place(temporary, path)
+                write_json(path.with_name(f"{path.name}.json"), info)
+            return info
+        except FileNotFoundError as error:
+            if error.filename != os.fspath(temporary):
+                raise
+            # Another command with this output has finished, and removed all that is half-written.
+            return _written_shard(output, options, rules, labeller, job, duplicates)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_temporary(
+    path: Path,
+    rules: Rules,
+    labeller: Labeller | None,
+    job: Job,
+    duplicates: np.ndarray | None,
+) -> dict[str, Any]:
+    """Writes a shard's records; returns what is to be said of them."""
+    tally, labels = Tally(), Counter()
+    later_copies = frozenset(() if duplicates is None else duplicates.tolist())
+    passing = filters.passing(job.read(tally), rules, tally, later_copies)
+    if labeller is not None:
+        passing = labeller.label(passing, labels)
+        tally.fields["labels"] = "list"
+    count = _write_records(path, passing)
+    info = {
+        "source": job.origin,
+        "modified": job.modified,
+        "file": job.file,
+        "records": count,
+        "bytes": path.stat().st_size,
+        "sha256": whole.checksum(path),
+        "fields": tally.fields,
+        "samples": tally.samples,
+        "dropped": tally.dropped,
+        "missing_captions": tally.missing_captions,
+        "removed_captions": tally.removed_captions,
+        "captions": tally.captions,
+        "resized": tally.resized,
+        "images": {
+            "formats": dict(sorted(tally.formats.items())),
+            "width": _range(tally.widths),
+            "height": _range(tally.heights),
+        },
+    }
+    if duplicates is not None:
+        info["duplicates"] = duplicates.tolist()
+    if labeller is not None:
+        info["labels"] = dict(labels)
+    return info
+
+
+def _is_there(path: Path | epath.Path, info: dict[str, Any]) -> bool:
+    """Whether this very shard is finished."""
+    try:
+        found = json.loads(path.with_name(f"{path.name}.json").read_bytes())
+        return found == json.loads(json.dumps(info)) and whole.checksum(path) == info["sha256"]
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _reason(job: Job, error: Exception) -> str:
@@ -277,9 +338,9 @@ def _find_duplicates(
     output: Path | epath.Path,
     options: dict[str, Any],
     rules: Rules,
-    run: Callable[..., Iterable[tuple[Any, str]]],
+    run: Run,
     console: Console,
-) -> dict[str, list[int]]:
+) -> dict[str, np.ndarray]:
     """Reads the whole input once: shard file -> numbers of its samples (as `filters.passing` counts
     them) whose image occurs earlier in the data set.
 
@@ -292,11 +353,11 @@ def _find_duplicates(
         ]
         paths[job.file] = output / f".{job.file}.{key}{_DIGESTS_SUFFIX}"
     there = set(in_directory(output))
-    tasks = [(job, (job, rules, paths[job.file])) for job in jobs if paths[job.file] not in there]
+    tasks = [(job, (job, paths[job.file])) for job in jobs if paths[job.file] not in there]
     if tasks:
         say(console, f"Looking for duplicates: reading the images of {len(tasks)} shards.")
     failures = 0
-    for _, reason in run(_write_digests, tasks):
+    for _, reason in run(functools.partial(_write_digests, rules), tasks):
         if reason:
             failures += 1
             say(console, f"FAILED {reason}")
@@ -315,16 +376,21 @@ def _find_duplicates(
     copies = np.sort(order[1:][(ordered[1:] == ordered[:-1]).all(axis=1)])
     parts = np.split(copies, np.searchsorted(copies, ends[:-1]))
     starts = ends - [len(part) for part in digests]
-    return {job.file: (part - start).tolist() for job, part, start in zip(jobs, parts, starts)}
+    return {job.file: part - start for job, part, start in zip(jobs, parts, starts)}
 
 
-def _write_digests(job: Job, rules: Rules, path: Path | epath.Path) -> str:
+def _write_digests(rules: Rules, job: Job, path: Path | epath.Path) -> str:
     """Writes 16 bytes per sample that has captions. Returns the reason of a failure, or ""."""
-    tally = Tally()
     try:
-        samples = filters.with_captions(job.read(tally), rules, tally)
-        digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
-        whole.write_whole(source_path(path), b"".join(digests))
+        _written_digests(rules, job, path)
         return ""
     except (OSError, ValueError) as error:
         return _reason(job, error)
+
+
+@outages.outlasting
+def _written_digests(rules: Rules, job: Job, path: Path | epath.Path) -> None:
+    tally = Tally()
+    samples = filters.with_captions(job.read(tally), rules, tally)
+    digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
+    whole.write_whole(source_path(path), b"".join(digests))

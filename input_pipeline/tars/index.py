@@ -12,6 +12,7 @@ import io
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from input_pipeline.files import outages
 from input_pipeline.files.buckets import is_in_bucket
 from input_pipeline.files.listing import Status, statuses
 from input_pipeline.files.ranges import open_file, source_path
-from input_pipeline.files.whole import finished, write_json, write_whole
+from input_pipeline.files.whole import finished, remove_temporaries, write_json, write_whole
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
 from input_pipeline.text.captions import split_sentences
-from input_pipeline.workers import run_all, say
+from input_pipeline.workers import say
 
 _SUFFIX = ".npy"
 
@@ -41,13 +43,13 @@ class _Task:
     size: float
 
 
-def build(pattern: str, output: Path | epath.Path, workers: int) -> None:
+def build(pattern: str, output: Path | epath.Path, run: Callable[..., Any]) -> None:
     """Indexes the tars that are not indexed yet and prints what was found.
 
     Args:
       pattern: of the tars, see `listing.find`.
       output: directory of the index.
-      workers: processes.
+      run: calls a function for many tasks, see `command_line.runner`.
 
     Raises:
       ValueError: nothing matches, two tars of one name, damaged tars (reported on the console),
@@ -71,7 +73,7 @@ def build(pattern: str, output: Path | epath.Path, workers: int) -> None:
         (_Task(tar, status[tar].size / 1e6), (tar, status[tar][:2], output)) for tar in pending
     ]
     failures = 0
-    for task, result in run_all(_index_tar, tasks, workers, "MB", console):
+    for task, result in run(_index_tar, tasks, "MB", console):
         if isinstance(result, str):
             failures += 1
             say(console, f"FAILED {result}")
@@ -88,6 +90,7 @@ def build(pattern: str, output: Path | epath.Path, workers: int) -> None:
         why = f", e.g. key {first['key']!r}: {first['reason']}: {first['detail']}" if first else ""
         raise ValueError(f"No sample of the tars that match --input {pattern!r} can be used{why}.")
     write_json(output / INDEX_FILE, {"version": FORMAT_VERSION, "tars": ordered})
+    remove_temporaries(output)
     _summary(console, ordered, time.monotonic() - started)
     say(console, f"Wrote {output / INDEX_FILE}")
 
@@ -123,31 +126,37 @@ def _index_tar(
 ) -> dict[str, Any] | str:
     """Writes the files of one tar of this size and modification time. Returns the JSON, or the
     reason of the failure."""
-    tar, output = source_path(tar), source_path(output)  # known to this process, too
     try:
-        table, texts, dropped, digest = _read_tar(tar)
-        data = io.BytesIO()
-        np.save(data, table, allow_pickle=False)
-        file = output / (tar.stem + _SUFFIX)
-        entry = {
-            "version": FORMAT_VERSION,
-            "file": file.name,
-            "bytes": status[0],
-            "modified": status[1],
-            "samples": len(table),
-            "sha256": hashlib.sha256(data.getvalue()).hexdigest(),
-            "contents": digest,
-            "texts": dict(zip(texts, table["texts"].sum(axis=0).tolist())),
-            "dropped": dropped,
-        }
-        # The JSON of a replaced file must not vouch for its successor.
-        file.with_name(f"{file.name}.json").unlink(missing_ok=True)
-        write_whole(file, data.getvalue())
-        write_json(file.with_name(f"{file.name}.json"), entry)
-        return entry
+        return _indexed_tar(source_path(tar), status, source_path(output))
     except (OSError, ValueError) as error:
         text = str(error)
         return text if str(tar) in text else f"{tar}: {text}"
+
+
+@outages.outlasting
+def _indexed_tar(
+    tar: Path | epath.Path, status: tuple[int, int], output: Path | epath.Path
+) -> dict[str, Any]:
+    table, texts, dropped, digest = _read_tar(tar)
+    data = io.BytesIO()
+    np.save(data, table, allow_pickle=False)
+    file = output / (tar.stem + _SUFFIX)
+    entry = {
+        "version": FORMAT_VERSION,
+        "file": file.name,
+        "bytes": status[0],
+        "modified": status[1],
+        "samples": len(table),
+        "sha256": hashlib.sha256(data.getvalue()).hexdigest(),
+        "contents": digest,
+        "texts": dict(zip(texts, table["texts"].sum(axis=0).tolist())),
+        "dropped": dropped,
+    }
+    # The JSON of a replaced file must not vouch for its successor.
+    file.with_name(f"{file.name}.json").unlink(missing_ok=True)
+    write_whole(file, data.getvalue())
+    write_json(file.with_name(f"{file.name}.json"), entry)
+    return entry
 
 
 def _read_tar(

@@ -12,7 +12,7 @@ import argparse
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
 from input_pipeline.files.buckets import make_directory
-from input_pipeline.words import beam, count, report
+from input_pipeline.words import count, report
 from input_pipeline.words.mining import MODES
 
 
@@ -21,7 +21,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_line.Parser(
         prog="python -m input_pipeline.vocabulary",
         description=__doc__,
-        epilog="With --runner, options that are not listed here go to Apache Beam.",
     )
     parser.add_argument(
         "--input",
@@ -57,22 +56,14 @@ def main(argv: list[str] | None = None) -> int:
         "--mode", choices=MODES, default=MODES[0], help="how captions become synsets"
     )
     command_line.add_workers(parser)
-    parser.add_argument(
-        "--runner", metavar="NAME", help="count on Apache Beam instead, e.g. DirectRunner"
-    )
-    args, more = parser.parse_known_args(argv)
-    if more and not args.runner:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    return command_line.run(lambda args: _run(args, more), args)
+    return command_line.run(_run, parser.parse_job(argv))
 
 
-def _run(args: argparse.Namespace, more: list[str]) -> None:
+def _run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".tsv":
         raise ValueError(f"--output must end in .tsv, got {str(args.output)!r}.")
+    run = command_line.runner(args, args.output.with_name(f".{args.output.name}.beam"))
     make_directory(args.output.parent)
     job = count.plan(args.input, args.captions, args.mode)
-    if args.runner:
-        totals = beam.run(job, args.output, args.runner, more)
-    else:
-        totals = count.run(job, args.workers)
+    totals = count.run(job, run)
     report.write(totals, job, args.threshold, args.size, args.output)

@@ -7,18 +7,19 @@ and of processes changes nothing.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from input_pipeline.command_line import open_source
+from input_pipeline.files import outages
 from input_pipeline.sources import check_fields, kept_source
 from input_pipeline.words.mining import kept_miner
-from input_pipeline.workers import run_all
 
 _RECORDS_PER_PART = 5000
+_MOST_PARTS = 20_000  # of a larger corpus; what is found in each comes back to one machine
 # What the vocabulary covers is measured on about so many records, evenly spread: it is known only
 # once everything has been counted, and the label sets of all captions would be too many to keep.
 _SAMPLED_RECORDS = 100_000
@@ -93,20 +94,6 @@ class Totals:
             else:
                 setattr(self, item.name, mine + theirs)
 
-    def to_json(self) -> str:
-        """For `from_json`; keys of the sample become strings."""
-        values = dict(vars(self))
-        for name in ("sampled_records", "sampled_captions"):
-            values[name] = {" ".join(keys): count for keys, count in getattr(self, name).items()}
-        return json.dumps(values)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Totals":
-        values = json.loads(text)
-        for name in ("sampled_records", "sampled_captions"):
-            values[name] = {tuple(keys.split()): n for keys, n in values[name].items()}
-        return cls(**{k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()})
-
 
 def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     """Opens the sources and divides the work.
@@ -130,10 +117,11 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
         sources.append((name, arguments, len(source), source.fingerprint()))
     total = sum(length for *_, length, _ in sources)
     stride = max(1, -(-total // _SAMPLED_RECORDS))
+    part_size = max(_RECORDS_PER_PART, -(-total // _MOST_PARTS))
     parts, offset = [], 0
     for name, arguments, length, _ in sources:
-        for first in range(0, length, _RECORDS_PER_PART):
-            size = min(_RECORDS_PER_PART, length - first)
+        for first in range(0, length, part_size):
+            size = min(part_size, length - first)
             encoded = json.dumps(arguments)
             parts.append(Part(name, encoded, first, size, offset, stride, captions, mode))
         offset += length
@@ -144,6 +132,7 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     return Job(parts, described, captions, mode)
 
 
+@outages.outlasting
 def count(part: Part) -> Totals:
     """Reads the records of a part and mines their captions.
 
@@ -176,8 +165,12 @@ def count(part: Part) -> Totals:
     return totals
 
 
-def run(job: Job, workers: int) -> Totals:
-    """Counts all parts in processes of this machine; a single part in this process.
+def run(job: Job, run_all: Callable[..., Iterable[tuple[Part, Totals]]]) -> Totals:
+    """Counts all parts in processes of this machine or of others; a single part, which is not worth
+    them, in this process.
+
+    Args:
+      run_all: see `command_line.runner`.
 
     Raises:
       ValueError: a record cannot be read, or a worker was killed.
@@ -186,7 +179,6 @@ def run(job: Job, workers: int) -> Totals:
     if len(job.parts) == 1:
         return count(job.parts[0])
     totals = Totals()
-    tasks = [(part, (part,)) for part in job.parts]
-    for _, found in run_all(count, tasks, workers, "records", Console()):
+    for _, found in run_all(count, [(part, (part,)) for part in job.parts], "records", Console()):
         totals.add(found)
     return totals

@@ -14,6 +14,7 @@ from input_pipeline.plans.constant import Plan
 from input_pipeline.sources import make_source
 from input_pipeline.sources.shared import base
 from input_pipeline.tars import index
+from input_pipeline.workers import in_processes
 from tests.input_pipeline.prepare.prepare_data import image, write_prepared
 
 COUNT = 12
@@ -49,7 +50,7 @@ def data(tmp_path_factory):
                 if i == BROKEN:  # far from its image
                     add(tar, f"{i:03d}.bin", bytes(200_000))
                 add(tar, f"{i:03d}.txt", captions[i].encode())
-    index.build(f"{folder}/tars/*.tar", folder / "tars" / "index", 1)
+    index.build(f"{folder}/tars/*.tar", folder / "tars" / "index", in_processes(1))
     (folder / "images" / "a").mkdir(parents=True)
     for i in range(COUNT):
         (folder / "images" / "a" / f"{i}.jpg").write_bytes(images[i])

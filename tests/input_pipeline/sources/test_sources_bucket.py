@@ -16,6 +16,7 @@ from input_pipeline.plans.constant import Plan
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index
+from input_pipeline.workers import in_processes
 from tests.input_pipeline.files.test_bucket_faults import first, no_waiting  # noqa: F401
 from tests.input_pipeline.sources.test_records import COUNT, data, sources  # noqa: F401
 
@@ -73,7 +74,7 @@ def test_a_data_set_is_opened_by_few_requests(uploaded, bucket_server):
 def test_tars_are_indexed_where_they_are(data, uploaded, tmp_path, where):  # noqa: F811
     """Tars, their index, or both in the bucket: records and fingerprint are the same."""
     pattern = uploaded / "tars" if where != "index" else data / "tars"
-    index.build(f"{pattern}/*.tar", tmp_path / "index", 1)
+    index.build(f"{pattern}/*.tar", tmp_path / "index", in_processes(1))
     path = tmp_path / "index"
     if where != "tars":
         path = uploaded / "tars" / "made"
@@ -84,7 +85,8 @@ def test_tars_are_indexed_where_they_are(data, uploaded, tmp_path, where):  # no
     assert found.fingerprint() == expected.fingerprint()
     assert found.records(range(COUNT)) == expected.records(range(COUNT))
     before = (tmp_path / "index" / "index.json").stat().st_mtime_ns
-    index.build(f"{pattern}/*.tar", tmp_path / "index", 1)  # finds all of them indexed
+    # It finds all of them indexed.
+    index.build(f"{pattern}/*.tar", tmp_path / "index", in_processes(1))
     assert (tmp_path / "index" / "0.npy").stat().st_mtime_ns < before
 
 

@@ -15,6 +15,7 @@ import pytest
 from input_pipeline.files import delimited, tables
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index
+from input_pipeline.workers import in_processes
 
 COLUMNS = {
     "image": [f"sub/{i}.jpg" for i in range(5)] + [None],
@@ -169,7 +170,7 @@ def write_downloads(folder, urls):
                     info = tarfile.TarInfo(f"{j}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    index.build(f"{folder}/*.tar", folder / "index", 1)
+    index.build(f"{folder}/*.tar", folder / "index", in_processes(1))
     return folder / "index"
 
 

@@ -16,6 +16,7 @@ from input_pipeline.files import ranges
 from input_pipeline.prepare.filters import Tally
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index, samples
+from input_pipeline.workers import in_processes
 
 
 def image(seed=0):
@@ -38,7 +39,7 @@ def write_tars(folder, count=3, samples=8):
                     info = tarfile.TarInfo(f"{j:04d}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    index.build(f"{folder}/*.tar", folder / "index", 1)
+    index.build(f"{folder}/*.tar", folder / "index", in_processes(1))
     return folder
 
 
@@ -157,7 +158,7 @@ def test_a_number_among_the_captions_names_tar_and_key(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    index.build(f"{folder}/*.tar", folder / "index", 1)
+    index.build(f"{folder}/*.tar", folder / "index", in_processes(1))
     source = open_tars(folder)
     with pytest.raises(ValueError, match=r"a\.tar: key '1', field 'tags': a number in the list"):
         source[0]

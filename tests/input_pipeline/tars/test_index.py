@@ -16,6 +16,7 @@ from input_pipeline.records import given
 from input_pipeline.sources import make_source
 from input_pipeline.tars import index, reader
 from input_pipeline.tars.reader import TarReader, row_dtype, url_hash
+from input_pipeline.workers import in_processes
 
 
 def image(seed=0):
@@ -243,7 +244,7 @@ def test_tars_beside_the_index_move_with_it(indexed, tmp_path):
 
 def test_tars_elsewhere_are_stored_with_their_whole_path(tars, tmp_path):
     output = tmp_path / "other" / "deep" / "index"
-    index.build(f"{tars}/*.tar", output, 1)
+    index.build(f"{tars}/*.tar", output, in_processes(1))
     [path, _] = [tar["path"] for tar in json.loads((output / "index.json").read_bytes())["tars"]]
     assert path == str(tars.resolve() / "00000.tar")
     assert TarReader(output).digest() == digest_of(tars)

@@ -152,15 +152,6 @@ def test_without_beam_a_runner_is_an_error(data, tmp_path, capsys, monkeypatch):
     assert "pip install 'big_vlp[beam]'" in error
 
 
-def test_totals_pass_through_json():
-    totals = count.Totals(records=2, unlabelled_captions=1)
-    totals.captions.update({"title": 2})
-    totals.labels.update(["n1", "n2", "n1"])
-    totals.sampled_records.update([("n1", "n2"), ()])
-    totals.sampled_captions.update([("n1",), ("n1",), ()])
-    assert count.Totals.from_json(totals.to_json()) == totals
-
-
 def test_the_sample_is_a_regular_part_of_the_corpus(data, monkeypatch):
     monkeypatch.setattr(count, "_SAMPLED_RECORDS", 4)
     monkeypatch.setattr(count, "_RECORDS_PER_PART", 2)

@@ -1,0 +1,83 @@
+"""A shard that is made several times, also at once and where another command ends meanwhile."""
+
+import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from input_pipeline.files import whole
+from input_pipeline.prepare import shards
+from input_pipeline.prepare.filters import Rules
+from tests.input_pipeline.prepare.prepare_data import contents, image
+
+OPTIONS = {"command": "test"}
+
+
+def read(count, remove_from, tally):
+    """Records; after some of them another command with this output finishes, once."""
+    for number in range(count):
+        tally.samples += 1
+        if remove_from is not None and number == 2 and not (remove_from / "removed").exists():
+            whole.remove_temporaries(remove_from / "out")
+            (remove_from / "removed").touch()
+        yield str(number), {"id": str(number), "image": image(number, 64), "captions": {"a": ["b"]}}
+
+
+def job(count=8, remove_from=None):
+    return shards.Job(
+        name="test",
+        file="a.array_record",
+        origin={"first": 0},
+        modified="1",
+        size=1,
+        read=functools.partial(read, count, remove_from),
+    )
+
+
+def write(output, job):
+    return shards._write_shard(output, OPTIONS, Rules(), None, job, None)
+
+
+@pytest.fixture
+def expected(tmp_path):
+    (tmp_path / "expected").mkdir()
+    assert write(tmp_path / "expected", job())["records"] == 8
+    return contents(tmp_path / "expected")
+
+
+def test_an_attempt_after_another_changes_nothing(expected, tmp_path):
+    output = tmp_path / "expected"
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.iterdir()}
+    assert write(output, job())["records"] == 8
+    assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
+    # What is there but was not made by this job is replaced.
+    (output / "a.array_record").write_bytes(b"x" * (output / "a.array_record").stat().st_size)
+    assert write(output, job())["records"] == 8
+    assert contents(output) == expected
+
+
+def test_attempts_at_the_same_time_leave_one_shard(expected, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(write, [output] * 12, [job()] * 12))
+    assert all(result == found[0] and result["records"] == 8 for result in found)
+    assert contents(output) == expected
+
+
+def test_an_attempt_whose_file_was_removed_begins_again(expected, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert write(tmp_path / "out", job(remove_from=tmp_path))["records"] == 8
+    assert (tmp_path / "removed").exists()
+    assert contents(tmp_path / "out") == expected
+
+
+def test_half_written_files_are_kept_while_another_machine_may_write_them(tmp_path):
+    for name in (".a.array_record.1.tmp", ".b.array_record.2.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    whole.os.utime(tmp_path / ".a.array_record.1.tmp", (1e9, 1e9))
+    assert list(whole.finished(tmp_path, "dataset.json")) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".b.array_record.2.tmp"]
+    whole.remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == []
