@@ -233,6 +233,8 @@ def _write_shard(
                 "height": _range(tally.heights),
             },
         }
+        if tally.counts:
+            info["counts"] = dict(tally.counts)
         if duplicates is not None:
             info["duplicates"] = duplicates
         if labeller is not None:
