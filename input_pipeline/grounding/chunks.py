@@ -31,6 +31,8 @@ _AUXILIARIES = {"is", "are", "was", "were", "be", "been", "being", "am", "has", 
 }
 # "a snow covered slope"
 _COMPOUNDING = {"colored", "coloured", "covered", "eaten", "filled", "lined", "shaped", "topped"}
+# Nouns to the tagger: "a cyan cross".
+_COLOURS = {"beige", "cyan", "gold", "lavender", "orange", "pink", "silver", "teal", "turquoise"}
 # Adjectives and participles to the tagger, prepositions in captions.
 _PREPOSITIONS = {"next", "near", "past", "left", "right", "opposite", "like", "inside", "outside"}
 
@@ -71,6 +73,7 @@ def _letter(tokens: list[Token], place: int, before: str) -> str:
     word, tag = tokens[place].lower, tokens[place].tag
     following = tokens[place + 1] if place + 1 < len(tokens) else Token("", 0, 0, "")
     goes_on = following.tag.startswith(("NN", "JJ", "VBG", "VBN", "CD"))
+    goes_on = goes_on and following.lower not in _PREPOSITIONS
     if word in _AUXILIARIES:
         return "x"
     if word in ("'s", "’s") or tag == "POS":
@@ -86,6 +89,8 @@ def _letter(tokens: list[Token], place: int, before: str) -> str:
     demanded = _demands(tokens, before)
     if word in _PREPOSITIONS and not (demanded and goes_on):
         return "i"
+    if word in _COLOURS and demanded and (goes_on or following.tag in ("VB", "VBP")):
+        return "j"
     if tag.startswith(("NN", "FW")):
         return "x" if _is_verb(tokens, place, before, following.tag) else "n"
     if tag.startswith("JJ"):

@@ -1,6 +1,6 @@
 """Builds grounding data for CogVLM: captions and a detector's boxes -> records with phrases.
 
-    python -m input_pipeline.grounding --input data/laion --boxes 'boxes/*.jsonl' --output data/grounded
+    python -m input_pipeline.grounding --input data/laion --boxes 'boxes/*.jsonl' --output data/a
 
 Noun phrases of the captions get the boxes of what they name; those that are ambiguous get none, and
 images without a phrase that has one are dropped. The shards train CogVLM's tasks rec, reg and

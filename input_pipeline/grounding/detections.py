@@ -9,7 +9,8 @@ Three layouts, told apart by their contents (docs/corpora.md has examples):
   `"span": [start, end]` in characters, and `"caption"`, the text, where an image has several.
 - COCO's: `images` (id, width, height), `categories` (id, name) and `annotations` (image_id, bbox
   [x, y, width, height], category_id or "label", score).
-- a list of COCO results, which are such annotations alone; images and categories are another file's.
+- a list of COCO results, which are such annotations alone; images and categories are in another
+  file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -155,7 +156,7 @@ def _detections(size: Any, boxes: Any) -> list[Detection]:
             )
         if size is not None:
             box = [c / side for c, side in zip(box, sides)]
-        if not (-_OUTSIDE < min(box) and max(box) < 1 + _OUTSIDE):
+        if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
             raise ValueError(f"box {entry['box']} of {label!r} lies outside the picture")
         if box[0] > box[2] or box[1] > box[3]:
             raise ValueError(f"box {entry['box']} of {label!r} is not [x0, y0, x1, y1]")

@@ -105,7 +105,8 @@ def match(
         if len(nearest) > 1:
             contested.update(nearest)
         if i not in spans:
-            surrounded.update(set(ranks[i]).difference(nearest))
+            # A label that says more than a phrase is of its kind; one that says less has a better.
+            surrounded.update(n for n, rank in ranks[i].items() if rank != best and rank[0] == 1)
     result = []
     for number, phrase in enumerate(found):
         if number in repeats:

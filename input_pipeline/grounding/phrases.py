@@ -18,12 +18,7 @@ from input_pipeline.words import synsets
 CHUNKER = "chunker"
 PIPELINES = "chunker, or spacy:MODEL"
 
-NUMBERS = {
-    word: number
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
-}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 # At the start of a phrase. "Where is the his dog?" is nothing to ask.
 _STRIPPED = {"my", "your", "his", "her", "its", "our", "their", "whose"} | {
     *("this", "that", "these", "those", "all", "both", "such", "what", "which")
@@ -78,7 +73,7 @@ def make_pipeline(name: str) -> Pipeline:
     Raises:
       ValueError: there is none of this name, or what it needs is not installed.
     """
-    kind, colon, model = name.partition(":")
+    kind, _, model = name.partition(":")
     if name == CHUNKER:
         if importlib.util.find_spec("textblob") is None:
             raise ValueError(
@@ -123,7 +118,10 @@ def kind_of(label: str) -> Kind:
     """What a detector's label names: its words before a preposition."""
     tokens = chunks.tagged(_PREPOSITION.split(label.strip().lower(), maxsplit=1)[0] or label)
     words = [token for token in tokens if token.tag not in chunks.DETERMINERS]
-    return _kind([token for token in words or tokens if token.text.isalnum()] or tokens)
+    words = [token for token in words or tokens if token.text.isalnum()] or tokens
+    if words[-1].tag == "VBZ":  # "crosses": a label is no verb
+        words[-1] = words[-1]._replace(tag="NNS")
+    return _kind(words)
 
 
 def whole(text: str, start: int) -> Phrase:
@@ -131,17 +129,18 @@ def whole(text: str, start: int) -> Phrase:
     end = start + len(text)
     moved = [t._replace(start=t.start + start, end=t.end + start) for t in chunks.tagged(text)]
     phrase = _phrase(" " * start + text, moved)
-    return phrase or Phrase(text, start, end, kind_of(text), 1, False, False)
+    is_vague = text.lower() in _VAGUE
+    return phrase or Phrase(text, start, end, kind_of(text), 1, False, is_vague)
 
 
 def _phrase(caption: str, tokens: Sequence[Token]) -> Phrase | None:
     tokens = list(tokens)
-    while tokens and (tokens[0].tag in chunks.POSSESSIVES or tokens[0].lower in _STRIPPED):
+    while tokens and _is_no_part(*tokens[:2]):
         tokens = tokens[1:]
     if not tokens or tokens[-1].tag.startswith(("PRP", "W", "EX", "DT")):
         return None
     start, end = tokens[0].start, tokens[-1].end
-    numbers = [token for token in tokens[:-1] if token.tag == "CD" or token.lower in NUMBERS]
+    numbers = [token for token in tokens[:-1] if token.tag == "CD" or token.lower in _NUMBERS]
     if numbers:
         number = _number(numbers[0].lower)
     else:
@@ -158,12 +157,21 @@ def _phrase(caption: str, tokens: Sequence[Token]) -> Phrase | None:
     )
 
 
+def _is_no_part(token: Token, following: Token | None = None) -> bool:
+    """Whether a phrase begins behind a token: "his dog", "also a dog"."""
+    if token.tag in chunks.POSSESSIVES or token.lower in _STRIPPED:
+        return True
+    return following is not None and token.tag == "RB" and following.tag in chunks.DETERMINERS
+
+
 def _tells(token: Token) -> bool:
     return token.tag.startswith(("JJ", "NN", "VB", "FW")) and token.lower not in _STRIPPED
 
 
 def _number(word: str) -> int | None:
-    return int(word) if word.isdecimal() else NUMBERS.get(word)
+    if word.isdecimal():
+        return int(word)
+    return _NUMBERS.index(word) if word in _NUMBERS else None
 
 
 def _kind(tokens: Sequence[Token]) -> Kind:
