@@ -104,11 +104,11 @@ def build(
     lines = [output / f"{_PREFIX}{key}.jsonl" for key in keys]
     indexes = [output / f"{_PREFIX}{key}.npy" for key in keys]
     there = set(whole.in_directory(output))
-    sizes = listing.status(paths)[:, 0]
+    sizes = listing.status(paths)[:, 0].tolist()
     tasks = {
         index: (
             Label(str(path), size / 1e6),
-            (str(path), annotations and str(annotations), str(line), str(index)),
+            tuple(map(_written, (path, annotations, line, index))),
         )
         for path, size, line, index in zip(paths, sizes, lines, indexes)
         if index not in there
@@ -139,7 +139,7 @@ def build(
     first = merged[0]
     wanted = [(files[first["file"]], int(first["offset"]), int(first["size"]))]
     example = json.loads(given(read(wanted)[0]))[0]
-    return Store(str(index), files, len(merged), example, fingerprint)
+    return Store(os.fspath(index), files, len(merged), example, fingerprint)
 
 
 def remove(output: Path | epath.Path) -> None:
@@ -165,6 +165,10 @@ def _index_file(path: str, annotations: str | None, lines: str, index: str) -> s
         return ""
     except (OSError, ValueError) as error:
         return str(error) if path in str(error) else f"{path}: {error}"
+
+
+def _written(path: Path | epath.Path | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _save(path: Path | epath.Path, array: np.ndarray) -> None:
