@@ -97,7 +97,7 @@ def test_what_is_wrong_is_one_line_that_names_the_file(name, content, expected, 
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Boxes file .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"Boxes file .* does not exist"):
         read(tmp_path / "a.json")
 
 
@@ -162,7 +162,7 @@ def test_ids_of_one_hash_are_told_apart(files, tmp_path, monkeypatch):
 def test_broken_files_of_a_store(files, tmp_path, capsys):
     paths, _ = files
     write(paths[0], "{")
-    with pytest.raises(ValueError, match="0.jsonl, line 1"):
+    with pytest.raises(ValueError, match=r"0\.jsonl, line 1"):
         build(paths[:1], tmp_path / "one")
     write(paths[1], "[")
     run = functools.partial(store.build, paths, None, tmp_path / "two", serially)
