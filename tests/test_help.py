@@ -33,6 +33,7 @@ OTHERS = [
     "input_pipeline.prepare source",
     "input_pipeline.prepare index",
     "input_pipeline.doctor",
+    "input_pipeline.grounding",
     "input_pipeline.vocabulary",
     "input_pipeline.train_tokenizer",
 ]
@@ -121,6 +122,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
         "big_vlp.show": "big_vlp.show.__main__",
         "evaluators.datasets": "evaluators.datasets.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",
+        "input_pipeline.grounding": "input_pipeline.grounding.command",
         "input_pipeline.prepare": "input_pipeline.prepare.command",
     }.get(words[0], words[0])
     assert importlib.import_module(module).main(words[1:]) == 0
