@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         default=0.0,
         metavar="X",
         help="leave out images with one box until this share of the images has two or more "
-        f"(CogVLM: {_PUBLISHED})",
+        f"(CogVLM: {_PUBLISHED.replace('%', '%%')})",
     )
     parser.add_argument(
         "--records-per-shard", type=whole(1), default=5000, metavar="N", help="read for a shard"
