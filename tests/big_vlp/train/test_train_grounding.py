@@ -11,7 +11,7 @@ from input_pipeline.grounding import command
 from input_pipeline.sources.scenes import describe
 from tests.big_vlp.train.test_train_cogvlm import recipe
 
-SCENES, STEPS, LAST = 2000, 300, 50
+SCENES, STEPS, LAST = 1000, 200, 50
 
 
 def build(directory):
@@ -39,13 +39,14 @@ def test_the_demo_learns_from_built_data_as_from_the_scenes_own(tmp_path):
     small = dict(optim__warmup_steps=20, checkpoint__every_steps=1000)
     text = recipe("demo_cogvlm", "stage=text", **small, total_steps=STEPS, global_batch=16)
     train(text, tmp_path / "text")
-    train(recipe("demo", None, **small, total_steps=2), tmp_path / "image")
+    train(recipe("demo", None, **small, total_steps=20), tmp_path / "image")
     start = f"language={tmp_path / 'text'},image={tmp_path / 'image'}"
     curves = {}
     own = dict(name="scenes", split="train", size=SCENES, image_size=64)
     for name, data in (("own", own), ("built", build(tmp_path))):
         config = recipe("demo_cogvlm", f"stage=grounding,{start}", **small)
-        config.update(data=data, total_steps=STEPS, global_batch=8)
+        config.data = data
+        config.update(total_steps=STEPS, global_batch=8)
         train(config, tmp_path / name)
         curves[name] = curve(tmp_path / name)
     first, (own, built) = curves["own"][0], (curves[name][-LAST:].mean() for name in curves)
