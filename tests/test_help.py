@@ -39,6 +39,7 @@ OTHERS = [
     "input_pipeline.duplicates",
     "input_pipeline.duplicates hash",
     "input_pipeline.duplicates find",
+    "input_pipeline.grounding",
     "input_pipeline.vocabulary",
     "input_pipeline.train_tokenizer",
 ]
@@ -129,6 +130,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
         "input_pipeline.corpus": "input_pipeline.corpus.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",
         "input_pipeline.duplicates": "input_pipeline.duplicates.command",
+        "input_pipeline.grounding": "input_pipeline.grounding.command",
         "input_pipeline.prepare": "input_pipeline.prepare.command",
     }.get(words[0], words[0])
     assert importlib.import_module(module).main(words[1:]) == 0

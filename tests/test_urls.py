@@ -36,6 +36,7 @@ NEEDED = {
     "input_pipeline.prepare source": ["--input", "scenes", "--output", "DIR"],
     "input_pipeline.prepare index": ["--input", "x.tar", "--output", "DIR"],
     "input_pipeline.doctor": ["PATH"],
+    "input_pipeline.grounding": ["--input", "scenes", "--boxes", "x.json", "--output", "DIR"],
     "input_pipeline.vocabulary": ["--input", "scenes", "--output", "FILE.tsv"],
     "input_pipeline.train_tokenizer": [
         *("--input", "scenes", "--vocab-size", "9", "--output", "FILE.model")
@@ -43,7 +44,7 @@ NEEDED = {
 }
 ENDS = dict.fromkeys(("big_vlp.convert", "big_vlp.show"), ".__main__")
 ENDS |= dict.fromkeys(("input_pipeline.doctor", "evaluators.datasets"), ".command")
-ENDS["input_pipeline.prepare"] = ".command"
+ENDS |= dict.fromkeys(("input_pipeline.grounding", "input_pipeline.prepare"), ".command")
 OF_A_PATH = re.compile(r"DIR|FILE|PATH|FROM|\bTO\b|PNG|\.tsv")
 
 

@@ -256,7 +256,7 @@ def _run_source(args: argparse.Namespace) -> int:
             )
         )
     # Where the data lies decides nothing, and is nobody's business.
-    given = {key: _without_folder(value) for key, value in given.items()}
+    given = {key: without_folder(value) for key, value in given.items()}
     options = {
         "command": args.command,
         "name": name,
@@ -356,11 +356,11 @@ def _read_source(
         yield record["id"], record
 
 
-def _without_folder(value: Any) -> Any:
+def without_folder(value: Any) -> Any:
     """Reduces absolute paths, and URLs, to their last component."""
     if isinstance(value, dict):
-        return {key: _without_folder(item) for key, item in value.items()}
+        return {key: without_folder(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folder(item) for item in value]
+        return [without_folder(item) for item in value]
     is_place = isinstance(value, str) and (os.path.isabs(value) or is_url(value))
     return PurePosixPath(value).name if is_place else value

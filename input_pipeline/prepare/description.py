@@ -11,12 +11,15 @@ from rich.table import Table
 from input_pipeline import records
 
 
-def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, Any]:
+def describe(
+    shards: list[dict[str, Any]], arguments: list[str], tool: str = "input_pipeline.prepare"
+) -> dict[str, Any]:
     """Contents of dataset.json.
 
     Args:
       shards: of every shard what `shards.write` gives, in order; at least one has a record.
       arguments: of the command that makes the same data set from the same input.
+      tool: the command.
     """
     num_records = sum(shard["records"] for shard in shards)
     statistics: dict[str, Any] = {"formats": _total(shard["images"]["formats"] for shard in shards)}
@@ -30,7 +33,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
     description = {
         "version": records.FORMAT_VERSION,
         "made_by": {
-            "tool": "input_pipeline.prepare",
+            "tool": tool,
             "version": _version(),
             "arguments": arguments,
         },
@@ -46,7 +49,7 @@ def describe(shards: list[dict[str, Any]], arguments: list[str]) -> dict[str, An
             for shard in shards
         ],
     }
-    for name in ("removed_captions", "resized", "labels"):
+    for name in ("removed_captions", "resized", "labels", "counts"):
         if total := _total(shard.get(name, {}) for shard in shards):
             description[name] = total
     return description
@@ -75,6 +78,8 @@ def summary(console: Console, description: dict[str, Any], seconds: float) -> No
     if labels := description.get("labels"):
         text = f"{labels['labels']:,}, {labels['records without']:,} records without"
         table.add_row("labels", text)
+    for name, count in description.get("counts", {}).items():
+        table.add_row(name, f"{count:,}")
     for name, count in statistics["formats"].items():
         table.add_row(f"images: {name}", f"{count:,}")
     for side in ("width", "height"):

@@ -90,6 +90,7 @@ class Tally:
       widths, heights: of the records' images, in pixels.
       resized: `images`, and their `bytes_before` and `bytes_after`.
       fields: name -> type of every field met in a record; of captions, the names.
+      counts: what else whoever gives the samples has counted -> number.
     """
 
     samples: int = 0
@@ -102,6 +103,7 @@ class Tally:
     heights: list[int] = field(default_factory=list)
     resized: Counter[str] = field(default_factory=Counter)
     fields: dict[str, Any] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def drop(self, key: str, reason: str, detail: str = "") -> None:
         self.dropped.append({"key": key, "reason": reason, "detail": detail})

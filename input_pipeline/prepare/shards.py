@@ -296,6 +296,8 @@ def _write_temporary(
         info["duplicates"] = duplicates.tolist()
     if labeller is not None:
         info["labels"] = dict(labels)
+    if tally.counts:
+        info["counts"] = dict(tally.counts)
     return info
 
 

@@ -13,7 +13,7 @@ A task's name says what it makes of a record:
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,21 +136,28 @@ def where_query(phrase: str) -> str:
 
 
 def ground(caption: str, boxes: Mapping[str, np.ndarray]) -> tuple[str, int]:
-    """A caption with boxes behind the first mention of each phrase, and how many got theirs.
+    """A caption with boxes behind the first mention of each phrase, and how many got theirs; see
+    `mentions`."""
+    found = mentions(caption, boxes)
+    text = caption
+    for _, end, phrase in reversed(found):
+        text = f"{text[:end]} {format_boxes(boxes[phrase])}{text[end:]}"
+    return text, len(found)
+
+
+def mentions(caption: str, phrases: Iterable[str]) -> list[tuple[int, int, str]]:
+    """(start, end, phrase) of the first mention of each phrase in a caption, in its order.
 
     Phrases are matched as whole words in any case; where two overlap, the longer one wins.
     """
     taken: list[tuple[int, int, str]] = []
-    for phrase in sorted(boxes, key=len, reverse=True):
+    for phrase in sorted(phrases, key=len, reverse=True):
         for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE):
             start, end = match.span()
             if all(end <= first or last <= start for first, last, _ in taken):
                 taken.append((start, end, phrase))
                 break
-    text = caption
-    for _, end, phrase in sorted(taken, reverse=True):
-        text = f"{text[:end]} {format_boxes(boxes[phrase])}{text[end:]}"
-    return text, len(taken)
+    return sorted(taken)
 
 
 class _Drawn(NamedTuple):

@@ -72,6 +72,10 @@ class Nouns:
         """Whether a synset has this key."""
         return key in self._rows
 
+    def has_lemma(self, lemma: str) -> bool:
+        """Whether a synset has this lemma; the words of a compound have "_" between them."""
+        return lemma in self._keys
+
     def lemmatise(self, token: str) -> str:
         """The shortest lemma that `token` can be a form of, or `token` if there is none.
 
@@ -112,6 +116,14 @@ class Nouns:
         """
         word, sense = self._names[self._row(key)].split()
         return f"{word}.n.{int(sense):02d}"
+
+    def is_below(self, key: str, above: str) -> bool:
+        """Whether a synset is the other one or has it among its hypernyms.
+
+        Raises:
+          ValueError: no synset has one of the keys.
+        """
+        return self._row(above) in self._ancestors(self._row(key))
 
     def path_distance(self, first: str, second: str) -> int:
         """Links on the shortest way from one synset up to a common hypernym and down to the other.

@@ -1,0 +1,184 @@
+"""What a detector found in images, from its JSON files.
+
+Three layouts, told apart by their contents (docs/corpora.md has examples):
+
+- `{IMAGE: [BOX, ...]}` or `{IMAGE: {"size": [width, height], "boxes": [BOX, ...]}}`, in JSON Lines
+  `{"id": IMAGE, "size": ..., "boxes": ...}`. With a size boxes are in pixels of it, without in
+  shares of the sides. A BOX is `{"label": ..., "box": [x0, y0, x1, y1], "score": ...}`; "phrase" is
+  another word for "label". A detector that was asked for a caption's phrases may say which:
+  `"span": [start, end]` in characters, and `"caption"`, the text, where an image has several.
+- COCO's: `images` (id, width, height), `categories` (id, name) and `annotations` (image_id, bbox
+  [x, y, width, height], category_id or "label", score).
+- a list of COCO results, which are such annotations alone; images and categories are in another
+  file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from input_pipeline.checks import unicode
+from input_pipeline.files import annotations as annotation_files
+from input_pipeline.files.annotations import identity
+from input_pipeline.files.ranges import open_file
+
+_OUTSIDE = 0.05  # of a side: some detectors let boxes end a little outside
+_SHARES = 2.0  # above it coordinates are no shares of anything
+
+
+class Detection(NamedTuple):
+    """One box.
+
+    Attributes:
+      label: what is in it, to the detector.
+      box: (x0, y0, x1, y1) in shares of the image's sides.
+      score: 1 where the file has none.
+      span: place in `caption` of the phrase that it is of, in characters; or None.
+      caption: None for the image's only one.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float
+    span: tuple[int, int] | None = None
+    caption: str | None = None
+
+
+def read(
+    path: Path | epath.Path, annotations: Path | epath.Path | None = None
+) -> Iterator[tuple[str, list[Detection]]]:
+    """Yields (id of an image, its detections); an id may come again.
+
+    Args:
+      path: a .json or .jsonl file.
+      annotations: COCO file with the images and categories that a list of results refers to.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is malformed; the message names it, and the image.
+    """
+    for image, size, boxes in _entries(path, annotations):
+        try:
+            yield image, _detections(size, boxes)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: image {image!r}: {reason}.") from None
+
+
+_Entry = tuple[str, Any, Any]  # id, size or None, boxes
+
+
+def _entries(path, annotations) -> Iterable[_Entry]:
+    if path.suffix == ".jsonl":
+        return _lines(path)
+    try:
+        content = annotation_files.read(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"Boxes file {path} does not exist.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON, or cut off: {error}.") from None
+    try:
+        if isinstance(content, list):
+            if annotations is None:
+                raise ValueError(
+                    "a list of results has neither the images' sizes nor the categories' names: "
+                    "give the COCO file that they refer to with --annotations"
+                )
+            coco = annotation_files.read(annotations)
+            return list(_coco({**coco, "annotations": content}))
+        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+            return list(_coco(content))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = annotation_files.reason(error)
+        raise ValueError(f"{path} holds no boxes ({reason}).") from None
+    return [
+        (image, entry.get("size"), entry.get("boxes"))
+        if isinstance(entry, dict)
+        else (image, None, entry)
+        for image, entry in content.items()
+    ]
+
+
+def _lines(path) -> Iterator[_Entry]:
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = unicode.parse_json(line)
+                image = identity(entry["id"])
+                boxes = entry["boxes"]
+            except (KeyError, TypeError, ValueError) as error:
+                reason = annotation_files.reason(error)
+                raise ValueError(
+                    f"{path}, line {number}: no {{id, boxes}}, or cut off ({reason})."
+                ) from None
+            yield image, entry.get("size"), boxes
+
+
+def _coco(content: Mapping[str, Any]) -> Iterator[_Entry]:
+    images = annotation_files.unique(content["images"], "images")
+    categories = annotation_files.unique(content.get("categories", []), "categories")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for image, annotation in annotation_files.by_image(content["annotations"], images):
+        label = annotation.get("label", annotation.get("phrase"))
+        if label is None:
+            label = categories[identity(annotation["category_id"])]["name"]
+        x, y, width, height = annotation["bbox"]
+        box = {**annotation, "label": label, "box": [x, y, x + width, y + height]}
+        found.setdefault(image, []).append(box)
+    for image, boxes in found.items():
+        yield image, [images[image][side] for side in ("width", "height")], boxes
+
+
+def _detections(size: Any, boxes: Any) -> list[Detection]:
+    if not isinstance(boxes, list):
+        raise ValueError("its boxes are no list")
+    if size is not None:
+        width, height = size
+        if not (width > 0 and height > 0):
+            raise ValueError(f"its size {size} is not [width, height] in pixels")
+        sides = (width, height, width, height)
+    found = []
+    for entry in boxes:
+        label = entry.get("label", entry.get("phrase"))
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"a box without label: {entry}")
+        box = [float(c) for c in _four(entry["box"])]
+        if size is None and max(box) > _SHARES:
+            raise ValueError(
+                f"box {box} of {label!r} is in pixels: give the image's "
+                '"size": [width, height], too'
+            )
+        if size is not None:
+            box = [c / side for c, side in zip(box, sides)]
+        if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
+            raise ValueError(f"box {entry['box']} of {label!r} lies outside the picture")
+        if box[0] > box[2] or box[1] > box[3]:
+            raise ValueError(f"box {entry['box']} of {label!r} is not [x0, y0, x1, y1]")
+        x0, y0, x1, y1 = (min(max(c, 0.0), 1.0) for c in box)
+        score = entry.get("score")
+        if x0 < x1 and y0 < y1:  # what detectors cut off at the border may have no area
+            score = 1.0 if score is None else float(score)
+            found.append(Detection(label, (x0, y0, x1, y1), score, *_span(entry)))
+    return found
+
+
+def _four(box: Any) -> Sequence[Any]:
+    is_box = isinstance(box, list) and len(box) == 4
+    if not is_box or not all(isinstance(c, int | float) for c in box):
+        raise ValueError(f"box {box} is not [x0, y0, x1, y1]")
+    return box
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[tuple[int, int] | None, str | None]:
+    if (span := entry.get("span")) is None:
+        return None, None
+    start, end = span
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end):
+        raise ValueError(f"span {span} is not [start, end] in characters")
+    return (start, end), entry.get("caption")
