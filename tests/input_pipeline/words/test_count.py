@@ -117,7 +117,7 @@ def test_the_report(built):
 def test_the_drawing_is_a_picture(built, tmp_path):
     (tmp_path / "a.png").write_bytes(built[".png"])
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    assert pixels.shape == (450, 700, 3) and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3
+    assert pixels.shape == (495, 770, 3) and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3
 
 
 @pytest.mark.slow
