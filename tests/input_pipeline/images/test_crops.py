@@ -4,6 +4,7 @@ import math
 import random
 import statistics
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -11,6 +12,9 @@ from PIL import Image
 
 from input_pipeline.images import crops
 from input_pipeline.preprocess import Preprocess
+
+# From 5 on it rounds one value in some 100,000 otherwise where pixels have four bytes.
+OPENCV_ROUNDS_BY_CHANNELS = int(cv2.__version__.partition(".")[0]) >= 5
 
 
 def picture(width, height, seed=0):
@@ -173,7 +177,7 @@ def test_crops_of_a_jpeg_are_those_of_its_pixels():
             np.testing.assert_array_equal(a, b)
 
 
-def test_crops_are_to_the_bit_those_of_three_channels():
+def test_crops_are_those_of_three_channels():
     """Which they are made of: a fourth is only there to be fast."""
     for number, (width, height) in enumerate([(300, 200), (90, 127), (513, 384)]):
         image = picture(width, height)
@@ -187,8 +191,10 @@ def test_crops_are_to_the_bit_those_of_three_channels():
         for crop, place, box, (size, _) in zip(made, out, boxes, views):
             expected = crops.crop_resize(image, box, size)
             expected = expected[:, ::-1] if again.random() < 0.5 else expected
-            np.testing.assert_array_equal(crop, expected)
-            np.testing.assert_array_equal(place, expected)
+            np.testing.assert_array_equal(place, crop)
+            is_larger = size > min(box[2:])  # by bicubic interpolation
+            atol = 1 if is_larger and OPENCV_ROUNDS_BY_CHANNELS else 0
+            np.testing.assert_allclose(crop.astype(int), expected.astype(int), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("shrink, factor", [(1.9, 1), (2, 2), (3.9, 2), (4, 4), (8, 8), (50, 8)])
