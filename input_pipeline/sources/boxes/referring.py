@@ -20,7 +20,7 @@ from input_pipeline.files.ranges import read_files, source_path
 from input_pipeline.images import pillow
 from input_pipeline.records import given, naming
 from input_pipeline.sources.shared import listed
-from input_pipeline.sources.shared.listed import Kind, text, unique
+from input_pipeline.sources.shared.listed import Kind, unique
 from input_pipeline.text.boxes import shares
 
 Entry = tuple[str, dict[str, Any]]
@@ -136,7 +136,7 @@ def _refcoco(path, folder, split: str) -> Iterator[Entry]:
             )
         image = images[annotation_files.identity(ref["image_id"])]
         x, y, width, height = found["bbox"]
-        phrases = [text(s["sent"], f"ref {name}: the sentence") for s in ref["sentences"]]
+        phrases = [sentence["sent"].strip() for sentence in ref["sentences"]]
         yield (
             image["file_name"],
             {

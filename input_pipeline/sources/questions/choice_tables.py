@@ -179,7 +179,7 @@ def _read_tsv(path: str, *status: int) -> list[dict[str, str]]:
         try:
             rows = list(reader)
         except csv.Error as error:
-            raise ValueError(f"line {reader.line_num}: {error}") from None
+            raise ValueError(f"behind line {reader.line_num}: {error}") from None
     if any(None in row for row in rows):
         raise ValueError("a row has more fields than the first line")
     return rows

@@ -117,9 +117,9 @@ def _fields(
     name = annotation_files.identity(id_)
     fields = {"id": name, "question_id": name, "question": text(question, f"question {name}:")}
     for answer in answers:
-        if not isinstance(answer, str):
+        if isinstance(answer, bool) or not isinstance(answer, str | int):
             raise ValueError(f"question {name}: the answer {answer!r} is no text")
-    answers = [answer.strip() for answer in answers]
+    answers = [str(answer).strip() for answer in answers]
     return fields | {"answers": answers} | only(category=category, split=split)
 
 

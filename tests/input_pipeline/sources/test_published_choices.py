@@ -157,7 +157,7 @@ def test_seedbench(tmp_path):
     assert (second["image"], source.left_out) == (image(1), {"questions about a video": 1})
     with pytest.raises(ValueError, match="question 101669: the answer 'c' is none of its 4"):
         make_source("multiple_choice", **seedbench(tmp_path, answer="c"))
-    with pytest.raises(ValueError, match="two entries have the id 101670"):
+    with pytest.raises(ValueError, match="two entries have the id '101670'"):
         make_source("multiple_choice", **seedbench(tmp_path, question_id="101670"))
     with pytest.raises(ValueError, match="there is no question_type 6"):
         make_source("multiple_choice", **seedbench(tmp_path, question_type_id=6))
@@ -359,5 +359,5 @@ def test_tables_that_are_none(tmp_path):
         make_source("choice_tables", kind="mmmu", path=tmp_path / "a.parquet")
     arguments = mmbench(tmp_path)
     arguments["path"].write_text('index\timage\n0\t"never closed')
-    with pytest.raises(ValueError, match=r"mmbench_dev\.tsv cannot be used \(line 2: "):
+    with pytest.raises(ValueError, match=r"mmbench_dev\.tsv cannot be used \(behind line 1: unexp"):
         make_source("choice_tables", **arguments)

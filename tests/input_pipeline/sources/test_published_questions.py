@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from input_pipeline.files.buckets import storage_path
 from input_pipeline.prepare import command
 from input_pipeline.sources import make_source
 from tests.input_pipeline.sources.published import (
@@ -102,7 +103,11 @@ def test_a_test_without_answers(tmp_path):
             lambda c: c["annotations"][0].update(answers=[]),
             "1 of 3 questions have no answer.*42",
         ),
-        (1, lambda c: c["annotations"][0]["answers"][0].update(answer=3), "answer 3 is no text"),
+        (
+            1,
+            lambda c: c["annotations"][0]["answers"][0].update(answer=None),
+            "answer None is no text",
+        ),
         (0, lambda c: c["questions"][0].update(question=" "), "question 262148000: ' ' is no text"),
         (0, lambda c: c.pop("questions"), "KeyError.*it should hold VQA's"),
     ],
@@ -319,3 +324,13 @@ def test_shards_hold_the_same(tmp_path):
     assert command.main(given) == 0
     prepared = make_source("prepared", path=output)
     assert records(prepared) == records(vqa((questions, annotations, images)))
+
+
+def test_a_bucket_gives_the_same(tmp_path, bucket_server):
+    here = vqa_pair(tmp_path)
+    root = storage_path("gs://bucket/vqa")
+    for path in tmp_path.rglob("*.*"):
+        (root / str(path.relative_to(tmp_path))).write_bytes(path.read_bytes())
+    there = [root / str(path.relative_to(tmp_path)) for path in here]
+    assert vqa(there).fingerprint() == vqa(here).fingerprint()
+    assert records(vqa(there)) == records(vqa(here))
