@@ -343,6 +343,8 @@ def test_mathvista(tmp_path):
 def test_tables_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         make_source("choice_tables", kind="mmmu", path=tmp_path / "*.parquet")
+    with pytest.raises(ValueError, match="in a bucket, and tables of images are read from a disk"):
+        make_source("choice_tables", kind="mmmu", path="gs://bucket/*.parquet")
     with pytest.raises(ValueError, match=r"the answer '6' is not in \['4', '5'\]"):
         make_source("choice_tables", **mathvista(tmp_path, answer="6"))
     with pytest.raises(ValueError, match="it has no column 'id'"):
