@@ -58,6 +58,20 @@ def decode(data: bytes) -> np.ndarray:
         raise ValueError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """(width, height) that the header of an encoded image tells.
+
+    Raises:
+      ValueError: no image, or one beyond the limits.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            check_size(*image.size)
+            return image.size
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot decode {len(data)} bytes: not a known image format") from None
+
+
 def check_size(width: int, height: int) -> None:
     """Raises ValueError for an image of too many pixels, or one that is nearly a line."""
     if width * height > MAX_PIXELS:

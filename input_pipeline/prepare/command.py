@@ -269,6 +269,10 @@ def _run_source(args: argparse.Namespace) -> int:
     extra = {} if names is None else {"class_names": list(names)}
     if source.label_rule is not None:
         extra["label_vocabulary"] = source.label_rule
+    if source.left_out:
+        extra["left_out"] = dict(source.left_out)
+        for what, count in source.left_out.items():
+            say(Console(), f"Left out: {count:,} {what}.")
     return _prepare(args, jobs, options, arguments, "records", extra)
 
 

@@ -6,11 +6,13 @@ is involved. Coordinates are shares of the sides, so a resize that squashes the 
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 _GROUP = re.compile(r"\[\[(.*?)\]\]")
+_OVERHANG = 0.05
 
 
 class Found(NamedTuple):
@@ -75,6 +77,18 @@ def parse_boxes(text: str) -> np.ndarray:
             "thousandths, 000 to 999."
         )
     return np.concatenate([group.boxes for group in found])
+
+
+def shares(pixels: Sequence, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in pixels, [K, 4] (x0, y0, x1, y1), as shares f64[K, 4] of the image's sides, and
+    bool[K]: which of them lie inside and have an area.
+
+    Data sets let boxes end a little outside: what is out by 5 % of a side or less ends at the edge.
+    """
+    boxes = np.asarray(pixels, np.float64).reshape(-1, 4) / (width, height, width, height)
+    near = ((boxes >= -_OVERHANG) & (boxes <= 1 + _OVERHANG)).all(axis=1)
+    boxes = boxes.clip(0, 1)
+    return boxes, near & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

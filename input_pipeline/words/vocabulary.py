@@ -5,17 +5,16 @@ its class. `python -m input_pipeline.vocabulary` builds one, see `words.command`
 """
 
 import hashlib
-import io
 import itertools
 import json
 import os
-import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from input_pipeline.files import pickles
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.words import synsets
@@ -165,22 +164,9 @@ def _read_origin(data: bytes) -> dict[str, Any]:
     return origin
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds what needs no class or function: numbers, strings, and containers of them."""
-
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to something outside")
-
-
 def _read_pickle(data: bytes) -> list[tuple[str, int, None]]:
     """(key, count, no name) of every item, in the order of the dict."""
-    try:
-        counts = _PlainUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # A damaged pickle raises almost anything.
-        raise ValueError(f"this pickle cannot be read as plain data ({error}).") from None
+    counts = pickles.load(data)
     if type(counts) is not dict or not all(
         type(key) is str and type(count) is int for key, count in counts.items()
     ):

@@ -25,6 +25,7 @@ class Source:
       weights: None, or what the training loader mixes by: the share of each part of the source
         among the examples, in any unit.
       lengths: records of the parts that `weights` are of, one part after the other.
+      left_out: how much of what the files hold are no records, by what it is; `prepare` says it.
     """
 
     class_names: Sequence[str] | None = None
@@ -32,6 +33,7 @@ class Source:
     label_rule: Mapping[str, Any] | None = None
     weights: Sequence[float] | None = None
     lengths: Sequence[int] = ()
+    left_out: Mapping[str, int] = {}
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -118,6 +120,7 @@ class Wrapper(Source):
         self.class_names, self.templates = source.class_names, source.templates
         self.label_rule = source.label_rule
         self.weights, self.lengths = source.weights, source.lengths
+        self.left_out = source.left_out
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,0 +1,184 @@
+"""Sources of image files and of what a published annotation file says of each.
+
+One module reads several formats: a `Kind` is one of them.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.checks.arguments import unknown
+from input_pipeline.files import annotations as annotation_files
+from input_pipeline.files.listing import check_images
+from input_pipeline.sources.shared import base
+
+
+class Kind(NamedTuple):
+    """One published format.
+
+    Attributes:
+      read: makes the records' fields of the arguments of its source.
+      form: what its file holds, in words, for messages.
+      needs: arguments of the source that must be given.
+      takes: those that may be given.
+    """
+
+    read: Callable[..., Any]
+    form: str
+    needs: Sequence[str] = ()
+    takes: Sequence[str] = ()
+
+
+def choose(kinds: Mapping[str, Kind], name: str, given: Mapping[str, Any]) -> Kind:
+    """The kind of a name.
+
+    Raises:
+      ValueError: there is none, or it needs another argument or takes none of those.
+    """
+    if name not in kinds:
+        raise ValueError(unknown("kind", name, kinds))
+    kind = kinds[name]
+    for argument, value in given.items():
+        if value is None and argument in kind.needs:
+            raise ValueError(f"kind={name!r} needs {argument} as well: {kind.form}.")
+        if value is not None and argument not in (*kind.needs, *kind.takes):
+            raise ValueError(f"kind={name!r} takes no {argument}: {kind.form}.")
+    return kind
+
+
+class Fields:
+    """The fields of many records, "id" among them.
+
+    They lie in memory as JSON, a line for each: half a million dicts would take gigabytes, and long
+    to copy into every loader worker.
+
+    Raises:
+      ValueError: there is none, or two have the same id.
+    """
+
+    def __init__(self, entries: Iterable[Mapping[str, Any]]):
+        lines, seen = [], set()
+        for fields in entries:
+            if fields["id"] in seen:
+                raise ValueError(f"two entries have the id {fields['id']!r}")
+            seen.add(fields["id"])
+            lines.append(json.dumps(fields, separators=(",", ":")).encode())
+        if not lines:
+            raise ValueError("there is nothing in it for records")
+        self.lines, self._ends = b"".join(lines), np.cumsum([len(line) for line in lines])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start = self._ends[index - 1] if index else 0
+        return json.loads(self.lines[start : self._ends[index]])
+
+
+class Listed(base.OfFiles):
+    """A record for each entry of an annotation file.
+
+    Args:
+      kind: of the entries, for the fingerprint.
+      folder: directory that the images' names start from.
+      entries: the image's name, "" where there is none, and the other fields of a record, "id"
+        among them, of each.
+
+    Raises:
+      FileNotFoundError: images are missing.
+      ValueError: there is no entry, or two have the same id.
+    """
+
+    def __init__(
+        self, kind: str, folder: str | os.PathLike, entries: Iterable[tuple[str, dict[str, Any]]]
+    ):
+        self._kind, self._folder = kind, os.fspath(folder)
+        self._names: list[str] = []
+        self._fields = Fields(self._named(entries))
+        check_images(self._folder, self._each())
+
+    def _named(self, entries: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        known: dict[str, str] = {}
+        for name, fields in entries:
+            self._names.append(known.setdefault(name, name))  # one string for all that have it
+            yield fields
+
+    def _each(self) -> list[str]:
+        return [name for name in dict.fromkeys(self._names) if name]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def paths(self, index: int) -> Sequence[str]:
+        """The image."""
+        return [os.path.join(self._folder, self._names[index])]
+
+    def files(self) -> list[str]:
+        """The images, each once."""
+        return [os.path.join(self._folder, name) for name in self._each()]
+
+    def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
+        fields = self._fields[index]
+        return {"id": fields["id"], "image": contents[0], "captions": {}} | fields
+
+    def identity(self) -> Iterable[str | bytes]:
+        """Names and fields, and the images' sizes."""
+        return self._kind, "\n".join(self._names), self._fields.lines, self.sizes()
+
+
+@contextlib.contextmanager
+def understood(path: str | os.PathLike, form: str) -> Iterator[None]:
+    """Within it what is wrong with the contents of a file is one ValueError that names the file and
+    says what it should hold."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = annotation_files.reason(error).rstrip(".")
+        raise ValueError(f"{path} cannot be used ({reason}): it should hold {form}.") from None
+
+
+def read_json(path) -> Any:
+    """The contents of a JSON file that goes with another; errors name it.
+
+    Raises:
+      FileNotFoundError: it does not exist.
+      ValueError: it is no JSON.
+    """
+    try:
+        return annotation_files.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def text(value: Any, what: str) -> str:
+    """A text without blanks around it.
+
+    Raises:
+      ValueError: it is none, or blank.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} {value!r} is no text")
+    return value.strip()
+
+
+def unique(entries: Iterable[dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
+    """Key as text -> entry, in the order of the file.
+
+    Raises:
+      ValueError: two have the same.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if (name := annotation_files.identity(entry[key])) in found:
+            raise ValueError(f"two entries have the {key} {name}")
+        found[name] = entry
+    return found
+
+
+def only(**fields) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,365 @@
+"""Questions with choices, in the formats of ScienceQA, SEED-Bench, MMBench, MMMU and MathVista."""
+
+import base64
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from input_pipeline.images.crops import decode
+from input_pipeline.prepare import command
+from input_pipeline.sources import make_source
+from tests.input_pipeline.sources.published import (
+    records,
+    without_image,
+    write_images,
+    write_json,
+)
+from tests.input_pipeline.sources.toy_task import image
+
+
+def scienceqa(folder, **first):
+    """Three problems, the second of which has no image."""
+    problems = {
+        str(number): {
+            "question": f"Which is {number}?",
+            "choices": ["one", "two"],
+            "answer": 1,
+            "hint": "Look." if number == 3 else "",
+            "image": None if number == 5 else "image.png",
+            "task": "closed choice",
+            "subject": "natural science",
+            "split": "test",
+        }
+        for number in (3, 5, 7)
+    }
+    problems["3"] |= first
+    write_json(folder / "pid_splits.json", {"test": ["3", "5", "7"], "minitest": ["7"]})
+    return {
+        "kind": "scienceqa",
+        "questions": write_json(folder / "problems.json", problems),
+        "images": write_images(folder / "images", ["test/3/image.png", "test/7/image.png"]),
+        "split": "test",
+    }
+
+
+def test_scienceqa(tmp_path):
+    source = make_source("multiple_choice", **scienceqa(tmp_path))
+    found = records(source)
+    assert source.left_out == {"questions without an image": 1}
+    assert without_image(found[0]) == {
+        "id": "3",
+        "question_id": "3",
+        "question": "Which is 3?",
+        "choices": ["one", "two"],
+        "answer": 1,
+        "answers": ["two"],
+        "category": "natural science",
+        "split": "test",
+        "hint": "Look.",
+    }
+    assert [one["id"] for one in found] == ["3", "7"] and "hint" not in found[1]
+    assert found[1]["image"] == image(1)
+    mini = scienceqa(tmp_path) | {"split": "minitest"}
+    assert [one["id"] for one in records(make_source("multiple_choice", **mini))] == ["7"]
+
+
+def test_questions_without_image_get_a_white_one(tmp_path):
+    arguments = scienceqa(tmp_path)
+    source = make_source("multiple_choice", **arguments, without_image="blank")
+    found = records(source)
+    assert [one["id"] for one in found] == ["3", "5", "7"] and not source.left_out
+    assert (decode(found[1]["image"]) == 255).all() and found[2]["image"] == image(1)
+    assert source.fingerprint() != make_source("multiple_choice", **arguments).fingerprint()
+    with pytest.raises(ValueError, match="without_image='black'; choose one of"):
+        make_source("multiple_choice", **arguments, without_image="black")
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    arguments = ",".join(f"{key}={value}" for key, value in scienceqa(tmp_path).items())
+    output = tmp_path / "shards"
+    given = ["--input", f"multiple_choice:{arguments}", "--output", str(output), "--workers", "1"]
+    assert command.main(["source", *given]) == 0
+    assert "Left out: 1 questions without an image." in capsys.readouterr().out
+    content = json.loads((output / "dataset.json").read_text())
+    assert content["left_out"] == {"questions without an image": 1}
+    assert records(make_source("prepared", path=output)) == records(
+        make_source("multiple_choice", **scienceqa(tmp_path))
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ({"answer": 2}, "question 3: the answer 2 is none of its 2 choices"),
+        ({"answer": True}, "the answer True is none"),
+        ({"choices": ["one"], "answer": 0}, r"question 3: its choices are \['one'\]"),
+        ({"question": ""}, "question 3: '' is no text"),
+        ({"choices": None}, "TypeError"),
+    ],
+)
+def test_problems_that_are_none(tmp_path, first, message):
+    with pytest.raises(ValueError, match=rf"problems\.json cannot be used \(.*{message}"):
+        make_source("multiple_choice", **scienceqa(tmp_path, **first))
+
+
+def test_splits_of_another_version(tmp_path):
+    arguments = scienceqa(tmp_path)
+    with pytest.raises(ValueError, match="no split 'val', but test, minitest"):
+        make_source("multiple_choice", **arguments | {"split": "val"})
+    write_json(tmp_path / "pid_splits.json", {"test": ["3", "9"]})
+    with pytest.raises(ValueError, match="1 of 2 questions of test are not in it, such as 9"):
+        make_source("multiple_choice", **arguments)
+
+
+def seedbench(folder, **first):
+    questions = [
+        {
+            "answer": "C",
+            "choice_a": "One",
+            "choice_b": "Two",
+            "choice_c": "Three",
+            "choice_d": 4,
+            "data_id": f"1454426_{number}",
+            "data_type": "video" if number == 2 else "image",
+            "question": "How many?",
+            "question_id": str(101669 + number),
+            "question_type_id": 5,
+        }
+        for number in range(3)
+    ]
+    questions[0] |= first
+    content = {"questions": questions, "question_type": {"Instances Counting": 5}}
+    return {
+        "kind": "seedbench",
+        "questions": write_json(folder / "SEED-Bench.json", content),
+        "images": write_images(folder / "SEED-Bench-image", ["1454426_0", "1454426_1"]),
+    }
+
+
+def test_seedbench(tmp_path):
+    source = make_source("multiple_choice", **seedbench(tmp_path))
+    first, second = records(source)
+    assert without_image(first) == {
+        "id": "101669",
+        "question_id": "101669",
+        "question": "How many?",
+        "choices": ["One", "Two", "Three", "4"],
+        "answer": 2,
+        "answers": ["Three"],
+        "category": "Instances Counting",
+    }
+    assert (second["image"], source.left_out) == (image(1), {"questions about a video": 1})
+    with pytest.raises(ValueError, match="question 101669: the answer 'c' is none of its 4"):
+        make_source("multiple_choice", **seedbench(tmp_path, answer="c"))
+    with pytest.raises(ValueError, match="two entries have the id '101670'"):
+        make_source("multiple_choice", **seedbench(tmp_path, question_id="101670"))
+    with pytest.raises(ValueError, match="there is no question_type 6"):
+        make_source("multiple_choice", **seedbench(tmp_path, question_type_id=6))
+
+
+def mmbench(folder, **first):
+    """As pandas writes it: the second row's image is the first's; a hint of two lines."""
+    rows = [
+        {
+            "index": index,
+            "question": 'Which "one"?',
+            "hint": "" if index else "a\tb\nsecond line",
+            "A": "yes",
+            "B": "no",
+            "C": "",
+            "D": "",
+            "answer": "B",
+            "category": "ocr",
+            "image": picture,
+            "l2-category": "finegrained",
+            "split": "dev",
+        }
+        for index, picture in ((0, base64.b64encode(image(9)).decode()), (1000000, "0"))
+    ]
+    rows[0] |= first
+    path = folder / "mmbench_dev.tsv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"kind": "mmbench", "path": path}
+
+
+def test_mmbench(tmp_path):
+    first, second = records(make_source("choice_tables", **mmbench(tmp_path)))
+    assert without_image(first) == {
+        "id": "0",
+        "question_id": "0",
+        "question": 'Which "one"?',
+        "choices": ["yes", "no"],
+        "answer": 1,
+        "answers": ["no"],
+        "hint": "a\tb\nsecond line",
+        "category": "ocr",
+        "domain": "finegrained",
+        "split": "dev",
+    }
+    assert first["image"] == second["image"] == image(9) and "hint" not in second
+    secret = records(make_source("choice_tables", **mmbench(tmp_path, answer="")))
+    assert "answer" not in secret[0] and "answers" not in secret[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ({"answer": "C"}, "question 0: the answer 'C' is none of its 2 choices"),
+        ({"index": 1000000}, "has no image, but '0'"),
+        ({"image": ""}, "question 0: it has no image, but ''"),
+        ({"B": " "}, r"its choices are \['yes'\]"),
+    ],
+)
+def test_rows_of_mmbench_that_are_none(tmp_path, first, message):
+    with pytest.raises(ValueError, match=rf"mmbench_dev\.tsv cannot be used \(.*{message}"):
+        make_source("choice_tables", **mmbench(tmp_path, **first))
+
+
+def picture(width, height, level):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (level,) * 3).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def mmmu(folder, **first):
+    """Two subjects, with files of the same name; the first question has two images."""
+    for number, subject in enumerate(("Accounting", "Art_Theory")):
+        row = {
+            "id": f"validation_{subject}_{number + 1}",
+            "question": "<image 1> What?",
+            "options": "['$6', \"It's <image 2>\"]",
+            "explanation": "",
+            "image_1": picture(4, 2, 10),
+            "image_2": None if number else picture(3, 5, 20),
+            "img_type": "['Tables']",
+            "answer": "B",
+            "topic_difficulty": "Easy",
+            "question_type": "multiple-choice",
+            "subfield": "x",
+        }
+        (folder / subject).mkdir(parents=True, exist_ok=True)
+        rows = [row | {} if number else row | first]
+        if number:
+            rows.append(
+                row
+                | {
+                    "id": "validation_Art_Theory_3",
+                    "question_type": "open",
+                    "options": "[]",
+                    "answer": "['8', '8.0']",
+                }
+            )
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        columns = {
+            name: pa.array(
+                [r[name] for r in rows], kind if name in ("image_1", "image_2") else None
+            )
+            for name in row
+        }
+        file = folder / subject / "validation-00000-of-00001.parquet"
+        parquet.write_table(pa.table(columns), file, row_group_size=1)
+    return {"kind": "mmmu", "path": folder / "*" / "validation-*.parquet"}
+
+
+def test_mmmu(tmp_path):
+    found = records(make_source("choice_tables", **mmmu(tmp_path)))
+    assert without_image(found[0]) == {
+        "id": "validation_Accounting_1",
+        "question_id": "validation_Accounting_1",
+        "question": "<image 1> What?",
+        "choices": ["$6", "It's <image 2>"],
+        "answer": 1,
+        "answers": ["It's <image 2>"],
+        "category": "Accounting",
+        "split": "validation",
+    }
+    assert found[0]["image"] == picture(4, 2, 10)["bytes"]
+    assert found[1]["category"] == "Art_Theory"
+    assert found[2]["answers"] == ["8", "8.0"] and "choices" not in found[2]
+    secret = records(make_source("choice_tables", **mmmu(tmp_path, answer="?")))
+    assert "answer" not in secret[0]
+
+
+def test_all_images_of_mmmu_are_beside_each_other(tmp_path):
+    found = records(make_source("choice_tables", **mmmu(tmp_path), images="all"))
+    pixels = decode(found[0]["image"])
+    expected = np.full((5, 7, 3), 255)
+    expected[:2, :4], expected[:, 4:] = 10, 20
+    np.testing.assert_array_equal(pixels, expected)
+    assert found[1]["image"] == picture(4, 2, 10)["bytes"]  # one alone stays as it is
+    with pytest.raises(ValueError, match="kind='mmbench' takes no images"):
+        make_source("choice_tables", **mmbench(tmp_path), images="all")
+
+
+def mathvista(folder, **first):
+    rows = [
+        {
+            "pid": str(number + 1),
+            "question": "How much?",
+            "image": f"images/{number}.jpg",
+            "decoded_image": picture(3, 3, number),
+            "choices": None if number else ["4", "5"],
+            "unit": None,
+            "precision": 1.0 if number else None,
+            "answer": "1.2" if number else "5",
+            "question_type": "free_form" if number else "multi_choice",
+            "answer_type": "float" if number else "text",
+            "metadata": {"task": "geometry", "split": "testmini", "img_height": 3},
+            "query": "Hint: ...",
+        }
+        for number in range(2)
+    ]
+    rows[0] |= first
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "testmini-0.parquet")
+    return {"kind": "mathvista", "path": folder / "testmini-*.parquet"}
+
+
+def test_mathvista(tmp_path):
+    first, second = records(make_source("choice_tables", **mathvista(tmp_path)))
+    assert without_image(first) == {
+        "id": "1",
+        "question_id": "1",
+        "question": "How much?",
+        "choices": ["4", "5"],
+        "answer": 1,
+        "answers": ["5"],
+        "category": "geometry",
+        "split": "testmini",
+        "answer_type": "text",
+    }
+    assert second["answers"] == ["1.2"] and second["precision"] == 1.0
+    assert "choices" not in second and second["image"] == picture(3, 3, 1)["bytes"]
+
+
+def test_tables_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        make_source("choice_tables", kind="mmmu", path=tmp_path / "*.parquet")
+    with pytest.raises(ValueError, match="in a bucket, and tables of images are read from a disk"):
+        make_source("choice_tables", kind="mmmu", path="gs://bucket/*.parquet")
+    with pytest.raises(ValueError, match=r"the answer '6' is not in \['4', '5'\]"):
+        make_source("choice_tables", **mathvista(tmp_path, answer="6"))
+    with pytest.raises(ValueError, match="it has no column 'id'"):
+        make_source("choice_tables", **mathvista(tmp_path) | {"kind": "mmmu"})
+    with pytest.raises(ValueError, match="is not SPLIT_SUBJECT_NUMBER"):
+        make_source("choice_tables", **mmmu(tmp_path, id="first"))
+    with pytest.raises(ValueError, match="two entries have the id 'validation_Art_Theory_3'"):
+        make_source("choice_tables", **mmmu(tmp_path, id="validation_Art_Theory_3"))
+    source = make_source("choice_tables", **mmmu(tmp_path, image_1=None, image_2=None))
+    with pytest.raises(ValueError, match="'validation_Accounting_1' has no image"):
+        source[0]
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be used"):
+        make_source("choice_tables", kind="mmmu", path=tmp_path / "a.parquet")
+    arguments = mmbench(tmp_path)
+    arguments["path"].write_text('index\timage\n0\t"never closed')
+    with pytest.raises(ValueError, match=r"mmbench_dev\.tsv cannot be used \(behind line 1: unexp"):
+        make_source("choice_tables", **arguments)
