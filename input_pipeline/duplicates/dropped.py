@@ -70,8 +70,8 @@ def choose(path: Path | epath.Path, data: str | None) -> str:
     else:  # another program has written it
         with open_file(path) as file:
             names = pa.parquet.read_table(file, columns=[DATA])[DATA].unique().to_pylist()
-    if data is None and len(names) == 1:
-        return names[0]
+    if data is None and len(names) < 2:
+        return names[0] if names else ""
     if data not in names:
         what = "is of several data sets" if data is None else f"is not of {data!r}"
         raise ValueError(
@@ -95,13 +95,12 @@ def sorted_for(
         table = pa.parquet.read_table(
             file, columns=list(_NEEDED), filters=pa.compute.field(DATA) == data
         )
-    table = table.drop_columns(DATA).cast(
-        pa.schema([SCHEMA.field(n) for n in table.column_names if n != DATA])
+    id_, digest, reason = (
+        table[name].cast(SCHEMA.field(name).type) for name in ("id", "digest", "reason")
     )
-    digests = table["digest"].combine_chunks()
-    first = pa.array(_first_bytes(digests))
-    table = table.set_column(2, "reason", table["reason"].dictionary_encode())
-    table = table.append_column("first", first).sort_by("first").combine_chunks()
+    first = pa.array(bytes_of(digest).view("<u8")[:, 0])
+    columns = {"first": first, "id": id_, "digest": digest, "reason": reason.dictionary_encode()}
+    table = pa.table(columns).sort_by("first").combine_chunks()
     written = io.BytesIO()
     with pa.ipc.new_file(written, table.schema) as writer:
         writer.write_table(table.unify_dictionaries())
@@ -139,11 +138,12 @@ class Dropped:
         return None
 
 
-def _first_bytes(digests: pa.Array) -> np.ndarray:
-    """u64[n]: the first 8 bytes of each."""
-    digests = pa.concat_arrays([digests])  # without an offset
-    whole = np.frombuffer(digests.buffers()[1] or b"", "<u8").reshape(-1, 2)
-    return np.ascontiguousarray(whole[: len(digests), 0])
+def bytes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """u8[n, width] of a column of binary strings of one width."""
+    width = column.type.byte_width
+    chunk = column.combine_chunks()
+    found = np.frombuffer(chunk.buffers()[1] or b"", np.uint8).reshape(-1, width)
+    return found[chunk.offset : chunk.offset + len(chunk)]
 
 
 @functools.lru_cache(maxsize=2)

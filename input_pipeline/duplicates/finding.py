@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from input_pipeline.duplicates import hashing, search, signatures
-from input_pipeline.duplicates.dropped import DATA, REASONS, SCHEMA
+from input_pipeline.duplicates.dropped import DATA, REASONS, SCHEMA, bytes_of
 from input_pipeline.duplicates.search import NOBODY, Arrays, Settings
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file
@@ -188,15 +188,15 @@ def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Cons
         for path, images in one.parts:
             columns = _read(path, images, _NUMBERS)
             rows = slice(first, first + images)
-            digest[rows] = _bytes(columns["digest"]).view(">u8").reshape(-1, 2)
+            digest[rows] = bytes_of(columns["digest"]).view(">u8").reshape(-1, 2)
             size[rows] = columns["bytes"].to_numpy()
             area[rows] = columns["width"].to_numpy().astype(np.int64) * columns["height"].to_numpy()
             is_flat[rows] = columns["hash"].is_null().to_numpy()
             is_train[rows] = not one.is_test
             for name in ("hash", "mirrored_hash"):
                 getattr(arrays, name)[rows] = columns[name].fill_null(0).to_numpy()
-            arrays.detail[rows] = _bytes(columns["detail"]).view("<u8")
-            arrays.thumbnail[rows] = _bytes(columns["thumbnail"])
+            arrays.detail[rows] = bytes_of(columns["detail"]).view("<u8")
+            arrays.thumbnail[rows] = bytes_of(columns["thumbnail"])
             arrays.contrast[rows] = signatures.contrast(arrays.thumbnail[rows])
             first += images
     copy_of = _copies(data, digest, is_train)
@@ -344,14 +344,6 @@ def _read(path: Path | epath.Path, images: int, columns: Sequence[str]) -> pa.Ta
             f"{path} is damaged ({error}): delete it, and run `python -m input_pipeline.duplicates "
             "hash` again."
         ) from None
-
-
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """u8[n, width] of a column of binary strings of one width."""
-    width = column.type.byte_width
-    chunk = column.combine_chunks()
-    found = np.frombuffer(chunk.buffers()[1] or b"", np.uint8).reshape(-1, width)
-    return found[chunk.offset : chunk.offset + len(chunk)]
 
 
 def _summary(
