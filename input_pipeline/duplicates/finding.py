@@ -356,7 +356,7 @@ def _summary(
         count = pa.compute.sum(pa.compute.equal(table["reason"], reason)).as_py() or 0
         shown.add_row(f"dropped: {reason}", f"{count:,}")
     if again:
-        shown.add_row("records twice in one data set: kept", f"{again:,}")
+        shown.add_row("twice in one data set: not listed", f"{again:,}")
     for one in data:
         column = "match_data" if one.is_test else "data"
         found = table.filter(pa.compute.equal(table[column], one.name))
