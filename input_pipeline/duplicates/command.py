@@ -12,8 +12,6 @@ input_pipeline.duplicates COMMAND --help` tells the arguments of each.
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 
@@ -22,9 +20,9 @@ from input_pipeline.checks.ranges import whole
 from input_pipeline.command_line import Parser, add_workers, path_argument
 from input_pipeline.duplicates import finding, hamming, hashing, search
 from input_pipeline.files.buckets import is_in_bucket, make_directory
-from input_pipeline.workers import run_all, say
+from input_pipeline.workers import say
 
-DISTANCE, DIFFERENCE = 8, 0.2  # by measurement, see docs/corpora.md
+DISTANCE, DETAIL, DIFFERENCE = 8, 40, 0.2  # by measurement, see docs/corpora.md
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +89,13 @@ def main(argv: list[str] | None = None) -> int:
         help="most bits of 64 in which the hashes of near copies differ",
     )
     command.add_argument(
+        "--detail",
+        type=whole(0),
+        default=DETAIL,
+        metavar="BITS",
+        help="most of 256 details, signs of frequencies, in which they differ",
+    )
+    command.add_argument(
         "--difference",
         type=float,
         default=DIFFERENCE,
@@ -102,23 +107,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_workers(command)
     command.set_defaults(run=_find)
-    args = parser.parse_args(argv)
+    args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
     return status
 
 
-def _run(args: argparse.Namespace) -> Callable[..., Any]:
-    def run(function, tasks, unit, console):
-        return run_all(function, tasks, args.workers, unit, console)
-
-    return run
-
-
 def _hash(args: argparse.Namespace) -> None:
     parts, unit = hashing.plan(args.input)
-    hashing.write(parts, args.output, _run(args), unit, Console())
+    run = command_line.runner(args, args.output / ".beam")
+    hashing.write(parts, args.output, run, unit, Console())
 
 
 def _find(args: argparse.Namespace) -> None:
@@ -129,5 +128,6 @@ def _find(args: argparse.Namespace) -> None:
     if not 0 <= args.difference < math.inf:
         raise ValueError(f"--difference must be 0 or more, got {args.difference}.")
     make_directory(args.output.parent)
-    settings = search.Settings(args.distance, args.difference, not args.no_mirrored)
-    finding.find(args.hashes, args.against, args.output, settings, _run(args), Console())
+    settings = search.Settings(args.distance, args.detail, args.difference, not args.no_mirrored)
+    run = command_line.runner(args, args.output.with_name(f".{args.output.name}.beam"))
+    finding.find(args.hashes, args.against, args.output, settings, run, Console())

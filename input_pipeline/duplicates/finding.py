@@ -1,10 +1,12 @@
 """Says which images of some data sets are copies of better ones, or of test images.
 
 Images are ranked: those of test sets come first, then the larger area, then more bytes; the digest
-decides between equals, and the id between images of the same bytes. An image is dropped if a
-better-ranked one lies within the distance. That depends on nothing but the images.
+decides between equals, and the id between images of the same bytes. From the best on, an image is
+dropped if a better-ranked one that is kept lies within the distance. That depends on nothing but
+the images, and what an image is dropped for stays.
 """
 
+import array
 import io
 import json
 import shutil
@@ -16,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from input_pipeline.duplicates import hashing, search, signatures
-from input_pipeline.duplicates.dropped import CONTAMINATED, EXACT, NEAR, SCHEMA
+from input_pipeline.duplicates.dropped import DATA, REASONS, SCHEMA, bytes_of
 from input_pipeline.duplicates.search import NOBODY, Arrays, Settings
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file
@@ -31,7 +34,8 @@ from input_pipeline.workers import say
 
 _DESCRIPTION = "input.json"
 _GROUPS = "copy_of.npy"  # i64[n]: the row whose image has the same bytes, and is searched for
-_NUMBERS = ("width", "height", "bytes", "digest", "hash", "mirrored_hash", "thumbnail")
+_PAIRS_AT_ONCE = 1 << 20
+_NUMBERS = ("width", "height", "bytes", "digest", "hash", "mirrored_hash", "detail", "thumbnail")
 
 
 @dataclass(frozen=True)
@@ -121,19 +125,38 @@ def find(
     tasks = [(t, (t, folder, tests, settings)) for t in planned if t.name not in there]
     if len(tasks) < len(planned):
         say(console, f"{len(planned) - len(tasks)} of {len(planned)} parts are searched already.")
-    for _ in run(search.search, tasks, "parts", console):
+    for _ in run(search.search, tasks, unit="parts", console=console):
         pass
-    best = np.full(len(arrays.rank), NOBODY, "<u4")
-    for task in planned:
-        found = np.load(folder / task.name, allow_pickle=False)
-        best[found["row"]] = np.minimum(best[found["row"]], found["best"])
-    table, chains = _listed(data, folder, arrays, best, tests, settings)
+    found = [np.load(folder / task.name, allow_pickle=False) for task in planned]
+    kept = _kept_matches(search.best_pairs(np.concatenate(found)), len(searched))
+    del found
+    table, again = _listed(data, folder, arrays, kept, tests, settings)
     written = io.BytesIO()
     pa.parquet.write_table(table, written, compression="zstd")
     write_whole(output, written.getvalue())
     shutil.rmtree(folder)
-    _summary(console, data, table, chains, time.monotonic() - started)
+    _summary(console, data, table, again, time.monotonic() - started)
     say(console, f"Wrote {output}")
+
+
+def _kept_matches(pairs: np.ndarray, images: int) -> np.ndarray:
+    """u32[images]: the best neighbour that is kept, by rank; `NOBODY` for images that are kept.
+
+    Args:
+      pairs: as `search.best_pairs`: when an image comes, the better ones are decided.
+    """
+    is_dropped = bytearray(images)
+    dropped, matches = array.array("I"), array.array("I")
+    for first in range(0, len(pairs), _PAIRS_AT_ONCE):
+        some = search.ranks(pairs[first : first + _PAIRS_AT_ONCE])
+        for mine, other in zip(*(each.tolist() for each in some)):
+            if not (is_dropped[mine] or is_dropped[other]):
+                is_dropped[mine] = 1
+                dropped.append(mine)
+                matches.append(other)
+    found = np.full(images, NOBODY, np.uint32)
+    found[np.frombuffer(dropped, np.uint32)] = np.frombuffer(matches, np.uint32)
+    return found
 
 
 def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Console) -> int:
@@ -165,14 +188,15 @@ def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Cons
         for path, images in one.parts:
             columns = _read(path, images, _NUMBERS)
             rows = slice(first, first + images)
-            digest[rows] = _bytes(columns["digest"]).view(">u8").reshape(-1, 2)
+            digest[rows] = bytes_of(columns["digest"]).view(">u8").reshape(-1, 2)
             size[rows] = columns["bytes"].to_numpy()
             area[rows] = columns["width"].to_numpy().astype(np.int64) * columns["height"].to_numpy()
             is_flat[rows] = columns["hash"].is_null().to_numpy()
             is_train[rows] = not one.is_test
             for name in ("hash", "mirrored_hash"):
                 getattr(arrays, name)[rows] = columns[name].fill_null(0).to_numpy()
-            arrays.thumbnail[rows] = _bytes(columns["thumbnail"])
+            arrays.detail[rows] = bytes_of(columns["detail"]).view("<u8")
+            arrays.thumbnail[rows] = bytes_of(columns["thumbnail"])
             arrays.contrast[rows] = signatures.contrast(arrays.thumbnail[rows])
             first += images
     copy_of = _copies(data, digest, is_train)
@@ -188,8 +212,9 @@ def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Cons
 
 
 def _copies(data: list[DataSet], digest: np.ndarray, is_train: np.ndarray) -> np.ndarray:
-    """i64[n]: for each row the first of the same bytes, by test or not, and id; its own if there is
-    none. -1 - row for a record, id and bytes, that was there before: it is the same one."""
+    """i64[n]: for each row the first of the same bytes, by test or not, id, data set; its own if
+    there is none. -1 - row for a record, id and bytes, that its data set has already: no list could
+    name just one of the two."""
     order = np.lexsort((digest[:, 1], digest[:, 0]))
     ordered = digest[order]
     is_same = (ordered[1:] == ordered[:-1]).all(axis=1)
@@ -202,56 +227,65 @@ def _copies(data: list[DataSet], digest: np.ndarray, is_train: np.ndarray) -> np
     rows, group = rows[by_row], group[by_row]
     table = pa.table({"group": group, "train": is_train[rows], "id": _ids(data, rows), "row": rows})
     table = table.sort_by([(name, "ascending") for name in table.column_names])
-    group, train, row = (table[name].to_numpy() for name in ("group", "train", "row"))
+    group, row = (table[name].to_numpy() for name in ("group", "row"))
     copy_of = np.arange(len(digest))
     if len(row):
         starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
         copy_of[row] = np.repeat(row[starts], np.diff(starts, append=len(row)))
         ids = table["id"].combine_chunks()
         is_repeated = pa.compute.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-        is_repeated &= (group[1:] == group[:-1]) & (train[1:] == train[:-1])
+        owner = _owners(data, row)
+        is_repeated &= (group[1:] == group[:-1]) & (owner[1:] == owner[:-1])
         repeated = row[1:][is_repeated]
         copy_of[repeated] = -1 - copy_of[repeated]
     return copy_of
+
+
+def _owners(data: list[DataSet], rows: np.ndarray) -> np.ndarray:
+    """i64[n]: the number of the data set that each row is of."""
+    return np.searchsorted(np.cumsum([one.images for one in data]), rows, side="right")
 
 
 def _listed(
     data: list[DataSet],
     folder: Path,
     arrays: Arrays,
-    best: np.ndarray,
+    kept: np.ndarray,
     tests: int,
     settings: Settings,
 ) -> tuple[pa.Table, int]:
-    """The list, in the order of data sets and ids, and the number of near duplicates of images that
-    are dropped themselves."""
+    """The list, in the order of data sets and ids, and the number of records that their data set
+    has already.
+
+    Args:
+      kept: see `_kept_matches`.
+    """
     rank = arrays.rank[:]
     searched = np.flatnonzero(rank != NOBODY)
     row_of = np.empty(len(searched), np.int64)
     row_of[rank[searched]] = searched
+    del rank, searched
     copy_of = np.load(folder / _GROUPS, allow_pickle=False)
     rows = np.arange(len(copy_of))
-    ends = np.cumsum([one.images for one in data])
-    owner = np.searchsorted(ends, rows, side="right")
+    owner = _owners(data, rows)
     is_train = ~np.array([one.is_test for one in data])[owner]
-    del rank
-    is_found = best != NOBODY
     match = np.full(len(rows), -1)
-    match[is_found] = row_of[best[is_found]]
     reason = np.full(len(rows), -1, np.int8)
-    reason[is_found] = np.where(best[is_found] < tests, 2, 1)
+    found = np.flatnonzero(kept != NOBODY)
+    match[row_of[found]] = row_of[kept[found]]
+    reason[row_of[found]] = np.where(kept[found] < tests, 2, 1)
     # What holds of an image that was searched for holds of its copies; else they are copies of it.
-    is_copy = is_train & (copy_of >= 0) & (copy_of != rows)
-    copies = np.flatnonzero(is_copy)
+    copies = np.flatnonzero(is_train & (copy_of >= 0) & (copy_of != rows))
     firsts = copy_of[copies]
-    follows = reason[firsts] == 2
+    follows = reason[firsts] >= 0
     match[copies] = np.where(follows, match[firsts], firsts)
-    reason[copies] = np.where(follows | ~is_train[firsts], 2, 0)
-    chains = int((reason[match[reason == 1]] >= 0).sum())
+    reason[copies] = np.where(follows, reason[firsts], np.where(is_train[firsts], 0, 2))
+    again = int((is_train & (copy_of < 0)).sum())
     dropped = np.flatnonzero(reason >= 0)
     others = match[dropped]
     distance = np.zeros(len(dropped), np.uint8)
-    by_hash = np.flatnonzero(is_found[copy_of[dropped]] & (reason[dropped] != 0))
+    # Of the images that were searched for: the others may have no hash.
+    by_hash = np.flatnonzero(copy_of[dropped] != copy_of[others])
     distance[by_hash] = search.distances(
         arrays, dropped[by_hash], others[by_hash], settings.mirrored
     )
@@ -265,21 +299,23 @@ def _listed(
         {
             "id": ids.take(pa.array(np.searchsorted(needed, dropped))),
             "digest": digests,
-            "data": pa.array(names[owner[dropped]], pa.string()),
-            "reason": pa.array(np.array([EXACT, NEAR, CONTAMINATED], object)[reason[dropped]]),
+            "data": pa.array(names[owner[dropped]], pa.large_string()),
+            "reason": pa.array(np.array(REASONS, object)[reason[dropped]], pa.large_string()),
             "match": ids.take(pa.array(np.searchsorted(needed, others))),
-            "match_data": pa.array(names[owner[others]], pa.string()),
+            "match_data": pa.array(names[owner[others]], pa.large_string()),
             "distance": distance,
         }
     ).cast(SCHEMA)
     table = table.sort_by([("data", "ascending"), ("id", "ascending"), ("digest", "ascending")])
-    said = {"settings": json.dumps(vars(settings))}
-    return table.combine_chunks().replace_schema_metadata(said), chains
+    searched = [one.name for one in data if not one.is_test]
+    said = {"settings": json.dumps(vars(settings)), DATA: json.dumps(searched)}
+    return table.combine_chunks().replace_schema_metadata(said), again
 
 
 def _ids(data: list[DataSet], rows: np.ndarray) -> pa.Array:
-    """Of some rows, ascending."""
-    return pa.concat_arrays([pa.array([], pa.string()), *_taken(data, rows, "id")])
+    """Of some rows, ascending; strings with room for more than 2 GB."""
+    taken = [piece.cast(pa.large_string()) for piece in _taken(data, rows, "id")]
+    return pa.concat_arrays([pa.array([], pa.large_string()), *taken])
 
 
 def _taken(data: list[DataSet], rows: np.ndarray, column: str) -> list[pa.Array]:
@@ -310,24 +346,17 @@ def _read(path: Path | epath.Path, images: int, columns: Sequence[str]) -> pa.Ta
         ) from None
 
 
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """u8[n, width] of a column of binary strings of one width."""
-    width = column.type.byte_width
-    chunk = column.combine_chunks()
-    found = np.frombuffer(chunk.buffers()[1] or b"", np.uint8).reshape(-1, width)
-    return found[chunk.offset : chunk.offset + len(chunk)]
-
-
 def _summary(
-    console: Console, data: list[DataSet], table: pa.Table, chains: int, seconds: float
+    console: Console, data: list[DataSet], table: pa.Table, again: int, seconds: float
 ) -> None:
     shown = Table(show_header=False)
     shown.add_row("images", f"{sum(one.images for one in data if not one.is_test):,}")
     shown.add_row("test images", f"{sum(one.images for one in data if one.is_test):,}")
-    for reason in (EXACT, NEAR, CONTAMINATED):
+    for reason in REASONS:
         count = pa.compute.sum(pa.compute.equal(table["reason"], reason)).as_py() or 0
-        note = f" ({chains:,} of images that are dropped, too)" if reason == NEAR and chains else ""
-        shown.add_row(f"dropped: {reason}", f"{count:,}{note}")
+        shown.add_row(f"dropped: {reason}", f"{count:,}")
+    if again:
+        shown.add_row("twice in one data set: not listed", f"{again:,}")
     for one in data:
         column = "match_data" if one.is_test else "data"
         found = table.filter(pa.compute.equal(table[column], one.name))

@@ -30,12 +30,13 @@ from input_pipeline.files.whole import checksum, finished, write_json, write_who
 from input_pipeline.images import crops
 from input_pipeline.records import may_pass, what_is_wrong
 from input_pipeline.sources import kept_source
+from input_pipeline.sources.shared import pieces
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.workers import say
 
 HASHES_FILE = "hashes.json"
 # Of HASHES_FILE, the parts, and the signatures in them; a reader refuses any other.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -46,6 +47,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("hash", pa.uint64()),
         ("mirrored_hash", pa.uint64()),
+        ("detail", pa.binary(signatures.DETAIL_BYTES)),
         ("thumbnail", pa.binary(signatures.THUMBNAIL_BYTES)),
     ]
 )
@@ -86,22 +88,17 @@ def plan(text: str) -> tuple[list[Part], str]:
         status = zip(tars, listing.statuses(tars))
         return [_part_of_tar(tar, *found[:2]) for tar, found in status], "MB"
     name, given, source = open_source(text)
-    fingerprint, length = source.fingerprint(), len(source)
-    modified = listing.fingerprint(listing.status(source.files()).tobytes())
-    parts = []
-    for number, first in enumerate(range(0, length, _RECORDS_PER_PART)):
-        count = min(_RECORDS_PER_PART, length - first)
-        indices = range(first, first + count)
-        origin = {"fingerprint": fingerprint, "first": first, "records": count}
-        parts.append(
-            Part(
-                name=f"{name}, records {first} to {first + count - 1}",
-                file=f"{name}-{number:05d}{_SUFFIX}",
-                origin={**origin, "modified": modified},
-                size=count,
-                read=functools.partial(_read_source, name, json.dumps(given), indices),
-            )
+    arguments = json.dumps(given)
+    parts = [
+        Part(
+            name=piece.name,
+            file=f"{piece.stem}{_SUFFIX}",
+            origin={**piece.origin, "modified": piece.modified},
+            size=len(piece.indices),
+            read=functools.partial(_read_source, name, arguments, piece.indices),
         )
+        for piece in pieces.cut(name, source, _RECORDS_PER_PART)
+    ]
     return parts, "records"
 
 
@@ -169,7 +166,7 @@ def write(
     if tasks:
         (output / HASHES_FILE).unlink(missing_ok=True)  # It vouches for files that will change.
     failures = 0
-    for part, result in run(hash_part, tasks, unit, console):
+    for part, result in run(hash_part, tasks, unit=unit, console=console):
         if isinstance(result, str):
             failures += 1
             say(console, f"FAILED {result}")
@@ -287,13 +284,15 @@ def sign(data: bytes) -> dict[str, Any]:
     pixels = crops.decode(data)
     thumbnail = signatures.thumbnail(pixels)
     is_flat = signatures.contrast(thumbnail[None]).item() < signatures.FLAT
-    found, mirrored = (None, None) if is_flat else signatures.hashes(pixels)
+    if is_flat:
+        found = dict.fromkeys(signatures.Frequencies._fields)
+    else:
+        found = signatures.frequencies(pixels)._asdict()
     return {
         "digest": signatures.digest(data),
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "bytes": len(data),
-        "hash": found,
-        "mirrored_hash": mirrored,
+        **found,
         "thumbnail": np.ascontiguousarray(thumbnail).tobytes(),
     }

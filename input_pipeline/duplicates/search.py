@@ -1,11 +1,13 @@
-"""For every image the best-ranked one that is nearly the same: tasks over arrays on a disk.
+"""Which images are nearly the same as a better-ranked one: tasks over arrays on a disk.
 
-Each image stands in the search with its hash and with that of its mirror image. A task looks at one
-choice of bits (see `hamming`) and one part of the hashes, by what they are in these bits; it writes
-at most one line per image, however many are alike, and tasks need nothing of each other.
+Each image stands in the search with its hash and with that of its mirror image. A task looks at
+some choices of blocks (see `hamming`) that have their first ones in common, and at one part of the
+hashes, by what they are in these; it writes the pairs that it found, and tasks need nothing of each
+other. So all hashes are read once for many choices.
 """
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,16 @@ import numpy as np
 from input_pipeline.duplicates import hamming, signatures
 from input_pipeline.files.whole import write_whole
 
-NOBODY = np.iinfo(np.uint32).max  # a rank: of an image that takes no part; of no image
-FOUND = np.dtype([("row", "<u4"), ("best", "<u4")])
-# Of images that share one hash, so many of the best-ranked are compared with the others: blank
-# pages and the like may be millions.
+NOBODY = np.iinfo(np.uint32).max  # a rank: of an image that takes no part
+# So many better-ranked neighbours of an image are known, and of images that share one hash so many
+# of the best-ranked are compared with the others: blank pages and the like may be millions.
 MOST_ALIKE = 256
+_COMMON = 2  # blocks of the choices of one task
 _ENTRIES_PER_TASK = 1 << 24
-_ROWS_AT_ONCE = 1 << 22
+_ROWS_AT_ONCE = 1 << 20
 _PAIRS_AT_ONCE = 1 << 15
+_PAIRS_HELD = 1 << 22
+_RANK_BITS = np.uint64(32)
 _FEW_BITS = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads keys over parts
 
 
@@ -32,11 +36,13 @@ class Settings:
 
     Attributes:
       distance: most bits in which their hashes differ.
+      detail: most details in which they do, see `signatures.details`.
       difference: most that their thumbnails do, see `signatures.differences`.
       mirrored: whether one may be the mirror image of the other.
     """
 
     distance: int
+    detail: int
     difference: float
     mirrored: bool
 
@@ -46,6 +52,7 @@ class Arrays:
 
     Attributes:
       hash, mirrored_hash: u64[n].
+      detail: u64[n, 8], see `signatures.details`.
       thumbnail: u8[n, 192].
       contrast: f32[n], of the thumbnails.
       rank: u32[n], each once, low ones are better; `NOBODY` for rows that take no part.
@@ -54,6 +61,7 @@ class Arrays:
     TYPES = (
         ("hash", "<u8", ()),
         ("mirrored_hash", "<u8", ()),
+        ("detail", "<u8", (signatures.DETAIL_BYTES // 8,)),
         ("thumbnail", "u1", (signatures.THUMBNAIL_BYTES,)),
         ("contrast", "<f4", ()),
         ("rank", "<u4", ()),
@@ -76,48 +84,79 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Task:
-    """A choice of bits, and one of the parts that hashes fall into by these."""
+    """Choices that have their first blocks in common, and one of the parts that hashes fall into by
+    these."""
 
     name: str
-    choice: hamming.Choice
+    choices: tuple[hamming.Choice, ...]
     part: int
     parts: int
-    size: float = 1.0
+
+    @property
+    def size(self) -> int:
+        return len(self.choices)
 
 
-def plan(images: int, settings: Settings) -> list[Task]:
-    """The tasks that together find everything; `images`: those that take part."""
+def plan(images: int, settings: Settings, entries_per_task: int = _ENTRIES_PER_TASK) -> list[Task]:
+    """The tasks that together find everything.
+
+    Args:
+      images: those that take part.
+      entries_per_task: hashes, of images and mirror images, that a task has in memory; about 100
+        bytes each.
+    """
     entries = images * (1 + settings.mirrored)
     chosen = hamming.choices(entries, settings.distance)
-    parts = max(1, -(-entries // _ENTRIES_PER_TASK)) if chosen[0].equal else 1
-    return [
-        Task(f"found-{choice.name()}-part-{part}-of-{parts}.npy", choice, part, parts)
-        for choice in chosen
-        for part in range(parts)
-    ]
+    parts = max(1, -(-entries // entries_per_task)) if chosen[0].equal else 1
+    tasks = []
+    for common, some in itertools.groupby(chosen, lambda choice: choice.equal[:_COMMON]):
+        blocks = f"{chosen[0].blocks}-blocks-{'-'.join(map(str, common)) or 'none'}"
+        some = tuple(some)
+        tasks += [
+            Task(f"found-{blocks}-part-{part}-of-{parts}.npy", some, part, parts)
+            for part in range(parts)
+        ]
+    return tasks
 
 
 def search(task: Task, folder: Path, tests: int, settings: Settings) -> int:
-    """Writes the rows that have a better-ranked image within the distance in this part, and the
-    rank of the best of them, as `FOUND`; returns their number.
+    """Writes the pairs of this part that are nearly the same, as `best_pairs`; returns how many.
 
     Args:
       folder: of the `Arrays`; the file is put there, too.
-      tests: images of lower rank are of test sets, and are compared with no better one.
+      tests: images of lower rank are of test sets, and are compared with no better one; of an image
+        near them just the best pair is sure to be there.
     """
     arrays = Arrays(folder)
     entries = _Entries.of(task, arrays, settings.mirrored)
-    best = _Best(entries, arrays, tests, settings.difference)
-    if task.choice.has_equal():
-        same = np.flatnonzero(entries.sizes > 1)
-        best.compare(same, same)
-    for i, j in hamming.pairs_of(entries.hashes, settings.distance, task.choice):
-        best.compare(np.concatenate([i, j]), np.concatenate([j, i]))
-    found = best.found()
+    pairs = _Pairs(entries, arrays, tests, settings)
+    for choice in task.choices:
+        if choice.has_equal():
+            same = np.flatnonzero(entries.sizes > 1)
+            pairs.compare(same, same)
+        for i, j in hamming.pairs_of(entries.hashes, settings.distance, choice):
+            pairs.compare(np.concatenate([i, j]), np.concatenate([j, i]))
+    found = pairs.found()
     written = io.BytesIO()
     np.save(written, found, allow_pickle=False)
     write_whole(folder / task.name, written.getvalue())
     return len(found)
+
+
+def best_pairs(pairs: np.ndarray) -> np.ndarray:
+    """u64[n], an image's rank << 32 | that of a better neighbour -> those of the `MOST_ALIKE` best
+    neighbours of each image, ascending, each once."""
+    pairs = np.unique(pairs)
+    images = pairs >> _RANK_BITS
+    place = np.arange(len(pairs))
+    is_start = np.ones(len(pairs), bool)
+    is_start[1:] = images[1:] != images[:-1]
+    return pairs[place - np.maximum.accumulate(np.where(is_start, place, 0)) < MOST_ALIKE]
+
+
+def ranks(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """u32[n] each: of the images and of the neighbours of pairs."""
+    return (pairs >> _RANK_BITS).astype(np.uint32), pairs.astype(np.uint32)
 
 
 @dataclass
@@ -161,36 +200,29 @@ def _in_part(task: Task, arrays: Arrays, mirrored: bool) -> Iterator[tuple[np.nd
             ranks = arrays.rank[first : first + _ROWS_AT_ONCE]
             chosen = ranks != NOBODY
             if task.parts > 1:
-                key = task.choice.arrange(some) >> np.uint64(task.choice.rest())
-                key = key * _FEW_BITS >> np.uint64(32)
-                chosen &= key % np.uint64(task.parts) == task.part
+                key = task.choices[0].first_blocks(some, _COMMON) * _FEW_BITS >> np.uint64(32)
+                chosen &= key * np.uint64(task.parts) >> np.uint64(32) == task.part
             places = np.flatnonzero(chosen)
             flags = np.full(len(places), is_mirrored)
             yield some[places], first + places, ranks[places], flags
 
 
-class _Best:
-    """The best rank that was found for each image of some entries, at first its own."""
+class _Pairs:
+    """What was found for the images of some entries."""
 
-    def __init__(self, entries: _Entries, arrays: Arrays, tests: int, difference: float):
+    def __init__(self, entries: _Entries, arrays: Arrays, tests: int, settings: Settings):
         self._entries, self._arrays = entries, arrays
-        self._tests, self._difference = tests, difference
-        self._rows, first, self._image = np.unique(
-            entries.row, return_index=True, return_inverse=True
-        )
-        self._own = entries.rank[first]
-        self._best = self._own.copy()
+        self._tests, self._settings = tests, settings
+        self._ranks, self._image = np.unique(entries.rank, return_inverse=True)
+        self._limit = self._ranks.copy()  # neighbours from this rank on say nothing new
+        self._found, self._held, self._most = [np.zeros(0, np.uint64)], 0, _PAIRS_HELD
 
     def found(self) -> np.ndarray:
-        better = self._best < self._own
-        found = np.empty(better.sum(), FOUND)
-        found["row"], found["best"] = self._rows[better], self._best[better]
-        return found
+        return best_pairs(np.concatenate(self._found))
 
     def compare(self, ours: np.ndarray, theirs: np.ndarray) -> None:
         """Compares all images of a hash with the best of another: places of hashes, i64[n] each."""
         sizes = self._entries.sizes
-        # From the best on: an image that has found a good one is not compared with those behind it.
         for number in range(MOST_ALIKE):
             there = sizes[theirs] > number
             ours, theirs = ours[there], theirs[there]
@@ -210,7 +242,7 @@ class _Best:
         ends = np.cumsum(sizes)
         mine = np.arange(ends[-1]) + np.repeat(entries.starts[hashes] - ends + sizes, sizes)
         others = np.repeat(others, sizes)
-        wanted = entries.rank[others] < self._best[self._image[mine]]
+        wanted = entries.rank[others] < self._limit[self._image[mine]]
         wanted &= entries.rank[mine] >= self._tests
         wanted &= ~(entries.is_mirrored[mine] & entries.is_mirrored[others])
         mine, others = mine[wanted], others[wanted]
@@ -221,12 +253,32 @@ class _Best:
     def _look(self, mine: np.ndarray, others: np.ndarray) -> None:
         entries = self._entries
         is_turned = entries.is_mirrored[mine] != entries.is_mirrored[others]
+        one, other = (self._arrays.detail[entries.row[some]] for some in (mine, others))
+        near = signatures.details(one, other, is_turned) <= self._settings.detail
+        mine, others, is_turned = mine[near], others[near], is_turned[near]
         rows = entries.row[mine], entries.row[others]
         one, other = (self._arrays.thumbnail[some] for some in rows)
         one[is_turned] = signatures.mirrored(one[is_turned])
         contrasts = tuple(self._arrays.contrast[some] for some in rows)
-        alike = signatures.differences(one, other, contrasts) <= self._difference
-        np.minimum.at(self._best, self._image[mine[alike]], entries.rank[others[alike]])
+        alike = signatures.differences(one, other, contrasts) <= self._settings.difference
+        mine, better = mine[alike], entries.rank[others[alike]]
+        is_test = better < self._tests
+        np.minimum.at(self._limit, self._image[mine[is_test]], better[is_test])
+        self._add(entries.rank[mine].astype(np.uint64) << _RANK_BITS | better)
+
+    def _add(self, pairs: np.ndarray) -> None:
+        self._found.append(pairs)
+        self._held += len(pairs)
+        if self._held < self._most:
+            return
+        pairs = self.found()
+        mine, better = ranks(pairs)
+        is_full = np.zeros(len(pairs), bool)
+        is_full[MOST_ALIKE - 1 :] = mine[MOST_ALIKE - 1 :] == mine[: len(mine) - MOST_ALIKE + 1]
+        image = np.searchsorted(self._ranks, mine[is_full])
+        self._limit[image] = np.minimum(self._limit[image], better[is_full])
+        self._found, self._held = [pairs], len(pairs)
+        self._most = 2 * len(pairs) + _PAIRS_HELD
 
 
 def distances(arrays: Arrays, one: np.ndarray, other: np.ndarray, mirrored: bool) -> np.ndarray:

@@ -11,6 +11,7 @@ work on a cluster (--runner). A killed command continues where it stopped when i
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -45,6 +46,7 @@ from input_pipeline.files.whole import write_json
 from input_pipeline.prepare import description, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
+from input_pipeline.sources.shared import pieces
 from input_pipeline.tars import index as tar_index
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.words.labelling import Labeller, LabelRule
@@ -172,6 +174,12 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         help="drop the records of a list that input_pipeline.duplicates made of this very input",
     )
     rules.add_argument(
+        "--drop-data",
+        metavar="NAME",
+        help="which data set of the list this is: the name of its directory of hashes; needed if "
+        "the list is of several",
+    )
+    rules.add_argument(
         "--resize",
         type=int,
         metavar="PIXELS",
@@ -236,25 +244,17 @@ def _run_source(args: argparse.Namespace) -> int:
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
             "prepared ones in the config."
         )
-    fingerprint, length = source.fingerprint(), len(source)
-    if not length:
-        raise ValueError(f"source {name} has no records.")
-    modified = listing.fingerprint(listing.status(source.files()).tobytes())
-    jobs = []
-    for number, first in enumerate(range(0, length, args.records_per_shard)):
-        count = min(args.records_per_shard, length - first)
-        jobs.append(
-            shards.Job(
-                name=f"{name}, records {first} to {first + count - 1}",
-                file=f"{name}-{number:05d}{shards.SHARD_SUFFIX}",
-                origin={"fingerprint": fingerprint, "first": first, "records": count},
-                modified=modified,
-                size=count,
-                read=functools.partial(
-                    _read_source, name, json.dumps(given), range(first, first + count)
-                ),
-            )
+    jobs = [
+        shards.Job(
+            name=piece.name,
+            file=f"{piece.stem}{shards.SHARD_SUFFIX}",
+            origin=piece.origin,
+            modified=piece.modified,
+            size=len(piece.indices),
+            read=functools.partial(_read_source, name, json.dumps(given), piece.indices),
         )
+        for piece in pieces.cut(name, source, args.records_per_shard)
+    ]
     # Where the data lies decides nothing, and is nobody's business.
     given = {key: without_folder(value) for key, value in given.items()}
     options = {
@@ -303,15 +303,13 @@ def _prepare(
     unicode.check(str(args.output), "--output")
     options, extra = {**options, **rules.options()}, extra or {}
     arguments = arguments + rules.arguments()
+    if args.drop_data is not None and args.drop is None:
+        raise ValueError("--drop-data says which data set of --drop this is: give both.")
     if args.drop is not None:
         # Found before the first sample is read; what it says decides whether shards are kept.
-        options["drop"] = dropped.fingerprint(args.drop)
-        arguments += ["--drop", args.drop.name]
-        place = os.fspath(args.drop), options["drop"]
-        jobs = [
-            dataclasses.replace(job, read=functools.partial(dropped.without, job.read, *place))
-            for job in jobs
-        ]
+        data = dropped.choose(args.drop, args.drop_data)
+        options["drop"] = dropped.fingerprint(args.drop, data)
+        arguments += ["--drop", args.drop.name, "--drop-data", data]
     labeller = None
     for name, value in (("mode", args.label_mode), ("captions", args.label_captions)):
         if args.labels is None and value:
@@ -326,7 +324,14 @@ def _prepare(
     run = _runner(args)
     started = time.monotonic()
     console = Console()
-    written = shards.write(jobs, args.output, options, rules, run, unit, console, labeller, check)
+    with contextlib.ExitStack() as stack:
+        if args.drop is not None:
+            place = stack.enter_context(dropped.sorted_for(args.drop, data, args.output))
+            reads = [functools.partial(dropped.without, job.read, os.fspath(place)) for job in jobs]
+            jobs = [dataclasses.replace(job, read=read) for job, read in zip(jobs, reads)]
+        written = shards.write(
+            jobs, args.output, options, rules, run, unit, console, labeller, check
+        )
     if not any(shard["records"] for shard in written):
         examples = [shard["first_dropped"] for shard in written if shard["dropped"]]
         if not examples:

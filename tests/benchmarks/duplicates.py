@@ -1,18 +1,21 @@
-"""Near copies of images: what is found of planted ones at each distance, and the cost of a search.
+"""Near copies of images: what is found of planted ones at each limit, and the cost of a search.
 
-- distance D, difference X: openclipart's images, after those that are plainly the same (distance 2,
-  difference 0.03) were taken out, and one copy of each kind of some of them. For each kind the
-  share of copies that lie within both limits of their original (recall). `others`: of all images,
-  those that would be dropped for another, not for a planted copy; whether they are copies, the eye
-  must say. `precision`: of the list, were there one copy, of the kinds in turn, of every image, and
-  all others no copies.
+- distance D, detail N, difference X: openclipart's images, after those that are plainly the same
+  (distance 2, difference 0.03) were taken out, and one copy of each kind of some of them. For each
+  kind the share of copies that lie within the limits of their original (recall). `pairs`: of other
+  images, within the limits; whether they are copies, the eye must say. `per_1e9`: of a thousand
+  million pairs. `precision of KIND`: of the list, were there one copy of this kind of every image,
+  and all pairs wrong, one image dropped for each; it falls as the number of images grows.
 - hashing: images per second of one core, from their encoded bytes.
-- search: random hashes, a tenth of them near another: seconds of one core for one of its tasks, how
-  many there are, and all of them; the most memory that the process has taken so far.
+- search: random hashes, a tenth of them near another, in so many parts: seconds of one core for
+  one choice of blocks, and for reading what a task looks at; how many choices and tasks there are,
+  and the time of all; the most memory that the process has taken so far.
 - search, one hash: as many images that all have the same hash, and thumbnails of noise.
 """
 
+import dataclasses
 import io
+import math
 import resource
 import tarfile
 import tempfile
@@ -28,15 +31,29 @@ from input_pipeline.duplicates.search import Settings
 from input_pipeline.images import crops
 from tests.benchmarks.common import one_core
 
-DISTANCES = 0, 2, 4, 6, 8, 10, 12
-DIFFERENCES = 0.1, 0.15, 0.2, 0.25, 0.3, 10.0
+# (distance, detail, difference)
+LIMITS = (
+    *((distance, 40, 0.2) for distance in (0, 2, 4, 6, 8, 10)),
+    *((8, detail, 0.2) for detail in (8, 16, 32, 256)),
+    *((8, 40, difference) for difference in (0.1, 0.15, 0.25, 10.0)),
+    *((6, 16, 0.2), (6, 16, 0.1), (4, 8, 0.1)),
+)
 
 
-def measure(tars: str = "", num_images: int = 500, num_hashes: int = 1_000_000, distance: int = 8):
-    """Args: directory of openclipart; of its images; hashes of a search; distance of a search."""
+MOST_BITS = max(distance for distance, *_ in LIMITS)
+
+
+def measure(
+    tars: str = "",
+    num_images: int = 500,
+    num_hashes: int = 1_000_000,
+    distance: int = 8,
+    num_parts: int = 1,
+):
+    """Args: directory of openclipart; of its images; of a search: hashes, distance, parts."""
     with one_core():
         rows = quality(Path(tars), num_images) if tars else []
-        return [*rows, speed(num_hashes, distance), one_hash(num_hashes // 10)]
+        return [*rows, speed(num_hashes, distance, num_parts), one_hash(num_hashes // 10)]
 
 
 def quality(folder: Path, num_images: int) -> list[dict]:
@@ -45,33 +62,32 @@ def quality(folder: Path, num_images: int) -> list[dict]:
     signed = Signed(images)
     hashed_per_s = len(images) / (time.perf_counter() - started)
     first, second, ways = near_pairs(signed)
-    same = within(ways, 2, 0.03)
+    same = within(ways, 2, 256, 0.03)
     kept = np.setdiff1d(np.arange(len(images)), second[same])
     is_left = np.isin(first, kept) & np.isin(second, kept)
-    second = second[is_left]
-    ways = [(bits[is_left], difference[is_left]) for bits, difference in ways]
+    ways = [tuple(each[is_left] for each in way) for way in ways]
     chosen = kept[np.linspace(0, len(kept) - 1, num_images).astype(int)]
     originals = signed.take(chosen)
     pixels = [crops.decode(images[place]) for place in chosen]
     kinds = {kind: Signed([copy(p) for p in pixels]) for kind, copy in KINDS.items()}
     paired = {kind: originals.compared(copies) for kind, copies in kinds.items()}
     rows = []
-    for distance in DISTANCES:
-        for difference in DIFFERENCES:
-            limits = distance, difference
-            recall = {kind: within(found, *limits).mean() for kind, found in paired.items()}
-            # Of two the worse-ranked is dropped; which one that is does not change the number much.
-            others = len(np.unique(second[within(ways, *limits)]))
-            copies = np.mean(list(recall.values())) * len(kept)
-            rows.append(
-                {
-                    "case": f"distance {distance}, difference {difference}",
-                    **recall,
-                    "others": others,
-                    "of": len(kept),
-                    "precision": copies / max(1, copies + others),
-                }
-            )
+    for limits in LIMITS:
+        recall = {kind: within(found, *limits).mean() for kind, found in paired.items()}
+        pairs = int(within(ways, *limits).sum())
+        precision = {
+            f"precision of {kind}": share * len(kept) / max(1, share * len(kept) + pairs)
+            for kind, share in recall.items()
+        }
+        rows.append(
+            {
+                "case": "distance {}, detail {}, difference {}".format(*limits),
+                **recall,
+                "pairs": pairs,
+                "per_1e9": pairs * 1e9 / math.comb(len(kept), 2),
+                **precision,
+            }
+        )
     return [*rows, {"case": "hashing", "images_per_s": hashed_per_s}]
 
 
@@ -93,6 +109,8 @@ class Signed:
         turned = [i if row["hash"] is None else row["mirrored_hash"] for i, row in enumerate(rows)]
         self.flat = np.array([row["hash"] is None for row in rows])
         self.hashes, self.mirrored = np.array(own, np.uint64), np.array(turned, np.uint64)
+        empty = bytes(signatures.DETAIL_BYTES)
+        self.details = np.stack([np.frombuffer(row["detail"] or empty, "<u8") for row in rows])
         self.thumbnails = np.stack([np.frombuffer(row["thumbnail"], np.uint8) for row in rows])
         self.contrasts = signatures.contrast(self.thumbnails)
 
@@ -101,9 +119,9 @@ class Signed:
         vars(taken).update({name: array[places] for name, array in vars(self).items()})
         return taken
 
-    def compared(self, other: "Signed") -> list[tuple[np.ndarray, np.ndarray]]:
-        """(bits, difference), each [n], for each way to lay an image over the other's at the same
-        place: as they are, and one or the other mirrored."""
+    def compared(self, other: "Signed") -> list[tuple[np.ndarray, ...]]:
+        """(bits, details, difference), each [n], for each way to lay an image over the other's at
+        the same place: as they are, and one or the other mirrored."""
         ways = []
         for ours, theirs, is_turned in (
             (self.hashes, other.hashes, False),
@@ -111,30 +129,33 @@ class Signed:
             (self.mirrored, other.hashes, True),
         ):
             bits = np.bitwise_count(ours ^ theirs).astype(int) + 64 * (self.flat | other.flat)
-            difference = np.full(len(bits), np.inf)
-            near = np.flatnonzero(bits <= max(DISTANCES))
+            difference, details = np.full((2, len(bits)), np.inf)
+            near = np.flatnonzero(bits <= MOST_BITS)
+            turned = np.full(len(near), is_turned)
+            details[near] = signatures.details(self.details[near], other.details[near], turned)
             thumbnails = other.thumbnails[near]
             if is_turned:
                 thumbnails = signatures.mirrored(thumbnails)
             contrasts = self.contrasts[near], other.contrasts[near]
             difference[near] = signatures.differences(self.thumbnails[near], thumbnails, contrasts)
-            ways.append((bits, difference))
+            ways.append((bits, details, difference))
         return ways
 
 
-def within(ways: list[tuple[np.ndarray, np.ndarray]], distance: int, difference: float):
-    return np.any([(bits <= distance) & (by <= difference) for bits, by in ways], axis=0)
+def within(ways: list[tuple[np.ndarray, ...]], *limits: float) -> np.ndarray:
+    """bool[n]: in one of the ways below all of `LIMITS`' kind."""
+    near = [np.all([a <= b for a, b in zip(way, limits)], axis=0) for way in ways]
+    return np.any(near, axis=0)
 
 
 def near_pairs(signed: Signed) -> tuple[np.ndarray, np.ndarray, list]:
-    """Places i < j of the pairs whose hashes are near, and their (bits, difference) as `compared`
-    gives them."""
+    """Places i < j of the pairs whose hashes are near, and `compared` of these."""
     found = []
     for place in range(len(signed.hashes) - 1):
         rest = np.arange(place + 1, len(signed.hashes))
         ways = signed.take(np.full(len(rest), place)).compared(signed.take(rest))
-        near = np.flatnonzero(within(ways, max(DISTANCES), np.inf))
-        ways = [(bits[near], difference[near]) for bits, difference in ways]
+        near = np.flatnonzero(within(ways, MOST_BITS, np.inf, np.inf))
+        ways = [tuple(each[near] for each in way) for way in ways]
         found.append((np.full(len(near), place), rest[near], ways))
     first, second, ways = zip(*found)
     joined = [tuple(map(np.concatenate, zip(*parts))) for parts in zip(*ways)]
@@ -178,38 +199,48 @@ def synthetic(folder: Path, count: int, hashes: np.ndarray, mirrored: np.ndarray
     arrays = search.Arrays(folder, count)
     rng = np.random.default_rng(1)
     arrays.hash[:], arrays.mirrored_hash[:] = hashes, mirrored
+    arrays.detail[:] = 0
     arrays.thumbnail[:] = rng.integers(0, 256, arrays.thumbnail.shape, np.uint8)
     arrays.contrast[:] = signatures.contrast(arrays.thumbnail[:1]).item()
     arrays.rank[:] = np.arange(count)
     arrays.flush()
 
 
-def speed(count: int, distance: int) -> dict:
+def speed(count: int, distance: int, parts: int) -> dict:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, count, np.uint64)
     near = count // 10
     hashes[:near] = hashes[-near:] ^ np.uint64(1) << rng.integers(0, 64, near, np.uint64)
-    settings = Settings(distance, 0.2, mirrored=True)
+    settings = Settings(distance, 40, 0.2, mirrored=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic(folder, count, hashes, rng.integers(0, 2**64, count, np.uint64))
-        tasks = search.plan(count, settings)
+        tasks = search.plan(count, settings, -(-2 * count // parts))
+        arrays = search.Arrays(folder)
+        started = time.perf_counter()
+        search._Entries.of(tasks[0], arrays, True)
+        reading = time.perf_counter() - started
         seconds = []
         for task in tasks[:: max(1, len(tasks) // 3)][:3]:
+            few = dataclasses.replace(task, choices=task.choices[:2])
             started = time.perf_counter()
-            search.search(task, folder, 0, settings)
-            seconds.append(time.perf_counter() - started)
+            search.search(few, folder, 0, settings)
+            took = time.perf_counter() - started
+            seconds.append((took - reading) / len(few.choices))
+    choices = sum(task.size for task in tasks)
     return {
-        "case": f"search, {count:,} images, distance {distance}",
-        "s_per_task": np.mean(seconds),
+        "case": f"search, {count:,} images, distance {distance}, {parts} parts",
+        "s_per_choice": np.mean(seconds),
+        "s_reading": reading,
+        "choices": choices,
         "tasks": len(tasks),
-        "s": np.mean(seconds) * len(tasks),
+        "s": np.mean(seconds) * choices + reading * len(tasks),
         "gb": peak_gb(),
     }
 
 
 def one_hash(count: int) -> dict:
-    settings = Settings(8, 0.2, mirrored=True)
+    settings = Settings(8, 40, 0.2, mirrored=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         synthetic(folder, count, np.uint64(5), np.uint64(2**64 - 1))

@@ -13,7 +13,7 @@ from input_pipeline.duplicates import finding, hashing
 from input_pipeline.duplicates.search import Settings
 
 QUIET = Console(quiet=True)
-SETTINGS = Settings(distance=8, difference=0.2, mirrored=True)
+SETTINGS = Settings(distance=8, detail=40, difference=0.2, mirrored=True)
 
 
 def encoded(pixels, quality=95):
@@ -28,15 +28,32 @@ def picture(seed, size=(48, 64)):
     return cv2.resize(blots, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
+def scene(seed, size=(192, 256)):
+    """u8[H, W, 3] of blots large and small, as fine as pictures of things are."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((*size, 3), 128.0)
+    for blots in (2, 4, 8, 16, 32):
+        some = rng.normal(0, 150 / blots**0.8, (blots, blots, 3))
+        pixels += cv2.resize(some, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
 def copies(pixels):
-    """Copies of an image that the defaults find: kind -> u8[H, W, 3] or its bytes."""
+    """Copies of an image, of which the defaults find nearly all: kind -> bytes."""
     height, width, _ = pixels.shape
     smaller = cv2.resize(pixels, (width * 3 // 4, height * 3 // 4), interpolation=cv2.INTER_AREA)
     return {
         "resized": encoded(smaller),
         "recompressed": encoded(pixels, 50),
+        "cropped": encoded(cropped(pixels)),
         "mirrored": encoded(np.ascontiguousarray(pixels[:, ::-1]), 90),
     }
+
+
+def cropped(pixels, share=0.02):
+    """Without a share of each side, half of it at each edge, but a pixel at the least."""
+    high, wide = (max(1, round(side * share / 2)) for side in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[high:-high, wide:-wide])
 
 
 def in_order(function, tasks, unit, console):

@@ -1,15 +1,26 @@
 """What is found in hashes: the rule, whatever the order, the parts and the processes."""
 
+import dataclasses
 import functools
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from input_pipeline.duplicates import command, dropped, hamming, search, signatures
+from input_pipeline.duplicates import (
+    command,
+    dropped,
+    finding,
+    hamming,
+    hashing,
+    search,
+    signatures,
+)
 from input_pipeline.images import crops
 from input_pipeline.workers import run_all
 from tests.input_pipeline.duplicates.duplicates_data import (
+    QUIET,
     SETTINGS,
     copies,
     encoded,
@@ -24,7 +35,7 @@ from tests.input_pipeline.duplicates.duplicates_data import (
 def signed(data):
     pixels = crops.decode(data)
     small = signatures.thumbnail(pixels).reshape(1, -1)
-    return pixels.shape, small, signatures.contrast(small), signatures.hashes(pixels)
+    return pixels.shape, small, signatures.contrast(small), signatures.frequencies(pixels)
 
 
 def alike(one, other, settings):
@@ -33,18 +44,20 @@ def alike(one, other, settings):
     small, contrasts, hashes = both
     if min(contrasts) < signatures.FLAT:
         return False
-    (ours, ours_turned), (theirs, theirs_turned) = hashes
+    ours, theirs = hashes
     turned = signatures.mirrored(small[1])
-    ways = [(ours, theirs, small[1]), (ours, theirs_turned, turned), (ours_turned, theirs, turned)]
+    packed = [np.frombuffer(each.detail, np.uint64)[None] for each in (ours, theirs)]
+    ways = [(0, 0, small[1]), (0, 1, turned), (1, 0, turned)]
     return any(
-        (a ^ b).bit_count() <= settings.distance
+        (ours[a] ^ theirs[b]).bit_count() <= settings.distance
+        and signatures.details(*packed, np.array([a != b]))[0] <= settings.detail
         and signatures.differences(small[0], thumbnail, contrasts)[0] <= settings.difference
         for a, b, thumbnail in ways[: 1 + 2 * settings.mirrored]
     )
 
 
 def expected(train, test, settings=SETTINGS):
-    """{id: (reason, match)} by the rule, each image with each."""
+    """{id: (reason, match)} by the rule, the best images first, each with each that is kept."""
 
     def order(item):
         is_train, id_, data = item
@@ -59,13 +72,12 @@ def expected(train, test, settings=SETTINGS):
             continue
         same = next(item for item in images if item[2] == data)
         if same[1] != id_ or not same[0]:
-            match = "exact duplicate" if same[0] else "contaminated", same[1]
-            if found.get(same[1], match)[0] == "contaminated" and same[0]:
-                match = found[same[1]]
-            found[id_] = match
+            copied = "exact duplicate" if same[0] else "contaminated"
+            found[id_] = found.get(same[1], (copied, same[1])) if same[0] else (copied, same[1])
             continue
         for other in images[:place]:
-            if alike(data, other[2], settings):
+            is_kept = not other[0] or other[1] not in found
+            if is_kept and alike(data, other[2], settings):
                 found[id_] = "near duplicate" if other[0] else "contaminated", other[1]
                 break
     return found
@@ -105,7 +117,8 @@ def force(monkeypatch, equal, entries=1 << 24):
         return [hamming.Choice(free, distance + equal, blocks) for blocks in chosen]
 
     monkeypatch.setattr(search.hamming, "choices", choices)
-    monkeypatch.setattr(search, "_ENTRIES_PER_TASK", entries)
+    plan = functools.partial(search.plan, entries_per_task=entries)
+    monkeypatch.setattr(finding.search, "plan", plan)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,7 +129,7 @@ def test_the_list_is_the_rule_in_any_order_and_parts(tmp_path, monkeypatch, seed
         "exact duplicate", "near duplicate", "contaminated",
     }  # fmt: skip
     files = set()
-    for number, (equal, entries) in enumerate(((0, 1 << 24), (1, 20), (2, 7))):
+    for number, (equal, entries) in enumerate(((0, 1 << 24), (1, 20), (3, 30))):
         with monkeypatch.context() as patch:
             force(patch, equal, entries)
             folder = tmp_path / str(number)
@@ -160,16 +173,101 @@ def test_without_mirror_images(tmp_path):
     images = {"a": encoded(pixels), "b": copies(pixels)["mirrored"]}
     hashes = [hash_images(tmp_path / "h", images)]
     assert [row[0] for row in find(tmp_path / "a.parquet", hashes)[0]] == ["b"]
-    plain = search.Settings(8, 0.2, mirrored=False)
+    plain = dataclasses.replace(SETTINGS, mirrored=False)
     assert find(tmp_path / "b.parquet", hashes, settings=plain)[0] == []
 
 
-def test_a_record_that_is_given_twice_is_one(tmp_path):
+def test_a_record_of_two_data_sets_stays_in_one(tmp_path):
     data = encoded(picture(1))
     one = hash_images(tmp_path / "one", {"a": data, "b": data})
     two = hash_images(tmp_path / "two", {"a": data})
-    rows, _ = find(tmp_path / "drop.parquet", [one, two])
-    assert rows == [("b", "exact duplicate", "a", 0)]
+    find(tmp_path / "drop.parquet", [two, one])
+    rows = parquet.read_table(tmp_path / "drop.parquet").to_pylist()
+    assert [(row["data"], row["id"], row["match_data"], row["match"]) for row in rows] == [
+        ("one", "b", "one", "a"),
+        ("two", "a", "one", "a"),
+    ]
+
+
+def test_a_record_twice_in_one_data_set_is_not_listed_but_told(tmp_path, capsys):
+    data = encoded(picture(1))
+    read = functools.partial(iter, [("a", data), ("a", data), ("b", encoded(picture(2)))])
+    part = hashing.Part("images", "part.parquet", {}, 1, read)
+    hashing.write([part], tmp_path / "h", in_order, "images", QUIET)
+    words = ["find", "--hashes", str(tmp_path / "h"), "--output", str(tmp_path / "d.parquet")]
+    assert command.main(words) == 0
+    assert len(parquet.read_table(tmp_path / "d.parquet")) == 0
+    assert "twice in one data set: not listed │ 1" in capsys.readouterr().out
+
+
+def bands(folder, hashes, tests=0, wide=1):
+    """Pairs by rank and what is kept, of images that are told apart by their hash alone."""
+    folder.mkdir()
+    arrays = search.Arrays(folder, len(hashes))
+    arrays.hash[:] = hashes
+    arrays.mirrored_hash[:] = 0
+    arrays.detail[:] = 0
+    arrays.thumbnail[:] = 0
+    arrays.contrast[:] = 0
+    arrays.rank[:] = np.arange(len(hashes))
+    arrays.flush()
+    settings = search.Settings(wide, 0, 0.0, mirrored=False)
+    [task] = search.plan(1, settings)
+    search.search(task, folder, tests, settings)
+    pairs = np.load(folder / task.name)
+    kept = finding._kept_matches(search.best_pairs(pairs), len(hashes))
+    return pairs, {n: m for n, m in enumerate(kept.tolist()) if m != search.NOBODY}
+
+
+def test_no_image_goes_without_one_that_stays(tmp_path):
+    """A chain in which each is near to the next: whom a dropped image would drop, stays."""
+    chain = [0b0, 0b1, 0b11, 0b111, 0b1111]
+    assert bands(tmp_path / "a", chain)[1] == {1: 0, 3: 2}
+    assert bands(tmp_path / "b", chain, tests=1)[1] == {1: 0, 3: 2}
+    # Each of the test images, ranks 0 and 1, stays, and is no near copy of the other.
+    assert bands(tmp_path / "c", chain, tests=2)[1] == {2: 1, 4: 3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_kept_is_what_plain_greedy_keeps(tmp_path, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 1 << 9, 200).astype(np.uint64)
+    want = {}
+    for mine in range(20, len(hashes)):
+        for other in range(mine):
+            if other not in want and (hashes[mine] ^ hashes[other]).bit_count() <= 1:
+                want[mine] = other
+                break
+    monkeypatch.setattr(search, "_PAIRS_HELD", 10)
+    assert bands(tmp_path / "a", hashes, tests=20)[1] == want
+
+
+def test_of_a_crowd_the_best_neighbours_of_each_are_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "MOST_ALIKE", 4)
+    monkeypatch.setattr(search, "_PAIRS_HELD", 50)
+    pairs, kept = bands(tmp_path / "a", np.arange(64, dtype=np.uint64), wide=6)
+    mine, better = search.ranks(pairs)
+    assert {n: better[mine == n].tolist() for n in range(64)} == {
+        n: list(range(min(n, 4))) for n in range(64)
+    }
+    assert kept == dict.fromkeys(range(1, 64), 0)
+
+
+def test_a_task_is_many_choices_for_one_reading():
+    """At the size of a corpus."""
+    tasks = search.plan(100_000_000, SETTINGS)
+    assert len(tasks) < 1000
+    choices = hamming.choices(200_000_000, SETTINGS.distance)
+    assert sorted({c.equal for t in tasks for c in t.choices}) == [c.equal for c in choices]
+    assert {(t.part, t.parts) for t in tasks} == {(n, 12) for n in range(12)}
+
+
+def test_ids_have_room_for_more_than_2_gb(tmp_path):
+    folder = hash_images(tmp_path / "h", {"a": encoded(picture(1))})
+    data = [finding.open_hashes(folder, False)]
+    assert finding._ids(data, np.arange(1)).type == pa.large_string()
+    find(tmp_path / "drop.parquet", [folder])
+    assert parquet.read_schema(tmp_path / "drop.parquet").field("id").type == pa.large_string()
 
 
 def test_a_copy_of_a_contaminated_image_is_contaminated(tmp_path):
@@ -199,20 +297,22 @@ def test_many_of_one_hash_are_no_more_than_many(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     arrays.hash[:] = 5
     arrays.mirrored_hash[:] = 2**64 - 1
+    arrays.detail[:] = 0
     arrays.thumbnail[:] = rng.integers(0, 256, arrays.thumbnail.shape, np.uint8)
     arrays.thumbnail[::2] = arrays.thumbnail[0]
     arrays.contrast[:] = signatures.contrast(arrays.thumbnail[:])
     arrays.rank[:] = np.arange(count)
     arrays.flush()
     seen = []
-    look = search._Best._look
+    look = search._Pairs._look
     monkeypatch.setattr(
-        search._Best, "_look", lambda self, a, b: (seen.append(len(a)), look(self, a, b))[1]
+        search._Pairs, "_look", lambda self, a, b: (seen.append(len(a)), look(self, a, b))[1]
     )
     [task] = search.plan(1, SETTINGS)
-    assert search.search(task, folder, 0, SETTINGS) == count // 2 - 1
-    found = np.load(folder / task.name)
-    assert found["row"].tolist() == list(range(2, count, 2)) and not found["best"].any()
+    search.search(task, folder, 0, SETTINGS)
+    kept = finding._kept_matches(np.load(folder / task.name), count)
+    assert np.flatnonzero(kept != search.NOBODY).tolist() == list(range(2, count, 2))
+    assert not kept[2::2].any()
     assert sum(seen) < count * most
 
 
@@ -244,7 +344,7 @@ def test_killed_and_given_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         find(output, hashes, run=killed)
     done.clear()
-    find(output, hashes, settings=search.Settings(8, 0.1, True), run=counting)
+    find(output, hashes, settings=dataclasses.replace(SETTINGS, difference=0.1), run=counting)
     assert len(done) == 9
 
 

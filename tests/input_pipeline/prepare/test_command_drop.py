@@ -1,6 +1,7 @@
 """`prepare --drop`: the records that a list of duplicates names are left out, and counted."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -8,7 +9,7 @@ import pytest
 
 from input_pipeline.duplicates import command as duplicates
 from input_pipeline.duplicates import dropped, signatures
-from tests.input_pipeline.duplicates.duplicates_data import copies, encoded, picture
+from tests.input_pipeline.duplicates.duplicates_data import copies, encoded, scene
 from tests.input_pipeline.prepare.prepare_data import contents, ids, run, write_tar
 
 
@@ -17,7 +18,7 @@ def tars(tmp_path):
     folder = tmp_path / "tars"
     folder.mkdir()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        pixels = picture(seed)
+        pixels = scene(seed)
         samples = {"whole": encoded(pixels), **copies(pixels)}
         write_tar(
             folder / f"train-{name}.tar",
@@ -40,9 +41,12 @@ def test_from_tars_to_shards_without_copies(tars, tmp_path, capsys):
     assert run(tars, output, "--drop", str(drop), captions="title") == 0
     assert ids(output) == ["train-a/whole", "train-c/whole"]
     description = json.loads((output / "dataset.json").read_text())
-    counts = {"near duplicate": 6, "exact duplicate": 4}
+    counts = {"near duplicate": 12, "exact duplicate": 1}
     assert description["dropped"] == counts
-    assert description["made_by"]["arguments"][-2:] == ["--drop", "drop.parquet"]
+    assert description["made_by"]["arguments"][-4:] == [
+        *("--drop", "drop.parquet"),
+        *("--drop-data", "drop-hashes"),
+    ]
     assert "dropped: near duplicate" in capsys.readouterr().out
     assert run(tars, tmp_path / "two", "--drop", str(drop), captions="title", workers=2) == 0
     assert contents(output) == contents(tmp_path / "two")
@@ -64,11 +68,12 @@ def test_another_list_does_not_go_on_with_the_shards_of_the_first(tars, tmp_path
 
 
 def test_an_id_of_another_image_is_another_record(tars, tmp_path, capsys):
-    row = {"id": "train-a/whole", "digest": signatures.digest(b"another"), "reason": dropped.NEAR}
+    row = {"id": "train-a/whole", "data": "mine", "reason": dropped.NEAR}
+    row["digest"] = signatures.digest(b"another")
     drop = tmp_path / "drop.parquet"
     parquet.write_table(pa.Table.from_pylist([row], dropped.SCHEMA), drop)
     assert run(tars, tmp_path / "data", "--drop", str(drop), captions="title") == 0
-    assert len(ids(tmp_path / "data")) == 12
+    assert len(ids(tmp_path / "data")) == 15
     assert "No record is on" in capsys.readouterr().out
 
 
@@ -86,15 +91,48 @@ def test_lists_of_another_form_are_an_error(tars, tmp_path, capsys):
     assert "absent.parquet" in error(tmp_path / "absent.parquet")
 
 
-def test_what_is_on_a_list_is_found_by_id_and_bytes(tmp_path):
+def test_what_is_on_a_list_is_found_by_data_set_id_and_bytes(tmp_path):
     images = [bytes([n]) for n in range(200)]
     rows = [
-        {"id": f"{n}", "digest": signatures.digest(data), "reason": dropped.REASONS[n % 3]}
-        for n, data in enumerate(images[:150])
+        {
+            "id": f"{n}",
+            "data": "mine" if n < 150 else "other",
+            "digest": signatures.digest(data),
+            "reason": dropped.REASONS[n % 3],
+        }
+        for n, data in enumerate(images)
     ]
-    parquet.write_table(pa.Table.from_pylist(rows, dropped.SCHEMA), tmp_path / "drop.parquet")
-    found = dropped.Dropped(tmp_path / "drop.parquet")
-    for n, data in enumerate(images):
-        expected = dropped.REASONS[n % 3] if n < 150 else None
-        assert found.reason({"id": f"{n}", "image": data}) == expected
-        assert found.reason({"id": f"{n + 1}", "image": data}) is None
+    path = tmp_path / "drop.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows, dropped.SCHEMA), path)
+    with dropped.sorted_for(path, "mine", tmp_path / "out") as place:
+        found = dropped.Dropped(place)
+        for n, data in enumerate(images):
+            expected = dropped.REASONS[n % 3] if n < 150 else None
+            assert found.reason({"id": f"{n}", "image": data}) == expected
+            assert found.reason({"id": f"{n + 1}", "image": data}) is None
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_of_one_record_in_two_data_sets_one_stays(tars, tmp_path, capsys):
+    """The same tars in two folders: ids and bytes are equal."""
+    other = tmp_path / "other"
+    shutil.copytree(tars, other)
+    for folder, name in ((tars, "first"), (other, "second")):
+        words = ["hash", "--input", f"{folder}/train-*.tar", "--output", str(tmp_path / name)]
+        assert duplicates.main([*words, "--workers", "1"]) == 0
+    drop = tmp_path / "drop.parquet"
+    hashes = [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert duplicates.main(["find", "--hashes", *hashes, "--output", str(drop)]) == 0
+    capsys.readouterr()
+    assert run(tars, tmp_path / "data", "--drop", str(drop), captions="title") == 1
+    assert "say with --drop-data which one this is: first, second" in capsys.readouterr().err
+    words = "--drop", str(drop), "--drop-data"
+    assert run(tars, tmp_path / "data", *words, "third", captions="title") == 1
+    assert "is not of 'third'" in capsys.readouterr().err
+    assert run(tars, tmp_path / "data", "--drop-data", "first", captions="title") == 1
+    assert "give both" in capsys.readouterr().err
+    assert run(tars, tmp_path / "data", *words, "first", captions="title") == 0
+    assert ids(tmp_path / "data") == ["train-a/whole", "train-c/whole"]
+    capsys.readouterr()
+    assert run(other, tmp_path / "more", *words, "second", captions="title") == 1
+    assert "every sample was dropped" in capsys.readouterr().err
