@@ -7,6 +7,7 @@ What is computed before, over all tables, lies in hidden files of the output unt
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from input_pipeline.checks import unicode
 from input_pipeline.files import listing, tables, whole
+from input_pipeline.files.buckets import is_in_bucket
 from input_pipeline.workers import say
 
 REPORT, PLOT, DROPPED = "report.json", "report.png", "dropped.tsv"
@@ -76,9 +78,10 @@ def finished(
     """
     origins = {job.file: (job.origin, job.modified) for job in jobs}
     found = {}
+    inputs = {_place(job.table): job.table for job in jobs}
     for job in jobs:
-        if "://" not in str(output) and (output / job.file).resolve() == Path(job.table).resolve():
-            raise ValueError(f"{job.table} would be overwritten: use another --output.")
+        if table := inputs.get(_place(output / job.file)):
+            raise ValueError(f"{table} would be overwritten: use another --output.")
     for path, file, info in whole.finished(output, REPORT):
         if path.name in (PLOT, DROPPED):
             continue
@@ -98,6 +101,11 @@ def finished(
     sizes = listing.status(output / file for file in found)[:, 0].tolist()
     found = {f: info for (f, info), size in zip(found.items(), sizes) if size == info["bytes"]}
     return found, len(found) == len(jobs) and (output / REPORT).exists()
+
+
+def _place(path: Path | epath.Path) -> str:
+    """Of a file, by whatever path it is given; in buckets there are no links."""
+    return os.fspath(path if is_in_bucket(path) else path.resolve())
 
 
 def write(

@@ -207,6 +207,17 @@ def test_tables_are_not_written_over(tmp_path, capsys, in_this_process):
     assert path.read_bytes() == before and len(list((tmp_path / "meta").iterdir())) == 1
 
 
+def test_tables_in_a_bucket_are_not_written_over(tmp_path, bucket, capsys, in_this_process):
+    [path] = data.write(tmp_path / "meta", [data.metadata(100, 1)])
+    table = bucket / "meta" / path.name
+    table.write_bytes(path.read_bytes())
+    assert filtered(table, bucket / "meta", *SIDES) == 1
+    assert "would be overwritten: use another --output" in capsys.readouterr().err
+    assert table.read_bytes() == path.read_bytes()
+    assert filtered(table, bucket / "out", *SIDES) == 0
+
+
+
 def test_no_column_of_a_rule_is_told_with_those_there_are(tmp_path, capsys, in_this_process):
     data.write(tmp_path / "meta", [pa.table({"a": [1], "b": ["x"]})])
     assert filtered(f"{tmp_path}/meta/*", tmp_path / "out", "--max-watermark", "0.5") == 1
