@@ -1,10 +1,17 @@
 """What storage over a network may do to a program: not answer, for a while."""
 
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
 import absl.logging
 
 # The object that a checkpoint in a bucket gets last, so the first that is deleted: without it the
 # others do not count. The name is Orbax'.
 COMMITTED = "commit_success.txt"
+
+_WAITS = (10, 60)  # seconds; each request was tried for a minute or so before
 
 
 class Unreachable(OSError):
@@ -18,3 +25,20 @@ def tell(reason: str) -> None:
 
 def text_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def outlasting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called again where a bucket was `Unreachable`, some minutes long: for a task of
+    a job that goes on for hours, in which this will happen. It must bear being called twice."""
+
+    @functools.wraps(function)
+    def called(*arguments):
+        for seconds in _WAITS:
+            try:
+                return function(*arguments)
+            except Unreachable as error:
+                tell(text_of(error))
+                time.sleep(seconds)
+        return function(*arguments)
+
+    return called
