@@ -231,10 +231,8 @@ def rows_of(
     the column that was given, or by place."""
     schema, _ = tables.stream(table, ROWS)
     found = {kind: columns.find(kind, schema.names, given) for kind in sorted(kinds(given))}
-    first = 0
-    for batch in tables.stream(table, ROWS, [name for names in found.values() for name in names])[
-        1
-    ]:
+    first, names = 0, list({name: None for names in found.values() for name in names})
+    for batch in tables.stream(table, ROWS, names)[1]:
         rows = Rows(batch, found, first)
         ids = [f"{table.stem}/{first + i}" for i in range(len(rows))]
         if "id" in found:

@@ -315,7 +315,11 @@ def test_tables_in_a_bucket_are_not_written_over(tmp_path, bucket, capsys, in_th
     assert filtered(table, bucket / "meta", *SIDES) == 1
     assert "would be overwritten: use another --output" in capsys.readouterr().err
     assert table.read_bytes() == path.read_bytes()
-    assert filtered(table, bucket / "out", *SIDES) == 0
+    words = *SIDES, "--max-caption-copies", "3"
+    assert filtered(table, bucket / "out", *words) == filtered(path, tmp_path / "out", *words) == 0
+    one, other = (folder / "out" / path.name for folder in (bucket, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
+    assert not list((bucket / "out").glob(".work/*"))
 
 
 def test_no_column_of_a_rule_is_told_with_those_there_are(tmp_path, capsys, in_this_process):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -241,6 +242,25 @@ def test_an_id_of_a_column_follows_its_row(folder, tmp_path, in_this_process):
     assert filtered(tmp_path, tmp_path / "out", *words) == 0
     left = {id_ for id_ in expected(*features()) if not id_.endswith("/0")}
     assert kept(tmp_path / "out") == left
+
+
+def test_a_damaged_table_is_one_line_and_the_others_are_joined(
+    folder, tmp_path, capsys, in_this_process
+):
+    shutil.copytree(folder / "meta", tmp_path / "meta")
+    (tmp_path / "all.parquet").symlink_to(folder / "all.parquet")
+    path, words = tmp_path / "meta" / "part-001.parquet", ("--keep-fraction", "0.5")
+    sound, moment = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(sound[:-50])
+    assert filtered(tmp_path, tmp_path / "out", *words) == 1
+    said = capsys.readouterr()
+    [line] = [line for line in said.out.splitlines() if line.startswith("FAILED")]
+    assert "part-001.parquet cannot be read: " in line and said.err.count("\n") == 1
+    path.write_bytes(sound)
+    os.utime(path, ns=(moment, moment))
+    assert filtered(tmp_path, tmp_path / "out", *words) == 0
+    said = capsys.readouterr().out
+    assert "Joining them to rows (1 of 3 to do)" in said and "Comparing images" not in said
 
 
 def test_damaged_embeddings_are_one_line(folder, tmp_path, capsys, in_this_process):
