@@ -199,7 +199,7 @@ def _look_up(hashes: np.ndarray, ranges: Sequence[Path]) -> tuple[np.ndarray, np
     return hit, scores
 
 
-@functools.cache
+@functools.lru_cache(maxsize=512)  # each that is mapped is an open file
 def _range(path: Path | epath.Path) -> np.ndarray:
     return runs.mapped(source_path(path), SCORE)
 
