@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 # What a column can hold -> names under which it is known.
 KNOWN = {
-    "width": ("width", "original_width"),
-    "height": ("height", "original_height"),
+    "width": ("original_width", "width"),
+    "height": ("original_height", "height"),
     "nsfw": ("punsafe", "nsfw_score_opennsfw2", "nsfw_score_gantman"),
     "nsfw_tag": ("nsfw",),
     "watermark": ("pwatermark", "watermark_score"),
@@ -28,6 +28,8 @@ KNOWN = {
     "url": ("url",),
     "id": (),  # by default a row's id is its place, as the source `table` has it
 }
+# Of an image before img2dataset resized it, which writes both.
+_PREFERRED = {kind: KNOWN[kind][0] for kind in ("width", "height")}
 # A rule may go by several columns of these.
 SCORES = ("nsfw", "watermark", "similarity")
 
@@ -47,6 +49,7 @@ def find(kind: str, names: Sequence[str], given: Mapping[str, Sequence[str]]) ->
     found = list(given.get(kind, ()))
     if not found:
         found = [name for name in names if name.lower() in KNOWN[kind]]
+        found = [name for name in found if name.lower() == _PREFERRED.get(kind)] or found
         if not found:
             known = f" (such as {', '.join(KNOWN[kind])})" if KNOWN[kind] else ""
             raise ValueError(

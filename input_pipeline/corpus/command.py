@@ -13,7 +13,7 @@ it. A killed command goes on when it is given again. `python -m input_pipeline.c
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ from input_pipeline import command_line
 from input_pipeline.checks import unicode
 from input_pipeline.checks.ranges import real, whole
 from input_pipeline.command_line import Parser, add_workers, path_argument
-from input_pipeline.corpus import columns, copies, jobs, report, similarity
-from input_pipeline.corpus.jobs import Job, Run
+from input_pipeline.corpus import columns, copies, jobs, report, scores, similarity
+from input_pipeline.corpus.jobs import Job
 from input_pipeline.corpus.rules import Listed, Rules
 from input_pipeline.corpus.sift import sift
-from input_pipeline.files import tables
-from input_pipeline.workers import run_all, say
+from input_pipeline.files import listing, tables
+from input_pipeline.workers import say
 
 _SHARE = real(0, 1)
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "    python -m input_pipeline.corpus similarity --input 'kept/*.parquet' "
         "--embeddings mine.parquet --keep-fraction 0.3 --output best",
     )
-    _add_files(command, {"id"})
+    _add_files(command, {"id", "caption"})
     command.add_argument(
         "--embeddings",
         required=True,
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         "--threshold", type=real(-1, 1), metavar="COSINE", help="keep rows of this similarity"
     )
     command.set_defaults(run=_run_similarity)
-    args = parser.parse_args(argv)
+    args = parser.parse_job(argv)
     status = command_line.run(args.run, args)
     if status == 130:
         say(Console(), "Interrupted. Run the same command to continue.")
@@ -151,7 +151,7 @@ def _run_filter(args: argparse.Namespace) -> int:
     for name in ("drop_words", "drop_domains"):
         values[name] = values[name] and Listed.of(values[name])
     rules, given, console = Rules(**values), _given(args), Console()
-    planned, run = jobs.plan(args.input), _runner(args)
+    planned, run = jobs.plan(args.input), command_line.runner(args, args.output / ".beam")
     kinds = {kind for check in rules.checks() for kind in check.kinds}
     _check_columns(planned, kinds, given)
     options = {
@@ -160,7 +160,7 @@ def _run_filter(args: argparse.Namespace) -> int:
         "keep_missing": args.keep_missing,
         "columns": given,
     }
-    found, done = jobs.finished(planned, args.output, options)
+    found, done = jobs.finished(planned, args.output, options, {})
     if done:
         say(console, f"All {len(planned)} files are finished already.")
         infos = [found[job.file] for job in planned]
@@ -189,27 +189,29 @@ def filter_table(
     keep_missing: bool,
 ) -> dict[str, Any] | str:
     """`sift` by rules; `frequent` are the files of `copies.find_frequent`."""
-    try:
+
+    def write() -> dict[str, Any]:
         checks = rules.checks(copies.load(frequent) if frequent else None)
-    except (OSError, ValueError) as error:
-        return jobs.reason(job.table, error)
-    return sift(job, output, about, checks, given, keep_missing)
+        return sift(job, output, about, checks, given, keep_missing)
+
+    return jobs.attempt(job.table, write)
 
 
 def _run_similarity(args: argparse.Namespace) -> int:
     given, console = _given(args), Console()
     embeddings = similarity.find_embeddings(args.embeddings)
-    planned, run = jobs.plan(args.input), _runner(args)
-    if given:
-        _check_columns(planned, {"id"}, given)
+    planned, run = jobs.plan(args.input), command_line.runner(args, args.output / ".beam")
+    _check_columns(planned, scores.kinds(given), given)
     options = {
         "command": args.command,
-        "embeddings": [list(file.identity) for file in embeddings],
+        "embeddings": [[file.path.name, file.bytes] for file in embeddings],
         "keep_fraction": args.keep_fraction,
         "threshold": args.threshold,
         "columns": given,
     }
-    found, done = jobs.finished(planned, args.output, options)
+    # Not in the report: the same embeddings, copied, give the same one.
+    made = {"embeddings": listing.fingerprint(*(f"{file.modified} " for file in embeddings))}
+    found, done = jobs.finished(planned, args.output, options, made)
     if done:
         say(console, f"All {len(planned)} files are finished already.")
         before = json.loads((args.output / jobs.REPORT).read_bytes())
@@ -218,12 +220,12 @@ def _run_similarity(args: argparse.Namespace) -> int:
         _finish(args, infos, before["options"], console, counts)
         return 0
     files = similarity.match(planned, embeddings, args.output, given, run, console)
-    rows = [similarity.rows_of(file) for file in files]
+    rows = similarity.Mapped(files)
     cut, ties = args.threshold, [None] * len(rows)
     if args.keep_fraction is not None:
         cut, ties = similarity.choose(rows, args.keep_fraction)
     tasks = [
-        (job, {"options": options, "given": {"cut": cut, "ties": tied}}, (file, cut, tied))
+        (job, {"options": options, "given": {**made, "cut": cut, "ties": tied}}, (file, cut, tied))
         for job, file, tied in zip(planned, files, ties)
     ]
     infos = jobs.write(similarity.sift_best, tasks, args.output, found, run, console)
@@ -247,13 +249,6 @@ def _given(args: argparse.Namespace) -> dict[str, list[str]]:
         if len(names) > 1 and kind not in columns.SCORES:
             raise ValueError(f"--column {kind}=...: give one column, not {' and '.join(names)}.")
     return given
-
-
-def _runner(args: argparse.Namespace) -> Run:
-    def run(function, tasks, unit: str, console: Console) -> Iterator:
-        return run_all(function, tasks, args.workers, unit, console)
-
-    return run
 
 
 def _check_columns(planned: Sequence[Job], kinds: set[str], given: dict[str, list[str]]) -> None:

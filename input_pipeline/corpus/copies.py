@@ -13,16 +13,13 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from input_pipeline.corpus import captions, columns, jobs
+from input_pipeline.corpus import captions, columns, jobs, runs
 from input_pipeline.corpus.columns import Rows
 from input_pipeline.corpus.jobs import Job, Run
 from input_pipeline.corpus.sift import ROWS
 from input_pipeline.files import listing, tables, whole
-from input_pipeline.files.buckets import make_directory
-from input_pipeline.files.copies import local_copy
 from input_pipeline.files.ranges import source_path
 
-_RUN = 2**18  # hashes that are sorted
 _PART = 2**22  # hashes that are counted at once, about
 _HASH = np.dtype("<u8")
 
@@ -49,11 +46,10 @@ def find_frequent(
     Raises:
       ValueError: as `jobs.compute`.
     """
-    make_directory(output)
     tasks = [(job, job.work_file(output, "hashes", given), (job.table, given)) for job in tables_]
     jobs.compute(write_hashes, tasks, run, console, "Reading captions, to count their copies")
     files = tuple(path for _, path, _ in tasks)
-    total = int(listing.status(files)[:, 0].sum()) // _HASH.itemsize
+    total = sum(jobs.sizes(files)) // _HASH.itemsize
     parts = max(1, -(-total // _PART))
     size = total * _HASH.itemsize / parts / 1e6
     tasks = []
@@ -75,47 +71,38 @@ def load(files: Sequence[Path | epath.Path]) -> np.ndarray:
 
 
 def write_hashes(path: Path, table: Path, given: Mapping[str, Sequence[str]]) -> str:
-    """Writes the hashes of a table's captions, in runs of `_RUN` that are sorted."""
-    path, table = source_path(path), source_path(table)
-    try:
-        schema, _ = tables.stream(table, ROWS)
-        found = {"caption": columns.find("caption", schema.names, given)}
-        _, batches = tables.stream(table, ROWS, found["caption"])
-        with jobs.temporary(path.parent, path.name) as temporary:
-            with open(temporary, "wb") as file:
-                waiting, count = [], 0
-                for batch in batches:
-                    values = captions.hashes(Rows(batch, found, 0).text("caption"))
-                    waiting.append(values[values != 0])  # 0: there is no caption
-                    count += len(waiting[-1])
-                    if count >= _RUN:
-                        values = np.concatenate(waiting)
-                        file.write(np.sort(values[:_RUN]).tobytes())
-                        waiting, count = [values[_RUN:]], count - _RUN
-                file.write(np.sort(np.concatenate([np.zeros(0, _HASH), *waiting])).tobytes())
-            whole.place(temporary, path)
-        return ""
-    except (OSError, ValueError) as error:
-        return jobs.reason(table, error)
+    """Writes the hashes of a table's captions, in sorted runs."""
+    return jobs.attempt(table, _write_hashes, source_path(path), source_path(table), given)
+
+
+def _write_hashes(path: Path, table: Path, given: Mapping[str, Sequence[str]]) -> str:
+    schema, _ = tables.stream(table, ROWS)
+    found = {"caption": columns.find("caption", schema.names, given)}
+    _, batches = tables.stream(table, ROWS, found["caption"])
+
+    def hashes():
+        for batch in batches:
+            values = captions.hashes(Rows(batch, found, 0).text("caption"))
+            yield values[values != 0]  # 0: there is no caption
+
+    runs.write(path, hashes(), _HASH)
+    return ""
 
 
 def count(path: Path, files: Sequence[Path], low: int, high: int, most: int) -> str:
     """Writes the hashes in [low, high) that are more than `most` times in the files."""
-    path = source_path(path)
-    try:
-        parts = [np.zeros(0, _HASH)]
-        for file in files:
-            data = np.frombuffer(b"", _HASH)
-            copy = local_copy(source_path(file))
-            if copy.stat().st_size:
-                data = np.memmap(copy, _HASH, "r")
-            for start in range(0, len(data), _RUN):
-                run = data[start : start + _RUN]
-                first = np.searchsorted(run, np.uint64(low))
-                end = np.searchsorted(run, np.uint64(high - 1), "right")
-                parts.append(np.array(run[first:end]))
-        values, counts = np.unique(np.concatenate(parts), return_counts=True)
-        whole.write_whole(path, values[counts > most].tobytes())
-        return ""
-    except (OSError, ValueError) as error:
-        return jobs.reason(path, error)
+    return jobs.attempt(path, _count, source_path(path), files, low, high, most)
+
+
+def _count(path: Path, files: Sequence[Path], low: int, high: int, most: int) -> str:
+    values, counts = [np.zeros(0, _HASH)], [np.zeros(0, np.int64)]
+    for file in files:
+        for run in runs.between(source_path(file), _HASH, low, high):
+            # Of each run at once: one caption may be there a hundred million times.
+            for found, part in zip((values, counts), np.unique(run, return_counts=True)):
+                found.append(part)
+    different, places = np.unique(np.concatenate(values), return_inverse=True)
+    times = np.zeros(len(different), np.int64)
+    np.add.at(times, places, np.concatenate(counts))
+    whole.write_whole(path, different[times > most].tobytes())
+    return ""

@@ -2,26 +2,32 @@
 
 As in `prepare.shards`, a file is there as a whole or not at all, a small JSON beside it vouches for
 it, and what is finished is kept while its table, the options and what else decided it are the same.
-What is computed before, over all tables, lies in hidden files of the output until all is done.
+What is computed before, over all tables, and what is half-written lies in a hidden folder of the
+output until all is done.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from etils import epath
 from rich.console import Console
 
 from input_pipeline.checks import unicode
-from input_pipeline.files import listing, tables, whole
+from input_pipeline.files import listing, outages, tables, whole
+from input_pipeline.files.buckets import is_in_bucket, make_directory
 from input_pipeline.workers import say
 
 REPORT, PLOT, DROPPED = "report.json", "report.png", "dropped.tsv"
 FORMAT_VERSION = 1
-_WORK_SUFFIX = ".work"
+_KEPT = ("file", "rows", "kept", "bytes", "sha256", "source", "given")
 
 # `run(function, tasks, unit, console)` calls a function in worker processes, see `workers.run_all`.
 Run = Callable[[Callable[..., Any], list[tuple[Any, tuple]], str, Console], Iterator]
@@ -66,19 +72,27 @@ def plan(pattern: str) -> list[Job]:
 
 
 def finished(
-    jobs: Sequence[Job], output: Path | epath.Path, options: dict[str, Any]
+    jobs: Sequence[Job],
+    output: Path | epath.Path,
+    options: dict[str, Any],
+    given: Mapping[str, Any],
 ) -> tuple[dict[str, dict[str, Any]], bool]:
-    """What earlier runs finished of these tables as they are: file -> its JSON; and whether that is
-    all, reported. Removes what they left half-written.
+    """What earlier runs finished of these tables as they are: file -> what is kept of its JSON; and
+    whether that is all, reported. Makes the output.
+
+    Args:
+      options: with others it is an error.
+      given: what else is known of `given`, see `write`; with others a file is made again.
 
     Raises:
       ValueError: the output holds other files, or what was made with other options.
     """
     origins = {job.file: (job.origin, job.modified) for job in jobs}
     found = {}
+    inputs = {_place(job.table): job.table for job in jobs}
     for job in jobs:
-        if "://" not in str(output) and (output / job.file).resolve() == Path(job.table).resolve():
-            raise ValueError(f"{job.table} would be overwritten: use another --output.")
+        if table := inputs.get(_place(output / job.file)):
+            raise ValueError(f"{table} would be overwritten: use another --output.")
     for path, file, info in whole.finished(output, REPORT):
         if path.name in (PLOT, DROPPED):
             continue
@@ -93,11 +107,26 @@ def finished(
                 f"{output} holds files made with other options ({info['options']}, now {options}): "
                 "use another --output, or empty it."
             )
-        if (info["source"], info["modified"]) == origins[file]:
-            found[file] = info
-    sizes = listing.status(output / file for file in found)[:, 0].tolist()
-    found = {f: info for (f, info), size in zip(found.items(), sizes) if size == info["bytes"]}
+        is_same = all(info["given"].get(name) == value for name, value in given.items())
+        if is_same and (info["source"], info["modified"]) == origins[file]:
+            found[file] = _counted(info)
+    sizes_ = listing.status(output / file for file in found)[:, 0].tolist()
+    found = {f: info for (f, info), size in zip(found.items(), sizes_) if size == info["bytes"]}
     return found, len(found) == len(jobs) and (output / REPORT).exists()
+
+
+def _counted(info: dict[str, Any]) -> dict[str, Any]:
+    """Of a JSON what is kept in memory, where there may be many: no samples, no options."""
+    kept = {name: info[name] for name in _KEPT}
+    rules = [{**rule, "rule": sys.intern(rule["rule"])} for rule in info["rules"]]
+    for rule in rules:
+        del rule["samples"]
+    return {**kept, "rules": rules}
+
+
+def _place(path: Path | epath.Path) -> str:
+    """Of a file, by whatever path it is given; in buckets there are no links."""
+    return os.fspath(path if is_in_bucket(path) else path.resolve())
 
 
 def write(
@@ -108,11 +137,11 @@ def write(
     run: Run,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Writes the files that are not there yet; returns the JSON of each, in order.
+    """Writes the files that are not there yet; returns what is kept of each one's JSON, in order.
 
     Args:
-      function: `function(job, output, about, *arguments)` writes a file by `place`; returns its
-        JSON, or the reason of its failure.
+      function: `function(job, output, about, *arguments)` writes a file; returns what `place` does,
+        or the reason of its failure.
       tasks: (job, about, arguments), in order. `about` is all that decides a file beside its table:
         `options`, and `given` by the other tables; recorded, and compared.
       found: what earlier runs finished.
@@ -164,6 +193,8 @@ def compute(
       ValueError: tasks failed, or a worker was killed.
     """
     tasks = list(tasks)
+    for folder in {path.parent for _, path, _ in tasks}:
+        make_directory(folder)
     there = {p for folder in {t[1].parent for t in tasks} for p in whole.in_directory(folder)}
     left = [(label, (path, *more)) for label, path, more in tasks if path not in there]
     if not left:
@@ -181,21 +212,45 @@ def compute(
 
 def work_file(output: Path | epath.Path, name: str, *decides: Any) -> Path | epath.Path:
     key = listing.fingerprint(json.dumps(decides, sort_keys=True))
-    return output / f".{name}.{key}{_WORK_SUFFIX}"
+    return work_folder(output) / f"{name}.{key}"
+
+
+def work_folder(output: Path | epath.Path) -> Path | epath.Path:
+    """The hidden folder of an output, for what is needed until all is done."""
+    return output / ".work"
+
+
+def sizes(paths: Sequence[Path | epath.Path]) -> list[int]:
+    """Of hidden files, in bytes.
+
+    Raises:
+      ValueError: one is not there.
+    """
+    found = listing.status(paths)[:, 0].tolist()
+    if -1 in found:
+        raise ValueError(
+            f"{paths[found.index(-1)]} is gone: another command with this --output has ended. Give "
+            "the same command again, one at a time."
+        )
+    return found
 
 
 def clear(output: Path | epath.Path) -> None:
-    """Removes the hidden files."""
-    for path in whole.in_directory(output):
-        if path.name.startswith(".") and path.name.endswith(_WORK_SUFFIX):
-            path.unlink(missing_ok=True)
+    """Removes the hidden folder."""
+    folder = work_folder(output)
+    if not is_in_bucket(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in whole.in_directory(folder):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def temporary(output: Path | epath.Path, name: str) -> Iterator[Path]:
-    """A local file for what is placed in the output; removed where it is left."""
-    with whole.scratch(output) as folder:
-        path = folder / whole.temporary_name(name)
+def temporary(folder: Path | epath.Path, name: str) -> Iterator[Path]:
+    """A local file, in the hidden folder or instead of one there; removed where it is left."""
+    make_directory(folder)
+    with whole.scratch(folder) as scratch:
+        path = scratch / whole.temporary_name(name)
         try:
             yield path
         finally:
@@ -205,7 +260,7 @@ def temporary(output: Path | epath.Path, name: str) -> Iterator[Path]:
 def place(
     temporary: Path, output: Path | epath.Path, job: Job, about: dict, info: dict
 ) -> dict[str, Any]:
-    """Puts a file and its JSON into the output; returns the JSON."""
+    """Puts a file and its JSON into the output; returns what `_counted` does."""
     info = {
         "version": FORMAT_VERSION,
         **about,
@@ -220,11 +275,19 @@ def place(
     (output / f"{job.file}.json").unlink(missing_ok=True)
     whole.place(temporary, output / job.file)
     whole.write_json(output / f"{job.file}.json", info)
-    return info
+    return _counted(info)
 
 
-def reason(name: str | Path, error: Exception) -> str:
-    """One line on what is wrong with a file."""
+def attempt(name: str | Path, function: Callable[..., Any], *arguments: Any) -> Any | str:
+    """What a task gives: the function's result, or one line on what is wrong with a file; outages
+    of a bucket are outlasted."""
+    try:
+        return outages.outlasting(function)(*arguments)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return _reason(name, error)
+
+
+def _reason(name: str | Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if str(name) in text else f"{name}: {text}"
 

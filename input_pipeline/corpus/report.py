@@ -1,7 +1,9 @@
 """What a filter did: a JSON, a drawing, a sample of what each rule dropped, and a table."""
 
 import io
+import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from input_pipeline.corpus.sift import SAMPLED
 from input_pipeline.files.whole import write_json, write_whole
 from input_pipeline.workers import say
 
+_AT_ONCE = 32  # JSONs that are read
 _LISTED = 2  # samples of a rule, on the console
 _LISTED_CHARACTERS = 100
 
@@ -29,11 +32,11 @@ def write(
     """Writes and prints the report.
 
     Args:
-      infos: the JSON of every file, in order.
+      infos: what is kept of the JSON of every file, in order.
       similarities: i64[bins] over [-1, 1], where these were compared.
     """
     found = describe(infos, options)
-    samples = draw_samples(infos)
+    samples = draw_samples([output / f"{info['file']}.json" for info in infos])
     if similarities is not None:
         found["similarities"] = {"from": -1, "to": 1, "rows": similarities.tolist()}
     write_whole(output / DROPPED, listing(samples).encode())
@@ -70,14 +73,21 @@ def describe(infos: Sequence[dict[str, Any]], options: dict[str, Any]) -> dict[s
     }
 
 
-def draw_samples(infos: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rule -> a random sample of what it dropped, the same for the same input."""
+def draw_samples(files: Sequence[Path | epath.Path]) -> dict[str, list[dict[str, Any]]]:
+    """Rule -> a random sample of what it dropped, the same for the same input; of the JSONs, which
+    are read a few at a time."""
     samples: dict[str, list[dict[str, Any]]] = {}
-    for info in infos:
-        for rule in info["rules"]:
-            rows = ({"file": info["source"]["file"], **row} for row in rule["samples"])
-            samples.setdefault(rule["rule"], []).extend(rows)
-    return {rule: sorted(rows, key=_draw)[:SAMPLED] for rule, rows in samples.items()}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for first in range(0, len(files), _AT_ONCE):
+            chosen = files[first : first + _AT_ONCE]
+            for data in threads.map(lambda file: file.read_bytes(), chosen):
+                info = json.loads(data)
+                for rule in info["rules"]:
+                    rows = samples.setdefault(rule["rule"], [])
+                    rows += ({"file": info["source"]["file"], **row} for row in rule["samples"])
+                    rows.sort(key=_draw)
+                    del rows[SAMPLED:]
+    return samples
 
 
 def _draw(row: dict[str, Any]) -> tuple:

@@ -21,7 +21,7 @@ from input_pipeline.corpus.columns import Rows
 from input_pipeline.files.listing import fingerprint
 from input_pipeline.files.ranges import source_path
 
-_HOST = r"^(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//(?:[^/?#@]*@)?(?P<host>[^/?#:]+)"
+_HOST = r"^(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//(?:[^/?#]*@)?(?P<host>[^/?#:@]+)"
 
 
 class Listed(NamedTuple):
@@ -44,6 +44,9 @@ class Listed(NamedTuple):
         return listed
 
     def entries(self) -> list[str]:
+        """Raises ValueError: it is not what it was."""
+        if fingerprint(source_path(self.path).read_bytes()) != self.digest:
+            raise ValueError(f"{self.path} was changed meanwhile: give the command again")
         lines = (line.strip() for line in unicode.read_lines(source_path(self.path)))
         return [line for line in lines if line and not line.startswith("#")]
 
@@ -54,20 +57,32 @@ class Check(NamedTuple):
     Attributes:
       name: what is wrong with the rows that it drops.
       kinds: of the columns that it needs.
-      measure: f[rows] of some rows, NaN where there is no value.
+      measure: f[rows] of some rows, NaN where there is no value; or several, which must all pass.
       low, high: the values that pass.
     """
 
     name: str
     kinds: tuple[str, ...]
-    measure: Callable[[Rows], np.ndarray]
+    measure: Callable[[Rows], np.ndarray | list[np.ndarray]]
     low: float = -np.inf
     high: float = np.inf
 
     def __call__(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """(the measure, bool[rows]: it is out of bounds)."""
+        """(the measure, of several the worst; bool[rows]: it is out of bounds).
+
+        Where one of several is missing there is no value, unless another is out of bounds.
+        """
         values = self.measure(rows)
-        return values, (values < self.low) | (values > self.high)
+        if not isinstance(values, list):
+            return values, self._fails(values)
+        # Each on its own: in a type that holds both, a 0.1 of 32 bits is above that of 64.
+        fails = functools.reduce(np.logical_or, map(self._fails, values))
+        missing = functools.reduce(np.logical_or, map(np.isnan, values))
+        worst = np.fmin if self.low > -np.inf else np.fmax
+        return np.where(missing & ~fails, np.nan, functools.reduce(worst, values)), fails
+
+    def _fails(self, values: np.ndarray) -> np.ndarray:
+        return (values < self.low) | (values > self.high)
 
 
 @dataclass(frozen=True)
@@ -141,10 +156,10 @@ class Rules:
             _bound("aspect ratio", sides, _aspect_ratio, high=self.max_aspect_ratio),
             _bound("shorter side", sides, _shorter, low=self.min_side),
             _bound("longer side", sides, _longer, high=self.max_side),
-            _bound("NSFW score", nsfw, _highest("nsfw"), high=self.max_nsfw),
+            _bound("NSFW score", nsfw, _scores("nsfw"), high=self.max_nsfw),
             _none_of("NSFW tag", "nsfw_tag", self.nsfw_tags),
-            _bound("watermark score", watermark, _highest("watermark"), high=self.max_watermark),
-            _bound("similarity", ("similarity",), _lowest("similarity"), low=self.min_similarity),
+            _bound("watermark score", watermark, _scores("watermark"), high=self.max_watermark),
+            _bound("similarity", ("similarity",), _scores("similarity"), low=self.min_similarity),
             _none_of("language", "language", self.languages),
             _bound("caption words", caption, words, low=self.min_caption_words),
             _bound("caption words", caption, words, high=self.max_caption_words),
@@ -197,12 +212,8 @@ def _longer(rows: Rows) -> np.ndarray:
     return _sides(rows)[1]
 
 
-def _highest(kind: str) -> Callable[[Rows], np.ndarray]:
-    return lambda rows: functools.reduce(np.maximum, rows.numbers(kind))
-
-
-def _lowest(kind: str) -> Callable[[Rows], np.ndarray]:
-    return lambda rows: functools.reduce(np.minimum, rows.numbers(kind))
+def _scores(kind: str) -> Callable[[Rows], list[np.ndarray]]:
+    return lambda rows: rows.numbers(kind)
 
 
 def _caption(measure: Callable[[pa.Array], np.ndarray]) -> Callable[[Rows], np.ndarray]:

@@ -47,7 +47,7 @@ def sift(
     checks: Sequence[Check],
     given: Mapping[str, Sequence[str]],
     keep_missing: bool,
-) -> dict[str, Any] | str:
+) -> dict[str, Any]:
     """Writes the parquet of a table, with the same columns, and its JSON.
 
     A row that fails several checks is counted at the first; its sample is drawn by a hash of its
@@ -59,31 +59,31 @@ def sift(
       keep_missing: rows without a value pass.
 
     Returns:
-      The JSON: `rows`, `kept`, and for each check how many it `dropped`, of these `no_value`, how
-      many `alone`, were it the only one, and `samples`; or the reason of the failure.
+      What `jobs.place` does. The JSON has `rows`, `kept`, and for each check how many it `dropped`,
+      of these `no_value`, how many `alone`, were it the only one, and `samples`.
+
+    Raises:
+      ValueError, OSError, ArrowException: the table cannot be read, or a column is missing.
     """
     output, table = source_path(output), source_path(job.table)
-    try:
-        schema, batches = tables.stream(table, ROWS)
-        kinds = {kind for check in checks for kind in check.kinds}
-        found = {kind: columns.find(kind, schema.names, given) for kind in sorted(kinds)}
-        tallies = [_Tally(check, _shown(schema.names, found)) for check in checks]
-        with jobs.temporary(output, job.file) as temporary:
-            rows, kept = 0, 0
-            with pa.parquet.ParquetWriter(temporary, schema) as writer:
-                waiting: list[pa.RecordBatch] = []
-                for batch, keys in _keyed(job, batches):
-                    passed = _passed(Rows(batch, found, rows), keys, tallies, keep_missing)
-                    rows, kept = rows + len(passed), kept + int(passed.sum())
-                    waiting.append(batch.filter(pa.array(passed)))
-                    if sum(len(part) for part in waiting) >= _GROUP_ROWS:
-                        _write(writer, waiting)
-                _write(writer, waiting)
-            counted = [tally.describe() for tally in tallies]
-            info = {"rows": rows, "kept": kept, "rules": counted}
-            return jobs.place(temporary, output, job, about, info)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return jobs.reason(job.table, error)
+    schema, batches = tables.stream(table, ROWS)
+    kinds = {kind for check in checks for kind in check.kinds}
+    found = {kind: columns.find(kind, schema.names, given) for kind in sorted(kinds)}
+    tallies = [_Tally(check, _shown(schema.names, found)) for check in checks]
+    with jobs.temporary(jobs.work_folder(output), job.file) as temporary:
+        rows, kept = 0, 0
+        with pa.parquet.ParquetWriter(temporary, schema) as writer:
+            waiting: list[pa.RecordBatch] = []
+            for batch, keys in _keyed(job, batches):
+                passed = _passed(Rows(batch, found, rows), keys, tallies, keep_missing)
+                rows, kept = rows + len(passed), kept + int(passed.sum())
+                waiting.append(batch.filter(pa.array(passed)))
+                if sum(len(part) for part in waiting) >= _GROUP_ROWS:
+                    _write(writer, waiting)
+            _write(writer, waiting)
+        counted = [tally.describe() for tally in tallies]
+        info = {"rows": rows, "kept": kept, "rules": counted}
+        return jobs.place(temporary, output, job, about, info)
 
 
 def _keyed(job: Job, batches: Iterator[pa.RecordBatch]):

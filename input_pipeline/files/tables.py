@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from input_pipeline.files import delimited, listing
 from input_pipeline.files.buckets import is_in_bucket
+from input_pipeline.files.outages import Unreachable
 from input_pipeline.files.ranges import disk_path, open_file
 
 _SUFFIXES = (*delimited.DELIMITERS, ".parquet", ".arrow")
@@ -150,6 +151,8 @@ def _parts(file, batches, rows: int, columns) -> Iterator[pa.RecordBatch]:
             chosen = batch if columns is None else batch.select(columns)
             for first in range(0, chosen.num_rows, rows):
                 yield chosen.slice(first, rows)
+    except Unreachable:
+        raise
     except (ValueError, OSError) as error:  # a damaged page is either
         raise _unreadable(file, error) from None
 

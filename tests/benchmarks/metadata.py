@@ -3,7 +3,8 @@
 Each table is one parquet file of one group of rows, as LAION-2B has columns (a caption of seven
 words). A row is the work of one process on one core, from the start of a table to its files: with
 the rules on numbers and tags alone, with all but the copies of captions, and with these, too, which
-reads captions twice. Memory is the most that the process ever held, with what it imports.
+reads captions twice; and the filter by similarity, with embeddings of all rows. Memory is the most
+that the process ever held, with what it imports.
 """
 
 import multiprocessing
@@ -12,9 +13,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 from rich.console import Console
 
-from input_pipeline.corpus import command, copies, jobs, rules
+from input_pipeline.corpus import command, copies, jobs, rules, similarity
 from tests.benchmarks.common import one_core
 from tests.input_pipeline.corpus import corpus_data
 
@@ -62,6 +66,10 @@ def measure(rows: int = 1_000_000) -> list[dict]:
                 with ProcessPoolExecutor(1, mp_context=spawn) as process:
                     result = process.submit(filtered, *arguments).result()
                 found.append({"case": f"{size:,} rows, {case}", **result})
+            arguments = table, write_embeddings(table, size), folder / f"{size} similarity"
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                result = process.submit(compared, *arguments).result()
+            found.append({"case": f"{size:,} rows, similarity", **result})
     return found
 
 
@@ -79,6 +87,48 @@ def filtered(table: Path, output: Path, limits: dict) -> dict:
         info = command.filter_table(job, output, about, chosen, frequent, {}, False)
         seconds = time.perf_counter() - started
     return {"rows_per_s": info["rows"] / seconds, "peak_mib": peak(), "kept": info["kept"]}
+
+
+def compared(table: Path, embeddings: Path, output: Path) -> dict:
+    """What one process needs to filter a table by similarity."""
+    planned, found = jobs.plan(str(table)), similarity.find_embeddings(str(embeddings))
+    about = {"options": {}, "given": {}}
+    output.mkdir()
+    with one_core():
+        started = time.perf_counter()
+        console = Console(quiet=True)
+        files = similarity.match(planned, found, output, {}, in_this_process, console)
+        cut, [ties] = similarity.choose(similarity.Mapped(files), 0.3)
+        info = similarity.sift_best(planned[0], output, about, files[0], cut, ties)
+        seconds = time.perf_counter() - started
+    return {"rows_per_s": info["rows"] / seconds, "peak_mib": peak(), "kept": info["kept"]}
+
+
+def write_embeddings(table: Path, rows: int) -> Path:
+    """As `big_vlp.embed` does, of all rows and random; in parts, as it has them."""
+    path, rng = table.with_suffix(".emb.parquet"), np.random.default_rng(0)
+    texts = pa.parquet.read_table(table, columns=["TEXT"])["TEXT"].combine_chunks()
+    writer = None
+    for first in range(0, rows, 1024):
+        part = texts[first : first + 1024]
+        ends = pa.array(np.arange(len(part) + 1, dtype=np.int32))
+        image, text = (
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(rng.normal(size=len(part) * 64).astype(np.float32)), 64
+            )
+            for _ in range(2)
+        )
+        columns = {
+            "id": pa.array([f"{table.stem}/{first + i}" for i in range(len(part))]),
+            "image": image,
+            "captions": pa.ListArray.from_arrays(ends, part),
+            "text": pa.ListArray.from_arrays(ends, text),
+        }
+        batch = pa.table(columns)
+        writer = writer or pa.parquet.ParquetWriter(path, batch.schema)
+        writer.write_table(batch)
+    writer.close()
+    return path
 
 
 def in_this_process(function, tasks, unit, console):

@@ -12,7 +12,7 @@ import big_vlp
 from big_vlp import embed as command
 from big_vlp.api import embeddings
 from big_vlp.api.embeddings import EmbedError, broken_file, embed
-from input_pipeline.corpus.similarity import write_scores
+from input_pipeline.corpus.scores import SCORE, write_scores
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.sources import Source, make_source
@@ -94,7 +94,7 @@ def test_the_similarity_filter_reads_what_is_written(model, tmp_path, suffix):
     source, output = Records(broken=(2,)), tmp_path / f"a.{suffix}"
     embed(model, source, output, ["caption"], batch_size=4)
     assert write_scores(tmp_path / "scores", output) == ""
-    found = np.fromfile(tmp_path / "scores", [("id", "<u8"), ("score", "<f4")])
+    found = np.fromfile(tmp_path / "scores", SCORE)
     left = [source.scenes[i] for i in range(8) if i != 2]
     image = model.encode_image([record["image"] for record in left])
     text = model.encode_text([record["captions"]["caption"][0] for record in left])

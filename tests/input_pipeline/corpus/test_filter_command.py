@@ -8,19 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from input_pipeline.corpus import copies, jobs
+from input_pipeline.corpus import copies, jobs, runs
 from input_pipeline.corpus.command import main
+from input_pipeline.files import outages, ranges, tables
 from input_pipeline.sources import make_source
 from tests.input_pipeline.corpus import corpus_data as data
 from tests.input_pipeline.corpus.test_rules import here
 from tests.input_pipeline.prepare.prepare_data import contents, image
 
 ROOT = Path(__file__).parents[3]
+HASH = np.dtype("<u8")
 SIDES = ["--max-aspect-ratio", "6"]
 
 
@@ -31,7 +34,7 @@ def filtered(tables, output, *rules, workers=1):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    monkeypatch.setattr("input_pipeline.corpus.command.run_all", here)
+    monkeypatch.setattr("input_pipeline.command_line.in_processes", lambda workers: here)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def test_workers_kills_and_attempts_change_no_byte(meta, tmp_path, capsys):
     done = len(list((tmp_path / "killed").glob("*.parquet.json")))
     assert process.returncode == 1 and "A worker process was killed" in errors
     assert not (tmp_path / "killed" / jobs.REPORT).exists() and 1 <= done < 6
-    (tmp_path / "killed" / ".part-003.parquet.0.tmp").write_bytes(b"half")
+    (tmp_path / "killed" / ".work" / ".part-003.parquet.0.tmp").write_bytes(b"half")
     capsys.readouterr()
     assert filtered(tables, tmp_path / "killed", *rules) == 0
     said = capsys.readouterr().out
@@ -125,6 +128,87 @@ def test_a_corrupt_table_among_50_is_one_line(tmp_path, capsys, in_this_process)
     assert report["rows"] == 2500 and len(list(output.glob("*.parquet"))) == 50
 
 
+def test_a_corrupt_table_is_one_line_also_where_all_are_read_first(
+    tmp_path, capsys, in_this_process
+):
+    """No table is filtered then, but none is read for its captions again."""
+    paths = data.write(tmp_path / "meta", [data.metadata(50, 1, i) for i in range(5)])
+    whole = paths[2].read_bytes()
+    paths[2].write_bytes(whole[:-50])
+    words = f"{tmp_path}/meta/*", tmp_path / "out", *SIDES, "--max-caption-copies", "3"
+    assert filtered(*words) == 1
+    said = capsys.readouterr()
+    [line] = re.findall(r"FAILED.*", said.out)
+    assert "part-002.parquet cannot be read: " in line
+    assert said.err.count("\n") == 1 and "All must be read before any can be filtered" in said.err
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    paths[2].write_bytes(whole)
+    assert filtered(*words) == 0
+    assert "to count their copies (1 of 5 to do)" in capsys.readouterr().out
+
+
+def test_an_outage_is_outlasted_and_no_damaged_table(
+    tmp_path, bucket, monkeypatch, capsys, in_this_process
+):
+    [path] = data.write(tmp_path / "meta", [data.metadata(20_000, 10)])
+    table = bucket / "meta" / path.name
+    table.write_bytes(path.read_bytes())
+    opened = []
+
+    def fail_once(path):
+        """At the second time that the table is opened, behind its description."""
+        file, reads = ranges.open_file(path), []
+        opened.append(file)
+        if len(opened) == 2:
+            read = file.read
+
+            def reading(*size):
+                reads.append(size)
+                if len(reads) > 2:
+                    raise outages.Unreachable("503: come again")
+                return read(*size)
+
+            file.read = reading
+        return file
+
+    monkeypatch.setattr(tables, "open_file", fail_once)
+    for waits, status in (((0,), 0), ((), 1)):
+        opened.clear()
+        monkeypatch.setattr(outages, "_WAITS", waits)
+        assert filtered(table, tmp_path / f"out{status}", *SIDES) == status
+        said = capsys.readouterr().out
+        assert len(opened) == 3 - status and "cannot be read" not in said
+        assert ("FAILED" in said) == ("503: come again" in said) == bool(status)
+
+
+def test_what_another_command_removed_is_one_error(meta, tmp_path, capsys, monkeypatch):
+    def run(function, tasks, unit, console):
+        yield from here(function, tasks, unit, console)
+        jobs.clear(tmp_path / "out")  # as one that has ended does
+
+    monkeypatch.setattr("input_pipeline.command_line.in_processes", lambda workers: run)
+    words = "--max-caption-copies", "3"
+    assert filtered(meta / "meta" / "part-000.parquet", tmp_path / "out", *words) == 1
+    errors = capsys.readouterr().err
+    assert "another command with this --output has ended" in errors and errors.count("\n") == 1
+
+
+def test_results_of_tasks_are_counts_alone(meta, tmp_path, monkeypatch):
+    """The samples of all tables would fill the memory of the command."""
+    results = []
+
+    def run(*arguments):
+        for label, result in here(*arguments):
+            results.append(result)
+            yield label, result
+
+    monkeypatch.setattr("input_pipeline.command_line.in_processes", lambda workers: run)
+    assert filtered(meta / "meta" / "part-000.parquet", tmp_path / "out", "--min-side", "300") == 0
+    [result] = results
+    assert len(json.dumps(result)) < 1000 and result["rules"][0]["dropped"] > 20
+    assert len((tmp_path / "out" / jobs.DROPPED).read_text().splitlines()) == 21
+
+
 def test_tables_of_other_kinds(tmp_path, in_this_process):
     table = data.metadata(20_000, 100).select(["URL", "TEXT", "WIDTH", "HEIGHT"])
     (tmp_path / "meta").mkdir()
@@ -158,9 +242,26 @@ def test_hashes_and_counts_do_not_depend_on_how_they_are_cut(tmp_path, monkeypat
         return copies.load(files).tolist()
 
     whole = frequent("whole")
-    monkeypatch.setattr(copies, "_RUN", 64)
+    monkeypatch.setattr(runs, "RUN", 64)
     monkeypatch.setattr(copies, "_PART", 500)
     assert frequent("parts") == whole and len(whole) == 200 + 1
+
+
+def test_one_caption_in_all_rows_is_counted_in_every_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUN", 64)
+    runs.write(tmp_path / "a", iter([np.full(300, 7, "<u8"), np.arange(200, dtype="<u8")]), HASH)
+    held, concatenate = [], np.concatenate
+
+    def watched(parts):
+        held.append(sum(map(len, parts)))
+        return concatenate(parts)
+
+    for most, expected in ((300, [7]), (301, [])):
+        with monkeypatch.context() as patch:
+            patch.setattr(copies.np, "concatenate", watched)
+            assert copies.count(tmp_path / "out", [tmp_path / "a"], 0, 100, most) == ""
+        assert np.fromfile(tmp_path / "out", HASH).tolist() == expected
+    assert max(held) < 120  # each of the runs has it once
 
 
 class Silent:
@@ -205,6 +306,20 @@ def test_tables_are_not_written_over(tmp_path, capsys, in_this_process):
         assert filtered(path, tmp_path / output, *SIDES) == 1
         assert "would be overwritten: use another --output" in capsys.readouterr().err
     assert path.read_bytes() == before and len(list((tmp_path / "meta").iterdir())) == 1
+
+
+def test_tables_in_a_bucket_are_not_written_over(tmp_path, bucket, capsys, in_this_process):
+    [path] = data.write(tmp_path / "meta", [data.metadata(100, 1)])
+    table = bucket / "meta" / path.name
+    table.write_bytes(path.read_bytes())
+    assert filtered(table, bucket / "meta", *SIDES) == 1
+    assert "would be overwritten: use another --output" in capsys.readouterr().err
+    assert table.read_bytes() == path.read_bytes()
+    words = *SIDES, "--max-caption-copies", "3"
+    assert filtered(table, bucket / "out", *words) == filtered(path, tmp_path / "out", *words) == 0
+    one, other = (folder / "out" / path.name for folder in (bucket, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
+    assert not list((bucket / "out").glob(".work/*"))
 
 
 def test_no_column_of_a_rule_is_told_with_those_there_are(tmp_path, capsys, in_this_process):

@@ -24,7 +24,7 @@ def found(tmp_path_factory):
     arguments = ["--input", f"{folder}/meta/*.parquet", "--output", str(output)]
     words = ["filter", *arguments, *data.arguments(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "run_all", here)
+        patch.setattr("input_pipeline.command_line.in_processes", lambda workers: here)
         assert command.main(words) == 0
     rows = pa.concat_tables(tables).to_pylist()
     copies = collections.Counter(row["TEXT"].strip() for row in rows)
@@ -32,7 +32,7 @@ def found(tmp_path_factory):
     return tables, data.plainly(rows, copies), infos, output
 
 
-def here(function, tasks, workers, unit, console):
+def here(function, tasks, unit, console):
     """`workers.run_all` in this process."""
     for label, arguments in tasks:
         assert label.size >= 0
@@ -178,6 +178,7 @@ def test_text_that_is_no_utf8_has_no_value():
     [
         (["URL", "TEXT", "WIDTH"], "caption", {}, ["TEXT"]),  # LAION
         (["uid", "text", "original_width"], "width", {}, ["original_width"]),  # DataComp
+        (["WIDTH", "width", "original_width"], "width", {}, ["original_width"]),  # img2dataset
         (["a", "b"], "nsfw", {"nsfw": ["b", "a"]}, ["b", "a"]),
         (["a", "b"], "nsfw", {}, "no column is known to hold the nsfw .*; it has a, b. Give --col"),
         (["text", "caption"], "caption", {}, "may be in text or caption: choose one by"),
@@ -198,11 +199,25 @@ def test_columns_are_found_or_the_error_says_what_there_is(names, kind, given, f
 
 
 def test_several_scores_must_all_pass():
-    batch = pa.record_batch({"a": [0.1, 0.9, 0.1, None], "b": ["0.9", "0.1", "0.1", "0.1"]})
-    [check] = rules.Rules(max_nsfw=0.5).checks()
-    values, fails = check(columns.Rows(batch, {"nsfw": ["a", "b"]}, 0))
-    assert fails.tolist() == [True, True, False, False]
-    assert np.isnan(values).tolist() == [False, False, False, True]
+    """Those that are known decide, also where another is missing."""
+    a, b = [0.1, 0.9, 0.1, None, None], ["0.9", "0.1", "0.1", "0.1", "0.9"]
+    batch = pa.record_batch({"a": a, "b": b})
+    for limits, expected in (
+        ({"max_nsfw": 0.5}, [True, True, False, False, True]),
+        ({"min_similarity": 0.5}, [True, True, True, True, False]),
+    ):
+        [check] = rules.Rules(**limits).checks()
+        values, fails = check(columns.Rows(batch, {check.kinds[0]: ["a", "b"]}, 0))
+        assert fails.tolist() == expected
+        missing = [None in (x, y) and not bad for x, y, bad in zip(a, b, expected)]
+        assert np.isnan(values).tolist() == missing
+
+
+def test_scores_of_32_bits_are_on_the_limit_also_beside_those_of_64():
+    narrow, wide = pa.array([0.1], pa.float32()), pa.array([0.1], pa.float64())
+    rows = columns.Rows(pa.record_batch({"a": narrow, "b": wide}), {"nsfw": ["a", "b"]}, 0)
+    [check] = rules.Rules(max_nsfw=0.1).checks()
+    assert check(rows)[1].tolist() == [False]
 
 
 def test_words_in_place_of_numbers_are_an_error():
@@ -234,6 +249,8 @@ def test_domains_stand_for_all_below_them(tmp_path):
         "http://x.shop#": 1,
         "http://good.example/bad.example": 0,
         "http://user:pw@good.example": 0,
+        "http://good.example@me@bad.example": 1,
+        "http://x@bad.example@good.example": 0,
         "http://notbad.example": 0,
         "bad.example/x": None,
         "": None,
@@ -242,3 +259,12 @@ def test_domains_stand_for_all_below_them(tmp_path):
     batch = pa.record_batch({"url": list(urls)})
     values, _ = check(columns.Rows(batch, {"url": ["url"]}, 0))
     assert [None if np.isnan(v) else v for v in values.tolist()] == list(urls.values())
+
+
+def test_a_list_that_changed_since_the_command_began_is_refused(tmp_path):
+    (tmp_path / "list").write_text("bad.example\n")
+    [check] = rules.Rules(drop_domains=rules.Listed.of(f"{tmp_path}/list")).checks()
+    (tmp_path / "list").write_text("other.example\n")
+    batch = pa.record_batch({"url": ["http://bad.example"]})
+    with pytest.raises(ValueError, match="list was changed meanwhile"):
+        check(columns.Rows(batch, {"url": ["url"]}, 0))
