@@ -38,7 +38,8 @@ def show(
       ConfigError: the config cannot be built.
       TooLargeError: what it says does not fit, or nothing that was searched.
     """
-    open_compile_cache()
+    if topology is None:  # jax cannot read again what was compiled for devices that are not here
+        open_compile_cache()
     experiment = Experiment.from_config(config)
     setup = Setup.of(experiment, make_mesh(experiment, topology))
     report.show_parameters(setup)
