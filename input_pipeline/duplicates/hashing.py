@@ -26,7 +26,13 @@ from input_pipeline.command_line import open_source
 from input_pipeline.duplicates import signatures
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file, source_path
-from input_pipeline.files.whole import checksum, finished, write_json, write_whole
+from input_pipeline.files.whole import (
+    checksum,
+    finished,
+    remove_temporaries,
+    write_json,
+    write_whole,
+)
 from input_pipeline.images import crops
 from input_pipeline.records import may_pass, what_is_wrong
 from input_pipeline.sources import kept_source
@@ -189,6 +195,7 @@ def write(
         "broken": len(broken),
         "parts": [{key: entry[key] for key in ("file", "images", "sha256")} for entry in ordered],
     }
+    remove_temporaries(output)
     write_json(output / HASHES_FILE, described)
     for item in broken[:5]:
         say(console, f"left out: {item['id']!r}: {item['reason']}")
