@@ -61,7 +61,9 @@ class Evaluator(asking.Scoring, base.Evaluator):
         """Raises ValueError where a record has no choices, or too long a question."""
         own = range(jax.process_index(), len(self.source), jax.process_count())
         kept = gather_rows({row: self._kept(row) for row in own}, len(self.source))
-        asked = [(row, place) for row, one in enumerate(kept) for place in range(len(one["choices"]))]
+        asked = [
+            (row, place) for row, one in enumerate(kept) for place in range(len(one["choices"]))
+        ]
         firsts = np.cumsum([0, *(len(one["choices"]) for one in kept)])
         for control in (None, *self.controls):
 
@@ -83,7 +85,9 @@ class Evaluator(asking.Scoring, base.Evaluator):
                 ]
             )
             suffix = f"_{control}" if control else ""
-            for name, value in self.with_groups(lambda at: {"accuracy": right[at].mean()}, kept):
+            for name, value in self.with_groups(
+                lambda at, right=right: {"accuracy": right[at].mean()}, kept
+            ):
                 yield f"{name}{suffix}", float(value)
             if self.pairs:
                 yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right)

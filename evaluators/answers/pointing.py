@@ -21,7 +21,9 @@ class Scoring(asking.Scoring):
         try:
             boxes = [parse_boxes(choice)[0].tolist() for choice in choices]
         except ValueError as error:
-            raise ValueError(f"Record {record['id']!r}: its choices are no boxes. {error}") from None
+            raise ValueError(
+                f"Record {record['id']!r}: its choices are no boxes. {error}"
+            ) from None
         return super().keep(record) | {"choices": boxes, "answer": answer}
 
     def answered(self, kept) -> bool:

@@ -28,12 +28,12 @@ def cider_d(written: Sequence[Words], given: Sequence[Sequence[Words]]) -> np.nd
       written: a caption of each of N images.
       given: the captions of people, one at least of each.
     """
-    grams = [[_grams(words) for words in captions] for captions in given]
+    grams = [[_grams(words) for words in _all_parted(captions)] for captions in given]
     frequency = Counter(gram for captions in grams for gram in set().union(*captions))
     rarity = _Rarity(math.log(len(given)), frequency)
     scores = []
     for words, captions in zip(written, grams):
-        own = _Weighted(_grams(words), rarity)
+        own = _Weighted(_grams(_parted(words)), rarity)
         similar = [own.similarity(_Weighted(counts, rarity)) for counts in captions]
         scores.append(10 * np.mean(similar))
     return np.array(scores)
@@ -43,7 +43,7 @@ def bleu(written: Sequence[Words], given: Sequence[Sequence[Words]]) -> list[flo
     """BLEU-1 to BLEU-4 of all images together, each against its closest length."""
     hits, tries = np.zeros(MAX_N), np.zeros(MAX_N)
     length = given_length = 0
-    for words, captions in zip(written, given):
+    for words, captions in zip(map(_parted, written), map(_all_parted, given)):
         counts = _grams(words)
         most: Counter = Counter()
         for caption in captions:
@@ -81,6 +81,15 @@ def meteor(written: Sequence[Words], given: Sequence[Sequence[Words]]) -> float:
     own = {i: [" ".join(words)] for i, words in enumerate(written)}
     people = {i: [" ".join(words) for words in captions] for i, captions in enumerate(given)}
     return float(Meteor().compute_score(people, own)[0])
+
+
+def _parted(words: Words) -> list[str]:
+    """Words with a no-break space, such as "1 1/2", are two to CIDEr and BLEU, and one to ROUGE."""
+    return " ".join(words).split()
+
+
+def _all_parted(captions: Sequence[Words]) -> list[list[str]]:
+    return [_parted(words) for words in captions]
 
 
 def _grams(words: Words) -> Counter:

@@ -56,7 +56,8 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     The first of these that holds: it begins with a letter that a bracket, stop or its end follows;
     it is a choice to the letter; all letters in brackets, or behind "answer is", are one; there is
     one capital that stands alone (an A before a small word is an article); the words of one choice
-    alone stand in it. As MMBench's script does, and MMMU's but for its guess where nothing is found.
+    alone stand in it. So do MMBench's and MMMU's scripts, but for what they do where nothing is
+    found: one asks a language model, the other guesses.
     """
     known = LETTERS[: len(choices)]
     if (found := _LEADING.match(text)) and found[1].upper() in known:
