@@ -1,6 +1,7 @@
 """Multiple choice by likelihood: which choice does a model find the most likely answer?"""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -85,10 +86,9 @@ class Evaluator(asking.Scoring, base.Evaluator):
                 ]
             )
             suffix = f"_{control}" if control else ""
-            for name, value in self.with_groups(
-                lambda at, right=right: {"accuracy": right[at].mean()}, kept
-            ):
-                yield f"{name}{suffix}", float(value)
+            metrics = functools.partial(_accuracy, right)
+            for name, value in self.with_groups(metrics, kept):
+                yield f"{name}{suffix}", value
             if self.pairs:
                 yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right)
         yield "accuracy_chance", letters.chance(kept)
@@ -107,6 +107,10 @@ class Evaluator(asking.Scoring, base.Evaluator):
 
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
+
+
+def _accuracy(right: np.ndarray, places: np.ndarray) -> dict[str, float]:
+    return {"accuracy": float(right[places].mean())}
 
 
 def _is_least(losses: np.ndarray, answer: int) -> bool:

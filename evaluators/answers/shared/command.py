@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
 def _score(args) -> None:
     name, keys = command_line.parse_source(args.metric)
     scoring = parts.find("metric", "evaluators.answers", name, "Scoring")
-    scoring = arguments.call("metric", scoring, keys)
+    try:
+        scoring = arguments.call("", scoring, keys)
+    except arguments.ArgumentError as error:
+        raise ValueError(f"metric {name}: {error}") from None
     _, _, source = command_line.open_source(args.data)
     kept = [scoring.keep(source[row]) for row in range(len(source))]
     ids = [one["id"] for one in kept]

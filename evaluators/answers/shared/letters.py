@@ -10,10 +10,10 @@ from evaluators.answers.shared import asking
 from evaluators.answers.shared.agreement import plain
 
 LETTERS = string.ascii_uppercase
-_LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,]|\W*$)")
+_LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,](?!\s*(?:or|and)\b)|\W*$)")
 _NAMED = re.compile(r"\(([A-Za-z])\)|\b(?:answer|option|choice)(?: is)?:? \(?([A-Z])\b")
 _ALONE = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
-_ARTICLE = re.compile(r"\bA(?= [a-z])")
+_ARTICLE = re.compile(r"\bA(?= (?!or\b|and\b)[a-z])")
 
 
 def choices_of(record) -> tuple[list[str], int | None]:

@@ -165,8 +165,8 @@ def _table(content: str) -> list[dict]:
 
 _LAYOUTS: dict[str, Callable[[str], list]] = {
     "list": _list,
+    "lines": _lines,  # before a map, which a single line could be taken for
     "map": _map,
-    "lines": _lines,
     "table": _table,
 }
 

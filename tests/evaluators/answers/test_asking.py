@@ -1,11 +1,13 @@
 """Evaluators that ask one question of each record: scores by hand, controls, predictions."""
 
 import json
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evaluators.answers.shared import letters
 from evaluators.answers.yes_no import says_yes
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
@@ -47,42 +49,38 @@ CHOICES = [["red", "blue"], ["cat", "dog", "bird"], ["one", "two"], ["up", "down
 
 def test_choices_by_hand():
     source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], category=["x", "x", "y", "y"])
-    values = evaluate(
-        "multiple_choice", ["A", "dog", "(b)", "?"], source, pairs=True, by="category"
-    )
+    asked = dict(pairs=True, instruction="")  # the toy's rows are short
+    values = evaluate("multiple_choice", ["A", "dog", "(b)", "?"], source, by="category", **asked)
     assert values["accuracy"] == 0.5 and values["no_choice"] == 0.25
     assert values["accuracy_x"] == values["accuracy_y"] == 0.5
     assert values["accuracy_of_pairs"] == 0
     assert values["accuracy_chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
-    pairs = evaluate("multiple_choice", ["A", "C", "B", "B"], source, pairs=True)
+    pairs = evaluate("multiple_choice", ["A", "C", "B", "B"], source, **asked)
     assert pairs["accuracy_of_pairs"] == 0.5 and pairs["accuracy"] == 0.75
 
 
 def test_circular_evaluation_asks_for_each_order():
     source = source_of(choices=CHOICES, answer=[0, 2, 1, 0])
     # Who writes the words is right in every order, who always says A only in the first.
-    values = evaluate("multiple_choice", ["red", "bird", "two", "A"], source, circular=True)
+    asked = dict(circular=True, instruction="")
+    values = evaluate("multiple_choice", ["red", "bird", "two", "A"], source, **asked)
     assert values["accuracy"] == 1 and values["accuracy_circular"] == 0.75
-    letters = evaluate("multiple_choice", ["A", "C", "B", "A"], source, circular=True)
-    assert letters["accuracy"] == 1 and letters["accuracy_circular"] == 0
+    by_letter = evaluate("multiple_choice", ["A", "C", "B", "A"], source, **asked)
+    assert by_letter["accuracy"] == 1 and by_letter["accuracy_circular"] == 0
 
 
 def test_a_question_is_asked_with_hint_and_choices():
+    """The model writes what it reads, which a question of VQA is told to expect."""
+    query = "see\nwhich\nA. p\nB. q\nSay"
+    kept = []
     source = source_of(choices=[["p", "q"]], answer=[1], question=["which "], hint=["see"])
-    prompt = "Question: see\nwhich\nA. p\nB. q\nSay it. Short answer:"
-    written = []
-
-    def generate(model, batch):
-        rows = toy_text.echo(model, batch)
-        written.append(rows)
-        return rows
-
-    toy_text.evaluate(
-        "multiple_choice", source, {}, {"generate": toy_text.echo}, instruction="Say it."
-    )
-    vqa = source_of(answers=[[prompt]], question=["see\nwhich\nA. p\nB. q\nSay it."])
+    with mock.patch.object(letters, "chosen", lambda text, choices: kept.append(text)):
+        toy_text.evaluate(
+            "multiple_choice", source, {}, {"generate": toy_text.echo}, instruction="Say"
+        )
+    vqa = source_of(answers=[kept], question=[query])
     found = toy_text.evaluate("vqa", vqa, {}, {"generate": toy_text.echo}, normalisation="plain")
-    assert found["exact_match"] == 1
+    assert found["exact_match"] == 1 and "which" in kept[0]
 
 
 def test_the_likeliest_choice_is_taken():
@@ -140,7 +138,6 @@ def test_captions_are_scored_by_domain():
     ]
     for name in ("cider", "bleu_1", "rouge_l"):
         assert values[f"{name}_in"] == pytest.approx(halves[0][name])
-        # Images of the second half are those of the first in a source of their own.
     assert 0 < values["cider"] < 10 and values["cider_shuffled"] < values["cider"]
     assert halves[1]["cider"] >= 0
 
@@ -204,4 +201,4 @@ def test_data_that_do_not_fit_fail_before_training(name, fields, message):
 def test_pairs_need_an_even_number():
     source = source_of(choices=CHOICES[:1], answer=[0])
     with pytest.raises(ValueError, match="there are 1 records"):
-        evaluate("multiple_choice", ["A"], source, pairs=True)
+        evaluate("multiple_choice", ["A"], source, pairs=True, instruction="")

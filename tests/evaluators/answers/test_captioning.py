@@ -93,7 +93,7 @@ def test_bleu_by_hand():
 
 
 def test_rouge_by_hand():
-    # "police the gunman" has "police" and "gunman" in common in this order.
+    # All three words stand in the given caption in this order.
     found = captioning.rouge_l(
         [["police", "the", "gunman"]], [[["police", "killed", "the", "gunman"]]]
     )
