@@ -26,6 +26,7 @@ OTHERS = [
     "big_vlp.show segmentation",
     "big_vlp.show attention",
     "big_vlp.convert",
+    "evaluators.answers",
     "evaluators.datasets",
     "evaluators.datasets check",
     "input_pipeline.prepare",
@@ -126,6 +127,7 @@ def test_the_commands_of_the_documents_can_be_read(words, monkeypatch):
     module = {
         "big_vlp.convert": "big_vlp.convert.__main__",
         "big_vlp.show": "big_vlp.show.__main__",
+        "evaluators.answers": "evaluators.answers.shared.command",
         "evaluators.datasets": "evaluators.datasets.command",
         "input_pipeline.corpus": "input_pipeline.corpus.command",
         "input_pipeline.doctor": "input_pipeline.doctor.command",

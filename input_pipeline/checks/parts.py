@@ -26,6 +26,8 @@ def known(package: str) -> dict[str, str]:
 def _walk(package: str, path, found: dict[str, str]) -> None:
     for module in pkgutil.iter_modules(path):
         name = f"{package}.{module.name}"
+        if module.name == "__main__":
+            continue
         if not module.ispkg:
             found[module.name] = name
         elif module.name not in NO_PARTS:

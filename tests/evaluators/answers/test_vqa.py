@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from evaluators.answers.vqa import normalise, soft_accuracy
+from evaluators.answers.shared.agreement import normalise, soft_accuracy
 from evaluators.shared.base import make_evaluator
 from evaluators.shared.written import image_for
 from input_pipeline.sources import make_source
@@ -177,7 +177,7 @@ def test_bad_input_is_explained():
     fails("controls='blind': give a list", controls="blind")
     fails(r"controls=\['deaf'\]", controls=["deaf"])
     fails("'shuffled' needs data of two records", answers=[["a"]], controls=["shuffled"])
-    fails("'toy-0' has no question with answers", answers=[[], []])
+    fails("'toy-0' has no answers", answers=[[], []])
     change = dataclasses.replace
     fails("set resize='squash'", preprocess=change(toy_text.PREPROCESS, resize="shortest"))
     fails("need a LLaMA tokenizer", preprocess=change(toy_text.PREPROCESS, tokenizer="clip"))

@@ -1,0 +1,163 @@
+"""What evaluators that ask one question of each record have in common: scores, and predictions.
+
+Their scores need no model: a `Scoring` says what is kept of a record and what texts for all records
+are worth, to an evaluator as to `python -m evaluators.answers`, which reads the texts in a file.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from big_vlp.parallel.processes import raise_together
+from evaluators.answers.shared import predictions
+from evaluators.shared.rows import gather_rows
+from evaluators.shared.written import WritingEvaluator
+from input_pipeline.text.templates import make_prompt
+
+Kept = dict[str, Any]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Scoring:
+    """What is kept of records, and scores of texts; its fields are keys of the evaluator's config.
+
+    Attributes:
+      by: a field of the records, such as category, domain or split; scores are then also told for
+        each of its values, as `METRIC_VALUE`, in the order in which they occur.
+    """
+
+    by: str | None = None
+
+    def query(self, record: Mapping[str, Any]) -> str:
+        """What is asked, without the template. Raises ValueError where there is no question."""
+        question = record.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"Record {record['id']!r} has no question; use data that has them.")
+        return question.strip()
+
+    def keep(self, record: Mapping[str, Any]) -> Kept:
+        """What scores need to know of a record, as JSON data; a subclass adds to it.
+
+        Raises:
+          ValueError: the record has no such field as `by`, or not what is asked for.
+        """
+        kept = {"id": predictions.identity(record), "record": str(record["id"])}
+        if self.by is not None:
+            if record.get(self.by) is None:
+                raise ValueError(
+                    f"Record {record['id']!r} has no field {self.by!r}; by= names a field that all "
+                    "records have."
+                )
+            kept["by"] = str(record[self.by])
+        return kept
+
+    def answered(self, kept: Kept) -> bool:
+        """Whether it is known what is right; of some tests it is secret."""
+        return bool(kept["answers"])
+
+    def scores(self, texts: Sequence[str], kept: Sequence[Kept]) -> Iterator[tuple[str, float]]:
+        """Yields (metric, value) of texts for all records, which are all answered."""
+        raise NotImplementedError
+
+    def check(self, kept: Sequence[Kept]) -> None:
+        """Raises ValueError where it is not known of every record what is right."""
+        secret = [one["record"] for one in kept if not self.answered(one)]
+        if secret:
+            raise ValueError(
+                f"Record {secret[0]!r} has no {self.wanted}; {len(secret):,} of {len(kept):,} have "
+                "none. Use data that have them, or write predictions=FILE to hand in."
+            )
+
+    wanted: ClassVar[str] = "answers"
+
+    def with_groups(
+        self,
+        metrics: Callable[[np.ndarray], Mapping[str, float]],
+        kept: Sequence[Kept],
+    ) -> Iterator[tuple[str, float]]:
+        """What `metrics` gives of all places, i[N], and then of those of each group."""
+        yield from metrics(np.arange(len(kept))).items()
+        for name, places in self.groups(kept).items():
+            for metric, value in metrics(places).items():
+                yield f"{metric}_{name}", value
+
+    def groups(self, kept: Sequence[Kept]) -> dict[str, np.ndarray]:
+        """Places of the records of each group; empty without `by`."""
+        found: dict[str, list[int]] = {}
+        for place, one in enumerate(kept):
+            if "by" in one:
+                found.setdefault(one["by"], []).append(place)
+        return {name: np.array(places) for name, places in found.items()}
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class AskingEvaluator(Scoring, WritingEvaluator):
+    """The base of evaluators that ask about each record once and score what is written.
+
+    Yields what `scores` does, for the model and for each control with its name behind.
+
+    Attributes:
+      predictions: a file into which what the model writes (not the controls) is put before it is
+        scored, and whatever was in it is not; of data whose answers are secret nothing else comes.
+      form: of that file, one of `predictions.FORMS`.
+    """
+
+    predictions: str | None = None
+    form: str = "vqa"
+
+    def __post_init__(self):
+        predictions.check_form(self.form)
+        super().__post_init__()
+        self.query(self.source[0])  # fail now, not after training
+        first = self.keep(self.source[0])
+        if self.predictions is None:
+            self.check([first])
+
+    def run(self, model) -> Iterator[tuple[str, float]]:
+        """Raises ValueError where a record cannot be asked about."""
+        kept = {}
+
+        def ask(row):
+            record = self.source[row]
+            prompt = make_prompt(self.template, self.query(record))
+            kept[row] = self.keep(record)
+            return row, record, prompt
+
+        for control in (None, *self.controls):
+            texts = self.write(model, ask, len(self.source), control)
+            every = gather_rows(kept, len(self.source))
+            if control is None and self.predictions is not None:
+                self.put(texts, every)
+                if not any(map(self.answered, every)):
+                    return
+            self.check(every)
+            for values in (self.scores(texts, every), self.further(model, control, texts, every)):
+                for name, value in values:
+                    yield f"{name}_{control}" if control else name, value
+        yield from self.baselines(every)
+
+    def further(
+        self, model, control: str | None, texts: Sequence[str], kept: Sequence[Kept]
+    ) -> Iterator[tuple[str, float]]:
+        """Yields what takes further questions to the model, after `scores` of these."""
+        del model, control, texts, kept
+        return iter(())
+
+    def baselines(self, kept: Sequence[Kept]) -> Iterator[tuple[str, float]]:
+        """Yields what is had without any model, named METRIC_baseline or METRIC_chance."""
+        del kept
+        return iter(())
+
+    def put(self, texts: Sequence[str], kept: Sequence[Kept]) -> None:
+        """Writes the predictions, by one process."""
+        error = None
+        if jax.process_index() == 0:
+            try:
+                ids = [one["id"] for one in kept]
+                predictions.write(self.predictions, self.form, ids, texts)
+            except (OSError, ValueError) as failed:
+                error = failed
+        raise_together(self.mesh, error)

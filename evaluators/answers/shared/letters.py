@@ -1,0 +1,101 @@
+"""Questions with choices, A, B and so on: how they are asked, and which choice an answer names."""
+
+import re
+import string
+from collections.abc import Sequence
+
+import numpy as np
+
+from evaluators.answers.shared import asking
+from evaluators.answers.shared.agreement import plain
+
+LETTERS = string.ascii_uppercase
+_LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,](?!\s*(?:or|and)\b)|\W*$)")
+_NAMED = re.compile(r"\(([A-Za-z])\)|\b(?:answer|option|choice)(?: is)?:? \(?([A-Z])\b")
+_ALONE = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
+_ARTICLE = re.compile(r"\bA(?= (?!or\b|and\b)[a-z])")
+
+
+def choices_of(record) -> tuple[list[str], int | None]:
+    """The choices, and the place of the right one where that is known.
+
+    Raises:
+      ValueError: there are none, or more than letters, or the answer is no place among them.
+    """
+    choices = [str(choice) for choice in record.get("choices", ())]
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError(
+            f"Record {record['id']!r} has {len(choices)} choices; a question has 2 to "
+            f"{len(LETTERS)}. Use data with choices, or the evaluator vqa."
+        )
+    if record.get("answer") is None:
+        return choices, None
+    answer = int(record["answer"])
+    if not 0 <= answer < len(choices):
+        raise ValueError(
+            f"Record {record['id']!r} has the answer {answer}; it is the place of one of its "
+            f"{len(choices)} choices, from 0 on."
+        )
+    return choices, answer
+
+
+def asked_of(record, question: str) -> str:
+    """The question, behind the record's `hint` where it has one."""
+    hint = str(record.get("hint") or "").strip()
+    return f"{hint}\n{question}" if hint else question
+
+
+def listed(choices: Sequence[str]) -> str:
+    """A line "A. ..." for each choice."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
+
+
+def chosen(text: str, choices: Sequence[str]) -> int | None:
+    """The place of the choice that an answer names, or None where it names none, or several.
+
+    The first of these that holds: it begins with a letter that a bracket, stop or its end follows;
+    it is a choice to the letter; all letters in brackets, or behind "answer is", are one; there is
+    one capital that stands alone (an A before a small word is an article); the words of one choice
+    alone stand in it. So do MMBench's and MMMU's scripts, but for what they do where nothing is
+    found: one asks a language model, the other guesses.
+    """
+    known = LETTERS[: len(choices)]
+    if (found := _LEADING.match(text)) and found[1].upper() in known:
+        return known.index(found[1].upper())
+    same = [place for place, choice in enumerate(choices) if _bare(choice) == _bare(text)]
+    if len(same) == 1:
+        return same[0]
+    named = {(a or b).upper() for a, b in _NAMED.findall(text)}
+    alone = set(_ALONE.findall(_ARTICLE.sub("", text)))
+    for letters in (named & set(known), alone & set(known)):
+        if letters:
+            return known.index(letters.pop()) if len(letters) == 1 else None
+    within = [place for place, choice in enumerate(choices) if _stands_in(choice, text)]
+    return within[0] if len(within) == 1 else None
+
+
+def right_of_pairs(right: np.ndarray) -> float:
+    """Of pairs of neighbours, the share in which both are right.
+
+    Raises:
+      ValueError: their number is odd.
+    """
+    if len(right) % 2:
+        raise ValueError(
+            f"pairs=True needs pairs of neighbouring records; there are {len(right)} records."
+        )
+    return float(right.reshape(-1, 2).all(axis=1).mean())
+
+
+def chance(kept: Sequence[asking.Kept]) -> float:
+    """What an answer at random gets."""
+    return float(np.mean([1 / len(one["choices"]) for one in kept]))
+
+
+def _bare(text: str) -> str:
+    return plain(text).rstrip(".")
+
+
+def _stands_in(choice: str, text: str) -> bool:
+    bare = _bare(choice)
+    return bool(bare) and re.search(rf"(?<!\w){re.escape(bare)}(?!\w)", plain(text)) is not None

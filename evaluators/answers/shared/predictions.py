@@ -1,0 +1,180 @@
+"""Files of what a model answered, in the forms that benchmarks take them."""
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from input_pipeline.checks.arguments import unknown
+from input_pipeline.files import whole
+from input_pipeline.files.ranges import read_files, source_path
+from input_pipeline.records import given
+
+
+class Form(NamedTuple):
+    """How answers are written.
+
+    Attributes:
+      id, text: what the two are called.
+      layout: "list", of JSON; "lines" of JSON; "map", a JSON of ids and texts; "table", of TSV.
+      numbers: whether ids that are numbers are written as such.
+    """
+
+    id: str
+    text: str
+    layout: str = "list"
+    numbers: bool = True
+
+
+FORMS = {
+    "coco": Form("image_id", "caption"),  # COCO, NoCaps, TextCaps, Flickr30k
+    "vqa": Form("question_id", "answer"),  # VQAv2, OK-VQA, TextVQA, TDIUC
+    "vizwiz": Form("image", "answer", numbers=False),
+    "gqa": Form("questionId", "prediction", numbers=False),
+    "seed": Form("question_id", "prediction", "lines", numbers=False),
+    "pope": Form("question_id", "answer", "lines"),
+    "mmbench": Form("index", "prediction", "table"),
+    "mmmu": Form("", "", "map", numbers=False),  # MMMU, ScienceQA
+}
+
+
+def check_form(name: str) -> None:
+    """Raises ValueError where there is no such form."""
+    if name not in FORMS:
+        raise ValueError(unknown("form", name, FORMS))
+
+
+def identity(record: Mapping[str, Any]) -> str:
+    """By what a record's answer is known: its `question_id`, or its `id` where it has none."""
+    return str(record.get("question_id", record["id"]))
+
+
+def check_ids(ids: Sequence[str], where: str) -> None:
+    """Raises ValueError where an id is there twice."""
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{where}: {len(twice):,} ids occur more than once, such as {twice[0]!r}; each "
+            "question must have one answer."
+        )
+
+
+def write(path: str | os.PathLike, form: str, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Writes a file, which is there as a whole or not at all.
+
+    Raises:
+      ValueError: no such form, or an id is there twice.
+    """
+    check_form(form)
+    check_ids(ids, "The data")
+    shape = FORMS[form]
+    names = [int(name) if shape.numbers and _is_number(name) else name for name in ids]
+    rows = [{shape.id: name, shape.text: text} for name, text in zip(names, texts)]
+    if shape.layout == "table":
+        file = io.StringIO()
+        table = csv.DictWriter(file, [shape.id, shape.text], delimiter="\t", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        content = file.getvalue()
+    elif shape.layout == "lines":
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        content = json.dumps(dict(zip(names, texts)) if shape.layout == "map" else rows) + "\n"
+    path = source_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.write_whole(path, content.encode())
+
+
+def read(path: str | os.PathLike) -> dict[str, str]:
+    """id -> text of a file in any of the forms.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it has another form, or an id is there twice.
+    """
+    content = given(read_files([source_path(path)])[0]).decode()
+    pairs = None
+    for layout in _LAYOUTS.values():
+        try:
+            rows = layout(content)
+            pairs = _pairs(rows) if rows else None
+        except (ValueError, TypeError, AttributeError, KeyError):
+            continue
+        if pairs:
+            break
+    if not pairs:
+        raise ValueError(f"{path} holds no predictions in one of the forms {', '.join(FORMS)}.")
+    check_ids([name for name, _ in pairs], os.fspath(path))
+    return dict(pairs)
+
+
+def matched(found: Mapping[str, str], ids: Sequence[str], where: str) -> list[str]:
+    """The texts of a file in the order of the data's ids.
+
+    Raises:
+      ValueError: the file answers other questions (those of another split, it may be), or not all.
+    """
+    check_ids(ids, "The data")
+    others = [name for name in found if name not in set(ids)] if set(found) - set(ids) else []
+    if others:
+        raise ValueError(
+            f"{where}: {len(others):,} of its {len(found):,} ids are not in the data, such as "
+            f"{others[0]!r}; they must be of the same split."
+        )
+    missing = [name for name in ids if name not in found]
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing):,} of {len(ids):,} questions have no answer, such as "
+            f"{missing[0]!r}; every question must have one."
+        )
+    return [found[name] for name in ids]
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _list(content: str) -> list[dict]:
+    rows = json.loads(content)
+    if not isinstance(rows, list):
+        raise ValueError
+    return rows
+
+
+class _Repeated(list):
+    """The pairs of a JSON object, in which a key may be there twice."""
+
+
+def _map(content: str) -> list[tuple]:
+    pairs = json.loads(content, object_pairs_hook=_Repeated)
+    if not isinstance(pairs, _Repeated) or not all(isinstance(text, str) for _, text in pairs):
+        raise ValueError
+    return pairs
+
+
+def _lines(content: str) -> list[dict]:
+    return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+
+def _table(content: str) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(content), delimiter="\t"))
+
+
+_LAYOUTS: dict[str, Callable[[str], list]] = {
+    "list": _list,
+    "lines": _lines,  # before a map, which a single line could be taken for
+    "map": _map,
+    "table": _table,
+}
+
+
+def _pairs(rows: list) -> list[tuple[str, str]]:
+    if isinstance(rows, _Repeated):
+        return [(str(name), text) for name, text in rows]
+    for form in FORMS.values():
+        if form.id and form.id in rows[0] and form.text in rows[0]:
+            return [(str(row[form.id]), str(row[form.text])) for row in rows]
+    raise ValueError

@@ -1,0 +1,204 @@
+"""Evaluators that ask one question of each record: scores by hand, controls, predictions."""
+
+import json
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evaluators.answers.shared import letters
+from evaluators.answers.yes_no import says_yes
+from input_pipeline.text.boxes import format_boxes
+from tests.evaluators.answers import toy_text
+from tests.evaluators.shared import toy
+
+
+def source_of(**fields):
+    size = len(next(iter(fields.values())))
+    captions = fields.pop("caption", [["?"]] * size)
+    return toy.ToySource({"caption": captions}, **({"question": ["?"] * size} | fields))
+
+
+def evaluate(name, written, source, **config):
+    return toy_text.evaluate(name, source, toy_text.answers(written), **config)
+
+
+def test_pope_by_hand():
+    """Right: yes, yes, no, no, yes, no; said: yes, no, yes, no, yes, no."""
+    source = source_of(
+        answers=[[a] for a in ("yes", "yes", "no", "no", "yes", "no")],
+        category=["random"] * 4 + ["popular"] * 2,
+    )
+    written = ["Yes.", "no", "yes there is", "There is not. Yes", "yes", "No, it is blue"]
+    values = evaluate("yes_no", written, source, by="category")
+    assert values["accuracy"] == pytest.approx(4 / 6)
+    assert values["precision"] == values["recall"] == values["f1"] == pytest.approx(2 / 3)
+    assert values["yes_ratio"] == 0.5 and values["accuracy_baseline"] == 0.5
+    assert values["accuracy_random"] == 0.5 and values["f1_random"] == 0.5
+    assert values["accuracy_popular"] == 1 and values["yes_ratio_popular"] == 0.5
+
+
+def test_an_answer_is_a_yes_as_in_popes_script():
+    assert all(map(says_yes, ("yes", "maybe", "", "nothing", "Yes. no", "NO", "yes!")))
+    assert not any(map(says_yes, ("no", "No", "not so", "It is not", "no, yes", "No.")))
+
+
+CHOICES = [["red", "blue"], ["cat", "dog", "bird"], ["one", "two"], ["up", "down"]]
+
+
+def test_choices_by_hand():
+    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], category=["x", "x", "y", "y"])
+    asked = dict(pairs=True, instruction="")  # the toy's rows are short
+    values = evaluate("multiple_choice", ["A", "dog", "(b)", "?"], source, by="category", **asked)
+    assert values["accuracy"] == 0.5 and values["no_choice"] == 0.25
+    assert values["accuracy_x"] == values["accuracy_y"] == 0.5
+    assert values["accuracy_of_pairs"] == 0
+    assert values["accuracy_chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
+    pairs = evaluate("multiple_choice", ["A", "C", "B", "B"], source, **asked)
+    assert pairs["accuracy_of_pairs"] == 0.5 and pairs["accuracy"] == 0.75
+
+
+def test_circular_evaluation_asks_for_each_order():
+    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0])
+    # Who writes the words is right in every order, who always says A only in the first.
+    asked = dict(circular=True, instruction="")
+    values = evaluate("multiple_choice", ["red", "bird", "two", "A"], source, **asked)
+    assert values["accuracy"] == 1 and values["accuracy_circular"] == 0.75
+    by_letter = evaluate("multiple_choice", ["A", "C", "B", "A"], source, **asked)
+    assert by_letter["accuracy"] == 1 and by_letter["accuracy_circular"] == 0
+
+
+def test_a_question_is_asked_with_hint_and_choices():
+    """The model writes what it reads, which a question of VQA is told to expect."""
+    query = "see\nwhich\nA. p\nB. q\nSay"
+    kept = []
+    source = source_of(choices=[["p", "q"]], answer=[1], question=["which "], hint=["see"])
+    with mock.patch.object(letters, "chosen", lambda text, choices: kept.append(text)):
+        toy_text.evaluate(
+            "multiple_choice", source, {}, {"generate": toy_text.echo}, instruction="Say"
+        )
+    vqa = source_of(answers=[kept], question=[query])
+    found = toy_text.evaluate("vqa", vqa, {}, {"generate": toy_text.echo}, normalisation="plain")
+    assert found["exact_match"] == 1 and "which" in kept[0]
+
+
+def test_the_likeliest_choice_is_taken():
+    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0])
+
+    def losses_by_length(model, batch):
+        """A token's loss is the number of the answer's tokens, or one less of their number."""
+        counts = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
+        each = jnp.where(model["longest"], -counts, counts)
+        return (each * counts).astype(jnp.float32), counts
+
+    lengths = [[len(toy_text.TEXT.encode(choice)) for choice in own] for own in CHOICES]
+
+    def expected(best):
+        return np.mean([
+            own[answer] == best(own) and own.count(best(own)) == 1
+            for own, answer in zip(lengths, [0, 2, 1, 0])
+        ])  # fmt: skip
+
+    for longest, best in ((True, max), (False, min)):
+        fns = {"token_losses": losses_by_length}
+        model = {"longest": jnp.asarray(longest)}
+        values = toy_text.evaluate("choice_loss", source, model, fns, controls=["blind"])
+        assert values["accuracy"] == values["accuracy_blind"] == expected(best)
+        assert values["accuracy_chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
+    # Two choices alike are a tie, which is no hit.
+    same = source_of(choices=[["red", "red"]], answer=[0])
+    assert toy_text.evaluate("choice_loss", same, model, fns)["accuracy"] == 0
+
+
+def test_pointing_takes_the_box_that_overlaps_most():
+    boxes = [np.array(b) for b in ([0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0.5, 0.3, 0.9])]
+    choices = [[format_boxes(box) for box in boxes]] * 5
+    source = source_of(choices=choices, answer=[0, 1, 2, 0, 0])
+    written = [
+        "[[050,050,400,400]]",
+        "it is [[450,450,900,900]] or [[000,000,400,400]]",  # the first counts
+        "[[000,000,400,400]]",
+        "[[1,2]] [[a,b,c,d]]",
+        "[[950,950,990,990]]",  # overlaps none
+    ]
+    values = evaluate("pointing", written, source)
+    assert values["accuracy"] == pytest.approx(2 / 5) and values["parse_failures"] == 0.2
+    assert values["accuracy_chance"] == pytest.approx(1 / 3)
+
+
+def test_captions_are_scored_by_domain():
+    captions = [["a red cat", "the cat"], ["a dog ran"], ["a bird in a tree"], ["two boats"]]
+    source = source_of(caption=captions, domain=["in", "in", "out", "out"])
+    written = ["a red cat", "a dog", "?", "two boats"]
+    values = evaluate("captions", written, source, by="domain", controls=["shuffled"])
+    halves = [
+        evaluate("captions", written[part], source_of(caption=captions[part]))
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    for name in ("cider", "bleu_1", "rouge_l"):
+        assert values[f"{name}_in"] == pytest.approx(halves[0][name])
+    assert 0 < values["cider"] < 10 and values["cider_shuffled"] < values["cider"]
+    assert halves[1]["cider"] >= 0
+
+
+def test_tdiuc_by_hand():
+    source = source_of(answers=[["a1"], ["b1"], ["c1"], ["d1"]], category=["p", "p", "p", "q"])
+    values = evaluate("vqa", ["a1", "b1", "x", "d1"], source, by="category")
+    assert values["exact_match"] == 0.75
+    assert values["exact_match_of_groups"] == pytest.approx((2 / 3 + 1) / 2)
+    assert values["exact_match_of_groups_harmonic"] == pytest.approx(2 / (3 / 2 + 1))
+    none = evaluate("vqa", ["a1", "b1", "x", "y"], source, by="category")
+    assert none["exact_match_of_groups_harmonic"] == 0 < none["exact_match_of_groups"]
+
+
+def test_textvqa_is_compared_as_its_server_does():
+    source = source_of(answers=[["black,white"] * 10])
+    assert evaluate("vqa", ["blackwhite"], source)["vqa_accuracy"] == 0
+    textvqa = evaluate("vqa", ["blackwhite"], source, normalisation="textvqa")
+    assert textvqa["vqa_accuracy"] == 1
+
+
+def test_what_is_written_is_kept_in_a_file(tmp_path):
+    path = tmp_path / "new" / "answers.json"
+    source = source_of(answers=[["red"], ["blue"]], question_id=["5", "9"])
+    asked = dict(predictions=str(path), controls=["blind"])
+    values = evaluate("vqa", ["red", "Green "], source, **asked)
+    assert values["exact_match"] == 0.5
+    expected = [{"question_id": 5, "answer": "red"}, {"question_id": 9, "answer": "Green"}]
+    assert json.loads(path.read_text()) == expected
+    # A test whose answers are secret has no scores; a record of it among others is an error.
+    secret = source_of(answers=[[], []], question_id=["5", "9"])
+    assert evaluate("vqa", ["red", "x"], secret, **asked) == {}
+    assert json.loads(path.read_text())[1]["answer"] == "x"
+    half = source_of(answers=[["red"], []], question_id=["5", "9"])
+    with pytest.raises(ValueError, match="'toy-1' has no answers; 1 of 2 have none"):
+        evaluate("vqa", ["red", "x"], half, **asked)
+    twice = source_of(answers=[["red"], ["x"]], question_id=["5", "5"])
+    with pytest.raises(ValueError, match="occur more than once, such as '5'"):
+        evaluate("vqa", ["red", "x"], twice, **asked)
+    with pytest.raises(ValueError, match="Unknown form"):
+        evaluate("vqa", ["red", "x"], source, form="x")
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("yes_no", {"answers": [["maybe"]]}, "answered by"),
+        ("multiple_choice", {"choices": [["x"]], "answer": [0]}, "has 1 choices"),
+        ("multiple_choice", {"choices": [["x", "y"]]}, "'toy-0' has no answer"),
+        ("choice_loss", {"choices": [["x", "y"]], "answer": [5]}, "has the answer 5"),
+        ("pointing", {"choices": [["x", "y"]], "answer": [0]}, "no boxes"),
+        ("captions", {"answers": [["x"]], "caption": [[]]}, "is empty"),
+        ("vqa", {"answers": [["x"]], "question": [" "]}, "has no question"),
+    ],
+)
+def test_data_that_do_not_fit_fail_before_training(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(name, ["x"], source_of(**fields))
+
+
+def test_pairs_need_an_even_number():
+    source = source_of(choices=CHOICES[:1], answer=[0])
+    with pytest.raises(ValueError, match="there are 1 records"):
+        evaluate("multiple_choice", ["A"], source, pairs=True, instruction="")

@@ -1,0 +1,117 @@
+"""Files of answers: what is written is read again, and what does not fit is one error."""
+
+import json
+
+import pytest
+
+from evaluators.answers.shared import command, predictions
+from input_pipeline import command_line
+from tests.evaluators.shared import toy
+
+IDS, TEXTS = ["7", "x_1", "12"], ["A", 'two "dogs"\tthere\nand', "ünïcode"]
+
+
+@pytest.mark.parametrize("form", predictions.FORMS)
+def test_every_form_is_read_again(form, tmp_path):
+    path = tmp_path / "deep" / "file"
+    predictions.write(path, form, IDS, TEXTS)
+    assert predictions.read(path) == dict(zip(IDS, TEXTS))
+    predictions.write(path, form, IDS[:1], ["other"])
+    assert predictions.read(path) == {"7": "other"}
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_forms_are_those_of_the_benchmarks(tmp_path):
+    def written(form):
+        predictions.write(tmp_path / "f", form, ["42", "a"], ["yes", "no"])
+        return (tmp_path / "f").read_text()
+
+    assert json.loads(written("coco"))[0] == {"image_id": 42, "caption": "yes"}
+    assert json.loads(written("vqa"))[0] == {"question_id": 42, "answer": "yes"}
+    assert json.loads(written("vizwiz"))[1] == {"image": "a", "answer": "no"}
+    assert json.loads(written("gqa"))[0] == {"questionId": "42", "prediction": "yes"}
+    assert json.loads(written("mmmu")) == {"42": "yes", "a": "no"}
+    first = written("seed").splitlines()[0]
+    assert json.loads(first) == {"question_id": "42", "prediction": "yes"}
+    assert written("mmbench") == "index\tprediction\n42\tyes\na\tno\n"
+
+
+def test_what_does_not_fit_is_one_error(tmp_path):
+    path = tmp_path / "f"
+    with pytest.raises(ValueError, match="1 ids occur more than once, such as '7'"):
+        predictions.write(path, "vqa", ["7", "7"], ["a", "b"])
+    assert not path.exists()
+    with pytest.raises(ValueError, match="Unknown form 'cocoa'"):
+        predictions.write(path, "cocoa", ["7"], ["a"])
+    for text in ('[{"question_id": 7, "answer": "a"}, {"question_id": "7", "answer": "b"}]',
+                 '{"7": "a", "7": "b"}'):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ValueError, match="more than once, such as '7'"):
+            predictions.read(path)
+    for text in ("", "[]", "{}", "[1]", '{"a": 1}', '[{"id": 1}]', "text", "\xff"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="holds no predictions"):
+            predictions.read(path)
+    with pytest.raises(ValueError, match="1 of its 2 ids are not in the data, such as 'y'"):
+        predictions.matched({"x": "a", "y": "b"}, ["x"], "file")
+    with pytest.raises(ValueError, match="1 of 2 questions have no answer, such as 'z'"):
+        predictions.matched({"x": "a"}, ["x", "z"], "file")
+    assert predictions.matched({"x": "a", "y": "b"}, ["y", "x"], "file") == ["b", "a"]
+
+
+@pytest.fixture
+def scored(monkeypatch, tmp_path, capsys):
+    """Calls the command on answers to three questions."""
+    source = toy.ToySource(
+        {"caption": [["a cat sat"], ["a dog ran"], ["a red bird"]]},
+        question=["?"] * 3,
+        question_id=["1", "2", "3"],
+        answers=[["red"], ["blue"], ["two"]],
+        category=["x", "x", "y"],
+    )
+    monkeypatch.setattr(command_line, "open_source", lambda text: (text, {}, source))
+
+    def call(answers, metric="vqa", *words):
+        path = tmp_path / "answers.json"
+        path.write_text(json.dumps(answers))
+        status = command.main(
+            ["--predictions", str(path), "--data", "toy:a=1", "--metric", metric, *words]
+        )
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_a_file_is_scored_without_a_model(scored):
+    status, out, _ = scored({"3": "2", "1": "Red.", "2": "red"}, "vqa:by=category", "--json")
+    values = json.loads(out)
+    assert status == 0 and values["exact_match"] == pytest.approx(2 / 3)
+    assert values["exact_match_x"] == 0.5 and values["exact_match_y"] == 1
+    assert values["exact_match_of_groups"] == 0.75
+    assert values["exact_match_of_groups_harmonic"] == pytest.approx(2 / 3)
+    status, out, _ = scored({"3": "2", "1": "Red.", "2": "red"}, "vqa:normalisation=plain")
+    assert status == 0 and out.startswith("exact_match   0.0000\n")
+    captions = {"1": "a cat sat", "2": "a dog ran", "3": "a red bird"}
+    status, out, _ = scored(captions, "captions", "--json")
+    assert status == 0 and json.loads(out)["bleu_3"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "answers, metric, message",
+    [
+        ({"1": "a", "2": "b", "9": "c"}, "vqa", "ids are not in the data, such as '9'"),
+        ({"1": "a", "2": "b"}, "vqa", "1 of 3 questions have no answer, such as '3'"),
+        ([1], "vqa", "holds no predictions"),
+        ({"1": "a"}, "vqa:norm=x", "unexpected keyword argument 'norm'"),
+        ({"1": "a"}, "vqa:normalisation=x", "Unknown normalisation 'x'"),
+        ({"1": "a"}, "vqa:by=colour", "no field 'colour'"),
+        ({"1": "a"}, "multiple_choice", "has 0 choices"),
+        ({"1": "a"}, "yes_no", "not by yes or no alone"),
+        ({"1": "a"}, "caption_loss", "has no Scoring"),
+    ],
+)
+def test_an_error_is_one_line(scored, answers, metric, message):
+    status, out, err = scored(answers, metric)
+    assert status == 1 and out == ""
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
