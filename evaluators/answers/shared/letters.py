@@ -56,8 +56,8 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     The first of these that holds: it begins with a letter that a bracket, stop or its end follows;
     it is a choice to the letter; all letters in brackets, or behind "answer is", are one; there is
     one capital that stands alone (an A before a small word is an article); the words of one choice
-    alone stand in it. So do MMBench's and MMMU's scripts, but for what they do where nothing is
-    found: one asks a language model, the other guesses.
+    alone stand in it. A rule of ours, not compared with MMBench's and MMMU's scripts; where nothing
+    is found the one asks a language model, and the other guesses.
     """
     known = LETTERS[: len(choices)]
     if (found := _LEADING.match(text)) and found[1].upper() in known:
