@@ -28,7 +28,7 @@ from input_pipeline import records
 from input_pipeline.files import listing, outages, whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.ranges import source_path
-from input_pipeline.files.whole import in_directory, write_json
+from input_pipeline.files.whole import in_directory
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.words.labelling import Labeller
@@ -243,10 +243,7 @@ def _written_shard(
             info = _write_temporary(temporary, rules, labeller, job, duplicates)
             info = {"version": records.FORMAT_VERSION, "options": options, **info}
             if not _is_there(path, info):  # by another attempt
-                # The JSON of a replaced shard must not vouch for its successor.
-                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
-                whole.place(temporary, path)
-                write_json(path.with_name(f"{path.name}.json"), info)
+                whole.vouched(path, functools.partial(whole.place, temporary, path), info)
             return info
         except FileNotFoundError as error:
             if error.filename != os.fspath(temporary):
