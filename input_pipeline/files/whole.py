@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.files import buckets, copies, listing
+from input_pipeline.files import buckets, copies, listing, ranges
 
 TEMPORARY_SUFFIX = ".tmp"
 _ABANDONED_SECONDS = 3600
@@ -85,7 +85,7 @@ def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
 
 def checksum(path: Path | epath.Path) -> str:
     """SHA-256 of a file's contents, in hex."""
-    with path.open("rb") as file:
+    with ranges.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
