@@ -138,6 +138,8 @@ def write(
             "will be kept. The data set is complete, and can be opened, once the same command has "
             "run without failures."
         )
+    if tasks:
+        _check_are_there(shards, output, jobs, options)
     for path in in_directory(output):
         if path.name.startswith(".") and path.name.endswith(_DIGESTS_SUFFIX):
             path.unlink(missing_ok=True)
@@ -181,6 +183,30 @@ def _finished_shards(
     described = {f: s for (f, s), is_whole in zip(described.items(), are_whole) if is_whole}
     kept = {f: s for f, s in described.items() if (s["source"], s.get("modified")) == inputs[f]}
     return kept, len(described) - len(kept)
+
+
+def _check_are_there(
+    shards: dict[str, dict[str, Any]],
+    output: Path | epath.Path,
+    jobs: list[Job],
+    options: dict[str, Any],
+) -> None:
+    """Whether what would be described is what the next run would find. A worker may be at a task of
+    a command that was killed, also long after the next one began, and put another shard, of the
+    input as it was then, into the place of a new one.
+
+    Raises:
+      ValueError: it is not.
+    """
+    found, _ = _finished_shards(output, jobs, options)
+    sums = {file: shard["sha256"] for file, shard in found.items()}
+    other = [job.file for job in jobs if sums.get(job.file) != shards[job.file]["sha256"]]
+    if other:
+        raise ValueError(
+            f"{len(other)} of {len(jobs)} shards were replaced meanwhile, e.g. {other[0]}: a job "
+            "of an earlier command with this --output still runs. End it, then run the same command "
+            "to continue."
+        )
 
 
 def _are_whole(paths: list[Path | epath.Path], shards: Iterable[dict[str, Any]]) -> list[bool]:
