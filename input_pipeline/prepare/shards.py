@@ -204,8 +204,8 @@ def _check_are_there(
     if other:
         raise ValueError(
             f"{len(other)} of {len(jobs)} shards were replaced meanwhile, e.g. {other[0]}: a job "
-            "of an earlier command with this --output still runs. End it, then run the same command "
-            "to continue."
+            "of an earlier command with this --output still runs. End it, then run the same "
+            "command to continue."
         )
 
 

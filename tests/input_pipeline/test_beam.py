@@ -141,7 +141,7 @@ def test_bad_runners_and_options_are_one_clear_error(name, options, message, tmp
 
 def test_what_workers_read_must_be_where_they_see_it(tmp_path):
     folder = epath.Path("gs://bucket/out/.beam")
-    with pytest.raises(ValueError, match=r"no disk of this machine, where a/\*\.tar is: give one in"):
+    with pytest.raises(ValueError, match=r"machine, where a/\*\.tar is: give one"):
         beam.Runner("dataflow", [], folder, ["gs://bucket/b", "a/*.tar"])
     beam.Runner("Direct", [], tmp_path / ".beam", ["a/*.tar"])
 

@@ -1,10 +1,12 @@
 """A shard that is made several times, also at once and where another command ends meanwhile."""
 
+import dataclasses
 import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from rich.console import Console
 
 from input_pipeline.files import whole
 from input_pipeline.prepare import shards
@@ -127,3 +129,33 @@ def test_a_json_that_another_attempt_removes_is_not_there(tmp_path, monkeypatch)
     monkeypatch.setattr(whole, "in_directory", lambda path: found)
     (tmp_path / "a.json").unlink()
     assert [contents for _, _, contents in whole.finished(tmp_path, "b")] == [None, None]
+
+
+def test_a_shard_of_an_earlier_command_is_not_described(tmp_path):
+    """A worker of it ends its task after the new command's, and puts its own shard there."""
+
+    def late(function, tasks, unit, console):
+        for label, arguments in tasks:
+            yield label, function(*arguments)
+        write(output, stale)
+
+    output, console = tmp_path / "out", Console()
+    stale = dataclasses.replace(job(), modified="0", read=functools.partial(read_other, 8))
+    more = (output, OPTIONS, Rules(), late, "records", console)
+    with pytest.raises(
+        ValueError, match=r"1 of 1 shards were replaced meanwhile, e.g. a.array_rec"
+    ):
+        shards.write([job()], *more)
+    assert not (output / "dataset.json").exists()
+
+    def here(function, tasks, unit, console):
+        return [(label, function(*arguments)) for label, arguments in tasks]
+
+    [found] = shards.write([job()], *more[:3], here, *more[4:])
+    assert found["records"] == 8
+
+
+def read_other(count, tally):
+    """Other records of the same size."""
+    for key, record in read(count, None, tally):
+        yield key, {**record, "captions": {"a": ["c"]}}
