@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pickle
+import platform
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from etils import epath
 from rich.console import Console
 
 from input_pipeline.files.buckets import is_in_bucket, make_directory
+from input_pipeline.files.outages import Unreachable, tell, text_of
 from input_pipeline.files.ranges import source_path
 from input_pipeline.files.whole import in_directory, write_whole
 from input_pipeline.workers import progress_bar
@@ -44,8 +46,12 @@ _LOOK_SECONDS = 0.2
 # Network disks may show a file of another machine only so much later.
 _LATE_SECONDS = 90
 _END_SECONDS = 300  # that a job has to put its workers away
+_OUTAGE_SECONDS = 600  # that a bucket may not answer the command, while the job goes on
 # Runners whose servers have options of their own, which only they can check.
 _SERVED = ("portable", "flink", "spark")
+# What Beam calls its Direct runner chooses one of several. Where it can, it downloads a program and
+# starts that (Prism), which knows none of the --direct_... options. This is the one that does.
+_DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 # What decides the bytes of the output: a worker of another version would write others.
 _PACKAGES = ("big_vlp", "array-record", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 
@@ -57,13 +63,26 @@ class Runner:
       name: as Beam knows it, with or without "Runner", e.g. "Dataflow"; or the name of a class.
       options: further words of a command line, for Beam.
       folder: for tasks and results, beside the output; made here, and removed at the end.
+      reads: paths, or patterns of them, that the tasks read.
 
     Raises:
       ValueError: Beam is not installed, there is no such runner or option, or the runner cannot
-        reach the folder.
+        reach the folder, or what is read.
     """
 
-    def __init__(self, name: str, options: list[str], folder: Path | epath.Path):
+    def __init__(
+        self,
+        name: str,
+        options: list[str],
+        folder: Path | epath.Path,
+        reads: Iterable[str | os.PathLike] = (),
+    ):
+        for path in (folder.parent, *reads) if "dataflow" in name.lower() else ():
+            if not is_in_bucket(path):
+                raise ValueError(
+                    f"--runner {name}: its workers see no disk of this machine, where "
+                    f"{os.fspath(path)} is: give one in a bucket (gs://...)."
+                )
         try:
             # Imported here: an extra, and it takes seconds.
             import apache_beam as beam
@@ -74,6 +93,8 @@ class Runner:
         make_options = beam.options.pipeline_options.PipelineOptions
         if "." not in name and not name.lower().endswith("runner"):
             name = f"{name[:1].upper()}{name[1:]}Runner"
+        if name.lower() == "directrunner":
+            name = _DIRECT
         try:
             beam.runners.runner.create_runner(name)
         except (ValueError, ImportError, AttributeError) as error:
@@ -91,11 +112,6 @@ class Runner:
         if unknown := _unknown(options, given - known):
             raise ValueError(
                 f"neither this command nor Beam has {' '.join(unknown)} (patterns need quotes)."
-            )
-        if "dataflow" in name.lower() and not is_in_bucket(folder):
-            raise ValueError(
-                f"--runner {name}: its workers see no disk of this machine; give an --output in a "
-                "bucket (gs://...)."
             )
         self._folder = folder if is_in_bucket(folder) else Path(os.path.abspath(folder))
 
@@ -131,7 +147,8 @@ class Runner:
                 finally:
                     job.close()
         finally:
-            _remove(exchange)
+            with contextlib.suppress(Unreachable):  # the next command removes it
+                _remove(exchange)
             if not is_in_bucket(self._folder):
                 with contextlib.suppress(OSError):  # another command's is there
                     self._folder.rmdir()
@@ -141,31 +158,34 @@ class Runner:
     ) -> Iterator[tuple[int, Any]]:
         """(number, result) of each task, as they come."""
         found: set[int] = set()
-        ended = None
+        ended = silent = None
         while len(found) < count:
             is_over = job.is_over(_LOOK_SECONDS)
             started = time.monotonic()
-            for path in in_directory(exchange):
-                if path.suffix != _RESULT or int(path.stem) in found:
-                    continue
-                found.add(int(path.stem))
-                is_value, result = pickle.loads(path.read_bytes())
+            try:
+                results, silent = _look(exchange, found), None
+            except Unreachable as error:
+                silent = silent or started
+                if time.monotonic() - silent > _OUTAGE_SECONDS:
+                    raise
+                tell(text_of(error))
+                results = {}
+            for number, (is_value, result) in results.items():
+                found.add(number)
                 if not is_value:
                     raise result
-                yield int(path.stem), result
+                yield number, result
             if len(found) == count:
                 return
             now = time.monotonic()
-            if is_over:
+            if is_over and not silent:
                 ended = ended or now
                 if job.failure or now - ended > _LATE_SECONDS:
-                    raise ValueError(self._told(job.failure, exchange, count - len(found), count))
+                    raise ValueError(self._told(job.failure, count - len(found), count))
             else:
                 job.is_over((now - started) / _LOOKING)
 
-    def _told(self, failure: str, exchange: Path | epath.Path, missing: int, count: int) -> str:
-        if not (exchange / _FUNCTION).exists():
-            return "Another command with this --output has begun, and goes on instead of this one."
+    def _told(self, failure: str, missing: int, count: int) -> str:
         if failure:
             return (
                 f"The Beam job failed with {missing} of {count} tasks to do: {failure}. Run the "
@@ -175,6 +195,22 @@ class Runner:
             f"The Beam job has ended, but {missing} of {count} tasks left no result: do all its "
             f"workers see {self._folder.parent} at this very path?"
         )
+
+
+def _look(exchange: Path | epath.Path, found: Collection[int]) -> dict[int, tuple[bool, Any]]:
+    """Number -> (whether it is a value, the value or error), of the tasks beside `found`.
+
+    Raises:
+      ValueError: another command has the folder now.
+    """
+    paths = in_directory(exchange)
+    new = [path for path in paths if path.suffix == _RESULT and int(path.stem) not in found]
+    try:
+        if any(path.name == _FUNCTION for path in paths):
+            return {int(path.stem): pickle.loads(path.read_bytes()) for path in new}
+    except FileNotFoundError:
+        pass  # it has begun just now
+    raise ValueError("Another command with this --output has begun, and goes on instead of this.")
 
 
 class _Job:
@@ -291,15 +327,22 @@ def _work(task: tuple[int, bytes], folder: str) -> None:
     result = exchange / f"{number}{_RESULT}"
     if result.exists():  # of an earlier attempt at this bundle
         return
+    _check_command(exchange)
     function = _function(folder)
     try:
         answer = pickle.dumps((True, function(*pickle.loads(arguments))))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
         answer = _pickled_error(error)
-    if not (exchange / _FUNCTION).exists():
-        raise FileNotFoundError(f"{folder} is gone: the command of this job has ended")
+    _check_command(exchange)
     write_whole(result, answer)
+
+
+def _check_command(exchange: Path | epath.Path) -> None:
+    """A task of a command that has ended must not be begun: it would write what a later command
+    with this output may have written in another way."""
+    if not (exchange / _FUNCTION).exists():
+        raise FileNotFoundError(f"{exchange} is gone: the command of this job has ended")
 
 
 @functools.lru_cache(maxsize=4)
@@ -309,7 +352,7 @@ def _function(folder: str) -> Callable[..., Any]:
         if version != versions[package]:
             error = (
                 f"a worker has {package} {version}, and the command {versions[package]}: give all "
-                "machines the same packages (--sdk_container_image)"
+                "machines the same processors and packages (--sdk_container_image)"
             )
             return functools.partial(_refuse, error)
     if os.path.isdir(directory):  # relative paths mean what they mean to the command
@@ -322,8 +365,9 @@ def _refuse(text: str, *_: Any) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that decide the output; a checkout that is not installed has none."""
-    found = {}
+    """Of what decides the output: the kind of processor, and packages; a checkout that is not
+    installed has no version."""
+    found = {"processor": platform.machine()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

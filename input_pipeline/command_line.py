@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from input_pipeline import beam
 from input_pipeline.checks import errors, unicode
 from input_pipeline.checks.paths import PathError, is_url
 from input_pipeline.checks.ranges import whole
+from input_pipeline.files import listing
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.sources import make_source
 from input_pipeline.workers import in_processes
@@ -103,19 +104,24 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def runner(args: argparse.Namespace, folder: Path | epath.Path) -> Callable[..., Any]:
+def runner(
+    args: argparse.Namespace,
+    folder: Path | epath.Path,
+    reads: Iterable[str | os.PathLike] = (),
+) -> Callable[..., Any]:
     """What calls a function for many tasks, `run(function, tasks, unit, console)`, as the words of
     `add_workers` say: `workers.run_all` without the number of workers, or Beam's.
 
     Args:
       args: of `Parser.parse_job`.
       folder: hidden, beside the output; for what a cluster's machines tell each other.
+      reads: what the tasks read: paths or patterns; of a source see `places`.
 
     Raises:
       ValueError: see `beam.Runner`.
     """
     if args.runner is not None:
-        return beam.Runner(args.runner, args.runner_options, folder).run_all
+        return beam.Runner(args.runner, args.runner_options, folder, reads).run_all
     return in_processes(args.workers)
 
 
@@ -191,6 +197,22 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"--input {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
         arguments[key] = value
     return name, arguments
+
+
+def places(arguments: Any) -> Iterator[str]:
+    """What a source's arguments name on a disk of this machine: files, also by a pattern, and
+    folders. Names of caption fields are none."""
+    if isinstance(arguments, dict):
+        arguments = [value for key, value in arguments.items() if key != "captions"]
+    if isinstance(arguments, list):
+        for value in arguments:
+            yield from places(value)
+    elif (
+        isinstance(arguments, str)
+        and not is_url(arguments)
+        and (os.path.isdir(os.path.expanduser(arguments)) or listing.matches(arguments))
+    ):
+        yield arguments
 
 
 def _first(text: str) -> tuple[str, Any, str]:

@@ -151,7 +151,10 @@ def _run_filter(args: argparse.Namespace) -> int:
     for name in ("drop_words", "drop_domains"):
         values[name] = values[name] and Listed.of(values[name])
     rules, given, console = Rules(**values), _given(args), Console()
-    planned, run = jobs.plan(args.input), command_line.runner(args, args.output / ".beam")
+    planned, run = (
+        jobs.plan(args.input),
+        command_line.runner(args, args.output / ".beam", [args.input]),
+    )
     kinds = {kind for check in rules.checks() for kind in check.kinds}
     _check_columns(planned, kinds, given)
     options = {
@@ -200,7 +203,10 @@ def filter_table(
 def _run_similarity(args: argparse.Namespace) -> int:
     given, console = _given(args), Console()
     embeddings = similarity.find_embeddings(args.embeddings)
-    planned, run = jobs.plan(args.input), command_line.runner(args, args.output / ".beam")
+    planned, run = (
+        jobs.plan(args.input),
+        command_line.runner(args, args.output / ".beam", [args.input]),
+    )
     _check_columns(planned, scores.kinds(given), given)
     options = {
         "command": args.command,

@@ -61,7 +61,10 @@ def open_file(path: Path | epath.Path) -> BinaryIO:
     """A file to be read from its beginning to its end."""
     if not is_in_bucket(path):
         return open(path, "rb")
-    return files_of(path).open(os.fspath(path), "rb", block_size=_READ_AHEAD)
+    # gcsfs' own choice of a cache asks for each header of a tar by itself.
+    return files_of(path).open(
+        os.fspath(path), "rb", block_size=_READ_AHEAD, cache_type="readahead"
+    )
 
 
 def read_files(paths: Sequence[str | os.PathLike]) -> list[bytes | Exception]:

@@ -7,14 +7,14 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from input_pipeline.files import buckets, copies, listing
+from input_pipeline.files import buckets, copies, listing, ranges
 
 TEMPORARY_SUFFIX = ".tmp"
 _ABANDONED_SECONDS = 3600
@@ -46,7 +46,8 @@ def finished(
 
     def contents(path):
         if path.suffix == ".json":
-            with contextlib.suppress(ValueError):
+            # Another attempt may be at it, which has removed it meanwhile.
+            with contextlib.suppress(ValueError, FileNotFoundError):
                 return json.loads(path.read_bytes())
         return None
 
@@ -84,7 +85,7 @@ def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
 
 def checksum(path: Path | epath.Path) -> str:
     """SHA-256 of a file's contents, in hex."""
-    with path.open("rb") as file:
+    with ranges.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -116,9 +117,33 @@ def place(temporary: Path, path: Path | epath.Path) -> None:
     os.replace(temporary, path)
 
 
+def vouched(path: Path | epath.Path, put: Callable[[], None], value: Any) -> None:
+    """Puts a file in its place, and after it the JSON beside it that vouches for it.
+
+    The JSON of a replaced file must not vouch for its successor, so it is removed before; but not
+    one of just this value: an attempt that repeats another, and is lost on the way, takes nothing
+    from what that one finished.
+
+    Args:
+      path: of the file.
+      put: writes it.
+      value: of the JSON.
+    """
+    note, data = path.with_name(f"{path.name}.json"), _encoded(value)
+    with contextlib.suppress(FileNotFoundError):
+        if note.read_bytes() != data:
+            note.unlink()
+    put()
+    write_whole(note, data)
+
+
 def write_json(path: Path | epath.Path, value: Any) -> None:
     """Writes JSON to `path`, which never holds half of it."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode("ascii"))
+    write_whole(path, _encoded(value))
+
+
+def _encoded(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode("ascii")
 
 
 def write_whole(path: Path | epath.Path, data: bytes) -> None:
@@ -126,10 +151,15 @@ def write_whole(path: Path | epath.Path, data: bytes) -> None:
     if buckets.is_in_bucket(path):
         buckets.write(path, data)
         return
-    temporary = path.with_name(temporary_name(path.name))
-    try:
-        temporary.write_bytes(data)
-        place(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    is_placed = False
+    while not is_placed:
+        temporary = path.with_name(temporary_name(path.name))
+        try:
+            temporary.write_bytes(data)  # raises where there is no such directory
+            # Else another command has finished, and removed all that is half-written.
+            with contextlib.suppress(FileNotFoundError):
+                place(temporary, path)
+                is_placed = True
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -232,7 +232,7 @@ def _run_webdataset(args: argparse.Namespace) -> int:
     if args.split_sentences:
         arguments.append("--split-sentences")
     check = functools.partial(tar_samples.check_fields, tars, args.captions)
-    return _prepare(args, jobs, options, arguments, "MB", check=check)
+    return _prepare(args, jobs, options, arguments, [args.input], "MB", check=check)
 
 
 def _run_source(args: argparse.Namespace) -> int:
@@ -251,10 +251,13 @@ def _run_source(args: argparse.Namespace) -> int:
             origin=piece.origin,
             modified=piece.modified,
             size=len(piece.indices),
-            read=functools.partial(_read_source, name, json.dumps(given), piece.indices),
+            read=functools.partial(
+                _read_source, name, json.dumps(given), piece.origin["fingerprint"], piece.indices
+            ),
         )
         for piece in pieces.cut(name, source, args.records_per_shard)
     ]
+    reads = command_line.places(given)
     # Where the data lies decides nothing, and is nobody's business.
     given = {key: without_folder(value) for key, value in given.items()}
     options = {
@@ -273,11 +276,11 @@ def _run_source(args: argparse.Namespace) -> int:
         extra["left_out"] = dict(source.left_out)
         for what, count in source.left_out.items():
             say(Console(), f"Left out: {count:,} {what}.")
-    return _prepare(args, jobs, options, arguments, "records", extra)
+    return _prepare(args, jobs, options, arguments, reads, "records", extra)
 
 
 def _run_index(args: argparse.Namespace) -> int:
-    tar_index.build(args.input, args.output, _runner(args))
+    tar_index.build(args.input, args.output, _runner(args, [args.input]))
     return 0
 
 
@@ -286,12 +289,13 @@ def _prepare(
     jobs: list[shards.Job],
     options: dict[str, Any],
     arguments: list[str],
+    reads: Iterable[str],
     unit: str,
     extra: dict[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Writes the shards of all jobs, where some are to be written and `check` raises nothing, and
-    their description, with `extra`; returns the exit code."""
+    """Writes the shards of all jobs, which read `reads`, where some are to be written and `check`
+    raises nothing, and their description, with `extra`; returns the exit code."""
     rules = Rules(
         max_aspect_ratio=args.max_aspect_ratio,
         min_side=args.min_side,
@@ -321,14 +325,15 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
         if rule.caption_fields is not None:
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
-    run = _runner(args)
+    run = _runner(args, reads if args.drop is None else itertools.chain(reads, [args.drop]))
     started = time.monotonic()
     console = Console()
     with contextlib.ExitStack() as stack:
         if args.drop is not None:
             place = stack.enter_context(dropped.sorted_for(args.drop, data, args.output))
-            reads = [functools.partial(dropped.without, job.read, os.fspath(place)) for job in jobs]
-            jobs = [dataclasses.replace(job, read=read) for job, read in zip(jobs, reads)]
+            path = os.fspath(place)
+            kept = [functools.partial(dropped.without, job.read, path) for job in jobs]
+            jobs = [dataclasses.replace(job, read=read) for job, read in zip(jobs, kept)]
         written = shards.write(
             jobs, args.output, options, rules, run, unit, console, labeller, check
         )
@@ -350,15 +355,15 @@ def _prepare(
     return 0
 
 
-def _runner(args: argparse.Namespace) -> shards.Run:
-    return command_line.runner(args, args.output / ".beam")
+def _runner(args: argparse.Namespace, reads: Iterable[str | os.PathLike]) -> shards.Run:
+    return command_line.runner(args, args.output / ".beam", reads)
 
 
 def _read_source(
-    name: str, arguments: str, indices: range, tally: Tally
+    name: str, arguments: str, fingerprint: str, indices: range, tally: Tally
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (id, record) for some records of a source; `arguments` as JSON."""
-    source = kept_source(name, arguments)
+    """Yields (id, record) for some records of a source, see `kept_source`."""
+    source = kept_source(name, arguments, fingerprint)
     for index in indices:
         record = source[index]
         tally.samples += 1

@@ -28,7 +28,7 @@ from input_pipeline import records
 from input_pipeline.files import listing, outages, whole
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.files.ranges import source_path
-from input_pipeline.files.whole import in_directory, write_json
+from input_pipeline.files.whole import in_directory
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.words.labelling import Labeller
@@ -138,6 +138,8 @@ def write(
             "will be kept. The data set is complete, and can be opened, once the same command has "
             "run without failures."
         )
+    if tasks:
+        _check_are_there(shards, output, jobs, options)
     for path in in_directory(output):
         if path.name.startswith(".") and path.name.endswith(_DIGESTS_SUFFIX):
             path.unlink(missing_ok=True)
@@ -181,6 +183,30 @@ def _finished_shards(
     described = {f: s for (f, s), is_whole in zip(described.items(), are_whole) if is_whole}
     kept = {f: s for f, s in described.items() if (s["source"], s.get("modified")) == inputs[f]}
     return kept, len(described) - len(kept)
+
+
+def _check_are_there(
+    shards: dict[str, dict[str, Any]],
+    output: Path | epath.Path,
+    jobs: list[Job],
+    options: dict[str, Any],
+) -> None:
+    """Whether what would be described is what the next run would find. A worker may be at a task of
+    a command that was killed, also long after the next one began, and put another shard, of the
+    input as it was then, into the place of a new one.
+
+    Raises:
+      ValueError: it is not.
+    """
+    found, _ = _finished_shards(output, jobs, options)
+    sums = {file: shard["sha256"] for file, shard in found.items()}
+    other = [job.file for job in jobs if sums.get(job.file) != shards[job.file]["sha256"]]
+    if other:
+        raise ValueError(
+            f"{len(other)} of {len(jobs)} shards were replaced meanwhile, e.g. {other[0]}: a job "
+            "of an earlier command with this --output still runs. End it, then run the same "
+            "command to continue."
+        )
 
 
 def _are_whole(paths: list[Path | epath.Path], shards: Iterable[dict[str, Any]]) -> list[bool]:
@@ -243,10 +269,7 @@ def _written_shard(
             info = _write_temporary(temporary, rules, labeller, job, duplicates)
             info = {"version": records.FORMAT_VERSION, "options": options, **info}
             if not _is_there(path, info):  # by another attempt
-                # The JSON of a replaced shard must not vouch for its successor.
-                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
-                whole.place(temporary, path)
-                write_json(path.with_name(f"{path.name}.json"), info)
+                whole.vouched(path, functools.partial(whole.place, temporary, path), info)
             return info
         except FileNotFoundError as error:
             if error.filename != os.fspath(temporary):

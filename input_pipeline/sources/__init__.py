@@ -49,14 +49,25 @@ def make_source(
 
 
 @functools.cache
-def kept_source(name: str, arguments: str) -> Source:
+def kept_source(name: str, arguments: str, fingerprint: str | None = None) -> Source:
     """`make_source` once in a process, for its workers: some sources read a large table.
 
     Args:
       name: of the source.
       arguments: of it, as JSON.
+      fingerprint: of the source that the command found; None for any.
+
+    Raises:
+      ValueError: this process, perhaps on another machine, finds another source.
     """
-    return make_source(name, **json.loads(arguments))
+    source = make_source(name, **json.loads(arguments))
+    if fingerprint is not None and (found := source.fingerprint()) != fingerprint:
+        raise ValueError(
+            f"source {name} is another one for this worker (fingerprint {found}) than for the "
+            f"command ({fingerprint}): it was changed meanwhile, or machines see different files "
+            "under one path."
+        )
+    return source
 
 
 def check_fields(captions: Sequence[str]) -> tuple[str, ...]:

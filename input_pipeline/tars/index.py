@@ -26,7 +26,13 @@ from input_pipeline.files import outages
 from input_pipeline.files.buckets import is_in_bucket
 from input_pipeline.files.listing import Status, statuses
 from input_pipeline.files.ranges import open_file, source_path
-from input_pipeline.files.whole import finished, remove_temporaries, write_json, write_whole
+from input_pipeline.files.whole import (
+    finished,
+    remove_temporaries,
+    vouched,
+    write_json,
+    write_whole,
+)
 from input_pipeline.tars import samples
 from input_pipeline.tars.reader import FORMAT_VERSION, INDEX_FILE, row_dtype, url_hash
 from input_pipeline.text.captions import split_sentences
@@ -152,10 +158,7 @@ def _indexed_tar(
         "texts": dict(zip(texts, table["texts"].sum(axis=0).tolist())),
         "dropped": dropped,
     }
-    # The JSON of a replaced file must not vouch for its successor.
-    file.with_name(f"{file.name}.json").unlink(missing_ok=True)
-    write_whole(file, data.getvalue())
-    write_json(file.with_name(f"{file.name}.json"), entry)
+    vouched(file, lambda: write_whole(file, data.getvalue()), entry)
     return entry
 
 

@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".tsv":
         raise ValueError(f"--output must end in .tsv, got {str(args.output)!r}.")
-    run = command_line.runner(args, args.output.with_name(f".{args.output.name}.beam"))
+    reads = command_line.places([command_line.parse_source(text)[1] for text in args.input])
+    run = command_line.runner(args, args.output.with_name(f".{args.output.name}.beam"), reads)
     make_directory(args.output.parent)
     job = count.plan(args.input, args.captions, args.mode)
     totals = count.run(job, run)

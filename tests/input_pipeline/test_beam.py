@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from etils import epath
 from rich.console import Console
 
 from input_pipeline import beam
@@ -14,6 +15,9 @@ from tests.input_pipeline import beam_tasks
 from tests.input_pipeline.beam_tasks import Label
 
 pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
+from apache_beam.runners.direct.direct_runner import SwitchingDirectRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.prism_runner import PrismRunner
 
 
 @pytest.fixture(autouse=True)
@@ -108,14 +112,16 @@ def test_a_job_that_fails_is_one_error(run, monkeypatch):
     assert "\n" not in str(error.value) and "Run the same command" in str(error.value)
 
 
-def test_a_worker_of_another_version_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["simplejpeg", "processor"])
+def test_a_worker_of_another_version_is_refused(what, tmp_path, monkeypatch):
     assert beam._write_tasks(beam_tasks.refuse, [(0,)], tmp_path / "x") == 1
     [task] = beam._tasks(0, str(tmp_path / "x"))
     here = beam._versions()
-    monkeypatch.setattr(beam, "_versions", lambda: here | {"simplejpeg": "0.1"})
+    assert here[what]
+    monkeypatch.setattr(beam, "_versions", lambda: here | {what: "0.1"})
     beam._work(task, str(tmp_path / "x"))
     is_value, error = pickle.loads((tmp_path / "x" / "0.result").read_bytes())
-    assert not is_value and "a worker has simplejpeg 0.1, and the command" in str(error)
+    assert not is_value and f"a worker has {what} 0.1, and the command" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +130,68 @@ def test_a_worker_of_another_version_is_refused(tmp_path, monkeypatch):
         ("Sparc", [], "Unexpected pipeline runner: SparcRunner"),
         ("my_lab.Runner", [], "No module named 'my_lab'"),
         ("Direct", ["--captoins", "txt"], "neither this command nor Beam has --captoins"),
-        ("Dataflow", [], "--output in a bucket|apache_beam.gcp."),
+        ("Dataflow", [], "Dataflow: its workers see no disk of this machine, where .*/out is"),
     ],
 )
 def test_bad_runners_and_options_are_one_clear_error(name, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        beam.Runner(name, options, tmp_path / ".beam")
+        beam.Runner(name, options, tmp_path / "out" / ".beam")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_workers_read_must_be_where_they_see_it(tmp_path):
+    folder = epath.Path("gs://bucket/out/.beam")
+    with pytest.raises(ValueError, match=r"machine, where a/\*\.tar is: give one"):
+        beam.Runner("dataflow", [], folder, ["gs://bucket/b", "a/*.tar"])
+    beam.Runner("Direct", [], tmp_path / ".beam", ["a/*.tar"])
+
+
+def test_direct_is_the_runner_that_knows_the_direct_options(run, monkeypatch):
+    """Beam's own choice would download another."""
+    found = []
+    run_pipeline = FnApiRunner.run_pipeline
+
+    def note(self, pipeline, options):
+        found.append(options.get_all_options()["runner"])
+        return run_pipeline(self, pipeline, options)
+
+    def refuse(self, pipeline, options):
+        raise AssertionError("another runner")
+
+    monkeypatch.setattr(FnApiRunner, "run_pipeline", note)
+    monkeypatch.setattr(SwitchingDirectRunner, "run_pipeline", refuse)
+    monkeypatch.setattr(PrismRunner, "run_pipeline", refuse)
+    assert run(beam_tasks.refuse, [(0,)]) == {"0": 0}
+    assert found == ["apache_beam.runners.portability.fn_api_runner.FnApiRunner"]
+
+
+def test_an_outage_while_the_command_waits_is_outlasted(run, monkeypatch):
+    look, calls = beam._look, []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) < 4:
+            raise outages.Unreachable("503: come again")
+        return look(*arguments)
+
+    monkeypatch.setattr(beam, "_look", fail)
+    assert run(beam_tasks.refuse, [(0,), (1,)]) == {"0": 0, "1": 1}
+    assert len(calls) >= 4
+    calls.clear()
+    monkeypatch.setattr(beam, "_OUTAGE_SECONDS", 0)
+    with pytest.raises(outages.Unreachable):
+        run(beam_tasks.refuse, [(0,), (1,)])
+
+
+def test_a_task_of_an_ended_command_is_not_begun(tmp_path):
+    exchange = tmp_path / "x"
+    beam._write_tasks(beam_tasks.square, [(0, str(tmp_path)), (1, str(tmp_path))], exchange)
+    first, second = beam._tasks(0, str(exchange))
+    beam._work(first, str(exchange))  # so that the process knows the function
+    (exchange / "function").unlink()
+    with pytest.raises(FileNotFoundError, match="the command of this job has ended"):
+        beam._work(second, str(exchange))
+    assert [path.name for path in tmp_path.glob("*.calls")] == ["0.calls"]
 
 
 @pytest.mark.slow

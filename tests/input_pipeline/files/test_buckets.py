@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from input_pipeline.checks.paths import PathError
-from input_pipeline.files import buckets, lines, outages, whole
+from input_pipeline.files import buckets, lines, outages, ranges, whole
 from tests.bucket_server import SERVERS, directory_of
 
 
@@ -29,6 +29,17 @@ def directory(request, tmp_path, start_bucket_server):
 def test_what_is_no_path(url):
     with pytest.raises(PathError):
         buckets.storage_path(url)
+
+
+def test_a_file_that_is_read_from_end_to_end_is_asked_for_in_large_parts(bucket, bucket_server):
+    data = bytes(range(256)) * 2**13  # 2 MB
+    whole.write_whole(bucket / "a", data)
+    before = len(bucket_server.faults.requests)
+    with ranges.open_file(bucket / "a") as file:
+        # As a tar's headers: little of much.
+        found = [(file.seek(place), file.read(512)) for place in range(0, len(data), 2**14)]
+    assert all(read == data[place : place + 512] for place, read in found)
+    assert len(bucket_server.faults.requests) - before < 8
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.files import outages
+from input_pipeline.files import copies, outages
 from input_pipeline.prepare import command as prepare
 from input_pipeline.words import command as words
+from tests.bucket_server import directory_of
 from tests.input_pipeline.prepare.prepare_data import (
     contents,
     image,
@@ -79,6 +80,49 @@ def test_shards_of_a_source_and_indices_are_the_same(tars, tmp_path):
         assert prepare.main([*command, *(more or ("--workers", "1"))]) == 0
     assert contents(tmp_path / "here") == contents(tmp_path / "beam")
     assert contents(tmp_path / "here_tars") == contents(tmp_path / "beam_tars")
+
+
+def test_a_table_joined_to_tars_is_the_same(tmp_path, capsys):
+    urls = {str(number): f"http://a.b/{number}.jpg" for number in range(4)}
+    samples = {key: (image(int(key)), {"url": url}) for key, url in urls.items()}
+    write_tar(tmp_path / "train-0.tar", samples)
+    lines = [f"{url}\ta cat {key}" for key, url in urls.items()]
+    (tmp_path / "a.tsv").write_text("\n".join(["url\ttext", *lines, "http://a.b/x\tnone"]))
+    index = ["index", "--input", f"{tmp_path}/*.tar", "--output", str(tmp_path / "index")]
+    assert prepare.main([*index, "--workers", "1"]) == 0
+    source = ["table", f"path={tmp_path}/a.tsv", 'captions=["text"]', "url_column=url"]
+    source += [f"downloads={tmp_path}/index", "--records-per-shard", "2"]
+    for name, more in (("here", ()), ("beam", DIRECT)):
+        assert run_source(tmp_path / name, *source, *more) == 0
+    assert contents(tmp_path / "here") == contents(tmp_path / "beam")
+    assert len(contents(tmp_path / "here")) == 5
+    capsys.readouterr()
+    assert run_source("gs://bucket/a", *source, "--runner", "Dataflow") == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "error: --runner Dataflow: its workers see no disk of this machine, where "
+        f"{tmp_path}/a.tsv is: give one in a bucket (gs://...).\n"
+    )
+
+
+def test_what_a_local_disk_alone_has_is_refused_for_dataflow(tars, capsys):
+    vocabulary_of = [
+        "--threshold",
+        "0",
+        "--runner",
+        "Dataflow",
+        "--input",
+        "scenes:split=val,size=8",
+    ]
+    vocabulary_of += ["--input", str(tars.parent), "--output", "gs://bucket/a.tsv"]
+    index = ["index", "--input", f"{tars}/*.tar", "--runner", "Dataflow", "--output", "gs://b/a"]
+    for command, place in (
+        (lambda: run(tars, "gs://bucket/a", "--runner", "Dataflow"), f"{tars}/train-*.tar"),
+        (lambda: words.main(vocabulary_of), str(tars.parent)),
+        (lambda: prepare.main(index), f"{tars}/*.tar"),
+    ):
+        assert command() == 1
+        assert f"no disk of this machine, where {place} is" in capsys.readouterr().err
 
 
 def test_a_bundle_that_is_tried_again_changes_nothing(tars, rules, prepared, tmp_path):
@@ -145,6 +189,15 @@ def test_a_bucket_that_does_not_answer_for_a_while(
     assert len(refused) == 16
     assert contents(bucket) == contents(prepared)
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_tars_and_shards_in_a_bucket_of_s3(tars, rules, prepared, start_bucket_server, request):
+    start_bucket_server("s3")
+    bucket = directory_of("s3", request)
+    for tar in tars.iterdir():
+        copies.upload(tar, bucket / "tars" / tar.name)
+    assert run(os.fspath(bucket / "tars"), bucket / "out", *rules, *DIRECT) == 0
+    assert contents(bucket / "out") == contents(prepared)
 
 
 @pytest.mark.slow

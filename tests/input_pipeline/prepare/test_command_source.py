@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.prepare import command as prepare
+from input_pipeline.prepare.filters import Tally
 from input_pipeline.sources import make_source
 from tests.input_pipeline.prepare.prepare_data import (
     contents,
@@ -183,3 +184,13 @@ def test_the_former_words_for_a_source_are_an_error_that_has_the_new_ones(
 ):
     assert prepare.main(["source", *words, "--output", str(tmp_path / "out")]) == 1
     assert new in capsys.readouterr().err
+
+
+def test_a_worker_that_sees_another_source_refuses():
+    given = {"split": "val", "size": 7, "image_size": 40}
+    job = "scenes", json.dumps(given)
+    seen = make_source("scenes", **given).fingerprint()
+    assert len(list(prepare._read_source(*job, seen, range(2, 4), Tally()))) == 2
+    other = make_source("scenes", **given | {"size": 6}).fingerprint()
+    with pytest.raises(ValueError, match="another one for this worker"):
+        next(prepare._read_source(*job, other, range(2, 4), Tally()))
