@@ -30,11 +30,20 @@ NEEDED = {
     "big_vlp.show attention": ["--model", "DIR", "--image", "FILE", "--text", "a"],
     "big_vlp.show retrieval": ["--model", "DIR", "--input", "scenes", "--caption-field", "a"],
     "big_vlp.show predictions": ["--model", "DIR", "--input", "scenes"],
+    "evaluators.answers": ["--predictions", "FILE", "--data", "scenes", "--metric", "vqa"],
     "evaluators.datasets check": [],
     "big_vlp.convert": ["import", "catlip", "FROM", "TO"],
     "input_pipeline.prepare webdataset": ["--input", "x.tar", "--captions", "a", "--output", "DIR"],
     "input_pipeline.prepare source": ["--input", "scenes", "--output", "DIR"],
     "input_pipeline.prepare index": ["--input", "x.tar", "--output", "DIR"],
+    "input_pipeline.corpus filter": [
+        *("--input", "x.parquet", "--output", "DIR", "--max-aspect-ratio", "6")
+    ],
+    "input_pipeline.corpus similarity": [
+        *("--input", "x.parquet", "--embeddings", "FILE", "--threshold", "0", "--output", "DIR")
+    ],
+    "input_pipeline.duplicates hash": ["--input", "scenes", "--output", "DIR"],
+    "input_pipeline.duplicates find": ["--hashes", "DIR", "--output", "FILE.parquet"],
     "input_pipeline.doctor": ["PATH"],
     "input_pipeline.grounding": ["--input", "scenes", "--boxes", "x.json", "--output", "DIR"],
     "input_pipeline.vocabulary": ["--input", "scenes", "--output", "FILE.tsv"],
@@ -43,7 +52,9 @@ NEEDED = {
     ],
 }
 ENDS = dict.fromkeys(("big_vlp.convert", "big_vlp.show"), ".__main__")
+ENDS["evaluators.answers"] = ".shared.command"
 ENDS |= dict.fromkeys(("input_pipeline.doctor", "evaluators.datasets"), ".command")
+ENDS |= dict.fromkeys(("input_pipeline.corpus", "input_pipeline.duplicates"), ".command")
 ENDS |= dict.fromkeys(("input_pipeline.grounding", "input_pipeline.prepare"), ".command")
 OF_A_PATH = re.compile(r"DIR|FILE|PATH|FROM|\bTO\b|PNG|\.tsv")
 

@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument(
         "--embeddings",
         required=True,
+        type=_pattern,
         metavar="FILE",
         help="of big_vlp.embed with --captions, .npz or .parquet, or a pattern of several, in "
         "quotes; rows without any are dropped",
@@ -85,6 +86,7 @@ def _add_files(command: argparse.ArgumentParser, kinds: set[str]) -> None:
     command.add_argument(
         "--input",
         required=True,
+        type=_pattern,
         metavar="'DIR/*.parquet'",
         help="pattern of the tables, in quotes: parquet, here or in a bucket; .csv, .tsv or .arrow",
     )
@@ -198,6 +200,12 @@ def filter_table(
         return sift(job, output, about, checks, given, keep_missing)
 
     return jobs.attempt(job.table, write)
+
+
+def _pattern(text: str) -> str:
+    """Reads a path with wildcards, as argparse wants it; refuses what `path_argument` does."""
+    path_argument(text)
+    return text
 
 
 def _run_similarity(args: argparse.Namespace) -> int:
