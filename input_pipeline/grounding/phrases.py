@@ -6,14 +6,13 @@ Kosmos-2 (arXiv 2306.14824), which CogVLM follows: "a man in a red hat" is "a ma
 """
 
 import functools
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from input_pipeline.grounding import chunks
 from input_pipeline.grounding.chunks import Token
-from input_pipeline.words import synsets
+from input_pipeline.words import synsets, tagging
 
 CHUNKER = "chunker"
 PIPELINES = "chunker, or spacy:MODEL"
@@ -74,11 +73,8 @@ def make_pipeline(name: str) -> Pipeline:
       ValueError: there is none of this name, or what it needs is not installed.
     """
     kind, _, model = name.partition(":")
+    tagging.check(f"--phrases {name}")  # for labels, whatever finds the phrases
     if name == CHUNKER:
-        if importlib.util.find_spec("textblob") is None:
-            raise ValueError(
-                "--phrases chunker needs a part-of-speech tagger: pip install 'big_vlp[pos]'."
-            )
         return chunks.of
     if kind != "spacy" or not model:
         raise ValueError(f"--phrases {name!r}: choose {PIPELINES}.")

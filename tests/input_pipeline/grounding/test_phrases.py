@@ -4,6 +4,7 @@ import pytest
 
 from input_pipeline.grounding import chunks, phrases
 from input_pipeline.grounding.phrases import Kind
+from input_pipeline.words import tagging
 
 # Caption, and its phrases behind each other.
 CAPTIONS = """
@@ -69,6 +70,14 @@ a small green heart right of a black star | a small green heart | a black star
 an elderly man with glasses reads a newspaper | an elderly man | glasses | a newspaper
 the dogs' toys are scattered across the floor | the dogs' toys | the floor
 a train is coming down the tracks | a train | the tracks
+Woman drinking coffee in cafe | Woman | coffee | cafe
+a cat watches tv | a cat | tv
+Group of friends drinking beer | Group | friends | beer
+a woman cooks dinner | a woman | dinner
+a toilet, sink and mirror | a toilet | sink | mirror
+two men cook dinner | two men | dinner
+a woman drinks hot coffee | a woman | hot coffee
+a toy sports car near a skating rink | a toy sports car | a skating rink
 horses and cows stand in a field | horses | cows | a field
 """
 ROWS = [[part.strip() for part in line.split("|")] for line in CAPTIONS.strip().splitlines()]
@@ -189,9 +198,10 @@ def test_pipelines_that_are_not_there(monkeypatch):
             phrases.make_pipeline(name)
     with pytest.raises(ValueError, match="no_such_model"):
         phrases.make_pipeline("spacy:no_such_model")
-    monkeypatch.setattr(phrases.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"big_vlp\[pos\]"):
-        phrases.make_pipeline.__wrapped__("chunker")
+    monkeypatch.setattr(tagging.importlib.util, "find_spec", lambda name: None)
+    for name in ("chunker", "spacy:en_core_web_sm"):
+        with pytest.raises(ValueError, match=rf"{name} needs .*big_vlp\[pos\]"):
+            phrases.make_pipeline.__wrapped__(name)
 
 
 def test_a_text_of_no_words_has_no_phrase():
