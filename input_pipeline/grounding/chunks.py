@@ -7,6 +7,7 @@ demand is put right first.
 """
 
 import functools
+import itertools
 import re
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ _TOKEN = re.compile(r"['’]s\b|\w+(?:[-.]\w+)*|[^\w\s]")
 # n: noun, q: participle that makes a modifier with a noun, p: 's, k: "and", "or" or a comma,
 # i: preposition, x: anything else.
 _MODIFIERS = "(?:r?j(?:k{1,2}j)*|n+q|c)*"
-_PHRASE = re.compile(f"[dc]*{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*")
+# Or what could begin one and has no noun, lest it be searched again from each of its words.
+_PHRASE = re.compile(f"([dc]*+{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*)|[dc]*+{_MODIFIERS}(?<=.)")
+_LONGEST = 300  # words of a caption: behind them none is looked at
 # Before a word that is a noun, or belongs to one, whatever the tagger thinks.
 _DEMANDING = re.compile(r"[dc](?:[rj]|jkj)*$")
 # After a noun that began a list, and before a word that ends one of its members.
@@ -57,7 +60,7 @@ class Token(NamedTuple):
 
 def tagged(text: str) -> list[Token]:
     """Words and marks of a text with their tags. Capitals do not count: titles have too many."""
-    matches = list(_TOKEN.finditer(text))
+    matches = list(itertools.islice(_TOKEN.finditer(text), _LONGEST))
     tags = tagging.tag([match[0].lower() for match in matches]) if matches else []
     return [Token(m[0], m.start(), m.end(), tag) for m, (_, tag) in zip(matches, tags)]
 
@@ -68,9 +71,13 @@ def of(caption: str) -> list[list[Token]]:
     letters = ""
     for place in range(len(tokens)):
         letters += _letter(tokens, place, letters)
-    found = [tokens[match.start() : match.end()] for match in _PHRASE.finditer(letters)]
+    found = [tokens[match.start() : match.end()] for match in _found(letters)]
     # A verb that is a noun here is one for those who read the tag, too.
     return [[*p[:-1], p[-1]._replace(tag=_noun_tag(p[-1].tag))] for p in found]
+
+
+def _found(letters: str) -> list[re.Match[str]]:
+    return [match for match in _PHRASE.finditer(letters) if match[1]]
 
 
 def _letter(tokens: list[Token], place: int, before: str) -> str:
@@ -150,7 +157,7 @@ def _is_verb(tokens: list[Token], place: int, before: str, following: Token) -> 
         return not is_plural and is_known and not _is_compound(previous, word, following)
     if following.tag in ("DT", "PRP$") or (goes_on and acts and is_known):
         return True
-    first = tokens[[m.start() for m in _PHRASE.finditer(before)][-1]].lower
+    first = tokens[[m.start() for m in _found(before)][-1]].lower
     return first in ("a", "an", "one") or _verb_without_s(word)
 
 

@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         default=matching.MIN_SCORE,
         metavar="X",
-        help="boxes of a lower score do not count",
+        help="phrases get no box of a lower score; down to half of it, one may still show that a "
+        "phrase is ambiguous",
     )
     parser.add_argument(
         "--several-share",
@@ -208,8 +209,9 @@ def _ground(
             continue
         with records.naming(record):
             captions = captions_of(record, choices.captions)
-            detections = [d for d in detections if d.score >= choices.min_score]
-            found = matching.ground(captions, detections, pipeline, tally.counts)
+            found = matching.ground(
+                captions, detections, pipeline, tally.counts, choices.min_score
+            )
         if not found:
             tally.drop(key, "no phrase with a box" if captions else "no caption")
             continue

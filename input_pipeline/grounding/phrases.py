@@ -26,6 +26,8 @@ _STRIPPED = {"my", "your", "his", "her", "its", "our", "their", "whose"} | {
 _VAGUE = {"another", "other", "others", "each", "every", "either", "neither", "no", "same"} | {
     *("one", "ones", "thing", "things", "something", "someone", "it", "any")
 }
+# WordNet's first sense is one of two that captions mean.
+_ALSO = {"bike": ("bicycle",)}
 _PREPOSITION = re.compile(r"\b(?:above|at|behind|below|by|from|in|near|of|on|under|with)\b")
 
 
@@ -183,10 +185,34 @@ def _kind(tokens: Sequence[Token]) -> Kind:
 
 @functools.lru_cache(maxsize=100_000)
 def is_kind(noun: str, general: str) -> bool:
-    """Whether WordNet has a noun, in its first sense, below a more general one: man, person."""
+    """Whether WordNet has a noun, in its first sense, below a more general one: man, person.
+
+    Of a compound's own last word any sense will do: a "baseball bat" is a bat, and no animal.
+    """
     nouns = synsets.load()
-    lower, upper = (nouns.key_of(text.replace(" ", "_")) for text in (noun, general))
-    return None not in (lower, upper) and lower != upper and nouns.is_below(lower, upper)
+    below, above = senses(noun), senses(general)
+    if noun.endswith(f" {general}"):
+        above = nouns.senses(general)
+        return any(nouns.is_below(lower, upper) for lower in below for upper in above)
+    return not set(below) & set(above) and any(
+        nouns.is_below(lower, upper) for lower in below for upper in above
+    )
+
+
+@functools.lru_cache(maxsize=100_000)
+def is_same(noun: str, other: str) -> bool:
+    """Whether two nouns are one, or of one synset: couch, sofa."""
+    return noun == other or bool(set(senses(noun)) & set(senses(other)))
+
+
+def senses(noun: str) -> list[str]:
+    """Keys of the synsets that a noun of a caption stands for: the first sense."""
+    nouns = synsets.load()
+    return [
+        key
+        for name in (noun, *_ALSO.get(noun, ()))
+        for key in nouns.senses(name.replace(" ", "_"))[:1]
+    ]
 
 
 def _singular(token: Token) -> str:
