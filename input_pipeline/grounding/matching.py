@@ -29,6 +29,7 @@ MAX_BOXES = 10
 _COINCIDE = 0.8  # overlap of boxes of one thing; not published
 
 Box = tuple[float, float, float, float]
+Grounded = dict[str, list[Box]]  # phrase -> its boxes
 
 
 def ground(
@@ -37,7 +38,7 @@ def ground(
     pipeline: Pipeline,
     counts: Counter[str],
     min_score: float = MIN_SCORE,
-) -> dict[str, list[Box]]:
+) -> Grounded:
     """phrase -> its boxes, of an image's captions, in their order.
 
     A phrase means the same in all captions: with these boxes `conversations.ground` puts them

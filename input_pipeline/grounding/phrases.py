@@ -6,6 +6,7 @@ Kosmos-2 (arXiv 2306.14824), which CogVLM follows: "a man in a red hat" is "a ma
 """
 
 import functools
+import importlib.metadata
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -80,6 +81,21 @@ def make_pipeline(name: str) -> Pipeline:
         return chunks.of
     if kind != "spacy" or not model:
         raise ValueError(f"--phrases {name!r}: choose {PIPELINES}.")
+    nlp = _spacy(model, name)
+    return lambda caption: spacy_chunks(nlp(caption))
+
+
+def versions(name: str) -> dict[str, str]:
+    """Package or model -> version, of all that decides what a pipeline of this name finds."""
+    found = {"textblob": importlib.metadata.version("textblob")}
+    kind, _, model = name.partition(":")
+    if kind == "spacy":
+        found |= {kind: importlib.metadata.version(kind), model: _spacy(model, name).meta["version"]}
+    return found
+
+
+@functools.cache
+def _spacy(model: str, name: str):
     try:
         # Imported here: optional, and it takes seconds.
         import spacy
@@ -94,7 +110,7 @@ def make_pipeline(name: str) -> Pipeline:
         ) from None
     if not {"tagger", "parser"} <= set(nlp.pipe_names):
         raise ValueError(f"--phrases {name}: noun chunks need a model with a tagger and a parser.")
-    return lambda caption: spacy_chunks(nlp(caption))
+    return nlp
 
 
 def spacy_chunks(document) -> list[list[Token]]:
