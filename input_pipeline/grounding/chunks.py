@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"['’]s\b|\w+(?:[-.]\w+)*|[^\w\s]")
 # i: preposition, x: anything else.
 _MODIFIERS = "(?:r?j(?:k{1,2}j)*|n+q|c)*"
 # Or what could begin one and has no noun, lest it be searched again from each of its words.
-_PHRASE = re.compile(f"([dc]*+{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*)|[dc]*+{_MODIFIERS}(?<=.)")
+_PHRASE = re.compile(f"([dc]*+{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*)|[dc]*+{_MODIFIERS}")
 _LONGEST = 300  # words of a caption: behind them none is looked at
 # Before a word that is a noun, or belongs to one, whatever the tagger thinks.
 _DEMANDING = re.compile(r"[dc](?:[rj]|jkj)*$")
@@ -143,7 +143,7 @@ def _is_verb(tokens: list[Token], place: int, before: str, following: Token) -> 
     is_plural, acts = previous.tag in PLURALS, _acts(previous.lower)
     before_noun = following.tag.startswith("NN")
     has_object = before_noun or following.tag in ("DT", "PRP$")
-    goes_on = has_object or following.tag in ("JJ", "CD") and following.lower not in _PREPOSITIONS
+    goes_on = has_object or (following.tag in ("JJ", "CD") and following.lower not in _PREPOSITIONS)
     if word.endswith("ing"):
         if acts and is_known:
             return True  # "a woman drinking water"

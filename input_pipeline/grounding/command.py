@@ -11,7 +11,6 @@ continues where it stopped when it is given again.
 import argparse
 import functools
 import hashlib
-import json
 import math
 import random
 import time
@@ -32,7 +31,7 @@ from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.grounding import matching, phrases, store
 from input_pipeline.grounding.store import Store
-from input_pipeline.prepare import description, shards
+from input_pipeline.prepare import description, parts, shards
 from input_pipeline.prepare.command import without_folder
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source, make_source
@@ -138,10 +137,9 @@ def _run(args: argparse.Namespace) -> None:
     unicode.check(str(args.output), "--output")
     choices = _Choices(args.captions, args.phrases, args.min_score, args.several_share)
     name, given, source = open_source(args.input)
-    fingerprint, length = source.fingerprint(), len(source)
     if source.weights is not None:
         raise ValueError("A weighted mixture has no order: give its sources one by one.")
-    if not length:
+    if not len(source):
         raise ValueError(f"source {name} has no records.")
     paths = []
     for pattern in args.boxes:
@@ -149,40 +147,24 @@ def _run(args: argparse.Namespace) -> None:
         if not found:
             raise FileNotFoundError(f"--boxes {pattern!r} matches no file.")
         paths += found
-    started, console = time.monotonic(), Console()
-    run = command_line.runner(args, args.output / ".beam")
-    boxes = store.build(paths, args.annotations, args.output, run, console)
-    modified = listing.fingerprint(listing.status(source.files()).tobytes())
-    jobs = []
-    for number, first in enumerate(range(0, length, args.records_per_shard)):
-        count = min(args.records_per_shard, length - first)
-        indices = range(first, first + count)
-        origin = {"fingerprint": fingerprint, "boxes": boxes.fingerprint}
-        jobs.append(
-            shards.Job(
-                name=f"{name}, records {first} to {first + count - 1}",
-                file=f"grounded-{number:05d}{shards.SHARD_SUFFIX}",
-                origin={**origin, "first": first, "records": count},
-                modified=modified,
-                size=count,
-                read=functools.partial(_ground, name, json.dumps(given), indices, boxes, choices),
-            )
-        )
-    names = source.class_names
-    extra = {} if names is None else {"class_names": list(names)}
-    if source.label_rule is not None:
-        extra["label_vocabulary"] = source.label_rule
-    given = {key: without_folder(value) for key, value in given.items()}
-    arguments = ["--input", written_source(name, given), "--boxes", *(p.name for p in paths)]
+    places = {key: without_folder(value) for key, value in given.items()}
     options = {
         "command": "grounding",
         "name": name,
-        "arguments": given,
+        "arguments": places,
         "records_per_shard": args.records_per_shard,
         **vars(choices),
         "versions": phrases.versions(choices.phrases),
         "captions": choices.captions and list(choices.captions),
     }
+    shards.check_options(args.output, options)
+    started, console = time.monotonic(), Console()
+    run = command_line.runner(args, args.output / ".beam")
+    boxes = store.build(paths, args.annotations, args.output, run, console)
+    read = functools.partial(_ground, boxes, choices)
+    origin = {"boxes": boxes.fingerprint}
+    jobs = parts.cut(name, given, source, args.records_per_shard, "grounded", read, origin)
+    arguments = ["--input", written_source(name, places), "--boxes", *(p.name for p in paths)]
     for key in ("captions", "phrases", "min_score", "several_share"):
         if (value := options[key]) is not None:
             text = ",".join(value) if isinstance(value, list) else str(value)
@@ -191,7 +173,8 @@ def _run(args: argparse.Namespace) -> None:
     written = shards.write(jobs, args.output, options, Rules(), run, "records", console)
     if not any(shard["records"] for shard in written):
         raise ValueError(_nothing(written, boxes))
-    contents = description.describe(written, arguments, "input_pipeline.grounding") | extra
+    contents = description.describe(written, arguments, "input_pipeline.grounding")
+    contents |= parts.about(source)
     write_json(args.output / records.DATASET_FILE, contents)
     store.remove(args.output)
     description.summary(console, contents, time.monotonic() - started)
@@ -203,7 +186,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _ground(
-    name: str, arguments: str, indices: range, boxes: Store, choices: _Choices, tally: Tally
+    boxes: Store, choices: _Choices, name: str, arguments: str, indices: range, tally: Tally
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (id, record) for some records of a source; `arguments` as JSON."""
     source = kept_source(name, arguments)

@@ -148,8 +148,11 @@ def _coco(content: Mapping[str, Any]) -> Iterator[_Entry]:
         label = annotation.get("label", annotation.get("phrase"))
         if label is None:
             label = categories[identity(annotation["category_id"])]["name"]
-        x, y, width, height = annotation["bbox"]
-        box = {**annotation, "label": label, "box": [x, y, x + width, y + height]}
+        box = annotation.get("bbox")
+        if _are_numbers(box, 4):
+            x, y, width, height = box
+            box = [x, y, x + width, y + height]
+        box = {**annotation, "label": label, "box": box}
         found.setdefault(image, []).append(box)
     for image, boxes in found.items():
         yield image, [images[image][side] for side in ("width", "height")], boxes
@@ -171,7 +174,7 @@ def _detection(size: Any, entry: Any) -> list[Detection]:
     elif max(box) > _SHARES:
         raise _BrokenBoxError(
             "pixels without a size",
-            f'box {given} of {label!r} is in pixels: give the image\'s "size": [width, height], too',
+            f'box {given} of {label!r} is in pixels: give "size": [width, height], too',
         )
     if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
         raise _BrokenBoxError("outside the picture", f"box {given} of {label!r} is outside it")

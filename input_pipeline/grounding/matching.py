@@ -57,7 +57,9 @@ def ground(
     for caption in dict.fromkeys(captions):
         own = [d for d in detections if d.caption in (None, caption)]
         expected[caption] = {}
-        for phrase, found in match(caption, phrases.find(caption, pipeline), own, counts, min_score):
+        for phrase, found in match(
+            caption, phrases.find(caption, pipeline), own, counts, min_score
+        ):
             expected[caption][phrase.end] = found
             kept.setdefault(phrase.text.lower(), (_as_within(phrase.text), found))
     while True:

@@ -90,7 +90,10 @@ def versions(name: str) -> dict[str, str]:
     found = {"textblob": importlib.metadata.version("textblob")}
     kind, _, model = name.partition(":")
     if kind == "spacy":
-        found |= {kind: importlib.metadata.version(kind), model: _spacy(model, name).meta["version"]}
+        found |= {
+            kind: importlib.metadata.version(kind),
+            model: _spacy(model, name).meta["version"],
+        }
     return found
 
 

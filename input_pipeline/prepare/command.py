@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import shlex
 import sys
@@ -42,7 +41,7 @@ from input_pipeline.command_line import (
 from input_pipeline.duplicates import dropped
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare import description, shards
+from input_pipeline.prepare import description, parts, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
 from input_pipeline.tars import index as tar_index
@@ -236,25 +235,9 @@ def _run_source(args: argparse.Namespace) -> int:
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
             "prepared ones in the config."
         )
-    fingerprint, length = source.fingerprint(), len(source)
-    if not length:
+    if not len(source):
         raise ValueError(f"source {name} has no records.")
-    modified = listing.fingerprint(listing.status(source.files()).tobytes())
-    jobs = []
-    for number, first in enumerate(range(0, length, args.records_per_shard)):
-        count = min(args.records_per_shard, length - first)
-        jobs.append(
-            shards.Job(
-                name=f"{name}, records {first} to {first + count - 1}",
-                file=f"{name}-{number:05d}{shards.SHARD_SUFFIX}",
-                origin={"fingerprint": fingerprint, "first": first, "records": count},
-                modified=modified,
-                size=count,
-                read=functools.partial(
-                    _read_source, name, json.dumps(given), range(first, first + count)
-                ),
-            )
-        )
+    jobs = parts.cut(name, given, source, args.records_per_shard, name, _read_source)
     # Where the data lies decides nothing, and is nobody's business.
     given = {key: without_folder(value) for key, value in given.items()}
     options = {
@@ -265,11 +248,7 @@ def _run_source(args: argparse.Namespace) -> int:
     }
     arguments = [args.command, "--input", written_source(name, given)]
     arguments += ["--records-per-shard", str(args.records_per_shard)]
-    names = source.class_names
-    extra = {} if names is None else {"class_names": list(names)}
-    if source.label_rule is not None:
-        extra["label_vocabulary"] = source.label_rule
-    return _prepare(args, jobs, options, arguments, "records", extra)
+    return _prepare(args, jobs, options, arguments, "records", parts.about(source))
 
 
 def _run_index(args: argparse.Namespace) -> int:

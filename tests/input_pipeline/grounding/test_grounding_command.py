@@ -112,6 +112,7 @@ def test_other_options_for_the_same_output_are_an_error_and_other_boxes_make_it_
     boxes, options = tmp_path / "boxes.json", ["--captions", "caption"]
     assert run(SCENES, boxes, scenes, *options, "--records-per-shard", "5") == 1
     assert "other options" in capsys.readouterr().err
+    assert not list(scenes.glob(".boxes-*"))  # said before boxes are read
     content = json.loads(boxes.read_text())
     content.pop(next(iter(content)))
     boxes.write_text(json.dumps(content))

@@ -21,7 +21,9 @@ def ground(captions, *detections, counts=None):
         one if isinstance(one, Detection) else Detection(one[0], one[1], *one[2:] or (1.0,))
         for one in detections
     ]
-    return matching.ground(captions, found, PIPELINE, collections.Counter() if counts is None else counts)
+    return matching.ground(
+        captions, found, PIPELINE, collections.Counter() if counts is None else counts
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,15 +124,15 @@ def test_captions_of_one_image_agree():
 
 
 def test_boxes_stand_behind_the_words_that_were_meant():
-    captions = ["A dog house beside a dog.", "his dog house", "a Dog and a doghouse"]
-    detections = ("dog house", A), ("dog", B), ("doghouse", C)
+    captions = ["A dog house beside a dog.", "his dog house", "a Dog and a dogwood"]
+    detections = ("dog house", A), ("dog", B), ("dogwood", C)
     found = ground(captions, *detections)
     boxes = {text: np.array(group) for text, group in found.items()}
     grounded = [conversations.ground(caption, boxes)[0] for caption in captions]
     first, second = "[[000,000,200,200]]", "[[400,000,600,200]]"
     assert grounded[0] == f"A dog house {first} beside a dog {second}."
     assert grounded[1] == f"his dog house {first}"
-    assert grounded[2] == f"a Dog {second} and a doghouse [[700,500,900,900]]"
+    assert grounded[2] == f"a Dog {second} and a dogwood [[700,500,900,900]]"
 
 
 def test_spans_are_taken_at_their_word():

@@ -1,6 +1,7 @@
 """Noun phrases: the chunker on captions with the phrases that people would mark, and spaCy's."""
 
 import time
+import types
 
 import pytest
 
@@ -209,6 +210,14 @@ def test_spacy_itself():
         pipeline = phrases.make_pipeline(f"spacy:{name}")
         texts = [phrase.text for phrase in phrases.find("a dog and his two red balls", pipeline)]
         assert texts == ["a dog", "two red balls"]
+
+
+def test_versions_of_all_that_decides_what_is_found(monkeypatch):
+    assert phrases.versions("chunker").keys() == {"textblob"}
+    monkeypatch.setattr(phrases.importlib.metadata, "version", lambda name: f"{name} 1")
+    monkeypatch.setattr(phrases, "_spacy", lambda *_: types.SimpleNamespace(meta={"version": "3"}))
+    expected = {"textblob": "textblob 1", "spacy": "spacy 1", "a_model": "3"}
+    assert phrases.versions("spacy:a_model") == expected
 
 
 def test_pipelines_that_are_not_there(monkeypatch):
