@@ -177,7 +177,9 @@ def _detection(size: Any, entry: Any) -> list[Detection]:
             f'box {given} of {label!r} is in pixels: give "size": [width, height], too',
         )
     if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
-        raise _BrokenBoxError("outside the picture", f"box {given} of {label!r} is outside it")
+        raise _BrokenBoxError(
+            "outside the picture", f"box {given} of {label!r} lies outside the picture"
+        )
     if box[0] > box[2] or box[1] > box[3]:
         raise _not_corners(given)
     score = entry.get("score")

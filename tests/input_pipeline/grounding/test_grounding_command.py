@@ -174,8 +174,8 @@ def test_a_lower_score_and_a_share_of_images_with_several_boxes(tmp_path, serial
     single = set(kept) - set(several)
     assert len(single) == 4  # as many as 13 of 75 % allow
     assert single != set(names[1:9:2])  # nor the first ones
-    record = make_source("prepared", path=tmp_path / "several")[1]
-    assert set(record["phrases"]) <= {"a dog", "a cat"} and record["id"] == kept[1]
+    stored = make_source("prepared", path=tmp_path / "several")
+    assert all(len(stored[k]["phrases"]) == 1 + (kept[k] in several) for k in range(len(kept)))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_lower_score_and_a_share_of_images_with_several_boxes(tmp_path, serial
         ('{"nobody": []}', (), "name no image of the source: its ids are such as 'a', theirs"),
         ('{"a": []}', (), "No record is left.*no phrase with a box"),
         ('{"a": [{"label": "dog", "box": [10, 10, 50, 50]}]}', (), "pixels"),
-        ('{"a": [{"label": "dog", "box": [0, 0, 1.5, 1]}]}', (), "is outside it"),
+        ('{"a": [{"label": "dog", "box": [0, 0, 1.5, 1]}]}', (), "outside the picture"),
         ('{"a": [', (), "is no JSON, or cut off"),
         ("{}", ("--phrases", "spacy:no_such_model"), "spacy:no_such_model"),
         ("{}", ("--several-share", "1"), "--several-share"),
