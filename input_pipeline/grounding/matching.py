@@ -102,30 +102,29 @@ def match(
     ]
     kept = _without_coinciding(detections, ranks)
     own: dict[int, list[Box]] = {number: [] for number in range(len(found))}
-    contested, surrounded = set(), set()
+    contested: set[int] = set()
+    surrounded: set[int] = set()
+    possible: list[tuple[set[int], set[int]]] = []  # phrases of a box: the best, and others
     for i in kept:
+        best = min(ranks[i].values())
+        nearest = {number for number, rank in ranks[i].items() if rank == best}
+        # A label that says more than a phrase is of its kind; one that says less has a better.
+        further = {n for n, rank in ranks[i].items() if rank != best and rank[0] == 1}
         if detections[i].score < min_score:
             # Too weak to be had, and perhaps one more of them; "dogs" leaves open how many.
-            best = min(ranks[i].values())
-            surrounded.update(
-                n for n, rank in ranks[i].items() if rank == best and found[n].number is not None
-            )
+            surrounded.update(n for n in nearest | further if found[n].number is not None)
             continue
-        best = min(ranks[i].values())
-        nearest = [number for number, rank in ranks[i].items() if rank == best]
         for number in nearest:
             own[number].append(detections[i].box)
         if len(nearest) > 1:
-            contested.update(nearest)
-        if i not in spans:
-            # A label that says more than a phrase is of its kind; one that says less has a better.
-            surrounded.update(n for n, rank in ranks[i].items() if rank != best and rank[0] == 1)
-    for i in kept:
+            contested |= nearest
+        surrounded |= further
+        possible.append((nearest, ranks[i].keys() - nearest - further))
+    for nearest, others in possible:
         # What a label does not say may make it another phrase's, which has no box yet: "car", of
         # "a car next to a red car".
-        best = min(ranks[i].values())
-        if any(rank != best and rank[0] != 1 and not own[n] for n, rank in ranks[i].items()):
-            contested.update(n for n, rank in ranks[i].items() if rank == best)
+        if any(not own[number] for number in others):
+            contested |= nearest
     result = []
     for number, phrase in enumerate(found):
         if number in repeats:

@@ -100,6 +100,7 @@ def test_weaker_boxes_count_against_what_is_unique():
     assert ground("dogs", ("dog", A, 0.7), ("dog", B, 0.6)) == {"dogs": [A]}
     assert ground("a dog", ("dog", A, 0.7), ("dog", B, 0.2)) == {"a dog": [A]}  # noise
     assert ground("a dog", ("dog", A, 0.6)) == {}
+    assert ground("a dog", ("dog", A, 0.7), ("red dog", B, 0.6)) == {}
 
 
 def test_phrases_of_very_many_boxes_are_left_out():
