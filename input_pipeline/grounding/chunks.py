@@ -7,10 +7,11 @@ demand is put right first.
 """
 
 import functools
+import itertools
 import re
 from typing import NamedTuple
 
-from input_pipeline.words import synsets
+from input_pipeline.words import synsets, tagging
 
 POSSESSIVES = ("PRP$", "WP$")
 PLURALS = ("NNS", "NNPS")
@@ -21,14 +22,21 @@ _TOKEN = re.compile(r"['’]s\b|\w+(?:[-.]\w+)*|[^\w\s]")
 # n: noun, q: participle that makes a modifier with a noun, p: 's, k: "and", "or" or a comma,
 # i: preposition, x: anything else.
 _MODIFIERS = "(?:r?j(?:k{1,2}j)*|n+q|c)*"
-_PHRASE = re.compile(f"[dc]*{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*")
+# Or what could begin one and has no noun, lest it be searched again from each of its words.
+_PHRASE = re.compile(f"([dc]*+{_MODIFIERS}n+(?:p{_MODIFIERS}n+)*)|[dc]*+{_MODIFIERS}")
+_LONGEST = 300  # words of a caption: behind them none is looked at
 # Before a word that is a noun, or belongs to one, whatever the tagger thinks.
 _DEMANDING = re.compile(r"[dc](?:[rj]|jkj)*$")
+# After a noun that began a list, and before a word that ends one of its members.
+_LISTED = re.compile(r"nk{1,2}j*$")
+_ENDS = {"and", "or", ",", ".", ""}
 _ARTICLES = {"a", "an", "the", "one", "two", "three", "four", "five", "six"}
 
 _AUXILIARIES = {"is", "are", "was", "were", "be", "been", "being", "am", "has", "have", "had"} | {
     *("do", "does", "did", "can", "could", "will", "would", "may", "might", "must", "should")
 }
+# Groups that do what people and animals do.
+_ACTORS = {"people", "men", "group", "crowd", "couple", "team", "family", "herd", "flock"}
 # "a snow covered slope"
 _COMPOUNDING = {"colored", "coloured", "covered", "eaten", "filled", "lined", "shaped", "topped"}
 # Nouns to the tagger: "a cyan cross".
@@ -52,8 +60,8 @@ class Token(NamedTuple):
 
 def tagged(text: str) -> list[Token]:
     """Words and marks of a text with their tags. Capitals do not count: titles have too many."""
-    matches = list(_TOKEN.finditer(text))
-    tags = _tagger()([match[0].lower() for match in matches]) if matches else []
+    matches = list(itertools.islice(_TOKEN.finditer(text), _LONGEST))
+    tags = tagging.tag([match[0].lower() for match in matches]) if matches else []
     return [Token(m[0], m.start(), m.end(), tag) for m, (_, tag) in zip(matches, tags)]
 
 
@@ -63,9 +71,13 @@ def of(caption: str) -> list[list[Token]]:
     letters = ""
     for place in range(len(tokens)):
         letters += _letter(tokens, place, letters)
-    found = [tokens[match.start() : match.end()] for match in _PHRASE.finditer(letters)]
+    found = [tokens[match.start() : match.end()] for match in _found(letters)]
     # A verb that is a noun here is one for those who read the tag, too.
     return [[*p[:-1], p[-1]._replace(tag=_noun_tag(p[-1].tag))] for p in found]
+
+
+def _found(letters: str) -> list[re.Match[str]]:
+    return [match for match in _PHRASE.finditer(letters) if match[1]]
 
 
 def _letter(tokens: list[Token], place: int, before: str) -> str:
@@ -92,7 +104,7 @@ def _letter(tokens: list[Token], place: int, before: str) -> str:
     if word in _COLOURS and demanded and (goes_on or following.tag in ("VB", "VBP")):
         return "j"
     if tag.startswith(("NN", "FW")):
-        return "x" if _is_verb(tokens, place, before, following.tag) else "n"
+        return "x" if _is_verb(tokens, place, before, following) else "n"
     if tag.startswith("JJ"):
         # "an orange", "a man and an elderly"
         ends = demanded and not goes_on and following.lower not in ("and", "or", ",")
@@ -108,6 +120,8 @@ def _letter(tokens: list[Token], place: int, before: str) -> str:
             return "j" if following.tag.startswith("NN") else "n"  # "a stop sign", "a blue cross"
         if before.endswith("n") and synsets.load().has_lemma(f"{tokens[place - 1].lower}_{word}"):
             return "n"  # "a teddy bear"
+        if _LISTED.search(before) and (following.lower in _ENDS or following.tag == "IN"):
+            return "n" if synsets.load().has_lemma(word) else "x"  # "a toilet, sink and mirror"
     return "x"
 
 
@@ -120,33 +134,54 @@ def _demands(tokens: list[Token], before: str) -> bool:
     return first.lower in _ARTICLES or first.tag in POSSESSIVES
 
 
-def _is_verb(tokens: list[Token], place: int, before: str, following: str) -> bool:
+def _is_verb(tokens: list[Token], place: int, before: str, following: Token) -> bool:
     """Whether what the tagger takes for one more noun is the clause's verb."""
     word, tag = tokens[place].lower, tokens[place].tag
-    if not before.endswith("n") or following.startswith(("NN", "POS")):
+    if not before.endswith("n") or following.tag == "POS":
         return False
-    if tag not in PLURALS:
-        return word.endswith("ing") and tokens[place - 1].tag in PLURALS  # "people skiing"
-    if following in ("DT", "PRP$"):
+    previous, is_known = tokens[place - 1], tagging.is_verb(word)
+    is_plural, acts = previous.tag in PLURALS, _acts(previous.lower)
+    before_noun = following.tag.startswith("NN")
+    has_object = before_noun or following.tag in ("DT", "PRP$")
+    goes_on = has_object or (following.tag in ("JJ", "CD") and following.lower not in _PREPOSITIONS)
+    if word.endswith("ing"):
+        if acts and is_known:
+            return True  # "a woman drinking water"
+        if is_plural and not before_noun:
+            return True  # "people skiing"
+        return has_object and is_known and not _is_compound(previous, word, following)
+    if tag not in PLURALS:  # "two men cook dinner"
+        is_verb = is_plural and acts and goes_on and is_known
+        return is_verb and not _is_compound(previous, word, following)
+    if before_noun:  # "a cat watches tv", not "a toy sports car"
+        return not is_plural and is_known and not _is_compound(previous, word, following)
+    if following.tag in ("DT", "PRP$") or (goes_on and acts and is_known):
         return True
-    first = tokens[[m.start() for m in _PHRASE.finditer(before)][-1]].lower
+    first = tokens[[m.start() for m in _found(before)][-1]].lower
     return first in ("a", "an", "one") or _verb_without_s(word)
+
+
+def _is_compound(previous: Token, word: str, following: Token) -> bool:
+    """Whether a word is one noun with that before or behind it: "ice skating", "sports car"."""
+    nouns = synsets.load()
+    pairs = (previous.lower, nouns.lemmatise(word)), (word, nouns.lemmatise(following.lower))
+    return any(nouns.has_lemma("_".join(pair)) for pair in pairs)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _acts(noun: str) -> bool:
+    """Whether a noun is of a person or an animal."""
+    nouns = synsets.load()
+    kinds = [nouns.senses(kind)[0] for kind in ("person", "animal")]
+    first = nouns.senses(noun)[:1]
+    return noun in _ACTORS or any(nouns.is_below(key, kind) for key in first for kind in kinds)
 
 
 @functools.lru_cache(maxsize=100_000)
 def _verb_without_s(word: str) -> bool:
     """Whether the tagger knows a word without its s as a verb: "stands", not "shoes"."""
-    return word.endswith("s") and _tagger()([word[:-1]])[0][1] == "VB"
+    return word.endswith("s") and tagging.tag([word[:-1]])[0][1] == "VB"
 
 
 def _noun_tag(tag: str) -> str:
     return tag if tag.startswith("NN") else "NN"
-
-
-@functools.cache
-def _tagger():
-    """Words -> [word, tag] pairs."""
-    # Imported here: an extra, and it takes half a second.
-    from textblob.en import parser
-
-    return parser.find_tags

@@ -10,10 +10,12 @@ continues where it stopped when it is given again.
 
 import argparse
 import functools
-import json
+import hashlib
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +31,7 @@ from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
 from input_pipeline.grounding import matching, phrases, store
 from input_pipeline.grounding.store import Store
-from input_pipeline.prepare import description, shards
+from input_pipeline.prepare import description, parts, shards
 from input_pipeline.prepare.command import without_folder
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source, make_source
@@ -39,6 +41,7 @@ from input_pipeline.workers import say
 
 _IMAGES, _SEVERAL = "images", "images with two boxes or more"
 _NOT_NAMED = "not in the files of boxes"
+_AT_ONCE = 64  # records, and their boxes: a bucket takes long for each answer
 _TASKS = ("grounded", "rec", "reg")
 # CogVLM's paper: over 75 % of the images have at least two boxes.
 _PUBLISHED = "over 75 %"
@@ -91,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         default=matching.MIN_SCORE,
         metavar="X",
-        help="boxes of a lower score do not count",
+        help="phrases get no box of a lower score; down to half of it, one may still show that a "
+        "phrase is ambiguous",
     )
     parser.add_argument(
         "--several-share",
@@ -133,46 +137,33 @@ def _run(args: argparse.Namespace) -> None:
     unicode.check(str(args.output), "--output")
     choices = _Choices(args.captions, args.phrases, args.min_score, args.several_share)
     name, given, source = open_source(args.input)
-    fingerprint, length = source.fingerprint(), len(source)
     if source.weights is not None:
         raise ValueError("A weighted mixture has no order: give its sources one by one.")
-    if not length:
-        raise ValueError(f"source {name} has no records.")
     paths = []
     for pattern in args.boxes:
         found = listing.matches(pattern)
         if not found:
             raise FileNotFoundError(f"--boxes {pattern!r} matches no file.")
         paths += found
-    started, console = time.monotonic(), Console()
-    run = command_line.runner(args, args.output / ".beam")
-    boxes = store.build(paths, args.annotations, args.output, run, console)
-    modified = listing.fingerprint(listing.status(source.files()).tobytes())
-    jobs = []
-    for number, first in enumerate(range(0, length, args.records_per_shard)):
-        count = min(args.records_per_shard, length - first)
-        indices = range(first, first + count)
-        origin = {"fingerprint": fingerprint, "boxes": boxes.fingerprint}
-        jobs.append(
-            shards.Job(
-                name=f"{name}, records {first} to {first + count - 1}",
-                file=f"grounded-{number:05d}{shards.SHARD_SUFFIX}",
-                origin={**origin, "first": first, "records": count},
-                modified=modified,
-                size=count,
-                read=functools.partial(_ground, name, json.dumps(given), indices, boxes, choices),
-            )
-        )
-    given = {key: without_folder(value) for key, value in given.items()}
-    arguments = ["--input", written_source(name, given), "--boxes", *(p.name for p in paths)]
+    places = {key: without_folder(value) for key, value in given.items()}
     options = {
         "command": "grounding",
         "name": name,
-        "arguments": given,
+        "arguments": places,
         "records_per_shard": args.records_per_shard,
         **vars(choices),
+        "versions": phrases.versions(choices.phrases),
         "captions": choices.captions and list(choices.captions),
     }
+    shards.check_options(args.output, options)
+    started, console = time.monotonic(), Console()
+    reads = [*paths, *command_line.places(given)]
+    run = command_line.runner(args, args.output / ".beam", reads)
+    boxes = store.build(paths, args.annotations, args.output, run, console)
+    read = functools.partial(_ground, boxes, choices)
+    origin = {"boxes": boxes.fingerprint}
+    jobs = parts.cut(name, given, source, args.records_per_shard, read, "grounded", origin)
+    arguments = ["--input", written_source(name, places), "--boxes", *(p.name for p in paths)]
     for key in ("captions", "phrases", "min_score", "several_share"):
         if (value := options[key]) is not None:
             text = ",".join(value) if isinstance(value, list) else str(value)
@@ -182,6 +173,7 @@ def _run(args: argparse.Namespace) -> None:
     if not any(shard["records"] for shard in written):
         raise ValueError(_nothing(written, boxes))
     contents = description.describe(written, arguments, "input_pipeline.grounding")
+    contents |= parts.about(source)
     write_json(args.output / records.DATASET_FILE, contents)
     store.remove(args.output)
     description.summary(console, contents, time.monotonic() - started)
@@ -193,35 +185,30 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _ground(
-    name: str, arguments: str, indices: range, boxes: Store, choices: _Choices, tally: Tally
+    boxes: Store,
+    choices: _Choices,
+    name: str,
+    arguments: str,
+    fingerprint: str,
+    indices: range,
+    tally: Tally,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (id, record) for some records of a source; `arguments` as JSON."""
-    source, pipeline = kept_source(name, arguments), phrases.make_pipeline(choices.phrases)
-    several = single = 0
-    for index in indices:
-        record = source[index]
-        key = record["id"]
-        tally.samples += 1
-        detections = boxes.find(key)
-        if detections is None:
-            tally.drop(key, _NOT_NAMED)
-            continue
-        with records.naming(record):
-            captions = captions_of(record, choices.captions)
-            detections = [d for d in detections if d.score >= choices.min_score]
-            found = matching.ground(captions, detections, pipeline, tally.counts)
-        if not found:
-            tally.drop(key, "no phrase with a box" if captions else "no caption")
-            continue
-        has_several = len({box for group in found.values() for box in group}) > 1
-        wanted = choices.several_share * (several + single + 1)
-        if not has_several and several < wanted:
-            tally.drop(key, "one box, and too many such images")
-            continue
+    """Yields (id, record) for some records of a source, see `kept_source`."""
+    source = kept_source(name, arguments, fingerprint)
+    grounded = _grounded(source, indices, boxes, choices, tally)
+    if choices.several_share:
+        # Counted first, without the records; those that are left are read again.
+        kept = _with_share([(i, r["id"], found) for i, r, found in grounded], choices, tally)
+        grounded = (
+            (index, record, kept[index])
+            for indices in _batches(list(kept))
+            for index, record in zip(indices, map(records.given, source.records(indices)))
+        )
+    for _, record, found in grounded:
         pairs = [(phrase, box) for phrase, group in found.items() for box in group]
-        kept = len(tally.widths)
+        before = len(tally.widths)
         yield (
-            key,
+            record["id"],
             {
                 **record,
                 "captions": _chosen(record["captions"], choices.captions),
@@ -230,10 +217,58 @@ def _ground(
             },
         )
         # Whoever asks for the next one has looked at this one's image.
-        if len(tally.widths) > kept:
-            several, single = several + has_several, single + (not has_several)
-            tally.counts.update({_IMAGES: 1, _SEVERAL: int(has_several)})
+        if len(tally.widths) > before:
+            tally.counts.update({_IMAGES: 1, _SEVERAL: int(_has_several(found))})
             tally.counts["boxes of phrases"] += len(pairs)
+
+
+def _grounded(
+    source, indices: range, boxes: Store, choices: _Choices, tally: Tally
+) -> Iterator[tuple[int, dict[str, Any], matching.Grounded]]:
+    """Yields (number, record, its phrases with boxes) of the records that have any."""
+    pipeline = phrases.make_pipeline(choices.phrases)
+    for some in _batches(indices):
+        batch = [records.given(record) for record in source.records(some)]
+        for index, record, own in zip(some, batch, boxes.find([r["id"] for r in batch])):
+            key = record["id"]
+            tally.samples += 1
+            if own is None:
+                tally.drop(key, _NOT_NAMED)
+                continue
+            tally.counts.update({f"boxes left out: {why}": n for why, n in own.broken.items()})
+            with records.naming(record):
+                captions = captions_of(record, choices.captions)
+                found = matching.ground(
+                    captions, own.boxes, pipeline, tally.counts, choices.min_score
+                )
+            if found:
+                yield index, record, found
+            else:
+                tally.drop(key, "no phrase with a box" if captions else "no caption")
+
+
+def _with_share(
+    grounded: list[tuple[int, str, matching.Grounded]], choices: _Choices, tally: Tally
+) -> dict[int, matching.Grounded]:
+    """Number -> phrases of the images that stay: all with several boxes, and of the others as many
+    as the share allows. Hashes of the ids choose, not the order."""
+    single = [entry for entry in grounded if not _has_several(entry[2])]
+    several = len(grounded) - len(single)
+    allowed = math.floor(several * (1 - choices.several_share) / choices.several_share + 1e-9)
+    single.sort(key=lambda entry: hashlib.blake2b(entry[1].encode()).digest())
+    dropped = {index: id_ for index, id_, _ in single[allowed:]}
+    for id_ in dropped.values():
+        tally.drop(id_, "one box, and too many such images")
+    return {index: found for index, _, found in grounded if index not in dropped}
+
+
+def _has_several(found: matching.Grounded) -> bool:
+    return len({box for group in found.values() for box in group}) > 1
+
+
+def _batches(indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(indices), _AT_ONCE):
+        yield indices[first : first + _AT_ONCE]
 
 
 def _chosen(captions: dict[str, list[str]], fields: tuple[str, ...] | None) -> dict[str, list[str]]:
@@ -247,9 +282,10 @@ def _nothing(written: list[dict[str, Any]], boxes: Store) -> str:
             "The files of boxes name no image of the source: its ids are such as "
             f"{example.removesuffix(f': {_NOT_NAMED}')}, theirs such as {boxes.example!r}."
         )
+    counts = sum((Counter(shard.get("counts", {})) for shard in written), Counter())
     return (
         f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
-        f"{example}."
+        f"{example}; phrases and boxes: {dict(counts)}."
     )
 
 

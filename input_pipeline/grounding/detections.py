@@ -13,7 +13,8 @@ Three layouts, told apart by their contents (docs/corpora.md has examples):
   file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,9 @@ class Detection(NamedTuple):
 
 def read(
     path: Path | epath.Path, annotations: Path | epath.Path | None = None
-) -> Iterator[tuple[str, list[Detection]]]:
-    """Yields (id of an image, its detections); an id may come again.
+) -> Iterator[tuple[str, list[Detection], list[str]]]:
+    """Yields (id of an image, its detections, what is wrong with each box that is left out); an id
+    may come again.
 
     Args:
       path: a .json or .jsonl file.
@@ -57,14 +59,32 @@ def read(
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is malformed; the message names it, and the image.
+      ValueError: a file is malformed, or more than half of its boxes are; the message names it, and
+        an image.
     """
+    total, broken, first = 0, 0, ""
     for image, size, boxes in _entries(path, annotations):
-        try:
-            yield image, _detections(size, boxes)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}: image {image!r}: {reason}.") from None
+        if not isinstance(boxes, list):
+            raise ValueError(f"{path}: image {image!r}: its boxes are no list.")
+        found, reasons = [], []
+        for number, entry in enumerate(boxes):
+            try:
+                found += _detection(size, entry)
+            except _BrokenBoxError as error:
+                reasons.append(error.reason)
+                first = first or f"image {image!r}, box {number}: {error}"
+        total, broken = total + len(boxes), broken + len(reasons)
+        yield image, found, reasons
+    if broken > total / 2:
+        raise ValueError(f"{path}: {broken} of {total} boxes are malformed, the first: {first}.")
+
+
+class _BrokenBoxError(ValueError):
+    """A box cannot be used: for what kind of reason, to be counted, and what is there."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
 
 
 _Entry = tuple[str, Any, Any]  # id, size or None, boxes
@@ -128,57 +148,74 @@ def _coco(content: Mapping[str, Any]) -> Iterator[_Entry]:
         label = annotation.get("label", annotation.get("phrase"))
         if label is None:
             label = categories[identity(annotation["category_id"])]["name"]
-        x, y, width, height = annotation["bbox"]
-        box = {**annotation, "label": label, "box": [x, y, x + width, y + height]}
+        box = annotation.get("bbox")
+        if _are_numbers(box, 4):
+            x, y, width, height = box
+            box = [x, y, x + width, y + height]
+        box = {**annotation, "label": label, "box": box}
         found.setdefault(image, []).append(box)
     for image, boxes in found.items():
         yield image, [images[image][side] for side in ("width", "height")], boxes
 
 
-def _detections(size: Any, boxes: Any) -> list[Detection]:
-    if not isinstance(boxes, list):
-        raise ValueError("its boxes are no list")
+def _detection(size: Any, entry: Any) -> list[Detection]:
+    """A box; none where it has no area, as what detectors cut off at the border."""
+    if not isinstance(entry, dict):
+        raise _BrokenBoxError("no {label, box}", f"{entry} is no {{label, box}}")
+    label = entry.get("label", entry.get("phrase"))
+    if not isinstance(label, str) or not label.strip():
+        raise _BrokenBoxError("no label", f"a box without label: {entry}")
+    box, given = _four(entry.get("box")), entry.get("box")
     if size is not None:
-        width, height = size
-        if not (width > 0 and height > 0):
-            raise ValueError(f"its size {size} is not [width, height] in pixels")
-        sides = (width, height, width, height)
-    found = []
-    for entry in boxes:
-        label = entry.get("label", entry.get("phrase"))
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"a box without label: {entry}")
-        box = [float(c) for c in _four(entry["box"])]
-        if size is None and max(box) > _SHARES:
-            raise ValueError(
-                f"box {box} of {label!r} is in pixels: give the image's "
-                '"size": [width, height], too'
-            )
-        if size is not None:
-            box = [c / side for c, side in zip(box, sides)]
-        if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
-            raise ValueError(f"box {entry['box']} of {label!r} lies outside the picture")
-        if box[0] > box[2] or box[1] > box[3]:
-            raise ValueError(f"box {entry['box']} of {label!r} is not [x0, y0, x1, y1]")
-        x0, y0, x1, y1 = (min(max(c, 0.0), 1.0) for c in box)
-        score = entry.get("score")
-        if x0 < x1 and y0 < y1:  # what detectors cut off at the border may have no area
-            score = 1.0 if score is None else float(score)
-            found.append(Detection(label, (x0, y0, x1, y1), score, *_span(entry)))
-    return found
+        if not _are_numbers(size, 2) or min(size) <= 0:
+            reason = f"its size {size} is not [width, height] in pixels"
+            raise _BrokenBoxError("size that is none", reason)
+        box = [c / side for c, side in zip(box, (*size, *size))]
+    elif max(box) > _SHARES:
+        raise _BrokenBoxError(
+            "pixels without a size",
+            f'box {given} of {label!r} is in pixels: give "size": [width, height], too',
+        )
+    if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
+        raise _BrokenBoxError(
+            "outside the picture", f"box {given} of {label!r} lies outside the picture"
+        )
+    if box[0] > box[2] or box[1] > box[3]:
+        raise _not_corners(given)
+    score = entry.get("score")
+    if score is not None and not _are_numbers([score], 1):
+        raise _BrokenBoxError("score that is no number", f"score {score!r} of {label!r}")
+    x0, y0, x1, y1 = (min(max(c, 0.0), 1.0) for c in box)
+    if not (x0 < x1 and y0 < y1):
+        return []
+    score = 1.0 if score is None else float(score)
+    return [Detection(label, (x0, y0, x1, y1), score, *_span(entry))]
 
 
-def _four(box: Any) -> Sequence[Any]:
-    is_box = isinstance(box, list) and len(box) == 4
-    if not is_box or not all(isinstance(c, int | float) for c in box):
-        raise ValueError(f"box {box} is not [x0, y0, x1, y1]")
-    return box
+def _four(box: Any) -> list[float]:
+    if not _are_numbers(box, 4):
+        raise _not_corners(box)
+    return [float(c) for c in box]
+
+
+def _not_corners(box: Any) -> _BrokenBoxError:
+    return _BrokenBoxError("not x0, y0, x1, y1", f"box {box} is not [x0, y0, x1, y1]")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    is_list = isinstance(values, list) and len(values) == count
+    return is_list and all(
+        isinstance(c, int | float) and not isinstance(c, bool) and math.isfinite(c) for c in values
+    )
 
 
 def _span(entry: Mapping[str, Any]) -> tuple[tuple[int, int] | None, str | None]:
     if (span := entry.get("span")) is None:
         return None, None
-    start, end = span
-    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end):
-        raise ValueError(f"span {span} is not [start, end] in characters")
-    return (start, end), entry.get("caption")
+    is_pair = isinstance(span, list) and len(span) == 2 and all(type(c) is int for c in span)
+    caption = entry.get("caption")
+    if not (is_pair and 0 <= span[0] < span[1]):
+        raise _BrokenBoxError("span that is none", f"span {span} is not [start, end] in characters")
+    if not isinstance(caption, str | None):
+        raise _BrokenBoxError("caption that is no text", f"caption {caption!r}")
+    return (span[0], span[1]), caption

@@ -8,7 +8,7 @@ A phrase keeps its boxes only if
 - it is named once, or the others refer back to it ("a dog ... the dog");
 - each of its boxes can be of no other phrase of the caption;
 - there are as many as it says: one for "a dog", two for "two dogs", any number for "dogs";
-- no box beside them is of its kind.
+- no box beside them is of its kind, not even one of a lower score.
 """
 
 from collections import Counter
@@ -23,9 +23,13 @@ from input_pipeline.text import boxes as box_text
 from input_pipeline.text.conversations import mentions
 
 MIN_SCORE = 0.65  # of Kosmos-2; CogVLM's is not published
+_WEAK = 0.5  # of the least score: what is below is taken for noise
+# Of one phrase. A box takes some 16 tokens of the answer, and a cut one is no answer.
+MAX_BOXES = 10
 _COINCIDE = 0.8  # overlap of boxes of one thing; not published
 
 Box = tuple[float, float, float, float]
+Grounded = dict[str, list[Box]]  # phrase -> its boxes
 
 
 def ground(
@@ -33,7 +37,8 @@ def ground(
     detections: Sequence[Detection],
     pipeline: Pipeline,
     counts: Counter[str],
-) -> dict[str, list[Box]]:
+    min_score: float = MIN_SCORE,
+) -> Grounded:
     """phrase -> its boxes, of an image's captions, in their order.
 
     A phrase means the same in all captions: with these boxes `conversations.ground` puts them
@@ -41,23 +46,22 @@ def ground(
 
     Args:
       captions: all that the record will have.
-      detections: those with scores that count.
-      counts: is told what became of the phrases.
-
-    Raises:
-      ValueError: a span lies in no caption.
+      detections: of any score.
+      counts: is told what became of the phrases, and of boxes of no caption.
+      min_score: phrases get boxes of this score or more; lower ones, down to half of it, may be
+        further things of a phrase's kind.
     """
+    detections = [d for d in detections if _counts(d, captions, counts)]
     kept: dict[str, tuple[str, list[Box]]] = {}
     expected: dict[str, dict[int, list[Box]]] = {}
     for caption in dict.fromkeys(captions):
         own = [d for d in detections if d.caption in (None, caption)]
         expected[caption] = {}
-        for phrase, found in match(caption, phrases.find(caption, pipeline), own, counts):
+        for phrase, found in match(
+            caption, phrases.find(caption, pipeline), own, counts, min_score
+        ):
             expected[caption][phrase.end] = found
             kept.setdefault(phrase.text.lower(), (_as_within(phrase.text), found))
-    for detection in detections:
-        if detection.caption is not None and detection.caption not in expected:
-            raise ValueError(f"a box is of the caption {detection.caption!r}, which is not there.")
     while True:
         texts = {text: found for text, found in kept.values()}
         wrong = {
@@ -78,11 +82,13 @@ def match(
     found: Sequence[Phrase],
     detections: Sequence[Detection],
     counts: Counter[str],
+    min_score: float = MIN_SCORE,
 ) -> list[tuple[Phrase, list[Box]]]:
     """The phrases of one caption that keep their boxes, with these.
 
     Args: as `ground`.
     """
+    detections = [d for d in detections if d.score >= min(min_score, _WEAK * min_score)]
     found, spans = _with_spans(caption, list(found), detections)
     repeats = _repeats(found)
     ranks = [  # one row for each detection
@@ -94,19 +100,31 @@ def match(
         }
         for i, detection in enumerate(detections)
     ]
-    kept = _without_coinciding(detections, [i for i, row in enumerate(ranks) if row])
+    kept = _without_coinciding(detections, ranks)
     own: dict[int, list[Box]] = {number: [] for number in range(len(found))}
-    contested, surrounded = set(), set()
+    contested: set[int] = set()
+    surrounded: set[int] = set()
+    possible: list[tuple[set[int], set[int]]] = []  # phrases of a box: the best, and others
     for i in kept:
         best = min(ranks[i].values())
-        nearest = [number for number, rank in ranks[i].items() if rank == best]
+        nearest = {number for number, rank in ranks[i].items() if rank == best}
+        # A label that says more than a phrase is of its kind; one that says less has a better.
+        further = {n for n, rank in ranks[i].items() if rank != best and rank[0] == 1}
+        if detections[i].score < min_score:
+            # Too weak to be had, and perhaps one more of them; "dogs" leaves open how many.
+            surrounded.update(n for n in nearest | further if found[n].number is not None)
+            continue
         for number in nearest:
             own[number].append(detections[i].box)
         if len(nearest) > 1:
-            contested.update(nearest)
-        if i not in spans:
-            # A label that says more than a phrase is of its kind; one that says less has a better.
-            surrounded.update(n for n, rank in ranks[i].items() if rank != best and rank[0] == 1)
+            contested |= nearest
+        surrounded |= further
+        possible.append((nearest, ranks[i].keys() - nearest - further))
+    for nearest, others in possible:
+        # What a label does not say may make it another phrase's, which has no box yet: "car", of
+        # "a car next to a red car".
+        if any(not own[number] for number in others):
+            contested |= nearest
     result = []
     for number, phrase in enumerate(found):
         if number in repeats:
@@ -119,6 +137,8 @@ def match(
             reason = "phrases with a box that may be another's"
         elif phrase.number not in (None, len(own[number])) or number in surrounded:
             reason = "phrases that other boxes may be of, too"
+        elif len(own[number]) > MAX_BOXES:
+            reason = f"phrases of more than {MAX_BOXES} boxes"
         else:
             reason = "phrases with boxes"
             result.append((phrase, own[number]))
@@ -142,11 +162,12 @@ def rank(label: Kind, phrase: Kind) -> _Rank | None:
     The phrase says more ("circle", "a red circle"), or the label does ("red circle", "a circle"),
     or the label is a more general noun ("person", "a man in red").
     """
-    if label.noun == phrase.noun:
-        if label.words <= phrase.words:
-            return 0, len(phrase.words - label.words)
-        if phrase.words <= label.words:
-            return 1, len(label.words - phrase.words)
+    if phrases.is_same(label.noun, phrase.noun):
+        said, asked = (kind.words - set(kind.noun.split()) for kind in (label, phrase))
+        if said <= asked:
+            return 0, len(asked - said)
+        if asked <= said:
+            return 1, len(said - asked)
     elif len(label.words) == 1 and phrases.is_kind(phrase.noun, label.noun):
         return 2, 0
     return None
@@ -163,8 +184,6 @@ def _with_spans(
             continue
         start, end = detection.span
         text = caption[start:end]
-        if not text.strip() or end > len(caption):
-            raise ValueError(f"the span {[start, end]} lies outside the caption {caption!r}.")
         inside = [p for p in found if start < p.end <= end]
         if inside:
             chosen[i] = inside[0]  # what follows says where it is: "a man in a hat"
@@ -189,12 +208,34 @@ def _repeats(found: Sequence[Phrase]) -> set[int]:
     }
 
 
-def _without_coinciding(detections: Sequence[Detection], chosen: Sequence[int]) -> list[int]:
-    """Of detections that nearly coincide the one with the highest score, the first of equal ones;
-    in their order."""
+def _counts(detection: Detection, captions: Sequence[str], counts: Counter[str]) -> bool:
+    """Whether a box is of any caption; counts it if not."""
+    if detection.caption is not None and detection.caption not in captions:
+        counts["boxes of a caption that is not there"] += 1
+        return False
+    if detection.span is None:
+        return True
+    start, end = detection.span
+    own = captions if detection.caption is None else [detection.caption]
+    if all(end <= len(caption) and caption[start:end].strip() for caption in own):
+        return True
+    counts["boxes with a span outside the caption"] += 1
+    return False
+
+
+def _without_coinciding(
+    detections: Sequence[Detection], ranks: Sequence[dict[int, _Rank]]
+) -> list[int]:
+    """Of detections that nearly coincide and may be of one phrase the one with the highest score,
+    the first of equal ones; in their order. What is of no phrase is left out.
+
+    A man's box and that of his suit may be nearly the same, and yet he is one of two men.
+    """
     kept: list[int] = []
+    chosen = [i for i, row in enumerate(ranks) if row]
     for i in sorted(chosen, key=lambda i: -detections[i].score):
-        others = np.array([detections[k].box for k in kept]).reshape(-1, 4)
+        rivals = [detections[k].box for k in kept if ranks[i].keys() & ranks[k].keys()]
+        others = np.array(rivals).reshape(-1, 4)
         if not (box_text.iou(np.array(detections[i].box), others) > _COINCIDE).any():
             kept.append(i)
     return sorted(kept)

@@ -6,14 +6,14 @@ Kosmos-2 (arXiv 2306.14824), which CogVLM follows: "a man in a red hat" is "a ma
 """
 
 import functools
-import importlib.util
+import importlib.metadata
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from input_pipeline.grounding import chunks
 from input_pipeline.grounding.chunks import Token
-from input_pipeline.words import synsets
+from input_pipeline.words import synsets, tagging
 
 CHUNKER = "chunker"
 PIPELINES = "chunker, or spacy:MODEL"
@@ -27,6 +27,8 @@ _STRIPPED = {"my", "your", "his", "her", "its", "our", "their", "whose"} | {
 _VAGUE = {"another", "other", "others", "each", "every", "either", "neither", "no", "same"} | {
     *("one", "ones", "thing", "things", "something", "someone", "it", "any")
 }
+# WordNet's first sense is one of two that captions mean.
+_ALSO = {"bike": ("bicycle",)}
 _PREPOSITION = re.compile(r"\b(?:above|at|behind|below|by|from|in|near|of|on|under|with)\b")
 
 
@@ -74,14 +76,29 @@ def make_pipeline(name: str) -> Pipeline:
       ValueError: there is none of this name, or what it needs is not installed.
     """
     kind, _, model = name.partition(":")
+    tagging.check(f"--phrases {name}")  # for labels, whatever finds the phrases
     if name == CHUNKER:
-        if importlib.util.find_spec("textblob") is None:
-            raise ValueError(
-                "--phrases chunker needs a part-of-speech tagger: pip install 'big_vlp[pos]'."
-            )
         return chunks.of
     if kind != "spacy" or not model:
         raise ValueError(f"--phrases {name!r}: choose {PIPELINES}.")
+    nlp = _spacy(model, name)
+    return lambda caption: spacy_chunks(nlp(caption))
+
+
+def versions(name: str) -> dict[str, str]:
+    """Package or model -> version, of all that decides what a pipeline of this name finds."""
+    found = {"textblob": importlib.metadata.version("textblob")}
+    kind, _, model = name.partition(":")
+    if kind == "spacy":
+        found |= {
+            kind: importlib.metadata.version(kind),
+            model: _spacy(model, name).meta["version"],
+        }
+    return found
+
+
+@functools.cache
+def _spacy(model: str, name: str):
     try:
         # Imported here: optional, and it takes seconds.
         import spacy
@@ -96,7 +113,7 @@ def make_pipeline(name: str) -> Pipeline:
         ) from None
     if not {"tagger", "parser"} <= set(nlp.pipe_names):
         raise ValueError(f"--phrases {name}: noun chunks need a model with a tagger and a parser.")
-    return lambda caption: spacy_chunks(nlp(caption))
+    return nlp
 
 
 def spacy_chunks(document) -> list[list[Token]]:
@@ -187,10 +204,34 @@ def _kind(tokens: Sequence[Token]) -> Kind:
 
 @functools.lru_cache(maxsize=100_000)
 def is_kind(noun: str, general: str) -> bool:
-    """Whether WordNet has a noun, in its first sense, below a more general one: man, person."""
+    """Whether WordNet has a noun, in its first sense, below a more general one: man, person.
+
+    Of a compound's own last word any sense will do: a "baseball bat" is a bat, and no animal.
+    """
     nouns = synsets.load()
-    lower, upper = (nouns.key_of(text.replace(" ", "_")) for text in (noun, general))
-    return None not in (lower, upper) and lower != upper and nouns.is_below(lower, upper)
+    below, above = senses(noun), senses(general)
+    if noun.endswith(f" {general}"):
+        above = nouns.senses(general)
+        return any(nouns.is_below(lower, upper) for lower in below for upper in above)
+    return not set(below) & set(above) and any(
+        nouns.is_below(lower, upper) for lower in below for upper in above
+    )
+
+
+@functools.lru_cache(maxsize=100_000)
+def is_same(noun: str, other: str) -> bool:
+    """Whether two nouns are one, or of one synset: couch, sofa."""
+    return noun == other or bool(set(senses(noun)) & set(senses(other)))
+
+
+def senses(noun: str) -> list[str]:
+    """Keys of the synsets that a noun of a caption stands for: the first sense."""
+    nouns = synsets.load()
+    return [
+        key
+        for name in (noun, *_ALSO.get(noun, ()))
+        for key in nouns.senses(name.replace(" ", "_"))[:1]
+    ]
 
 
 def _singular(token: Token) -> str:

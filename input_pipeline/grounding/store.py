@@ -8,12 +8,14 @@ data set is complete: a killed run goes on with those that are there.
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -28,7 +30,7 @@ from input_pipeline.records import given
 from input_pipeline.workers import say
 
 _PREFIX = ".boxes-"
-_VERSION = 1  # of what is kept in the files
+_VERSION = 2  # of what is kept in the files
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4"), ("size", "<u4"), ("offset", "<u8")])
 
 Run = Callable[..., Iterable[tuple[Any, Any]]]
@@ -40,6 +42,13 @@ class Label:
 
     name: str
     size: float
+
+
+class Found(NamedTuple):
+    """Of one image: its boxes, and why others were left out -> their number."""
+
+    boxes: list[Detection]
+    broken: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -60,23 +69,29 @@ class Store:
     example: str
     fingerprint: str
 
-    def find(self, image: str) -> list[Detection] | None:
-        """All detections of an image, in the order of the files; None where no file names it."""
+    def find(self, images: Sequence[str]) -> list[Found | None]:
+        """What the files say of each image, in their order; None where none names it. All is read
+        at once."""
         index = _index(self.index, self.images)
-        first, end = np.searchsorted(index["hash"], _hash([image])[0] + np.array([0, 1], np.uint64))
+        hashes = np.array([_hash(image) for image in images], np.uint64)
+        firsts, ends = (np.searchsorted(index["hash"], hashes + np.uint64(n)) for n in (0, 1))
         wanted = [
             (self.files[entry["file"]], int(entry["offset"]), int(entry["size"]))
+            for first, end in zip(firsts, ends)
             for entry in index[first:end]
         ]
-        found = [json.loads(given(data)) for data in read(wanted)]
-        lines = [boxes for name, boxes in found if name == image]
-        if not lines:
-            return None
-        return [
-            Detection(label, tuple(box), score, span and tuple(span), caption)
-            for boxes in lines
-            for label, box, score, span, caption in boxes
-        ]
+        lines = iter([json.loads(given(data)) for data in read(wanted)])
+        found: list[Found | None] = []
+        for image, count in zip(images, ends - firsts):
+            own = [line for line in itertools.islice(lines, int(count)) if line[0] == image]
+            boxes = [
+                Detection(label, tuple(box), score, span and tuple(span), caption)
+                for _, some, _ in own
+                for label, box, score, span, caption in some
+            ]
+            broken = Counter(reason for *_, reasons in own for reason in reasons)
+            found.append(Found(boxes, broken) if own else None)
+        return found
 
 
 def build(
@@ -102,7 +117,7 @@ def build(
     extra = b"" if annotations is None else listing.contents_digest(annotations)
     keys = [listing.fingerprint(f"boxes {_VERSION}", digest, extra) for digest in digests]
     lines = [output / f"{_PREFIX}{key}.jsonl" for key in keys]
-    indexes = [output / f"{_PREFIX}{key}.npy" for key in keys]
+    indexes = [output / f"{_PREFIX}{key}.index" for key in keys]
     there = set(whole.in_directory(output))
     sizes = listing.status(paths)[:, 0].tolist()
     tasks = {
@@ -123,7 +138,7 @@ def build(
         if len(tasks) == 1:
             raise ValueError(reason)
         raise ValueError(f"{failures} of {len(paths)} files of boxes failed (see above).")
-    parts = [np.load(io.BytesIO(given(data))) for data in read_files(indexes)]
+    parts = [np.frombuffer(given(data), _ENTRY).copy() for data in read_files(indexes)]
     if not sum(map(len, parts)):
         raise ValueError(f"{', '.join(map(str, paths[:3]))}: there is no box.")
     for number, part in enumerate(parts):
@@ -152,16 +167,22 @@ def remove(output: Path | epath.Path) -> None:
 def _index_file(path: str, annotations: str | None, lines: str, index: str) -> str:
     """Writes the lines and index of one file of boxes. Returns the reason of a failure, or ""."""
     try:
-        written, ids, sizes = io.BytesIO(), [], []
         given_annotations = annotations and source_path(annotations)
-        for image, found in detections.read(source_path(path), given_annotations):
-            ids.append(image)
-            sizes.append(written.write(json.dumps([image, found]).encode() + b"\n"))
-        entries = np.zeros(len(ids), _ENTRY)
-        entries["hash"], entries["size"] = _hash(ids), sizes
-        entries["offset"] = np.cumsum(sizes) - entries["size"] if sizes else 0
-        whole.write_whole(storage_path(lines), written.getvalue())
-        _save(storage_path(index), entries)
+        outputs = storage_path(lines), storage_path(index)
+        with whole.scratch(outputs[0].parent) as folder:
+            names = [folder / whole.temporary_name(output.name) for output in outputs]
+            try:
+                with names[0].open("wb") as written, names[1].open("wb") as entries:
+                    for entry in detections.read(source_path(path), given_annotations):
+                        place = written.tell()
+                        size = written.write(json.dumps(entry).encode() + b"\n")
+                        row = np.array((_hash(entry[0]), 0, size, place), _ENTRY)
+                        entries.write(row.tobytes())
+                for name, output in zip(names, outputs):  # the index last: it vouches for the lines
+                    whole.place(name, output)
+            finally:
+                for name in names:
+                    name.unlink(missing_ok=True)
         return ""
     except (OSError, ValueError) as error:
         return str(error) if path in str(error) else f"{path}: {error}"
@@ -177,10 +198,9 @@ def _save(path: Path | epath.Path, array: np.ndarray) -> None:
     whole.write_whole(path, file.getvalue())
 
 
-def _hash(ids: Sequence[str]) -> np.ndarray:
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in ids]
-    # Even ones, for the end of a range to be the next number.
-    return np.frombuffer(b"".join(digests), "<u8") & ~np.uint64(1)
+def _hash(image: str) -> int:
+    # Even, for the end of a range to be the next number.
+    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little") & ~1
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import shlex
 import sys
@@ -43,10 +42,9 @@ from input_pipeline.command_line import (
 from input_pipeline.duplicates import dropped
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare import description, shards
+from input_pipeline.prepare import description, parts, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
-from input_pipeline.sources.shared import pieces
 from input_pipeline.tars import index as tar_index
 from input_pipeline.tars import samples as tar_samples
 from input_pipeline.words.labelling import Labeller, LabelRule
@@ -244,19 +242,7 @@ def _run_source(args: argparse.Namespace) -> int:
             "Shards keep no weights: prepare the sources of the mixture one by one, and mix the "
             "prepared ones in the config."
         )
-    jobs = [
-        shards.Job(
-            name=piece.name,
-            file=f"{piece.stem}{shards.SHARD_SUFFIX}",
-            origin=piece.origin,
-            modified=piece.modified,
-            size=len(piece.indices),
-            read=functools.partial(
-                _read_source, name, json.dumps(given), piece.origin["fingerprint"], piece.indices
-            ),
-        )
-        for piece in pieces.cut(name, source, args.records_per_shard)
-    ]
+    jobs = parts.cut(name, given, source, args.records_per_shard, _read_source)
     reads = command_line.places(given)
     # Where the data lies decides nothing, and is nobody's business.
     given = {key: without_folder(value) for key, value in given.items()}
@@ -268,14 +254,9 @@ def _run_source(args: argparse.Namespace) -> int:
     }
     arguments = [args.command, "--input", written_source(name, given)]
     arguments += ["--records-per-shard", str(args.records_per_shard)]
-    names = source.class_names
-    extra = {} if names is None else {"class_names": list(names)}
-    if source.label_rule is not None:
-        extra["label_vocabulary"] = source.label_rule
-    if source.left_out:
-        extra["left_out"] = dict(source.left_out)
-        for what, count in source.left_out.items():
-            say(Console(), f"Left out: {count:,} {what}.")
+    extra = parts.about(source)
+    for what, count in extra.get("left_out", {}).items():
+        say(Console(), f"Left out: {count:,} {what}.")
     return _prepare(args, jobs, options, arguments, reads, "records", extra)
 
 

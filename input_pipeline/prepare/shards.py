@@ -147,6 +147,25 @@ def write(
     return [shards[job.file] for job in jobs]
 
 
+def check_options(output: Path | epath.Path, options: dict[str, Any]) -> None:
+    """Raises ValueError where a directory holds shards made with other options; for commands that
+    have much to do before `write`."""
+    for _, file, shard in whole.finished(output, records.DATASET_FILE):
+        if file.endswith(SHARD_SUFFIX) and shard is not None:
+            _check_options(output, shard, options)
+
+
+def _check_options(
+    output: Path | epath.Path, shard: dict[str, Any], options: dict[str, Any]
+) -> None:
+    if shard["version"] != records.FORMAT_VERSION or shard["options"] != options:
+        raise ValueError(
+            f"{output} holds shards made with other options ({shard['options']}, format "
+            f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
+            "another --output, or empty it."
+        )
+
+
 def _finished_shards(
     output: Path | epath.Path, jobs: list[Job], options: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], int]:
@@ -167,12 +186,7 @@ def _finished_shards(
             strangers.append(path)
         if shard is None:
             continue
-        if shard["version"] != records.FORMAT_VERSION or shard["options"] != options:
-            raise ValueError(
-                f"{output} holds shards made with other options ({shard['options']}, format "
-                f"version {shard['version']}; now {options}, {records.FORMAT_VERSION}): use "
-                "another --output, or empty it."
-            )
+        _check_options(output, shard, options)
         described[file] = _kept(shard)
     if strangers:
         raise ValueError(

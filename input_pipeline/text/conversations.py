@@ -6,7 +6,7 @@ A task's name says what it makes of a record:
   caption       -> any caption, unasked (an empty query)
   vqa           its question -> one of its answers
   rec           where is a phrase? -> its boxes (referring expression comprehension)
-  reg           what is in a box? -> its phrase (referring expression generation)
+  reg           what is in the boxes of a phrase? -> the phrase (referring expression generation)
   grounded      describe with boxes -> the caption that names the most phrases, with their boxes
   conversation  one round of its conversation, with earlier rounds as history
 """
@@ -192,8 +192,8 @@ def _reg(drawn: _Drawn) -> Turn | None:
     if not boxes:
         return None
     phrase = drawn.rng.choice(list(boxes))
-    box = drawn.rng.choice(list(boxes[phrase]))
-    return Turn(REGION_QUERY.format(box=format_boxes(box)), phrase)
+    # All of them: no one of two dogs is "two dogs".
+    return Turn(REGION_QUERY.format(box=format_boxes(boxes[phrase])), phrase)
 
 
 def _grounded(drawn: _Drawn) -> Turn | None:

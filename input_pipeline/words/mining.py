@@ -6,14 +6,13 @@ equation 1 of the paper keeps nouns only. Both are offered as modes.
 """
 
 import functools
-import importlib.util
 import re
 from typing import Any
 from urllib.parse import unquote
 
 import ftfy
 
-from input_pipeline.words import synsets
+from input_pipeline.words import synsets, tagging
 from input_pipeline.words.tokens import Memo, Tokeniser, tokenise
 
 MODES = ("released", "paper")
@@ -42,10 +41,8 @@ class LabelMiner:
     def __init__(self, mode: str = "released"):
         if mode not in MODES:
             raise ValueError(f"Unknown label mode {mode!r}; choose one of {list(MODES)}.")
-        if mode == "paper" and importlib.util.find_spec("textblob") is None:
-            raise ValueError(
-                "Label mode 'paper' needs a part-of-speech tagger: pip install 'big_vlp[pos]'."
-            )
+        if mode == "paper":
+            tagging.check("Label mode 'paper'")
         self.mode = mode
         self._tokens = Tokeniser()
         self._keys = Memo(_key_of)
@@ -101,13 +98,4 @@ def _key_of(token: str) -> str | None:
 
 
 def _nouns(tokens: list[str]) -> list[str]:
-    return [token for token, tag in _tagger()(tokens) if tag.startswith("NN")]
-
-
-@functools.cache
-def _tagger():
-    """Tokens -> [token, tag of the Penn Treebank] pairs."""
-    # Imported here: an extra, and it takes half a second.
-    from textblob.en import parser
-
-    return parser.find_tags
+    return [token for token, tag in tagging.tag(tokens) if tag.startswith("NN")]

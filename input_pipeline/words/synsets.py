@@ -43,6 +43,8 @@ class Nouns:
             self._exceptions[form] = bases
         # Lemma -> key of its first sense if that synset is named after it, else None.
         self._keys: dict[str, str | None] = {}
+        # Lemma -> keys of its senses that the table knows: the first, and those named after it.
+        self._senses: dict[str, list[str]] = {}
         self._names: list[str] = []
         self._rows: dict[str, int] = {}
         self._above: list[str] = []
@@ -57,8 +59,12 @@ class Nouns:
             self._above.append(above)
             for lemma in others.split():
                 self._keys[lemma] = None
-            if name.endswith(" 1"):
-                self._keys[name[:-2]] = key
+                self._senses.setdefault(lemma, []).insert(0, key)
+            lemma, sense = name.split()
+            if sense == "1":
+                self._keys[lemma] = key
+            senses = self._senses.setdefault(lemma, [])
+            senses.insert(0 if sense == "1" else len(senses), key)
 
     def __len__(self) -> int:
         """Number of synsets."""
@@ -107,6 +113,11 @@ class Nouns:
         lemma: "couch" gives None, since its synset is named sofa.
         """
         return self._keys.get(self.lemmatise(token))
+
+    def senses(self, token: str) -> list[str]:
+        """Keys of the senses of a lower-case token's lemma: the first one, whatever its synset is
+        named after, and all others whose synset is named after the lemma; none of other words."""
+        return self._senses.get(self.lemmatise(token), [])
 
     def name(self, key: str) -> str:
         """Name of a synset, e.g. "dog.n.01".

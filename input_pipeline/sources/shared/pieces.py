@@ -26,11 +26,12 @@ class Piece:
     modified: str
 
 
-def cut(name: str, source: Source, records: int) -> list[Piece]:
+def cut(name: str, source: Source, records: int, stem: str | None = None) -> list[Piece]:
     """Pieces of so many records, and of what is left.
 
     Args:
       name: of the source.
+      stem: of the pieces' files; by default the source's name.
 
     Raises:
       ValueError: it has no records.
@@ -42,7 +43,7 @@ def cut(name: str, source: Source, records: int) -> list[Piece]:
     return [
         Piece(
             name=f"{name}, records {first} to {min(first + records, length) - 1}",
-            stem=f"{name}-{number:05d}",
+            stem=f"{stem or name}-{number:05d}",
             indices=range(first, min(first + records, length)),
             origin={
                 "fingerprint": fingerprint,

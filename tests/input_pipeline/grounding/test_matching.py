@@ -15,13 +15,15 @@ PIPELINE = phrases.make_pipeline("chunker")
 A, B, C = (0.0, 0.0, 0.2, 0.2), (0.4, 0.0, 0.6, 0.2), (0.7, 0.5, 0.9, 0.9)
 
 
-def ground(captions, *detections):
+def ground(captions, *detections, counts=None):
     captions = [captions] if isinstance(captions, str) else captions
     found = [
         one if isinstance(one, Detection) else Detection(one[0], one[1], *one[2:] or (1.0,))
         for one in detections
     ]
-    return matching.ground(captions, found, PIPELINE, collections.Counter())
+    return matching.ground(
+        captions, found, PIPELINE, collections.Counter() if counts is None else counts
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,18 @@ def ground(captions, *detections):
             {"a red dog": [A], "a black dog": [B]},
         ),
         ("a dog and a red dog", [("dog", A), ("red dog", B)], {"a red dog": [B]}),
+        ("a boy and a man", [("person", A)], {}),
+        ("a car next to a red car", [("car", A)], {}),
+        ("a dog and a red dog", [("dog", A)], {}),
+        ("a person and a man", [("person", A)], {}),
+        ("a person and a man", [("person", A), ("man", B)], {"a person": [A], "a man": [B]}),
+        # COCO's names of what captions call otherwise.
+        (
+            "a man at a table on a sofa",
+            [("person", A), ("dining table", B), ("couch", C)],
+            {"a man": [A], "a table": [B], "a sofa": [C]},
+        ),
+        ("a bike", [("bicycle", A), ("motorcycle", B)], {}),
         # As many as are named.
         ("two dogs", [("dog", A), ("dog", B)], {"two dogs": [A, B]}),
         ("two dogs", [("dog", A), ("dog", B), ("dog", C)], {}),
@@ -69,9 +83,32 @@ def test_what_keeps_its_boxes(caption, detections, expected):
 def test_of_boxes_that_coincide_the_best_counts():
     near = (0.0, 0.0, 0.2, 0.21)
     assert ground("a dog", ("dog", A, 0.7), ("dog", near, 0.9)) == {"a dog": [near]}
-    assert ground("a man and a suit", ("man", A, 0.9), ("suit", near, 0.7)) == {"a man": [A]}
+    assert ground("a man and a suit", ("man", A, 0.9), ("suit", near, 0.7)) == {
+        "a man": [A],
+        "a suit": [near],
+    }
+    # One of two men, though his suit fills his box.
+    detections = ("man", A, 0.7), ("suit", near, 0.9), ("man", B, 0.7)
+    assert ground("a man in a suit", *detections) == {"a suit": [near]}
     # What no phrase names takes nothing away.
     assert ground("a dog", ("dog", A, 0.7), ("wolf", near, 0.9)) == {"a dog": [A]}
+
+
+def test_weaker_boxes_count_against_what_is_unique():
+    assert ground("a dog", ("dog", A, 0.7), ("dog", B, 0.6)) == {}
+    assert ground("two dogs", ("dog", A, 0.7), ("dog", B, 0.7), ("dog", C, 0.6)) == {}
+    assert ground("dogs", ("dog", A, 0.7), ("dog", B, 0.6)) == {"dogs": [A]}
+    assert ground("a dog", ("dog", A, 0.7), ("dog", B, 0.2)) == {"a dog": [A]}  # noise
+    assert ground("a dog", ("dog", A, 0.6)) == {}
+    assert ground("a dog", ("dog", A, 0.7), ("red dog", B, 0.6)) == {}
+
+
+def test_phrases_of_very_many_boxes_are_left_out():
+    boxes = [("bird", (k / 20, 0.0, (k + 1) / 20, 0.5)) for k in range(matching.MAX_BOXES + 1)]
+    counts = collections.Counter()
+    assert ground("birds in a tree", *boxes, ("tree", C), counts=counts) == {"a tree": [C]}
+    assert counts["phrases of more than 10 boxes"] == 1
+    assert len(ground("birds", *boxes[1:])["birds"]) == matching.MAX_BOXES
 
 
 def test_captions_of_one_image_agree():
@@ -88,15 +125,15 @@ def test_captions_of_one_image_agree():
 
 
 def test_boxes_stand_behind_the_words_that_were_meant():
-    captions = ["A dog house beside a dog.", "his dog house", "a Dog and a doghouse"]
-    detections = ("dog house", A), ("dog", B), ("doghouse", C)
+    captions = ["A dog house beside a dog.", "his dog house", "a Dog and a dogwood"]
+    detections = ("dog house", A), ("dog", B), ("dogwood", C)
     found = ground(captions, *detections)
     boxes = {text: np.array(group) for text, group in found.items()}
     grounded = [conversations.ground(caption, boxes)[0] for caption in captions]
     first, second = "[[000,000,200,200]]", "[[400,000,600,200]]"
     assert grounded[0] == f"A dog house {first} beside a dog {second}."
     assert grounded[1] == f"his dog house {first}"
-    assert grounded[2] == f"a Dog {second} and a doghouse [[700,500,900,900]]"
+    assert grounded[2] == f"a Dog {second} and a dogwood [[700,500,900,900]]"
 
 
 def test_spans_are_taken_at_their_word():
@@ -109,10 +146,11 @@ def test_spans_are_taken_at_their_word():
     found = ground(caption, at("dog", A), at("another", B), at("the frisbee", C))
     assert found == {"a dog": [A], "the frisbee": [C]}
     assert ground(["a cat", caption], at("dog", A, caption)) == {"a dog": [A]}
-    with pytest.raises(ValueError, match="outside the caption"):
-        ground(caption, Detection("?", A, 1.0, (3, 300)))
-    with pytest.raises(ValueError, match="'a bird', which is not there"):
-        ground(caption, Detection("?", A, 1.0, (0, 3), "a bird"))
+    counts = collections.Counter()
+    odd = Detection("?", A, 1.0, (3, 300)), Detection("?", A, 1.0, (0, 3), "a bird")
+    assert ground(caption, at("dog", A), *odd, counts=counts) == {"a dog": [A]}
+    assert counts["boxes with a span outside the caption"] == 1
+    assert counts["boxes of a caption that is not there"] == 1
 
 
 def test_a_phrase_of_several_words_by_its_span():
@@ -158,7 +196,7 @@ def score(scenes, label_of, rng):
 @pytest.mark.parametrize("labels", LABELS)
 def test_phrases_of_scenes_get_their_boxes(labels):
     precision, recall = score(200, LABELS[labels], random.Random(0))
-    assert precision >= 0.95 and recall >= RECALL[labels] - 0.03
+    assert precision == 1 and recall >= RECALL[labels] - 0.03
 
 
 @pytest.mark.slow
@@ -166,4 +204,4 @@ def test_phrases_of_scenes_get_their_boxes(labels):
 def test_phrases_of_many_scenes_get_their_boxes(labels):
     precision, recall = score(2000, LABELS[labels], random.Random(0))
     print(f"{labels}: precision {precision:.4f}, recall {recall:.4f}")
-    assert precision >= 0.95 and recall >= RECALL[labels]
+    assert precision == 1 and recall >= RECALL[labels]

@@ -1,9 +1,13 @@
 """Noun phrases: the chunker on captions with the phrases that people would mark, and spaCy's."""
 
+import time
+import types
+
 import pytest
 
 from input_pipeline.grounding import chunks, phrases
 from input_pipeline.grounding.phrases import Kind
+from input_pipeline.words import tagging
 
 # Caption, and its phrases behind each other.
 CAPTIONS = """
@@ -69,6 +73,14 @@ a small green heart right of a black star | a small green heart | a black star
 an elderly man with glasses reads a newspaper | an elderly man | glasses | a newspaper
 the dogs' toys are scattered across the floor | the dogs' toys | the floor
 a train is coming down the tracks | a train | the tracks
+Woman drinking coffee in cafe | Woman | coffee | cafe
+a cat watches tv | a cat | tv
+Group of friends drinking beer | Group | friends | beer
+a woman cooks dinner | a woman | dinner
+a toilet, sink and mirror | a toilet | sink | mirror
+two men cook dinner | two men | dinner
+a woman drinks hot coffee | a woman | hot coffee
+a toy sports car near a skating rink | a toy sports car | a skating rink
 horses and cows stand in a field | horses | cows | a field
 """
 ROWS = [[part.strip() for part in line.split("|")] for line in CAPTIONS.strip().splitlines()]
@@ -141,6 +153,20 @@ def test_nouns_below_others():
     assert phrases.is_kind("man", "person") and phrases.is_kind("dog", "animal")
     assert not phrases.is_kind("person", "man") and not phrases.is_kind("man", "man")
     assert not phrases.is_kind("dog", "no such noun")
+    for person in ("boy", "kid", "guy", "woman"):
+        assert phrases.is_kind(person, "person")
+
+
+def test_a_compound_is_of_the_kind_of_its_last_word_in_any_sense():
+    for label, noun in (("dining table", "table"), ("baseball bat", "bat"), ("tennis racket",) * 2):
+        assert phrases.kind_of(label).noun == noun.split()[-1]
+    assert phrases.kind_of("hot dog").noun == "hot dog"
+
+
+def test_nouns_of_one_synset_are_the_same():
+    for one, other in (("couch", "sofa"), ("phone", "telephone"), ("bike", "bicycle")):
+        assert phrases.is_same(one, other) and not phrases.is_kind(one, other)
+    assert not phrases.is_same("bat", "table")
 
 
 class Word:
@@ -177,10 +203,21 @@ def test_noun_chunks_of_spacy_become_phrases_as_our_own_do():
 
 def test_spacy_itself():
     spacy = pytest.importorskip("spacy")
-    for name in spacy.util.get_installed_models():
+    names = spacy.util.get_installed_models()
+    if not names:
+        pytest.skip("there is no spaCy model")
+    for name in names:
         pipeline = phrases.make_pipeline(f"spacy:{name}")
         texts = [phrase.text for phrase in phrases.find("a dog and his two red balls", pipeline)]
         assert texts == ["a dog", "two red balls"]
+
+
+def test_versions_of_all_that_decides_what_is_found(monkeypatch):
+    assert phrases.versions("chunker").keys() == {"textblob"}
+    monkeypatch.setattr(phrases.importlib.metadata, "version", lambda name: f"{name} 1")
+    monkeypatch.setattr(phrases, "_spacy", lambda *_: types.SimpleNamespace(meta={"version": "3"}))
+    expected = {"textblob": "textblob 1", "spacy": "spacy 1", "a_model": "3"}
+    assert phrases.versions("spacy:a_model") == expected
 
 
 def test_pipelines_that_are_not_there(monkeypatch):
@@ -189,9 +226,18 @@ def test_pipelines_that_are_not_there(monkeypatch):
             phrases.make_pipeline(name)
     with pytest.raises(ValueError, match="no_such_model"):
         phrases.make_pipeline("spacy:no_such_model")
-    monkeypatch.setattr(phrases.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"big_vlp\[pos\]"):
-        phrases.make_pipeline.__wrapped__("chunker")
+    monkeypatch.setattr(tagging.importlib.util, "find_spec", lambda name: None)
+    for name in ("chunker", "spacy:en_core_web_sm"):
+        with pytest.raises(ValueError, match=rf"{name} needs .*big_vlp\[pos\]"):
+            phrases.make_pipeline.__wrapped__(name)
+
+
+@pytest.mark.parametrize("word", ["1 ", "red ", "very red, ", "dog's ", "a ", "dog filled "])
+def test_long_texts_take_no_longer_for_each_word(word):
+    found(word * 10)
+    started = time.perf_counter()
+    found(word * 50_000)
+    assert time.perf_counter() - started < 1
 
 
 def test_a_text_of_no_words_has_no_phrase():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.sources import scenes
-from input_pipeline.words import mining, synsets, tokens
+from input_pipeline.words import synsets, tagging, tokens
 from input_pipeline.words.mining import LabelMiner, clean, clean_anything, keys_plainly
 from tests.parity.fixtures import fixtures
 
@@ -198,7 +198,7 @@ def test_the_mode_of_the_paper_keeps_nouns():
 def test_unknown_modes_and_a_missing_tagger_are_errors(monkeypatch):
     with pytest.raises(ValueError, match="Unknown label mode 'Paper'; choose one of"):
         LabelMiner("Paper")
-    monkeypatch.setattr(mining.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tagging.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'big_vlp\[pos\]'"):
         LabelMiner("paper")
 
