@@ -53,7 +53,11 @@ _SERVED = ("portable", "flink", "spark")
 # starts that (Prism), which knows none of the --direct_... options. This is the one that does.
 _DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 # What decides the bytes of the output: a worker of another version would write others.
-_PACKAGES = ("big_vlp", "array-record", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+_PACKAGES = (
+    *("big_vlp", "array-record", "pyarrow", "numpy", "scipy"),
+    *("opencv-python-headless", "pillow", "simplejpeg"),
+    *("ftfy", "nltk", "textblob", "spacy"),
+)
 
 
 class Runner:
@@ -130,7 +134,7 @@ class Runner:
           Exception: what a call raised.
           KeyboardInterrupt: after the job was told to stop.
         """
-        _remove(self._folder)
+        remove(self._folder)
         if not tasks:
             return
         exchange = self._folder / uuid.uuid4().hex
@@ -148,7 +152,7 @@ class Runner:
                     job.close()
         finally:
             with contextlib.suppress(Unreachable):  # the next command removes it
-                _remove(exchange)
+                remove(exchange)
             if not is_in_bucket(self._folder):
                 with contextlib.suppress(OSError):  # another command's is there
                     self._folder.rmdir()
@@ -386,7 +390,7 @@ def _pickled_error(error: Exception) -> bytes:
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _remove(folder: Path | epath.Path) -> None:
+def remove(folder: Path | epath.Path) -> None:
     """Removes a folder and all in it, where it is there; others may do so or write there, too."""
     if is_in_bucket(folder):
         with contextlib.suppress(FileNotFoundError):

@@ -122,6 +122,7 @@ def runner(
     """
     if args.runner is not None:
         return beam.Runner(args.runner, args.runner_options, folder, reads).run_all
+    beam.remove(folder)  # a job of an earlier command that goes on begins no further task
     return in_processes(args.workers)
 
 

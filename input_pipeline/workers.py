@@ -16,6 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Calls a function for many tasks: run(function, tasks, unit, console), as `command_line.runner`
+# gives it; what the arguments are, and what it yields, is told by `run_all`.
+Run = Callable[..., Iterator[tuple[Any, Any]]]
+
 
 def run_all(
     function: Callable[..., Any],

@@ -150,13 +150,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _run_filter(args: argparse.Namespace) -> int:
     values = {name: getattr(args, name) for name in Rules.__dataclass_fields__}
+    reads = [args.input]
     for name in ("drop_words", "drop_domains"):
-        values[name] = values[name] and Listed.of(values[name])
+        if values[name]:
+            reads.append(values[name])
+            values[name] = Listed.of(values[name])
     rules, given, console = Rules(**values), _given(args), Console()
-    planned, run = (
-        jobs.plan(args.input),
-        command_line.runner(args, args.output / ".beam", [args.input]),
-    )
+    planned = jobs.plan(args.input)
+    run = command_line.runner(args, args.output / ".beam", reads)
     kinds = {kind for check in rules.checks() for kind in check.kinds}
     _check_columns(planned, kinds, given)
     options = {
@@ -211,10 +212,8 @@ def _pattern(text: str) -> str:
 def _run_similarity(args: argparse.Namespace) -> int:
     given, console = _given(args), Console()
     embeddings = similarity.find_embeddings(args.embeddings)
-    planned, run = (
-        jobs.plan(args.input),
-        command_line.runner(args, args.output / ".beam", [args.input]),
-    )
+    planned = jobs.plan(args.input)
+    run = command_line.runner(args, args.output / ".beam", [args.input, args.embeddings])
     _check_columns(planned, scores.kinds(given), given)
     options = {
         "command": args.command,

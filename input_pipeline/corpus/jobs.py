@@ -7,6 +7,7 @@ output until all is done.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -23,14 +24,11 @@ from rich.console import Console
 from input_pipeline.checks import unicode
 from input_pipeline.files import listing, outages, tables, whole
 from input_pipeline.files.buckets import is_in_bucket, make_directory
-from input_pipeline.workers import say
+from input_pipeline.workers import Run, say
 
 REPORT, PLOT, DROPPED = "report.json", "report.png", "dropped.tsv"
 FORMAT_VERSION = 1
 _KEPT = ("file", "rows", "kept", "bytes", "sha256", "source", "given")
-
-# `run(function, tasks, unit, console)` calls a function in worker processes, see `workers.run_all`.
-Run = Callable[[Callable[..., Any], list[tuple[Any, tuple]], str, Console], Iterator]
 
 
 @dataclass(frozen=True)
@@ -271,10 +269,8 @@ def place(
         "sha256": whole.checksum(temporary),
         **info,
     }
-    # The JSON of a replaced file must not vouch for its successor.
-    (output / f"{job.file}.json").unlink(missing_ok=True)
-    whole.place(temporary, output / job.file)
-    whole.write_json(output / f"{job.file}.json", info)
+    path = output / job.file
+    whole.vouched(path, functools.partial(whole.place, temporary, path), info)
     return _counted(info)
 
 

@@ -1,6 +1,5 @@
 """What a filter did: a JSON, a drawing, a sample of what each rule dropped, and a table."""
 
-import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from input_pipeline.corpus.jobs import DROPPED, PLOT, REPORT
 from input_pipeline.corpus.sift import SAMPLED
+from input_pipeline.figures import new_figure, png
 from input_pipeline.files.whole import write_json, write_whole
 from input_pipeline.workers import say
 
@@ -122,16 +122,11 @@ def _table(found: dict[str, Any]) -> Table:
 def draw(found: dict[str, Any]) -> bytes:
     """What is left after each rule, what each drops, and the similarities if there are any, as a
     PNG."""
-    # Imported here: it takes a second, and its own default backend may want a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rules, total = found["rules"], max(found["rows"], 1)
     places = range(len(rules))
     with_scores = "similarities" in found
     height = 1.4 + 0.32 * max(len(rules), 3) + 2.6 * with_scores
-    figure = Figure(figsize=(11, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, height)
     ratios = [max(len(rules), 3), 8][: 1 + with_scores]
     grid = figure.add_gridspec(len(ratios), 2, height_ratios=ratios)
     left, drops = (figure.add_subplot(grid[0, i]) for i in (0, 1))
@@ -167,9 +162,7 @@ def draw(found: dict[str, Any]) -> bytes:
         axis.tick_params(axis="y", length=0)
     if with_scores:
         _draw_similarities(figure.add_subplot(grid[1, :]), found)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
-    return picture.getvalue()
+    return png(figure)
 
 
 def _draw_similarities(axis, found: dict[str, Any]) -> None:

@@ -17,7 +17,13 @@ from rich.console import Console
 
 from input_pipeline import command_line
 from input_pipeline.checks.ranges import whole
-from input_pipeline.command_line import Parser, add_workers, path_argument
+from input_pipeline.command_line import (
+    Parser,
+    add_workers,
+    parse_source,
+    path_argument,
+    places,
+)
 from input_pipeline.duplicates import finding, hamming, hashing, search
 from input_pipeline.files.buckets import is_in_bucket, make_directory
 from input_pipeline.workers import say
@@ -116,7 +122,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _hash(args: argparse.Namespace) -> None:
     parts, unit = hashing.plan(args.input)
-    run = command_line.runner(args, args.output / ".beam")
+    is_pattern = args.input.endswith(".tar")
+    reads = [args.input] if is_pattern else places(parse_source(args.input)[1])
+    run = command_line.runner(args, args.output / ".beam", reads)
     hashing.write(parts, args.output, run, unit, Console())
 
 
@@ -129,5 +137,9 @@ def _find(args: argparse.Namespace) -> None:
         raise ValueError(f"--difference must be 0 or more, got {args.difference}.")
     make_directory(args.output.parent)
     settings = search.Settings(args.distance, args.detail, args.difference, not args.no_mirrored)
-    run = command_line.runner(args, args.output.with_name(f".{args.output.name}.beam"))
+    run = command_line.runner(
+        args,
+        args.output.with_name(f".{args.output.name}.beam"),
+        [*args.hashes, *args.against],
+    )
     finding.find(args.hashes, args.against, args.output, settings, run, Console())

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from input_pipeline.files.buckets import is_in_bucket, make_directory
 from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.prepare.filters import Tally
+from input_pipeline.prepare.shards import DROPPED_SUFFIX
 
 REASONS = EXACT, NEAR, CONTAMINATED = "exact duplicate", "near duplicate", "contaminated"
 # Strings with room for more than 2 GB in a column.
@@ -105,7 +107,8 @@ def sorted_for(
     with pa.ipc.new_file(written, table.schema) as writer:
         writer.write_table(table.unify_dictionaries())
     make_directory(output)
-    place = output / f".{fingerprint(path, data)}.drop"
+    # Its own name: another command with this output may begin, or end, meanwhile.
+    place = output / f".{uuid.uuid4().hex}{DROPPED_SUFFIX}"
     write_whole(place, written.getvalue())
     try:
         yield place

@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from input_pipeline.duplicates.search import NOBODY, Arrays, Settings
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file
 from input_pipeline.files.whole import write_json, write_whole
-from input_pipeline.workers import say
+from input_pipeline.workers import Run, say
 
 _DESCRIPTION = "input.json"
 _GROUPS = "copy_of.npy"  # i64[n]: the row whose image has the same bytes, and is searched for
@@ -92,7 +92,7 @@ def find(
     against: Sequence[Path | epath.Path],
     output: Path,
     settings: Settings,
-    run: Callable[..., Any],
+    run: Run,
     console: Console,
 ) -> None:
     """Writes the list of what is to be dropped (`dropped.SCHEMA`), and prints a table.
@@ -101,7 +101,7 @@ def find(
 
     Args:
       hashes: directories of the hashes of what is to be searched; against: of test sets.
-      run: `run(function, tasks, unit, console)`, as `workers.run_all`.
+      run: `run(function, tasks, unit, console)`, as `command_line.runner` gives it.
 
     Raises:
       ValueError, OSError: hashes are missing or damaged, or a directory is given twice.
@@ -117,10 +117,15 @@ def find(
             "rename one, or give each once."
         )
     folder = output.with_name(f"{output.name}.parts")
-    tests = _gather(folder, data, settings, console)
+    wanted = {
+        "version": hashing.FORMAT_VERSION,
+        "data": [[one.name, one.is_test, one.fingerprint] for one in data],
+        "settings": vars(settings),
+    }
+    tests = _gather(folder, data, wanted, console)
     arrays = Arrays(folder)
     searched = np.flatnonzero(arrays.rank[:] != NOBODY)
-    planned = search.plan(len(searched), settings)
+    planned = search.plan(len(searched), settings, f"{listing.fingerprint(json.dumps(wanted))}-")
     there = {path.name for path in folder.iterdir()}
     tasks = [(t, (t, folder, tests, settings)) for t in planned if t.name not in there]
     if len(tasks) < len(planned):
@@ -159,14 +164,9 @@ def _kept_matches(pairs: np.ndarray, images: int) -> np.ndarray:
     return found
 
 
-def _gather(folder: Path, data: list[DataSet], settings: Settings, console: Console) -> int:
+def _gather(folder: Path, data: list[DataSet], wanted: dict[str, Any], console: Console) -> int:
     """Makes the `Arrays` of all images, unless an earlier run has; returns the number of ranks that
-    test images have."""
-    wanted = {
-        "version": hashing.FORMAT_VERSION,
-        "data": [[one.name, one.is_test, one.fingerprint] for one in data],
-        "settings": vars(settings),
-    }
+    test images have. `wanted` says what they are of."""
     try:
         described = json.loads((folder / _DESCRIPTION).read_bytes())
         if described["wanted"] == wanted:

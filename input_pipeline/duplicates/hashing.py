@@ -7,6 +7,7 @@ all parts are there. Nothing here depends on other parts.
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import time
@@ -24,12 +25,13 @@ from rich.table import Table
 
 from input_pipeline.command_line import open_source
 from input_pipeline.duplicates import signatures
-from input_pipeline.files import listing
+from input_pipeline.files import listing, outages
 from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import (
     checksum,
     finished,
     remove_temporaries,
+    vouched,
     write_json,
     write_whole,
 )
@@ -38,7 +40,7 @@ from input_pipeline.records import may_pass, what_is_wrong
 from input_pipeline.sources import kept_source
 from input_pipeline.sources.shared import pieces
 from input_pipeline.tars import samples as tar_samples
-from input_pipeline.workers import say
+from input_pipeline.workers import Run, say
 
 HASHES_FILE = "hashes.json"
 # Of HASHES_FILE, the parts, and the signatures in them; a reader refuses any other.
@@ -101,7 +103,9 @@ def plan(text: str) -> tuple[list[Part], str]:
             file=f"{piece.stem}{_SUFFIX}",
             origin={**piece.origin, "modified": piece.modified},
             size=len(piece.indices),
-            read=functools.partial(_read_source, name, arguments, piece.indices),
+            read=functools.partial(
+                _read_source, name, arguments, piece.origin["fingerprint"], piece.indices
+            ),
         )
         for piece in pieces.cut(name, source, _RECORDS_PER_PART)
     ]
@@ -130,8 +134,8 @@ def _read_tar(tar: Path | epath.Path) -> Images:
                 yield id_, sample.read(file, tar_samples.image_extensions(sample)[0])
 
 
-def _read_source(name: str, arguments: str, indices: range) -> Images:
-    source = kept_source(name, arguments)
+def _read_source(name: str, arguments: str, fingerprint: str, indices: range) -> Images:
+    source = kept_source(name, arguments, fingerprint)
     for first in range(0, len(indices), _RECORDS_AT_ONCE):
         some = indices[first : first + _RECORDS_AT_ONCE]
         for index, record in zip(some, source.records(some)):
@@ -146,14 +150,14 @@ def _read_source(name: str, arguments: str, indices: range) -> Images:
 def write(
     parts: list[Part],
     output: Path | epath.Path,
-    run: Callable[..., Any],
+    run: Run,
     unit: str,
     console: Console,
 ) -> None:
     """Writes the parts that are not there yet, and the description; prints a table.
 
     Args:
-      run: `run(function, tasks, unit, console)`, as `workers.run_all`.
+      run: `run(function, tasks, unit, console)`, as `command_line.runner` gives it.
       unit: of the parts' sizes.
 
     Raises:
@@ -233,30 +237,29 @@ def _finished_parts(output: Path | epath.Path, parts: dict[str, Part]) -> dict[s
 
 def hash_part(part: Part, output: Path | epath.Path) -> dict[str, Any] | str:
     """Writes the files of one part. Returns the JSON, or the reason of the failure."""
-    output = source_path(output)
     try:
-        rows, broken = _rows(part)
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        written = io.BytesIO()
-        pa.parquet.write_table(table, written, compression="zstd")
-        path = output / part.file
-        entry_path = path.with_name(f"{path.name}.json")
-        # The JSON of a replaced file must not vouch for its successor.
-        entry_path.unlink(missing_ok=True)
-        write_whole(path, written.getvalue())
-        entry = {
-            "version": FORMAT_VERSION,
-            "origin": part.origin,
-            "file": part.file,
-            "images": len(rows),
-            "flat": sum(row["hash"] is None for row in rows),
-            "broken": broken,
-            "sha256": checksum(path),
-        }
-        write_json(entry_path, entry)
-        return entry
+        return _hashed(part, source_path(output) / part.file)
     except (OSError, ValueError) as error:
         return what_is_wrong(part.name, error)
+
+
+@outages.outlasting
+def _hashed(part: Part, path: Path | epath.Path) -> dict[str, Any]:
+    rows, broken = _rows(part)
+    written = io.BytesIO()
+    pa.parquet.write_table(pa.Table.from_pylist(rows, SCHEMA), written, compression="zstd")
+    data = written.getvalue()
+    entry = {
+        "version": FORMAT_VERSION,
+        "origin": part.origin,
+        "file": part.file,
+        "images": len(rows),
+        "flat": sum(row["hash"] is None for row in rows),
+        "broken": broken,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    vouched(path, functools.partial(write_whole, path, data), entry)
+    return entry
 
 
 def _rows(part: Part) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:

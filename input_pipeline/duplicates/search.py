@@ -97,11 +97,15 @@ class Task:
         return len(self.choices)
 
 
-def plan(images: int, settings: Settings, entries_per_task: int = _ENTRIES_PER_TASK) -> list[Task]:
+def plan(
+    images: int, settings: Settings, what: str = "", entries_per_task: int = _ENTRIES_PER_TASK
+) -> list[Task]:
     """The tasks that together find everything.
 
     Args:
       images: those that take part.
+      what: identifies images and settings in the names of files: a task of an ended search that is
+        still at it writes none of this one's.
       entries_per_task: hashes, of images and mirror images, that a task has in memory; about 100
         bytes each.
     """
@@ -113,7 +117,7 @@ def plan(images: int, settings: Settings, entries_per_task: int = _ENTRIES_PER_T
         blocks = f"{chosen[0].blocks}-blocks-{'-'.join(map(str, common)) or 'none'}"
         some = tuple(some)
         tasks += [
-            Task(f"found-{blocks}-part-{part}-of-{parts}.npy", some, part, parts)
+            Task(f"found-{what}{blocks}-part-{part}-of-{parts}.npy", some, part, parts)
             for part in range(parts)
         ]
     return tasks

@@ -139,6 +139,8 @@ def _run(args: argparse.Namespace) -> None:
     name, given, source = open_source(args.input)
     if source.weights is not None:
         raise ValueError("A weighted mixture has no order: give its sources one by one.")
+    if not len(source):
+        raise ValueError(f"source {name} has no records.")
     paths = []
     for pattern in args.boxes:
         found = listing.matches(pattern)
@@ -157,13 +159,16 @@ def _run(args: argparse.Namespace) -> None:
     }
     shards.check_options(args.output, options)
     started, console = time.monotonic(), Console()
-    reads = [*paths, *command_line.places(given)]
+    annotations = [] if args.annotations is None else [args.annotations]
+    reads = [*paths, *annotations, *command_line.places(given)]
     run = command_line.runner(args, args.output / ".beam", reads)
     boxes = store.build(paths, args.annotations, args.output, run, console)
     read = functools.partial(_ground, boxes, choices)
     origin = {"boxes": boxes.fingerprint}
     jobs = parts.cut(name, given, source, args.records_per_shard, read, "grounded", origin)
-    arguments = ["--input", written_source(name, places), "--boxes", *(p.name for p in paths)]
+    arguments = ["--input", written_source(name, places)]
+    arguments += [word for path in paths for word in ("--boxes", path.name)]
+    arguments += [word for path in annotations for word in ("--annotations", path.name)]
     for key in ("captions", "phrases", "min_score", "several_share"):
         if (value := options[key]) is not None:
             text = ",".join(value) if isinstance(value, list) else str(value)

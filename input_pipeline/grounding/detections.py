@@ -24,8 +24,8 @@ from input_pipeline.checks import unicode
 from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.annotations import identity
 from input_pipeline.files.ranges import open_file
+from input_pipeline.text.boxes import OVERHANG
 
-_OUTSIDE = 0.05  # of a side: some detectors let boxes end a little outside
 _SHARES = 2.0  # above it coordinates are no shares of anything
 
 
@@ -176,7 +176,7 @@ def _detection(size: Any, entry: Any) -> list[Detection]:
             "pixels without a size",
             f'box {given} of {label!r} is in pixels: give "size": [width, height], too',
         )
-    if not all(-_OUTSIDE < c < 1 + _OUTSIDE for c in box):
+    if not all(-OVERHANG <= c <= 1 + OVERHANG for c in box):
         raise _BrokenBoxError(
             "outside the picture", f"box {given} of {label!r} lies outside the picture"
         )

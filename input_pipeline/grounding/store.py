@@ -12,28 +12,26 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from rich.console import Console
 
-from input_pipeline.files import listing, whole
+from input_pipeline.files import listing, outages, whole
 from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 from input_pipeline.files.ranges import File, read, read_files, source_path
 from input_pipeline.grounding import detections
 from input_pipeline.grounding.detections import Detection
 from input_pipeline.records import given
-from input_pipeline.workers import say
+from input_pipeline.workers import Run, say
 
 _PREFIX = ".boxes-"
 _VERSION = 2  # of what is kept in the files
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4"), ("size", "<u4"), ("offset", "<u8")])
-
-Run = Callable[..., Iterable[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -167,25 +165,30 @@ def remove(output: Path | epath.Path) -> None:
 def _index_file(path: str, annotations: str | None, lines: str, index: str) -> str:
     """Writes the lines and index of one file of boxes. Returns the reason of a failure, or ""."""
     try:
-        given_annotations = annotations and source_path(annotations)
-        outputs = storage_path(lines), storage_path(index)
-        with whole.scratch(outputs[0].parent) as folder:
-            names = [folder / whole.temporary_name(output.name) for output in outputs]
-            try:
-                with names[0].open("wb") as written, names[1].open("wb") as entries:
-                    for entry in detections.read(source_path(path), given_annotations):
-                        place = written.tell()
-                        size = written.write(json.dumps(entry).encode() + b"\n")
-                        row = np.array((_hash(entry[0]), 0, size, place), _ENTRY)
-                        entries.write(row.tobytes())
-                for name, output in zip(names, outputs):  # the index last: it vouches for the lines
-                    whole.place(name, output)
-            finally:
-                for name in names:
-                    name.unlink(missing_ok=True)
+        _write_both(path, annotations, lines, index)
         return ""
     except (OSError, ValueError) as error:
         return str(error) if path in str(error) else f"{path}: {error}"
+
+
+@outages.outlasting
+def _write_both(path: str, annotations: str | None, lines: str, index: str) -> None:
+    given_annotations = annotations and source_path(annotations)
+    outputs = storage_path(lines), storage_path(index)
+    with whole.scratch(outputs[0].parent) as folder:
+        names = [folder / whole.temporary_name(output.name) for output in outputs]
+        try:
+            with names[0].open("wb") as written, names[1].open("wb") as entries:
+                for entry in detections.read(source_path(path), given_annotations):
+                    place = written.tell()
+                    size = written.write(json.dumps(entry).encode() + b"\n")
+                    row = np.array((_hash(entry[0]), 0, size, place), _ENTRY)
+                    entries.write(row.tobytes())
+            for name, output in zip(names, outputs):  # the index last: it vouches for the lines
+                whole.place(name, output)
+        finally:
+            for name in names:
+                name.unlink(missing_ok=True)
 
 
 def _written(path: Path | epath.Path | None) -> str | None:

@@ -306,7 +306,7 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
         if rule.caption_fields is not None:
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
-    run = _runner(args, reads if args.drop is None else itertools.chain(reads, [args.drop]))
+    run = _runner(args, reads)
     started = time.monotonic()
     console = Console()
     with contextlib.ExitStack() as stack:

@@ -32,16 +32,14 @@ from input_pipeline.files.whole import in_directory
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.words.labelling import Labeller
-from input_pipeline.workers import say
+from input_pipeline.workers import Run, say
 
 # One record per chunk makes random access cheap; encoded images do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_SUFFIX = ".array_record"
 _DIGESTS_SUFFIX = ".digests"
+DROPPED_SUFFIX = ".drop"  # see `duplicates.dropped`
 _THREADS = 32
-
-# run(function, tasks, unit=..., console=...) yields (label, result), see `command_line.runner`.
-Run = Callable[..., Iterable[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def write(
     if tasks:
         _check_are_there(shards, output, jobs, options)
     for path in in_directory(output):
-        if path.name.startswith(".") and path.name.endswith(_DIGESTS_SUFFIX):
+        if path.name.startswith(".") and path.name.endswith((_DIGESTS_SUFFIX, DROPPED_SUFFIX)):
             path.unlink(missing_ok=True)
     whole.remove_temporaries(output)
     return [shards[job.file] for job in jobs]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 _GROUP = re.compile(r"\[\[(.*?)\]\]")
-_OVERHANG = 0.05
+# Of a side: data sets and detectors let boxes end a little outside.
+OVERHANG = 0.05
 
 
 class Found(NamedTuple):
@@ -86,7 +87,7 @@ def shares(pixels: Sequence, width: int, height: int) -> tuple[np.ndarray, np.nd
     Data sets let boxes end a little outside: what is out by 5 % of a side or less ends at the edge.
     """
     boxes = np.asarray(pixels, np.float64).reshape(-1, 4) / (width, height, width, height)
-    near = ((boxes >= -_OVERHANG) & (boxes <= 1 + _OVERHANG)).all(axis=1)
+    near = ((boxes >= -OVERHANG) & (boxes <= 1 + OVERHANG)).all(axis=1)
     boxes = boxes.clip(0, 1)
     return boxes, near & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
 

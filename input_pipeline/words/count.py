@@ -30,7 +30,7 @@ class Part:
     """Records first..first+size-1 of a source.
 
     Attributes:
-      name, arguments: of the source; the arguments as JSON.
+      name, arguments, fingerprint: of the source; the arguments as JSON.
       offset: place of the source's first record in the whole corpus.
       stride: every so manieth record of the corpus belongs to the sample.
       captions: fields that count; None for all.
@@ -39,6 +39,7 @@ class Part:
 
     name: str
     arguments: str
+    fingerprint: str
     first: int
     size: int
     offset: int
@@ -119,11 +120,13 @@ def plan(inputs: list[str], captions: Iterable[str] | None, mode: str) -> Job:
     stride = max(1, -(-total // _SAMPLED_RECORDS))
     part_size = max(_RECORDS_PER_PART, -(-total // _MOST_PARTS))
     parts, offset = [], 0
-    for name, arguments, length, _ in sources:
+    for name, arguments, length, fingerprint in sources:
         for first in range(0, length, part_size):
             size = min(part_size, length - first)
             encoded = json.dumps(arguments)
-            parts.append(Part(name, encoded, first, size, offset, stride, captions, mode))
+            parts.append(
+                Part(name, encoded, fingerprint, first, size, offset, stride, captions, mode)
+            )
         offset += length
     described = [
         {"source": name, "records": length, "fingerprint": fingerprint}
@@ -139,7 +142,7 @@ def count(part: Part) -> Totals:
     Raises:
       ValueError: a record cannot be read.
     """
-    source, miner = kept_source(part.name, part.arguments), kept_miner(part.mode)
+    source, miner = kept_source(part.name, part.arguments, part.fingerprint), kept_miner(part.mode)
     totals = Totals()
     labels: list[str] = []  # counted at the end: all at once is faster
     for index in range(part.first, part.first + part.size):

@@ -118,7 +118,8 @@ def matched(found: Mapping[str, str], ids: Sequence[str], where: str) -> list[st
       ValueError: the file answers other questions (those of another split, it may be), or not all.
     """
     check_ids(ids, "The data")
-    others = [name for name in found if name not in set(ids)] if set(found) - set(ids) else []
+    known = set(ids)
+    others = [name for name in found if name not in known]
     if others:
         raise ValueError(
             f"{where}: {len(others):,} of its {len(found):,} ids are not in the data, such as "

@@ -20,7 +20,7 @@ _PLACE = re.compile(r"\s*<image>\s*")
 class Source(listed.Listed):
     """A record for each entry with an image, in the order of the file, with its `conversation`.
 
-    Read of llava_instruct_150k.json, llava_v1_5_mix665k.json, LRV-Instruction's and LLaVAR's files
+    Read of llava_instruct_150k.json, llava_v1_5_mix665k.json and LLaVAR's files
     and those like them: image, and conversations: from, value. "<image>", which stands where LLaVA
     puts the image, is taken out: here it is always before the text. The id is the entry's, and
     further entries of the same get "#2" and so on, as ids repeat in these files. Entries without an

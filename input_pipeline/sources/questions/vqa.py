@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from input_pipeline.checks import unicode
@@ -16,6 +15,7 @@ from input_pipeline.sources.shared import listed
 from input_pipeline.sources.shared.listed import Kind, only, read_json, text, unique
 
 _SHOWN = 3
+_POPE_FILE = re.compile(r"pope_(random|popular|adversarial)\.json$")
 _OCR_SPLITS = {"train": 1, "val": 2, "test": 3}
 _SUBTYPE = re.compile(r"(?:train|val)2014|test(?:-dev)?2015")
 
@@ -196,8 +196,8 @@ def _textvqa(files: Files) -> Iterator[Entry]:
 def _vizwiz(files: Files) -> Iterator[Entry]:
     for one in annotation_files.read(files.questions):
         answers = [answer["answer"] for answer in one.get("answers", ())]
-        name = PurePosixPath(one["image"]).stem
-        yield one["image"], _fields(name, one["question"], answers, one.get("answer_type"))
+        name = one["image"]  # which submissions name, too
+        yield name, _fields(name, one["question"], answers, one.get("answer_type"))
 
 
 def _ocrvqa(files: Files) -> Iterator[Entry]:
@@ -224,7 +224,8 @@ def _gqa(files: Files) -> Iterator[Entry]:
 
 
 def _pope(files: Files) -> Iterator[Entry]:
-    names = sorted(name for name in names_in(files.questions) if name.endswith(".json"))
+    # Other files lie beside those of questions, with the objects of images.
+    names = sorted(name for name in names_in(files.questions) if _POPE_FILE.search(name))
     for path in [files.questions / name for name in names] or [files.questions]:
         category = path.stem.split("_")[-1]
         for one in _lines(path):

@@ -34,8 +34,10 @@ def cut(name: str, source: Source, records: int, stem: str | None = None) -> lis
       stem: of the pieces' files; by default the source's name.
 
     Raises:
-      ValueError: it has no records.
+      ValueError: it has no records, or is a weighted mixture.
     """
+    if source.weights is not None:
+        raise ValueError("A weighted mixture has no order: give its sources one by one.")
     fingerprint, length = source.fingerprint(), len(source)
     if not length:
         raise ValueError(f"source {name} has no records.")

@@ -205,6 +205,7 @@ def pope(folder):
             for i, label in ((1, "yes"), (2, "no"))
         ]
         write_json(folder / "pope" / f"coco_pope_{kind}.json", rows)
+    write_json(folder / "pope" / "coco_ground_truth_objects.json", {"dog": 1})  # lies there, too
     return {"questions": folder / "pope"}, NAMES
 
 
@@ -248,7 +249,7 @@ FORMATS = {
         dict(question="which brand?", answers=["nous", "", *["dakota"] * 8], split="val"),
     ),
     vizwiz: (
-        ["VizWiz_val_00000000", "VizWiz_val_00000001"],
+        ["VizWiz_val_00000000.jpg", "VizWiz_val_00000001.jpg"],
         dict(question="What is it?", answers=["basil"] * 10, category="other"),
     ),
     ocrvqa: (
