@@ -237,8 +237,7 @@ def test_hashes_and_counts_do_not_depend_on_how_they_are_cut(tmp_path, monkeypat
     assert [job.table for job in planned] == paths
 
     def frequent(output):
-        run = lambda function, tasks, unit, console: here(function, tasks, 1, unit, console)  # noqa: E731
-        files, _ = copies.find_frequent(planned, tmp_path / output, {}, 4, run, Silent())
+        files, _ = copies.find_frequent(planned, tmp_path / output, {}, 4, here, Silent())
         return copies.load(files).tolist()
 
     whole = frequent("whole")
