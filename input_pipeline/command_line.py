@@ -185,17 +185,27 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
         return "prepared", {"path": os.path.abspath(text)}
     if is_url(text):
         return "prepared", {"path": os.fspath(storage_path(text))}
+    return parse_call(text, "--input", "a directory of prepared shards")
+
+
+def parse_call(text: str, flag: str, others: str = "a name alone") -> tuple[str, dict[str, Any]]:
+    """Name and arguments of NAME or NAME:KEY=VALUE,...
+
+    Args:
+      flag, others: for errors: what it was given by, and what else may be given.
+
+    Raises:
+      ValueError: it is written in another way.
+    """
     name, colon, rest = text.partition(":")
     if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
-        raise ValueError(
-            f"--input {text!r} is neither a directory of prepared shards nor NAME:KEY=VALUE,..."
-        )
+        raise ValueError(f"{flag} {text!r} is neither {others} nor NAME:KEY=VALUE,...")
     arguments = {}
     while rest:
         pair, value, rest = _first(rest)
         key = pair.partition("=")[0]
         if not (key.isidentifier() and "=" in pair) or key in arguments:
-            raise ValueError(f"--input {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
+            raise ValueError(f"{flag} {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
         arguments[key] = value
     return name, arguments
 

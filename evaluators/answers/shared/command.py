@@ -40,16 +40,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _score(args) -> None:
-    name, keys = command_line.parse_source(args.metric)
+    name, keys = command_line.parse_call(args.metric, "--metric")
     scoring = parts.find("metric", "evaluators.answers", name, "Scoring")
     try:
         scoring = arguments.call("", scoring, keys)
     except arguments.ArgumentError as error:
         raise ValueError(f"metric {name}: {error}") from None
     _, _, source = command_line.open_source(args.data)
+    found = predictions.read(args.predictions)  # before all records are
     kept = [scoring.keep(source[row]) for row in range(len(source))]
     ids = [one["id"] for one in kept]
-    found = predictions.read(args.predictions)
     texts = predictions.matched(found, ids, str(args.predictions))
     scoring.check(kept)
     values = dict(scoring.scores(texts, kept))

@@ -95,12 +95,17 @@ def read(path: str | os.PathLike) -> dict[str, str]:
       FileNotFoundError: it is not there.
       ValueError: it has another form, or an id is there twice.
     """
-    content = given(read_files([source_path(path)])[0]).decode()
+    try:
+        content = given(read_files([source_path(path)])[0]).decode("utf-8-sig")  # Excel's, too
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     pairs = None
     for layout in _LAYOUTS.values():
         try:
             rows = layout(content)
             pairs = _pairs(rows) if rows else None
+        except _NoTextError as error:
+            raise ValueError(f"{path}: {error}") from None
         except (ValueError, TypeError, AttributeError, KeyError):
             continue
         if pairs:
@@ -157,7 +162,7 @@ def _map(content: str) -> list[tuple]:
 
 
 def _lines(content: str) -> list[dict]:
-    return [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [json.loads(line) for line in content.split("\n") if line.strip()]
 
 
 def _table(content: str) -> list[dict]:
@@ -177,5 +182,15 @@ def _pairs(rows: list) -> list[tuple[str, str]]:
         return [(str(name), text) for name, text in rows]
     for form in FORMS.values():
         if form.id and form.id in rows[0] and form.text in rows[0]:
-            return [(str(row[form.id]), str(row[form.text])) for row in rows]
+            return [(str(row[form.id]), _text(row[form.id], row[form.text])) for row in rows]
     raise ValueError
+
+
+class _NoTextError(ValueError):
+    """An answer that is none: null, a list, or missing in its line of a table."""
+
+
+def _text(name: Any, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise _NoTextError(f"the answer of {name!r} is {value!r}, no text")
+    return str(value)

@@ -78,7 +78,7 @@ def test_cider_by_hand():
     assert captioning.cider_d([["cat"], ["cat"]], [[["cat"]], [["cat"]]]).tolist() == [0, 0]
     # Five pairs of words more than given: exp(-25 / 72) of what remains is left.
     long = captioning.cider_d([["cat"] * 7, ["dog"]], [[["cat", "cat"]], [["dog"]]])[0]
-    assert 0 < long < 10 * math.exp(-25 / 72)
+    assert long == pytest.approx(10 / 4 * (2 / 7 + 1 / 6) * math.exp(-25 / 72))
 
 
 def test_bleu_by_hand():

@@ -115,3 +115,38 @@ def test_an_error_is_one_line(scored, answers, metric, message):
     status, out, err = scored(answers, metric)
     assert status == 1 and out == ""
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("answer", [None, ["yes"], True])
+def test_an_answer_that_is_no_text_is_told(tmp_path, answer):
+    """ "None" would be normalised to 0, which many questions are answered by."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"question_id": 7, "answer": answer}]))
+    with pytest.raises(ValueError, match=r"results\.json: the answer of 7 is .*, no text"):
+        predictions.read(path)
+
+
+def test_tables_of_excel_and_odd_line_ends_are_read(tmp_path):
+    table = tmp_path / "answers.tsv"
+    table.write_bytes("\ufeffindex\tprediction\n1\tA\n2\tB\n".encode())
+    assert predictions.read(table) == {"1": "A", "2": "B"}
+    table.write_bytes(b"index\tprediction\n1\tA\n2\n")
+    with pytest.raises(ValueError, match="the answer of '2' is None"):
+        predictions.read(table)
+    lines = tmp_path / "answers.jsonl"
+    lines.write_text(
+        json.dumps({"question_id": "a", "answer": "x\u2028y"}, ensure_ascii=False) + "\n"
+    )
+    assert predictions.read(lines) == {"a": "x\u2028y"}
+    lines.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"answers\.jsonl is not UTF-8"):
+        predictions.read(lines)
+
+
+def test_a_metric_may_be_named_like_a_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "vqa").mkdir()
+    (tmp_path / "none.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    given = ["--predictions", "none.json", "--data", "scenes", "--metric", "vqa"]
+    assert command.main(given) == 1
+    assert "none.json holds no predictions" in capsys.readouterr().err
