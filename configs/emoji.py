@@ -2,8 +2,8 @@
 
 Options: method=cosmos|clip|catlip.
 Data: data/emoji, made of packages as docs/data.md says; for catlip data/emoji/vocabulary.tsv, too.
-Flags are trained on, and tested apart: they are nearly the same in all drawings. The methods take
-equally long, five minutes of one core; none is trained to its end.
+Flags are trained on, and tested apart: they are nearly the same in all drawings. The steps of
+each method take some five minutes of one core; none is trained to its end.
 """
 
 import ml_collections

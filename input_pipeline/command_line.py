@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from rich.console import Console
 
 from input_pipeline import beam
 from input_pipeline.checks import errors, unicode
@@ -23,7 +24,7 @@ from input_pipeline.checks.ranges import whole
 from input_pipeline.files import listing
 from input_pipeline.files.buckets import is_in_bucket, storage_path
 from input_pipeline.sources import make_source
-from input_pipeline.workers import in_processes
+from input_pipeline.workers import in_processes, say
 
 SOURCE = "DIR|NAME:KEY=VALUE,..."
 SOURCE_HELP = (
@@ -158,6 +159,14 @@ def run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def run_job(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+    """As `run`, of a command that goes on where it stopped: after Ctrl-C it says so."""
+    status = run(command, args)
+    if status == 130:
+        say(Console(), "Interrupted. Run the same command to continue.")
+    return status
 
 
 def open_source(text: str) -> tuple[str, dict[str, Any], Any]:

@@ -11,11 +11,10 @@ import numpy as np
 from evaluators.answers.shared import asking, letters
 from evaluators.shared import base
 from evaluators.shared.rows import RowMap, gather_rows
-from evaluators.shared.written import checked_controls, image_for
+from evaluators.shared.written import checked_controls, image_for, rows_with_images
 from input_pipeline.records import naming
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.templates import check_template
-from input_pipeline.views.cogvlm import Rows
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -49,11 +48,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
     def __post_init__(self):
         check_template(self.template)
         super().__post_init__()
-        self._rows = Rows.of(self.preprocess)
-        if self._rows.image_token_size is None:
-            raise ValueError(
-                "This evaluator asks about images; the model has none (image_token_size is None)."
-            )
+        self._rows = rows_with_images(self.preprocess)
         self._losses = RowMap(self._means, self.mesh)
         self.controls = checked_controls(self.controls, self.source)
         self._kept(0)  # fail now, not after training

@@ -12,6 +12,7 @@ import numpy as np
 from evaluators.shared.base import Evaluator
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import RowMap
+from input_pipeline.preprocess import Preprocess
 from input_pipeline.records import naming
 from input_pipeline.text.templates import check_template
 from input_pipeline.views.cogvlm import Rows
@@ -44,11 +45,7 @@ class WritingEvaluator(Evaluator):
     def __post_init__(self):
         check_template(self.template)
         super().__post_init__()
-        self._rows = Rows.of(self.preprocess)
-        if self._rows.image_token_size is None:
-            raise ValueError(
-                "This evaluator asks about images; the model has none (image_token_size is None)."
-            )
+        self._rows = rows_with_images(self.preprocess)
         generate = self.predict_fns["generate"]
         self._weights = getattr(generate, "weights", lambda model: model)
         self._generate = RowMap(generate, self.mesh)
@@ -77,6 +74,20 @@ class WritingEvaluator(Evaluator):
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._rows.text.eos_id)
         return self._rows.text.decode(ids[: ends[0]] if len(ends) else ids).strip()
+
+
+def rows_with_images(preprocess: Preprocess) -> Rows:
+    """How rows of a model that sees images are laid out.
+
+    Raises:
+      ValueError: the model sees none.
+    """
+    rows = Rows.of(preprocess)
+    if rows.image_token_size is None:
+        raise ValueError(
+            "This evaluator asks about images; the model has none (image_token_size is None)."
+        )
+    return rows
 
 
 def checked_controls(controls: Sequence[str], source) -> tuple[str, ...]:

@@ -76,10 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     command.set_defaults(run=_run_similarity)
     args = parser.parse_job(argv)
-    status = command_line.run(args.run, args)
-    if status == 130:
-        say(Console(), "Interrupted. Run the same command to continue.")
-    return status
+    return command_line.run_job(args.run, args)
 
 
 def _add_files(command: argparse.ArgumentParser, kinds: set[str]) -> None:

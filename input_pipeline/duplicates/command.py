@@ -26,7 +26,6 @@ from input_pipeline.command_line import (
 )
 from input_pipeline.duplicates import finding, hamming, hashing, search
 from input_pipeline.files.buckets import is_in_bucket, make_directory
-from input_pipeline.workers import say
 
 DISTANCE, DETAIL, DIFFERENCE = 8, 40, 0.2  # by measurement, see docs/corpora.md
 
@@ -114,10 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     add_workers(command)
     command.set_defaults(run=_find)
     args = parser.parse_job(argv)
-    status = command_line.run(args.run, args)
-    if status == 130:
-        say(Console(), "Interrupted. Run the same command to continue.")
-    return status
+    return command_line.run_job(args.run, args)
 
 
 def _hash(args: argparse.Namespace) -> None:

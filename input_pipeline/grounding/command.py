@@ -110,10 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     command_line.add_workers(parser)
     args = parser.parse_job(argv)
-    status = command_line.run(_run, args)
-    if status == 130:
-        say(Console(), "Interrupted. Run the same command to continue.")
-    return status
+    return command_line.run_job(_run, args)
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: A source is one word now: give --input {new}.", file=sys.stderr)
         return 1
     args = parser.parse_job(argv)
-    status = command_line.run(args.run, args)
-    if status == 130:
-        say(Console(), "Interrupted. Run the same command to continue.")
-    return status
+    return command_line.run_job(args.run, args)
 
 
 def _former_source(words: list[str]) -> str:
