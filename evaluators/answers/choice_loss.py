@@ -85,7 +85,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
             for name, value in self.with_groups(metrics, kept):
                 yield f"{name}{suffix}", value
             if self.pairs:
-                yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right)
+                yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right, kept)
         yield "accuracy_chance", letters.chance(kept)
 
     def _means(self, model, batch):
@@ -97,6 +97,8 @@ class Evaluator(asking.Scoring, base.Evaluator):
         self.query(record)
         choices, answer = letters.choices_of(record)
         kept = self.keep(record) | {"choices": choices, "answer": answer}
+        if self.pairs:
+            kept["pair"] = letters.pair_of(record)
         self.check([kept])
         return kept
 

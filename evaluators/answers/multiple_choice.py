@@ -1,11 +1,12 @@
-"""Multiple choice, answered by writing: ScienceQA, SEED-Bench, MMBench, MMMU, MMVP."""
+"""Multiple choice, answered by writing, and open questions beside: ScienceQA, SEED-Bench, MMBench,
+MMMU, MathVista, MMVP."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from evaluators.answers.shared import asking, letters
+from evaluators.answers.shared import asking, letters, open_answers
 from input_pipeline.text.templates import make_prompt
 
 _INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -16,9 +17,13 @@ class Scoring(asking.Scoring):
     """`accuracy`, and `no_choice`, the share of answers that name no choice, which are wrong; see
     `letters.chosen`. MMMU's own script guesses there.
 
+    Records without choices that say their `answer_type` are open questions, see `open_answers`;
+    where there are both, `accuracy` is over all, and `accuracy_choices` and `accuracy_open` are of
+    one kind.
+
     Attributes:
-      pairs: neighbouring records are a pair, as in MMVP (arXiv 2401.06209), and `accuracy_of_pairs`
-        is the share of pairs with both right.
+      pairs: two records with the same `pair` belong together, as in MMVP (arXiv 2401.06209), and
+        `accuracy_of_pairs` is the share of pairs with both right.
       instruction: the line behind the choices.
     """
 
@@ -30,40 +35,66 @@ class Scoring(asking.Scoring):
 
     def asked(self, record, shift: int) -> str:
         """The question with its choices, moved by so many places."""
-        choices, _ = letters.choices_of(record)
         question = letters.asked_of(record, super().query(record))
+        if letters.is_open(record):
+            answer_type, precision = open_answers.type_of(record), record.get("precision")
+            return f"{question}\n{open_answers.instruction(answer_type, precision)}"
+        choices, _ = letters.choices_of(record)
         listed = letters.listed(choices[shift:] + choices[:shift])
         return "\n".join(filter(None, (question, listed, self.instruction)))
 
     def keep(self, record) -> asking.Kept:
-        choices, answer = letters.choices_of(record)
-        return super().keep(record) | {"choices": choices, "answer": answer}
+        kept = super().keep(record)
+        if self.pairs:
+            kept["pair"] = letters.pair_of(record)
+        if not letters.is_open(record):
+            choices, answer = letters.choices_of(record)
+            return kept | {"choices": choices, "answer": answer}
+        return kept | {
+            "choices": [],
+            "answers": [str(answer) for answer in record.get("answers", ())],
+            "answer_type": open_answers.type_of(record),
+            "precision": record.get("precision"),
+        }
 
     def answered(self, kept) -> bool:
-        return kept["answer"] is not None
+        return kept["answer"] is not None if kept["choices"] else bool(kept["answers"])
 
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
-        given = [letters.chosen(text, one["choices"]) for text, one in zip(texts, kept)]
-        right = np.array([place == one["answer"] for place, one in zip(given, kept)])
-        none = np.array([place is None for place in given])
+        right = _right(texts, kept, 0)
+        with_choices = np.array([bool(one["choices"]) for one in kept])
+        none = np.array(
+            [
+                bool(one["choices"]) and letters.chosen(text, one["choices"]) is None
+                for text, one in zip(texts, kept)
+            ]
+        )
 
         def metrics(places):
-            return {
-                "accuracy": float(right[places].mean()),
-                "no_choice": float(none[places].mean()),
-            }
+            found = {"accuracy": float(right[places].mean())}
+            choices, opened = places[with_choices[places]], places[~with_choices[places]]
+            if len(choices) and len(opened):
+                found["accuracy_choices"] = float(right[choices].mean())
+                found["accuracy_open"] = float(right[opened].mean())
+            if len(choices):
+                found["no_choice"] = float(none[choices].mean())
+            return found
 
         yield from self.with_groups(metrics, kept)
         if self.pairs:
-            yield "accuracy_of_pairs", letters.right_of_pairs(right)
+            yield "accuracy_of_pairs", letters.right_of_pairs(right, kept)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Evaluator(Scoring, asking.AskingEvaluator):
     """Yields what `Scoring` says, all for each control, and `accuracy_chance`.
 
+    `predictions` hold the letters of choices; answers that name none, and those of open questions,
+    stand there as they were written.
+
     Attributes:
-      data: its records have `question`, `choices` and `answer`.
+      data: its records have `question`, and `choices` with `answer`, or `answer_type` with
+        `answers`.
       circular: ask each question once for each of its choices, which move on by a place (MMBench's
         CircularEval, arXiv 2307.06281); `accuracy_circular` is the share of questions that are
         answered right every time. Takes as many times as long.
@@ -75,6 +106,9 @@ class Evaluator(Scoring, asking.AskingEvaluator):
     circular: bool = False
     template: str = "vqa"
     form: str = "mmmu"
+
+    def put(self, texts, kept) -> None:
+        super().put([letters.written(text, one["choices"]) for text, one in zip(texts, kept)], kept)
 
     def further(self, model, control, texts, kept) -> Iterator[tuple[str, float]]:
         if not self.circular:
@@ -100,7 +134,10 @@ def _right(texts: Sequence[str], kept: Sequence[asking.Kept], shift: int) -> np.
     """bool[N], where the choices are moved."""
     right = []
     for text, one in zip(texts, kept):
-        choices, answer = one["choices"], one["answer"]
+        if not (choices := one["choices"]):
+            known = one["answers"], one["answer_type"], one["precision"]
+            right.append(open_answers.is_right(text, *known))
+            continue
         moved = choices[shift:] + choices[:shift]
-        right.append(letters.chosen(text, moved) == (answer - shift) % len(choices))
+        right.append(letters.chosen(text, moved) == (one["answer"] - shift) % len(choices))
     return np.array(right)

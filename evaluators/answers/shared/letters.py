@@ -74,22 +74,51 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     return within[0] if len(within) == 1 else None
 
 
-def right_of_pairs(right: np.ndarray) -> float:
-    """Of pairs of neighbours, the share in which both are right.
+def written(text: str, choices: Sequence[str]) -> str:
+    """The letter of the choice that an answer names; the answer where it names none."""
+    place = chosen(text, choices)
+    return text if place is None else LETTERS[place]
+
+
+def is_open(record) -> bool:
+    """Whether a question has no choices, but says what kind of answer it has."""
+    return not record.get("choices") and "answer_type" in record
+
+
+def pair_of(record) -> str:
+    """By what the two of a pair are known.
 
     Raises:
-      ValueError: their number is odd.
+      ValueError: the record is of no pair.
     """
-    if len(right) % 2:
+    if record.get("pair") is None:
         raise ValueError(
-            f"pairs=True needs pairs of neighbouring records; there are {len(right)} records."
+            f"Record {record['id']!r} has no field 'pair', which pairs=True goes by; the source "
+            "multiple_choice:kind=mmvp gives it."
         )
-    return float(right.reshape(-1, 2).all(axis=1).mean())
+    return str(record["pair"])
+
+
+def right_of_pairs(right: np.ndarray, kept: Sequence[asking.Kept]) -> float:
+    """The share of pairs in which both are right.
+
+    Raises:
+      ValueError: a pair is not of two.
+    """
+    pairs: dict[str, list[bool]] = {}
+    for hit, one in zip(right, kept):
+        pairs.setdefault(one["pair"], []).append(bool(hit))
+    if odd := [name for name, hits in pairs.items() if len(hits) != 2]:
+        raise ValueError(
+            f"{len(odd):,} of {len(pairs):,} pairs are not of two records, such as {odd[0]!r} of "
+            f"{len(pairs[odd[0]])}."
+        )
+    return float(np.mean([all(hits) for hits in pairs.values()]))
 
 
 def chance(kept: Sequence[asking.Kept]) -> float:
-    """What an answer at random gets."""
-    return float(np.mean([1 / len(one["choices"]) for one in kept]))
+    """What an answer at random gets; nothing where there are no choices."""
+    return float(np.mean([1 / len(one["choices"]) if one["choices"] else 0 for one in kept]))
 
 
 def _bare(text: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,14 +20,17 @@ class Form(NamedTuple):
 
     Attributes:
       id, text: what the two are called.
-      layout: "list", of JSON; "lines" of JSON; "map", a JSON of ids and texts; "table", of TSV.
-      numbers: whether ids that are numbers are written as such.
+      layout: "list", of JSON; "lines" of JSON; "map", a JSON of ids and texts; "table", of TSV;
+        "places", a JSON {"results": {id: place}} of the choices that letters name, -1 of none.
+      numbers: whether ids are written as numbers, where all of the data's are such.
+      columns: what a judge reads beside, which the evaluator `transcripts` knows.
     """
 
     id: str
     text: str
     layout: str = "list"
     numbers: bool = True
+    columns: Sequence[str] = ()
 
 
 FORMS = {
@@ -37,7 +41,16 @@ FORMS = {
     "seed": Form("question_id", "prediction", "lines", numbers=False),
     "pope": Form("question_id", "answer", "lines"),
     "mmbench": Form("index", "prediction", "table"),
-    "mmmu": Form("", "", "map", numbers=False),  # MMMU, ScienceQA
+    "mmmu": Form("", "", "map", numbers=False),
+    "scienceqa": Form("", "", "places", numbers=False),
+    "mmvet": Form("", "", "map", numbers=False),
+    "llava_bench": Form(
+        *("question_id", "text", "lines"), columns=("prompt", "answer_id", "model_id", "metadata")
+    ),
+    "touchstone": Form(
+        *("index", "response", "table"),
+        columns=("question", "human_annotation", "gpt4_ha_answer", "category", "task_name"),
+    ),
 }
 
 
@@ -62,30 +75,64 @@ def check_ids(ids: Sequence[str], where: str) -> None:
         )
 
 
-def write(path: str | os.PathLike, form: str, ids: Sequence[str], texts: Sequence[str]) -> None:
+def write(
+    path: str | os.PathLike,
+    form: str,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    beside: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
     """Writes a file, which is there as a whole or not at all.
 
+    Args:
+      beside: of each answer, what the form's `columns` hold.
+
     Raises:
-      ValueError: no such form, or an id is there twice.
+      ValueError: no such form, an id is there twice, or a column is not known.
     """
     check_form(form)
     check_ids(ids, "The data")
     shape = FORMS[form]
-    names = [int(name) if shape.numbers and _is_number(name) else name for name in ids]
-    rows = [{shape.id: name, shape.text: text} for name, text in zip(names, texts)]
+    all_numbers = shape.numbers and all(map(_is_number, ids))
+    names = [int(name) for name in ids] if all_numbers else ids
+    rows = [
+        {shape.id: name} | columns_of(form, name, more) | {shape.text: text}
+        for name, text, more in zip(names, texts, beside or [{}] * len(texts))
+    ]
     if shape.layout == "table":
         file = io.StringIO()
-        table = csv.DictWriter(file, [shape.id, shape.text], delimiter="\t", lineterminator="\n")
+        columns = [shape.id, *shape.columns, shape.text]
+        table = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         content = file.getvalue()
     elif shape.layout == "lines":
         content = "".join(json.dumps(row) + "\n" for row in rows)
+    elif shape.layout == "list":
+        content = json.dumps(rows) + "\n"
     else:
-        content = json.dumps(dict(zip(names, texts)) if shape.layout == "map" else rows) + "\n"
+        found = dict(zip(names, texts))
+        if shape.layout == "places":
+            found = {"results": {name: _place(text) for name, text in found.items()}}
+        content = json.dumps(found) + "\n"
     path = source_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole.write_whole(path, content.encode())
+
+
+def columns_of(form: str, name: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form has beside an id and its text, of what is known of that question.
+
+    Raises:
+      ValueError: something is not known.
+    """
+    columns = FORMS[form].columns
+    if missing := [column for column in columns if known.get(column) is None]:
+        raise ValueError(
+            f"form={form!r} has a column {missing[0]!r}, which is not known of question {name!r}: "
+            "it is written by the evaluator transcripts, of that benchmark's own data."
+        )
+    return {column: known[column] for column in columns}
 
 
 def read(path: str | os.PathLike) -> dict[str, str]:
@@ -150,6 +197,10 @@ def _list(content: str) -> list[dict]:
     return rows
 
 
+def _place(letter: str) -> int:
+    return string.ascii_uppercase.find(letter) if len(letter) == 1 else -1
+
+
 class _Repeated(list):
     """The pairs of a JSON object, in which a key may be there twice."""
 
@@ -165,14 +216,26 @@ def _lines(content: str) -> list[dict]:
     return [json.loads(line) for line in content.split("\n") if line.strip()]
 
 
+def _places(content: str) -> list[tuple]:
+    pairs = json.loads(content, object_pairs_hook=_Repeated)
+    [results] = [found for name, found in pairs if name == "results"]
+    letters = dict(enumerate(string.ascii_uppercase)) | {-1: ""}
+    return _Repeated((name, letters[int(place)]) for name, place in results)
+
+
 def _table(content: str) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(content), delimiter="\t"))
+    csv.field_size_limit(2**31 - 1)  # tables that images were left in
+    try:
+        return list(csv.DictReader(io.StringIO(content, newline=""), delimiter="\t"))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
 
 
 _LAYOUTS: dict[str, Callable[[str], list]] = {
     "list": _list,
     "lines": _lines,  # before a map, which a single line could be taken for
     "map": _map,
+    "places": _places,
     "table": _table,
 }
 

@@ -1,16 +1,18 @@
 """Source: Visual7W's pointing questions (arXiv 1511.03416), answered by one of four boxes."""
 
 import hashlib
+import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.files import annotations as annotation_files
-from input_pipeline.files.ranges import source_path
+from input_pipeline.files.ranges import read_files, source_path
 from input_pipeline.images import pillow
-from input_pipeline.records import naming
+from input_pipeline.records import given, naming
 from input_pipeline.sources.shared import listed
 from input_pipeline.sources.shared.listed import text, unique
 from input_pipeline.text.boxes import format_boxes, shares
@@ -30,6 +32,8 @@ class Source(listed.Listed):
       annotations: dataset_v7w_pointing.json.
       images: directory of its images, v7w_NUMBER.jpg.
       split: train, val or test.
+      drop_outside: leave out questions with a box outside their image, or without an area, in place
+        of an error. As the file does not say how large images are, all are read for it.
 
     Raises:
       FileNotFoundError: the file or images are missing.
@@ -37,11 +41,21 @@ class Source(listed.Listed):
         outside its image.
     """
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike, split: str):
-        path = source_path(annotations)
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        split: str,
+        drop_outside: bool = False,
+    ):
+        path, folder = source_path(annotations), source_path(images)
+        left_out: Counter[str] = Counter()
         with listed.understood(path, _FORM):
             entries = _read(annotation_files.read(path), split)
-            super().__init__("pointing", source_path(images), entries)
+            if drop_outside:
+                entries = _inside(entries, folder, left_out)
+            super().__init__("pointing", folder, entries)
+        self.left_out = dict(left_out)
 
     def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
         record = super().record_of(index, *contents)
@@ -50,10 +64,23 @@ class Source(listed.Listed):
             boxes, inside = shares(record.pop("pixels"), width, height)
             if not np.all(inside):
                 raise ValueError(
-                    f"a box is outside its image of {width}x{height} pixels, or has no area"
+                    f"a box is outside its image of {width}x{height} pixels, or has no area; "
+                    "drop_outside=true leaves such questions out"
                 )
         choices = [format_boxes(box) for box in boxes]
         return record | {"choices": choices, "answers": [choices[record["answer"]]]}
+
+
+def _inside(
+    entries: Iterator[tuple[str, dict[str, Any]]], folder, left_out: Counter[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, group in itertools.groupby(entries, key=lambda entry: entry[0]):
+        width, height = pillow.size(given(read_files([folder / name])[0]))
+        for _, fields in group:
+            if shares(fields["pixels"], width, height)[1].all():
+                yield name, fields
+            else:
+                left_out["questions with a box outside their images"] += 1
 
 
 def _read(content: dict[str, Any], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,16 +93,16 @@ def _read(content: dict[str, Any], split: str) -> Iterator[tuple[str, dict[str, 
             name = annotation_files.identity(one["qa_id"])
             right = annotation_files.identity(one["answer"])
             wrong = [annotation_files.identity(box) for box in one["multiple_choices"]]
-            given = sorted(
+            asked = sorted(
                 {right, *wrong}, key=lambda box: hashlib.sha256(f"{name} {box}".encode()).digest()
             )
-            if missing := [box for box in given if box not in boxes]:
+            if missing := [box for box in asked if box not in boxes]:
                 raise ValueError(f"question {name}: there is no box {missing[0]}")
-            if len(given) < 2:
+            if len(asked) < 2:
                 raise ValueError(f"question {name}: there is one box to choose")
             corners = [
                 [box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]]
-                for box in map(boxes.get, given)
+                for box in map(boxes.get, asked)
             ]
             yield (
                 image["filename"],
@@ -83,7 +110,7 @@ def _read(content: dict[str, Any], split: str) -> Iterator[tuple[str, dict[str, 
                     "id": name,
                     "question_id": name,
                     "question": text(one["question"], f"question {name}:"),
-                    "answer": given.index(right),
+                    "answer": asked.index(right),
                     "pixels": corners,
                     "split": split,
                 },

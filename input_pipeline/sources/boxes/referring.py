@@ -15,9 +15,7 @@ import numpy as np
 from input_pipeline.checks import unicode
 from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files import pickles
-from input_pipeline.files.listing import names_in
 from input_pipeline.files.ranges import read_files, source_path
-from input_pipeline.images import pillow
 from input_pipeline.records import given, naming
 from input_pipeline.sources.shared import listed
 from input_pipeline.sources.shared.listed import Kind, unique
@@ -26,7 +24,6 @@ from input_pipeline.text.boxes import shares
 Entry = tuple[str, dict[str, Any]]
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/\S+)? ([^\]]*)\]")
-_VG_FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 class Source(listed.Listed):
@@ -43,8 +40,8 @@ class Source(listed.Listed):
         NAME.jpg. A record for each sentence, with it as the caption "caption", and those of its
         phrases that have boxes, as often as they have.
       visual_genome (arXiv 1602.07332): region_descriptions.json ([{id, regions: [{image_id, x, y,
-        width, height, phrase}]}]); the folder of VG_100K and VG_100K_2, or one folder of all. A
-        record for each image. Shares are of the image file's sides.
+        width, height, phrase}]}]), and beside it image_data.json ([{image_id, width, height}]); the
+        folder of VG_100K and VG_100K_2, or one folder of all. A record for each image.
 
     A box that ends outside by 5 % of a side or less ends at the edge.
 
@@ -77,18 +74,17 @@ class Source(listed.Listed):
         self.left_out = dict(left_out)
 
     def _inside(self, entries: Iterable[Entry], left_out: Counter[str]) -> Iterator[Entry]:
-        """Without phrases that are blank; with shares, where the image's size is known."""
+        """Without phrases that are blank; with shares."""
         for name, fields in entries:
             written = [bool(phrase.strip()) for phrase in fields["phrases"]]
             if not all(written):
                 left_out["blank phrases"] += written.count(False)
                 for key in ("phrases", "pixels"):
                     fields[key] = [one for one, kept in zip(fields[key], written) if kept]
-            if size := fields.pop("size", None):
-                with naming(fields):
-                    fields, outside = self._in_shares(fields, size)
-                if outside:
-                    left_out["boxes outside their images"] += outside
+            with naming(fields):
+                fields, outside = self._in_shares(fields, fields.pop("size"))
+            if outside:
+                left_out["boxes outside their images"] += outside
             if fields["phrases"]:
                 yield name, fields
             else:
@@ -109,9 +105,6 @@ class Source(listed.Listed):
 
     def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
         record = super().record_of(index, *contents)
-        if "pixels" in record:
-            with naming(record):
-                record, _ = self._in_shares(record, pillow.size(contents[0]))
         return record | {"boxes": np.array(record["boxes"], np.float32).reshape(-1, 4)}
 
 
@@ -197,15 +190,23 @@ def _entity_boxes(data: bytes) -> tuple[tuple[int, int], dict[str, list[list[int
 
 
 def _visual_genome(path, folder, split: None) -> Iterator[Entry]:
-    where = {name: sub for sub in _VG_FOLDERS for name in names_in(folder / sub)}
+    place = listed.in_visual_genome(folder)
+    sizes = unique(listed.read_json(path.parent / "image_data.json"), "image_id")
     for name, one in unique(annotation_files.read(path), "id").items():
+        if name not in sizes:
+            raise ValueError(
+                f"image {name} is not in image_data.json: the files are of different versions"
+            )
         phrases, pixels = [], []
         for region in one["regions"]:
             x, y, width, height = (region[key] for key in ("x", "y", "width", "height"))
             phrases.append(region["phrase"].strip())
             pixels.append([x, y, x + width, y + height])
-        image = os.path.join(where.get(f"{name}.jpg", ""), f"{name}.jpg")
-        yield image, {"id": name, "phrases": phrases, "pixels": pixels}
+        size = sizes[name]["width"], sizes[name]["height"]
+        yield (
+            place(f"{name}.jpg"),
+            {"id": name, "phrases": phrases, "pixels": pixels, "size": size},
+        )
 
 
 KINDS = {
@@ -222,6 +223,7 @@ KINDS = {
     ),
     "visual_genome": Kind(
         _visual_genome,
-        "Visual Genome's [{id, regions: [{x, y, width, height, phrase}]}]",
+        "Visual Genome's [{id, regions: [{x, y, width, height, phrase}]}], and image_data.json "
+        "([{image_id, width, height}]) beside it",
     ),
 }

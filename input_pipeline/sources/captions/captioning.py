@@ -98,6 +98,7 @@ def _nocaps(content: dict[str, Any], split: None) -> Iterator[tuple]:
 
 def _textcaps(content: dict[str, Any], split: None) -> Iterator[tuple]:
     found: dict[str, tuple] = {}
+    listed.check_set(content, "textcaps")
     for one in content["data"]:
         name = annotation_files.identity(one["image_id"])
         fields = {"id": name, **only(split=one.get("set_name"))}

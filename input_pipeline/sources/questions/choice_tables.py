@@ -1,12 +1,12 @@
-"""Source: questions in tables that hold their images, too (MMBench, MMMU, MathVista)."""
+"""Source: questions in tables that hold their images, too: MMBench, MMMU, MathVista, TouchStone."""
 
 import ast
 import base64
-import csv
 import functools
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from PIL import Image
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import disk_path
 from input_pipeline.images import crops
-from input_pipeline.sources.shared import base, lettered, listed
+from input_pipeline.sources.shared import base, lettered, listed, quoted
 from input_pipeline.sources.shared.listed import Kind, only, text
 
 IMAGES = ("first", "all")
@@ -27,8 +27,14 @@ _MMMU_IMAGES = [f"image_{number}" for number in range(1, 8)]
 _MMMU_ID = re.compile(r"(?P<split>[a-z]+)_(?P<subject>\w+)_\d+")
 _MATHVISTA_TEXT = (
     *("pid", "question", "choices", "answer", "question_type", "answer_type", "precision"),
-    "metadata",
+    *("unit", "metadata"),
 )
+_TOUCHSTONE = (
+    *("index", "question", "human_annotation", "gpt4_ha_answer", "category", "task_name"),
+    "image",
+)
+# From here on MMBench numbers the same questions with their choices in other orders.
+_COPIES = 1_000_000
 # A name of another row in the place of an image; the shortest image is longer.
 _MAX_REFERENCE = 64
 
@@ -51,17 +57,23 @@ Entry = tuple[Place, dict[str, Any]]
 class Source(base.Source):
     """A record for each question, in the order of the tables: `question`, `question_id`,
     `category`, `split`, and `choices` with `answer`, the place of the right one; `answers`, the
-    right texts. Questions without choices have `answers` alone; those of a test whose answers are
-    kept secret, neither.
+    right texts. Questions without choices have `answers`, and the `answer_type` of these; those of
+    a test whose answers are kept secret, no answers at all.
 
     kind, and what is read of its tables:
       mmbench (arXiv 2307.06281): mmbench_dev_20230712.tsv and the like: index, question, hint, A,
         B, C, D, and so on, answer, category, l2-category, the `domain`, split, image (base64, or
-        the index of the row that has it). A `hint` stands by itself.
+        the index of the row that has it). A `hint` stands by itself. Rows of 1,000,000 and more
+        are the questions of the same last six digits again, with the choices moved: they are left
+        out, as `multiple_choice` moves choices by itself.
       mmmu (arXiv 2311.16502): SUBJECT/SPLIT-*.parquet: id, which names split and category,
         question, options, answer, question_type, image_1 to image_7. "<image 1>" in texts stays.
       mathvista (arXiv 2310.02255): data/testmini-*.parquet: pid, question, choices, answer,
-        question_type, answer_type, precision, metadata: task, the category, split; decoded_image.
+        question_type, answer_type, precision, unit, which goes behind the question, metadata: task,
+        the category, category, the domain, split; decoded_image.
+      touchstone (arXiv 2308.16890): touchstone_20230831.tsv: index, question, human_annotation, the
+        `description` of the image that its judge reads, gpt4_ha_answer, the answer, category,
+        task_name, the `task`, image (base64).
 
     Args:
       kind: one of these.
@@ -71,8 +83,8 @@ class Source(base.Source):
 
     Raises:
       FileNotFoundError: there is no such table.
-      ValueError: a table is of another form; a question is there twice, or its answer is none of
-        its choices.
+      ValueError: a table is of another form; a question is there twice, its answer is none of its
+        choices, or some have an answer and some have none.
     """
 
     def __init__(self, kind: str, path: str | os.PathLike, images: str = "first"):
@@ -88,13 +100,17 @@ class Source(base.Source):
                 f"Table {path} does not exist (a pattern knows *, ? and [0-9])."
             )
         places: list[Place] = []
-        self._fields = listed.Fields(self._entries(chosen, places))
+        left_out: Counter[str] = Counter()
+        self._fields = listed.Fields(self._entries(chosen, places, left_out))
+        self.left_out = dict(left_out)
         self._places = np.array(places, np.int32)
 
-    def _entries(self, chosen: Kind, places: list[Place]) -> Iterator[dict[str, Any]]:
+    def _entries(
+        self, chosen: Kind, places: list[Place], left_out: Counter
+    ) -> Iterator[dict[str, Any]]:
         for number, table in enumerate(self._tables):
             with listed.understood(table, chosen.form):
-                for (part, row), fields in chosen.read(table):
+                for (part, row), fields in chosen.read(table, left_out):
                     places.append(Place(number, part, row))
                     yield fields
 
@@ -132,12 +148,18 @@ def _beside(images: Sequence[bytes]) -> bytes:
     return file.getvalue()
 
 
-def _mmbench(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _mmbench(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     rows, places = _tsv(path), {}
     for number, row in enumerate(rows):
         places[row["index"]] = number
+    known = set()
     for number, row in enumerate(rows):
-        name, image = row["index"], row["image"]
+        name = row["index"]
+        if (question := int(name) % _COPIES) in known and int(name) >= _COPIES:
+            left_out["copies with the choices moved"] += 1
+            continue
+        known.add(question)
+        image = row["image"]
         if len(image) <= _MAX_REFERENCE:
             if image not in places or len(rows[places[image]]["image"]) <= _MAX_REFERENCE:
                 raise ValueError(f"question {name}: it has no image, but {image!r}")
@@ -165,7 +187,6 @@ def _mmbench(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
 
 
 def _tsv(path: Path) -> list[dict[str, str]]:
-    """The rows. As pandas writes them: quoted, with line ends in fields."""
     status = path.stat()
     return _read_tsv(str(path), status.st_size, status.st_mtime_ns)
 
@@ -173,19 +194,11 @@ def _tsv(path: Path) -> list[dict[str, str]]:
 @functools.lru_cache(maxsize=2)
 def _read_tsv(path: str, *status: int) -> list[dict[str, str]]:
     del status  # a file that was changed is read anew
-    csv.field_size_limit(2**31 - 1)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", strict=True, restval="")
-        try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise ValueError(f"behind line {reader.line_num}: {error}") from None
-    if any(None in row for row in rows):
-        raise ValueError("a row has more fields than the first line")
-    return rows
+        return quoted.rows(file.read(), "\t")
 
 
-def _mmbench_pictures(path: Path, part: int, row: int) -> list[bytes]:
+def _tsv_pictures(path: Path, part: int, row: int) -> list[bytes]:
     return [base64.b64decode(_tsv(path)[row]["image"], validate=True)]
 
 
@@ -220,7 +233,7 @@ def _read_group(path: str, group: int, columns: tuple[str, ...], *status: int) -
         return file.read_row_group(group, columns=there)
 
 
-def _mmmu(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _mmmu(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     columns = ("id", "question", "options", "answer", "question_type")
     for place, row in _rows(path, columns):
         name = row["id"]
@@ -231,7 +244,8 @@ def _mmmu(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
             choices = [str(choice) for choice in ast.literal_eval(row["options"])]
             fields = lettered.fields(name, row["question"], choices, answer)
         else:
-            fields = _open(name, row["question"], answer and _listed(answer))
+            answers = answer and _listed(answer)
+            fields = _open(name, row["question"], answers) | {"answer_type": "text"}
         yield place, fields | {"category": parts["subject"], "split": parts["split"]}
 
 
@@ -245,25 +259,43 @@ def _listed(answer: str) -> list[str]:
         return [answer]
 
 
-def _mathvista(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _mathvista(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     for place, row in _rows(path, _MATHVISTA_TEXT):
         name, answer, choices = row["pid"], row["answer"] or None, row["choices"]
+        unit = f" (Unit: {row['unit']})" if row["unit"] else ""
+        question = f"{text(row['question'], f'question {name}:')}{unit}"
         if row["question_type"] == "multi_choice":
             if answer is not None and answer not in choices:
                 raise ValueError(f"question {name}: the answer {answer!r} is not in {choices}")
             at = None if answer is None else choices.index(answer)
-            fields = lettered.fields(name, row["question"], choices, at)
+            fields = lettered.fields(name, question, choices, at)
         else:
-            fields = _open(name, row["question"], None if answer is None else [answer])
+            fields = _open(name, question, None if answer is None else [answer])
         yield (
             place,
             fields
             | only(
                 category=row["metadata"]["task"],
+                domain=row["metadata"].get("category"),
                 split=row["metadata"]["split"],
                 answer_type=row["answer_type"],
                 precision=row["precision"],
             ),
+        )
+
+
+def _touchstone(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    for number, row in enumerate(_tsv(path)):
+        name, where = row["index"], f"question {row['index']}:"
+        fields = _open(name, row["question"], [text(row["gpt4_ha_answer"], f"{where} the answer")])
+        yield (
+            (0, number),
+            fields
+            | {
+                "description": text(row["human_annotation"], f"{where} the annotation"),
+                "category": row["category"],
+                "task": row["task_name"],
+            },
         )
 
 
@@ -288,9 +320,11 @@ KINDS = {
         _mathvista,
         f"MathVista's columns {', '.join(_MATHVISTA_TEXT)}, decoded_image, in parquet",
     ),
+    "touchstone": Kind(_touchstone, f"TouchStone's columns {', '.join(_TOUCHSTONE)}, in a .tsv"),
 }
 _PICTURES = {
-    "mmbench": _mmbench_pictures,
+    "mmbench": _tsv_pictures,
     "mmmu": _pictures(_MMMU_IMAGES),
     "mathvista": _pictures(["decoded_image"]),
+    "touchstone": _tsv_pictures,
 }

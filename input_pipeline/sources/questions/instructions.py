@@ -1,4 +1,4 @@
-"""Source: conversations about images in one JSON, as LLaVA (arXiv 2304.08485) publishes them."""
+"""Source: conversations about images in one JSON: LLaVA's, LRV-Instruction's, MiniGPT-4's."""
 
 import os
 import re
@@ -9,53 +9,96 @@ from typing import Any
 from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.ranges import source_path
 from input_pipeline.sources.shared import listed
-from input_pipeline.sources.shared.listed import text
+from input_pipeline.sources.shared.listed import Kind, only, text
 from input_pipeline.text.conversations import rounds_of
 
-_FORM = "LLaVA's [{id, image, conversations: [{from: human or gpt, value}]}]"
 _ROLES = {"human": "user", "gpt": "assistant"}
 _PLACE = re.compile(r"\s*<image>\s*")
+# MiniGPT-4 asks for a description in several ways and stores none of them.
+_DESCRIBE = "Describe this image in detail."
+
+Entry = tuple[str, dict[str, Any]]
 
 
 class Source(listed.Listed):
     """A record for each entry with an image, in the order of the file, with its `conversation`.
 
-    Read of llava_instruct_150k.json, llava_v1_5_mix665k.json and LLaVAR's files
-    and those like them: image, and conversations: from, value. "<image>", which stands where LLaVA
-    puts the image, is taken out: here it is always before the text. The id is the entry's, and
-    further entries of the same get "#2" and so on, as ids repeat in these files. Entries without an
-    image are left out.
+    The id is the entry's, and further entries of the same get "#2" and so on, as ids repeat in
+    these files. Entries without an image are left out.
+
+    kind, and what is read of its file:
+      llava (arXiv 2304.08485): llava_instruct_150k.json, llava_v1_5_mix665k.json, LLaVAR's files
+        and those like them: image, and conversations: from, value. "<image>", which stands where
+        LLaVA puts the image, is taken out: here it is always before the text.
+      lrv (LRV-Instruction, arXiv 2306.14565): filter_cap.json and those like it, a list, or one
+        under annotations: image_id, question, answer, task, the category; IMAGE_ID.jpg, in one
+        folder or in Visual Genome's two.
+      minigpt4 (arXiv 2304.10592): filter_cap.json of cc_sbu_align, annotations: image_id, caption,
+        which answers "Describe this image in detail."; IMAGE_ID.jpg.
 
     Args:
       annotations: the file.
       images: directory that the images' names start from.
+      kind: one of these.
 
     Raises:
       FileNotFoundError: the file or images are missing.
       ValueError: the file is of another form, or speakers do not take turns.
     """
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
-        path = source_path(annotations)
+    def __init__(
+        self, annotations: str | os.PathLike, images: str | os.PathLike, kind: str = "llava"
+    ):
+        chosen, path, folder = (
+            listed.choose(KINDS, kind, {}),
+            source_path(annotations),
+            source_path(images),
+        )
         left_out: Counter[str] = Counter()
-        with listed.understood(path, _FORM):
-            entries = _read(annotation_files.read(path), left_out)
-            super().__init__("instructions", source_path(images), entries)
+        with listed.understood(path, chosen.form):
+            entries = chosen.read(annotation_files.read(path), folder, left_out)
+            super().__init__("instructions", folder, _numbered(entries))
         self.left_out = dict(left_out)
 
 
-def _read(
-    content: list[dict[str, Any]], left_out: Counter[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _numbered(entries: Iterator[Entry]) -> Iterator[Entry]:
     times: Counter[str] = Counter()
+    for image, fields in entries:
+        name = fields["id"]
+        times[name] += 1
+        yield image, fields | {"id": name if times[name] == 1 else f"{name}#{times[name]}"}
+
+
+def _llava(content: list[dict[str, Any]], folder, left_out: Counter[str]) -> Iterator[Entry]:
     for number, one in enumerate(content):
         if not one.get("image"):
             left_out["conversations without an image"] += 1
             continue
         name = annotation_files.identity(one.get("id", number))
-        times[name] += 1
-        id_ = name if times[name] == 1 else f"{name}#{times[name]}"
-        yield text(one["image"], f"{id_}: image"), {"id": id_, "conversation": _turns(id_, one)}
+        yield text(one["image"], f"{name}: image"), {"id": name, "conversation": _turns(name, one)}
+
+
+def _lrv(content: Any, folder, left_out: Counter[str]) -> Iterator[Entry]:
+    place = listed.in_visual_genome(folder)
+    for one in content["annotations"] if isinstance(content, dict) else content:
+        name = annotation_files.identity(one["image_id"])
+        fields = _asked(name, one["question"], one["answer"]) | only(category=one.get("task"))
+        yield place(f"{name}.jpg"), fields
+
+
+def _minigpt4(content: dict[str, Any], folder, left_out: Counter[str]) -> Iterator[Entry]:
+    for one in content["annotations"]:
+        name = annotation_files.identity(one["image_id"])
+        yield f"{name}.jpg", _asked(name, _DESCRIBE, one["caption"])
+
+
+def _asked(name: str, question: Any, answer: Any) -> dict[str, Any]:
+    said = (("user", question, "question"), ("assistant", answer, "answer"))
+    turns = [
+        {"role": role, "content": text(value, f"image {name}: the {what}")}
+        for role, value, what in said
+    ]
+    return {"id": name, "conversation": turns}
 
 
 def _turns(id_: str, one: dict[str, Any]) -> list[dict[str, str]]:
@@ -71,3 +114,10 @@ def _turns(id_: str, one: dict[str, Any]) -> list[dict[str, str]]:
     except ValueError as error:
         raise ValueError(f"{id_}: {error}") from None
     return turns
+
+
+KINDS = {
+    "llava": Kind(_llava, "LLaVA's [{id, image, conversations: [{from: human or gpt, value}]}]"),
+    "lrv": Kind(_lrv, "LRV-Instruction's [{image_id, question, answer, task}]"),
+    "minigpt4": Kind(_minigpt4, "MiniGPT-4's {annotations: [{image_id, caption}]}"),
+}

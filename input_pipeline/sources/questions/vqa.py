@@ -36,10 +36,10 @@ class Source(listed.Listed):
     question's. Files of a test whose answers are kept secret give records without `answers`.
 
     kind, and what is read of its files (questions; annotations; images):
-      vqav2 (arXiv 1612.00837): v2_OpenEnded_mscoco_SUBSET_questions.json (data_subtype, questions:
-        image_id, question, question_id); v2_mscoco_SUBSET_annotations.json (annotations:
-        question_id, image_id, answers: answer; answer_type is the category);
-        COCO_SUBSET_000000123456.jpg.
+      vqav2 (arXiv 1612.00837): v2_OpenEnded_mscoco_SUBSET_questions.json (info: version; task_type,
+        data_type, data_subtype, questions: image_id, question, question_id);
+        v2_mscoco_SUBSET_annotations.json (annotations: question_id, image_id, answers: answer;
+        answer_type is the category); COCO_SUBSET_000000123456.jpg.
       okvqa (arXiv 1906.00067): the same, OpenEnded_mscoco_val2014_questions.json and
         mscoco_val2014_annotations.json; question_types names the category.
       tdiuc (arXiv 1703.09684): the same; question_type is the category.
@@ -53,7 +53,7 @@ class Source(listed.Listed):
       gqa (arXiv 1902.09506): SPLIT_balanced_questions.json (ID: imageId, question, answer, types:
         structural, the category); IMAGE_ID.jpg.
       pope (arXiv 2305.10355): coco_pope_CATEGORY.json, lines of question_id, image, text, label; or
-        the folder of the three.
+        the folder of the three, whose ids are then CATEGORY/ID.
       easy_vqa (PyPI easy-vqa 1.0): the folder data of the package; its images need not be given.
       mmvet (arXiv 2308.02490): mm-vet.json (ID: imagename, question, answer, capability, joined
         the category). Its answers, with <AND> and <OR>, are for a judge.
@@ -88,23 +88,7 @@ class Source(listed.Listed):
         files = Files(path, annotations and source_path(annotations), split)
         folder = path / str(split) / "images" if images is None else source_path(images)
         with listed.understood(path, chosen.form):
-            super().__init__(f"vqa {kind}", folder, _answered(chosen.read(files)))
-
-
-def _answered(entries: Iterator[Entry]) -> list[Entry]:
-    """All of them, if all or none have answers. Some of one question may be blank: VQA's rule
-    counts people."""
-    entries = list(entries)
-    without = [fields["id"] for _, fields in entries if not any(fields["answers"])]
-    if without and len(without) < len(entries):
-        raise ValueError(
-            f"{len(without):,} of {len(entries):,} questions have no answer, such as "
-            f"{', '.join(without[:_SHOWN])}"
-        )
-    if without:
-        for _, fields in entries:
-            del fields["answers"]
-    return entries
+            super().__init__(f"vqa {kind}", folder, chosen.read(files))
 
 
 def _fields(
@@ -120,30 +104,49 @@ def _fields(
         if isinstance(answer, bool) or not isinstance(answer, str | int):
             raise ValueError(f"question {name}: the answer {answer!r} is no text")
     answers = [str(answer).strip() for answer in answers]
-    return fields | {"answers": answers} | only(category=category, split=split)
+    if any(answers):  # some may be blank: VQA's rule counts people
+        fields["answers"] = answers
+    return fields | only(category=category, split=split)
 
 
 def _vqav2(files: Files) -> Iterator[Entry]:
-    return _pairs(files, lambda annotation, _: annotation.get("answer_type"))
+    return _pairs(files, lambda annotation, _: annotation.get("answer_type"), version="2")
 
 
 def _okvqa(files: Files) -> Iterator[Entry]:
-    return _pairs(files, lambda annotation, names: names.get(annotation["question_type"]))
+    def category_of(annotation, names):
+        if not names:
+            raise ValueError("the annotations have no question_types, as those of OK-VQA do")
+        return names.get(annotation["question_type"])
+
+    return _pairs(files, category_of, version="")
 
 
 def _tdiuc(files: Files) -> Iterator[Entry]:
     return _pairs(files, lambda annotation, _: annotation["question_type"])
 
 
-def _pairs(files: Files, category_of) -> Iterator[Entry]:
-    """VQA's two files; `category_of` takes an annotation and its file's names of types."""
+def _pairs(files: Files, category_of, version: str | None = None) -> Iterator[Entry]:
+    """VQA's two files; `category_of` takes an annotation and its file's names of types.
+
+    What both say of their images and version must be the same. With `version` they must be of VQA's
+    own task, of COCO's images, and of a version that begins so.
+    """
     content = annotation_files.read(files.questions)
+    _check_head(content, files.questions, version)
     questions, subset = unique(content["questions"], "question_id"), _subset(content, files[0])
     told, names = {}, {}
     if files.annotations is not None:
         answers = read_json(files.annotations)
-        if (other := _subset(answers, files.annotations)) != subset:
-            raise ValueError(f"its questions are of {subset}, {files.annotations} is of {other}")
+        _check_head(answers, files.annotations, version)
+        for what, own, other in (
+            ("images", subset, _subset(answers, files.annotations)),
+            ("version", _version(content), _version(answers)),
+        ):
+            if own and other and own != other:
+                raise ValueError(
+                    f"its questions are of {what} {own}, {files.annotations} is of {other}"
+                )
         told, names = unique(answers["annotations"], "question_id"), answers.get("question_types")
         _check_pair(questions, told, files.annotations)
     elif not subset.startswith("test"):
@@ -155,6 +158,21 @@ def _pairs(files: Files, category_of) -> Iterator[Entry]:
         category = annotation and category_of(annotation, names or {})
         image = f"COCO_{folder}_{int(one['image_id']):012d}.jpg"
         yield image, _fields(name, one["question"], answers, category, subset)
+
+
+def _version(content: dict[str, Any]) -> str:
+    return str(content.get("info", {}).get("version", ""))
+
+
+def _check_head(content: dict[str, Any], path, version: str | None) -> None:
+    """Raises ValueError where a file says that it is of other images, another task or version."""
+    if version is None:
+        return
+    for key, expected in (("data_type", "mscoco"), ("task_type", "Open-Ended")):
+        if content.get(key, expected) != expected:
+            raise ValueError(f"{path} has the {key} {content[key]!r}, not {expected!r}")
+    if not (_version(content) or version).startswith(version):
+        raise ValueError(f"{path} is of version {_version(content)}, not {version}")
 
 
 def _subset(content: dict[str, Any], path) -> str:
@@ -185,7 +203,9 @@ def _check_pair(questions: dict[str, Any], told: dict[str, Any], path) -> None:
 
 
 def _textvqa(files: Files) -> Iterator[Entry]:
-    for one in annotation_files.read(files.questions)["data"]:
+    content = annotation_files.read(files.questions)
+    listed.check_set(content, "textvqa")
+    for one in content["data"]:
         name, answers = one["question_id"], one.get("answers", [])
         yield (
             f"{one['image_id']}.jpg",
@@ -232,7 +252,9 @@ def _pope(files: Files) -> Iterator[Entry]:
             label = text(one["label"], "label").lower()
             if label not in ("yes", "no"):
                 raise ValueError(f"question {one['question_id']}: {label!r} is neither yes nor no")
-            id_ = f"{category}/{annotation_files.identity(one['question_id'])}"
+            id_ = annotation_files.identity(one["question_id"])
+            if names:  # each of them counts from 1
+                id_ = f"{category}/{id_}"
             yield one["image"], _fields(id_, one["text"], [label], category)
 
 

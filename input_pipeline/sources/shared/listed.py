@@ -13,8 +13,11 @@ import numpy as np
 
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.files import annotations as annotation_files
-from input_pipeline.files.listing import check_images
+from input_pipeline.files.listing import check_images, names_in
 from input_pipeline.sources.shared import base
+
+_SHOWN = 3
+_VG_FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 class Kind(NamedTuple):
@@ -57,18 +60,25 @@ class Fields:
     to copy into every loader worker.
 
     Raises:
-      ValueError: there is none, or two have the same id.
+      ValueError: there is none, two have the same id, or some have `answers` and some do not.
     """
 
     def __init__(self, entries: Iterable[Mapping[str, Any]]):
-        lines, seen = [], set()
+        lines, seen, without = [], set(), []
         for fields in entries:
             if fields["id"] in seen:
                 raise ValueError(f"two entries have the id {fields['id']!r}")
             seen.add(fields["id"])
+            if "answers" not in fields:
+                without.append(fields["id"])
             lines.append(json.dumps(fields, separators=(",", ":")).encode())
         if not lines:
             raise ValueError("there is nothing in it for records")
+        if without and len(without) < len(lines):
+            raise ValueError(
+                f"{len(without):,} of {len(lines):,} questions have no answer, such as "
+                f"{', '.join(without[:_SHOWN])}"
+            )
         self.lines, self._ends = b"".join(lines), np.cumsum([len(line) for line in lines])
 
     def __len__(self) -> int:
@@ -177,6 +187,18 @@ def unique(entries: Iterable[dict[str, Any]], key: str) -> dict[str, dict[str, A
             raise ValueError(f"two entries have the {key} {name}")
         found[name] = entry
     return found
+
+
+def in_visual_genome(folder) -> Callable[[str], str]:
+    """Where Visual Genome's images lie below a folder: in it, or in VG_100K and VG_100K_2."""
+    where = {name: sub for sub in _VG_FOLDERS for name in names_in(folder / sub)}
+    return lambda name: os.path.join(where.get(name, ""), name)
+
+
+def check_set(content: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError where a file of TextVQA's form says that it is another set's."""
+    if (found := str(content.get("dataset_name", name)).lower()) != name:
+        raise ValueError(f"its dataset_name is {found!r}, not {name!r}")
 
 
 def only(**fields) -> dict[str, Any]:
