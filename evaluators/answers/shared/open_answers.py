@@ -21,7 +21,7 @@ _NUMBER_KINDS = [
         r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
     )
 ]
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
 _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -48,10 +48,9 @@ def instruction(answer_type: str, precision: float | None) -> str:
         return "Answer the question using a Python list."
     if answer_type == "integer":
         return "Answer the question using a single integer number."
-    decimals = _DECIMALS.get(precision, f"{precision:g} decimal places" if precision else "")
-    return f"Answer the question using a single floating-point number with {decimals}.".replace(
-        " with .", "."
-    )
+    decimals = _DECIMALS.get(precision, f"{precision or 0:g} decimal places")
+    behind = f" with {decimals}" if precision else ""
+    return f"Answer the question using a single floating-point number{behind}."
 
 
 def is_right(

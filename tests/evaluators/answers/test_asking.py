@@ -1,5 +1,6 @@
 """Evaluators that ask one question of each record: scores by hand, controls, predictions."""
 
+import dataclasses
 import json
 from unittest import mock
 
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluators.answers.shared import letters
+from evaluators.answers import multiple_choice
+from evaluators.answers.shared import letters, predictions
 from evaluators.answers.yes_no import says_yes
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
@@ -48,15 +50,62 @@ CHOICES = [["red", "blue"], ["cat", "dog", "bird"], ["one", "two"], ["up", "down
 
 
 def test_choices_by_hand():
-    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], category=["x", "x", "y", "y"])
+    source = source_of(
+        choices=CHOICES, answer=[0, 2, 1, 0], category=["x", "x", "y", "y"], pair=["1", "2"] * 2
+    )
     asked = dict(pairs=True, instruction="")  # the toy's rows are short
     values = evaluate("multiple_choice", ["A", "dog", "(b)", "?"], source, by="category", **asked)
     assert values["accuracy"] == 0.5 and values["no_choice"] == 0.25
     assert values["accuracy_x"] == values["accuracy_y"] == 0.5
-    assert values["accuracy_of_pairs"] == 0
+    assert values["accuracy_of_pairs"] == 0.5  # the first and third, not neighbours
     assert values["accuracy_chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
-    pairs = evaluate("multiple_choice", ["A", "C", "B", "B"], source, **asked)
-    assert pairs["accuracy_of_pairs"] == 0.5 and pairs["accuracy"] == 0.75
+    pairs = evaluate("multiple_choice", ["B", "C", "A", "A"], source, **asked)
+    assert pairs["accuracy_of_pairs"] == 0.5 and pairs["accuracy"] == 0.5
+
+
+def test_open_questions_beside_choices():
+    source = source_of(
+        choices=[["red", "blue"], None, [], ["up", "down"]],
+        answer=[0, None, None, 1],
+        answers=[["red"], ["8", "8.0"], ["1.2"], ["down"]],
+        answer_type=["text", "text", "float", "text"],
+        precision=[None, None, 1.0, None],
+        category=["x", "x", "y", "y"],
+    )
+    asked = dict(instruction="", by="category", circular=True)
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=128)
+    written = ["red", "it is 8", "1.26", "?"]
+    values = evaluate("multiple_choice", written, source, preprocess=preprocess, **asked)
+    assert values["accuracy"] == values["accuracy_circular"] == 0.5
+    assert values["accuracy_choices"] == values["accuracy_open"] == values["no_choice"] == 0.5
+    assert values["accuracy_x"] == 1 and values["accuracy_y"] == values["accuracy_open_y"] == 0
+    assert values["accuracy_chance"] == 0.25
+    # One kind alone is the accuracy.
+    alone = source_of(answers=[["8"]], answer_type=["integer"])
+    values = evaluate("multiple_choice", ["8"], alone, preprocess=preprocess)
+    assert values == {"accuracy": 1, "accuracy_chance": 0}
+
+
+def test_predictions_name_choices_by_letters(tmp_path):
+    source = source_of(
+        choices=[["red", "blue"], ["cat", "dog"], []],
+        question_id=["a", "b", "c"],
+        answer=[1, 0, None],
+        answers=[["blue"], ["cat"], ["8"]],
+        answer_type=["text"] * 3,
+    )
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=128)
+    path = tmp_path / "answers.json"
+    asked = dict(instruction="", preprocess=preprocess, predictions=str(path))
+    written = ["it is blue", "A or B", "about 8"]
+    values = evaluate("multiple_choice", written, source, **asked)
+    assert json.loads(path.read_text()) == {"a": "B", "b": "A or B", "c": "about 8"}
+    found = predictions.matched(predictions.read(path), ["a", "b", "c"], "file")
+    scoring = multiple_choice.Scoring()
+    again = dict(scoring.scores(found, [scoring.keep(source[i]) for i in range(3)]))
+    assert again == {name: values[name] for name in again} and again["no_choice"] == 0.5
+    evaluate("multiple_choice", written, source, form="scienceqa", **asked)
+    assert json.loads(path.read_text()) == {"results": {"a": 1, "b": -1, "c": -1}}
 
 
 def test_circular_evaluation_asks_for_each_order():
@@ -197,7 +246,10 @@ def test_data_that_do_not_fit_fail_before_training(name, fields, message):
         evaluate(name, ["x"], source_of(**fields))
 
 
-def test_pairs_need_an_even_number():
-    source = source_of(choices=CHOICES[:1], answer=[0])
-    with pytest.raises(ValueError, match="there are 1 records"):
-        evaluate("multiple_choice", ["A"], source, pairs=True, instruction="")
+def test_pairs_are_of_two():
+    asked = dict(pairs=True, instruction="")
+    source = source_of(choices=CHOICES[:3], answer=[0, 0, 0], pair=["1", "1", "2"])
+    with pytest.raises(ValueError, match="1 of 2 pairs are not of two records, such as '2' of 1"):
+        evaluate("multiple_choice", ["A"] * 3, source, **asked)
+    with pytest.raises(ValueError, match="'toy-0' has no field 'pair', which pairs=True goes by"):
+        evaluate("multiple_choice", ["A"], source_of(choices=CHOICES[:1], answer=[0]), **asked)

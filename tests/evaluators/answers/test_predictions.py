@@ -9,31 +9,75 @@ from input_pipeline import command_line
 from tests.evaluators.shared import toy
 
 IDS, TEXTS = ["7", "x_1", "12"], ["A", 'two "dogs"\tthere\nand', "ünïcode"]
+COLUMNS = {name for form in predictions.FORMS.values() for name in form.columns}
+BESIDE = {name: f"some\n{name}" for name in COLUMNS} | {"metadata": {}}
 
 
 @pytest.mark.parametrize("form", predictions.FORMS)
 def test_every_form_is_read_again(form, tmp_path):
     path = tmp_path / "deep" / "file"
-    predictions.write(path, form, IDS, TEXTS)
-    assert predictions.read(path) == dict(zip(IDS, TEXTS))
-    predictions.write(path, form, IDS[:1], ["other"])
-    assert predictions.read(path) == {"7": "other"}
+    texts = ["A", "Z", ""] if form == "scienceqa" else TEXTS
+    predictions.write(path, form, IDS, texts, [BESIDE] * 3)
+    assert predictions.read(path) == dict(zip(IDS, texts))
+    predictions.write(path, form, IDS[:1], ["B"], [BESIDE])
+    assert predictions.read(path) == {"7": "B"}
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
 def test_forms_are_those_of_the_benchmarks(tmp_path):
-    def written(form):
-        predictions.write(tmp_path / "f", form, ["42", "a"], ["yes", "no"])
+    def written(form, ids=("42", "7")):
+        predictions.write(tmp_path / "f", form, ids, ["yes", "B"], [BESIDE] * 2)
         return (tmp_path / "f").read_text()
 
     assert json.loads(written("coco"))[0] == {"image_id": 42, "caption": "yes"}
     assert json.loads(written("vqa"))[0] == {"question_id": 42, "answer": "yes"}
-    assert json.loads(written("vizwiz"))[1] == {"image": "a", "answer": "no"}
+    assert json.loads(written("vizwiz"))[1] == {"image": "7", "answer": "B"}
     assert json.loads(written("gqa"))[0] == {"questionId": "42", "prediction": "yes"}
-    assert json.loads(written("mmmu")) == {"42": "yes", "a": "no"}
+    assert json.loads(written("mmmu")) == {"42": "yes", "7": "B"} == json.loads(written("mmvet"))
+    assert json.loads(written("scienceqa")) == {"results": {"42": -1, "7": 1}}
     first = written("seed").splitlines()[0]
     assert json.loads(first) == {"question_id": "42", "prediction": "yes"}
-    assert written("mmbench") == "index\tprediction\n42\tyes\na\tno\n"
+    assert written("mmbench") == "index\tprediction\n42\tyes\n7\tB\n"
+    assert json.loads(written("llava_bench").splitlines()[0]) == {
+        "question_id": 42,
+        "prompt": "some\nprompt",
+        "text": "yes",
+        "answer_id": "some\nanswer_id",
+        "model_id": "some\nmodel_id",
+        "metadata": {},
+    }
+    assert written("touchstone").startswith(
+        "index\tquestion\thuman_annotation\tgpt4_ha_answer\tcategory\ttask_name\tresponse\n"
+    )
+    # Ids are numbers or texts in all of a file.
+    for odd in ("a", "007", "-1"):
+        ids = [row["question_id"] for row in json.loads(written("vqa", ("42", odd)))]
+        assert ids == ["42", odd]
+
+
+def test_forms_for_a_judge_need_its_columns(tmp_path):
+    with pytest.raises(ValueError, match=r"a column 'prompt', .* question '7'.* transcripts"):
+        predictions.write(tmp_path / "f", "llava_bench", ["7"], ["a"])
+    with pytest.raises(ValueError, match="a column 'task_name'"):
+        predictions.write(
+            tmp_path / "f", "touchstone", ["7"], ["a"], [BESIDE | {"task_name": None}]
+        )
+    assert not (tmp_path / "f").exists()
+
+
+def test_files_of_other_tools_are_read(tmp_path):
+    """LLaVA's answers to any benchmark, ScienceQA's own results, and a table with its images."""
+    path = tmp_path / "f"
+    path.write_text('{"question_id": 7, "prompt": "x", "text": "no", "model_id": "y"}\n')
+    assert predictions.read(path) == {"7": "no"}
+    path.write_text('{"acc": 50.0, "results": {"3": 0, "5": "1", "7": -1}, "outputs": {"3": "A"}}')
+    assert predictions.read(path) == {"3": "A", "5": "B", "7": ""}
+    path.write_text(f"index\timage\tprediction\n1\t{'x' * 200_000}\tB\n")
+    assert predictions.read(path) == {"1": "B"}
+    for text in ('{"results": {"3": 99}}', '{"results": [1]}', '{"results": {"3": 0, "3": 1}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"holds no predictions|more than once"):
+            predictions.read(path)
 
 
 def test_what_does_not_fit_is_one_error(tmp_path):

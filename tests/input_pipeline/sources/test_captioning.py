@@ -118,6 +118,9 @@ def test_textcaps(tmp_path):
     assert without_image(first) == {"id": "a0", "split": "val"}
     assert first["captions"] == {"caption": ["A sign 0.", "A sign 1."]}
     assert second["captions"] == {"caption": ["A sign 2."]}
+    write_json(path, {"dataset_name": "TextVQA", "data": data})
+    with pytest.raises(ValueError, match="its dataset_name is 'textvqa', not 'textcaps'"):
+        make_source("captioning", kind="textcaps", annotations=path, images=images)
 
 
 def llava(folder, **first):
@@ -165,3 +168,43 @@ def test_llava(tmp_path):
 def test_conversations_that_are_none(tmp_path, conversation, message):
     with pytest.raises(ValueError, match=rf"llava\.json cannot be used \(.*{message}"):
         make_source("instructions", **llava(tmp_path, conversations=conversation))
+
+
+def test_lrv_instruction(tmp_path):
+    rows = [
+        {"image_id": "2392588", "question": f"{q}?", "answer": f"{q}.", "task": "negative"}
+        for q in "ab"
+    ]
+    rows.append({"image_id": 7, "question": "c?", "answer": "c."})
+    images = write_images(tmp_path / "vg", ["VG_100K_2/2392588.jpg", "7.jpg"])
+    for content in (rows, {"annotations": rows}):
+        path = write_json(tmp_path / "filter_cap.json", content)
+        arguments = {"kind": "lrv", "annotations": path, "images": images}
+        found = records(make_source("instructions", **arguments))
+        assert [one["id"] for one in found] == ["2392588", "2392588#2", "7"]
+        assert found[1]["conversation"] == [
+            {"role": "user", "content": "b?"},
+            {"role": "assistant", "content": "b."},
+        ]
+        assert found[0]["category"] == "negative" and "category" not in found[2]
+        assert found[1]["image"] == (images / "VG_100K_2/2392588.jpg").read_bytes()
+    rows[0]["answer"] = None
+    write_json(path, rows)
+    with pytest.raises(ValueError, match="image 2392588: the answer None is no text"):
+        make_source("instructions", **arguments)
+
+
+def test_minigpt4(tmp_path):
+    content = {"annotations": [{"image_id": "2", "caption": "A bus."}]}
+    arguments = {
+        "kind": "minigpt4",
+        "annotations": write_json(tmp_path / "filter_cap.json", content),
+        "images": write_images(tmp_path / "image", ["2.jpg"]),
+    }
+    [found] = records(make_source("instructions", **arguments))
+    assert [turn["content"] for turn in found["conversation"]] == [
+        "Describe this image in detail.",
+        "A bus.",
+    ]
+    with pytest.raises(ValueError, match="should hold LLaVA's"):
+        make_source("instructions", **arguments | {"kind": "llava"})

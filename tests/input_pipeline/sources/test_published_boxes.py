@@ -191,13 +191,12 @@ def visual_genome(folder):
         for n, (x, p) in enumerate([(20, "a clock "), (190, "the street"), (0, " ")])
     ]
     content = [{"id": 1, "regions": regions}, {"id": 2, "regions": regions[:1]}]
+    write_json(folder / "region_descriptions.json", content)
     for number, sub in ((1, "VG_100K_2"), (2, "VG_100K")):
         write_image(folder / "vg" / sub / f"{number}.jpg")
-    return {
-        "kind": "visual_genome",
-        "annotations": write_json(folder / "region_descriptions.json", content),
-        "images": folder / "vg",
-    }
+    sizes = [{"image_id": n, "width": WIDTH, "height": HEIGHT, "url": ""} for n in (2, 1)]
+    write_json(folder / "image_data.json", sizes)
+    return arguments_of(folder)
 
 
 def test_visual_genome(tmp_path):
@@ -206,13 +205,30 @@ def test_visual_genome(tmp_path):
     assert (first["id"], first["phrases"], second["id"]) == ("1", ["a clock"], "2")
     np.testing.assert_allclose(first["boxes"], [[0.1, 0.1, 0.5, 0.5]], rtol=1e-6)
     assert first.keys() == {"id", "image", "captions", "phrases", "boxes"}
-    assert source.left_out == {"blank phrases": 1}
+    assert source.left_out == {"blank phrases": 1, "boxes outside their images": 1}
     with pytest.raises(ValueError, match="Record '1': the box of 'the street' is outside"):
-        make_source("referring", **visual_genome(tmp_path))[0]
+        make_source("referring", **visual_genome(tmp_path))
     with pytest.raises(ValueError, match="kind='visual_genome' takes no split"):
         make_source("referring", **visual_genome(tmp_path), split="val")
     with pytest.raises(ValueError, match="kind='refcoco' needs split as well"):
         make_source("referring", **visual_genome(tmp_path) | {"kind": "refcoco"})
+    write_json(tmp_path / "image_data.json", [{"image_id": 1, "width": 5, "height": 5}])
+    with pytest.raises(ValueError, match="is outside its image of 5x5"):
+        make_source("referring", **arguments_of(tmp_path))
+    with pytest.raises(ValueError, match=r"image 2 is not in image_data\.json"):
+        make_source("referring", **arguments_of(tmp_path), drop_outside=True)
+    (tmp_path / "image_data.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image_data\.json does not exist"):
+        make_source("referring", **arguments_of(tmp_path))
+
+
+def arguments_of(folder):
+    """Of `visual_genome`, whose files are there."""
+    return {
+        "kind": "visual_genome",
+        "annotations": folder / "region_descriptions.json",
+        "images": folder / "vg",
+    }
 
 
 def visual7w(folder, **pair):
@@ -276,5 +292,8 @@ def test_boxes_of_another_image(tmp_path):
     write_json(arguments["annotations"], content)
     with pytest.raises(ValueError, match="Record '0': a box is outside its image of 200x100"):
         make_source("pointing", **arguments)[0]
+    source = make_source("pointing", **arguments, drop_outside=True)
+    assert source.left_out == {"questions with a box outside their images": 20}
+    assert len(records(source)) == 20
     with pytest.raises(ValueError, match="no split 'val', but test, train"):
         make_source("pointing", **arguments | {"split": "val"})

@@ -1,4 +1,4 @@
-"""Questions with choices, in the formats of ScienceQA, SEED-Bench, MMBench, MMMU and MathVista."""
+"""Questions with choices, and tables with images, in the formats of seven data sets."""
 
 import base64
 import csv
@@ -161,10 +161,81 @@ def test_seedbench(tmp_path):
         make_source("multiple_choice", **seedbench(tmp_path, question_id="101670"))
     with pytest.raises(ValueError, match="there is no question_type 6"):
         make_source("multiple_choice", **seedbench(tmp_path, question_type_id=6))
+    with pytest.raises(ValueError, match=r"'Single Image', not .* SEED-Bench-2 is another set"):
+        make_source("multiple_choice", **seedbench(tmp_path, data_type="Single Image"))
+    with pytest.raises(ValueError, match="1 of 2 questions have no answer, such as 101669"):
+        make_source("multiple_choice", **seedbench(tmp_path, answer=None))
+
+
+def mmvp(folder, rows=4, **first):
+    """As published: pairs of the same question, whose answers differ."""
+    table = [
+        {
+            "Index": number,
+            "Question": 'Open, or "closed"?',
+            "Options": "(a) Open (b) Closed (2)",
+            "Correct Answer": "(a)" if number % 2 else "(b)",
+        }
+        for number in range(1, rows + 1)
+    ]
+    table[0] |= first
+    path = folder / "Questions.csv"
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    names = [f"{number}.jpg" for number in range(1, rows + 1)]
+    return {
+        "kind": "mmvp",
+        "questions": path,
+        "images": write_images(folder / "MMVP Images", names),
+    }
+
+
+def test_mmvp(tmp_path):
+    found = records(make_source("multiple_choice", **mmvp(tmp_path)))
+    assert without_image(found[1]) == {
+        "id": "2",
+        "question_id": "2",
+        "question": 'Open, or "closed"?',
+        "choices": ["Open", "Closed (2)"],
+        "answer": 1,
+        "answers": ["Closed (2)"],
+        "pair": "1",
+    }
+    assert [one["pair"] for one in found] == ["1", "1", "2", "2"]
+    assert found[3]["image"] == image(3)
+
+
+def test_mmvp_corrected(tmp_path):
+    arguments = mmvp(tmp_path, rows=300)
+    published = records(make_source("multiple_choice", **arguments))
+    corrected = records(make_source("multiple_choice", **arguments, corrected=True))
+    changed = [a["id"] for a, b in zip(published, corrected) if a["answer"] != b["answer"]]
+    assert changed == ["99", "100", "279", "280"]
+    with pytest.raises(ValueError, match="kind='scienceqa' takes no corrected"):
+        make_source("multiple_choice", **scienceqa(tmp_path / "other"), corrected=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "message"),
+    [
+        (3, {}, "it has 3 rows, which should be numbered from 1 on and be an even number"),
+        (4, {"Index": 2}, "which should be numbered from 1 on"),
+        (4, {"Options": "(a) Open (c) Closed"}, "question 1: its options are"),
+        (4, {"Options": "Open, Closed"}, r"question 1: its choices are \[\]"),
+        (4, {"Correct Answer": "(c)"}, "question 1: the answer 'C' is none of its 2 choices"),
+        (4, {"Correct Answer": ""}, "1 of 4 questions have no answer, such as 1"),
+    ],
+)
+def test_rows_of_mmvp_that_are_none(tmp_path, rows, first, message):
+    with pytest.raises(ValueError, match=rf"Questions\.csv cannot be used \(.*{message}"):
+        make_source("multiple_choice", **mmvp(tmp_path, rows, **first))
 
 
 def mmbench(folder, **first):
-    """As pandas writes it: the second row's image is the first's; a hint of two lines."""
+    """As pandas writes it: the second row's image is the first's, and so is the question of the
+    third, with its choices moved; a hint of two lines."""
     rows = [
         {
             "index": index,
@@ -180,7 +251,12 @@ def mmbench(folder, **first):
             "l2-category": "finegrained",
             "split": "dev",
         }
-        for index, picture in ((0, base64.b64encode(image(9)).decode()), (1000000, "0"))
+        for index, picture in (
+            (0, base64.b64encode(image(9)).decode()),
+            (5, "0"),
+            (1000005, "0"),
+            (2000000, "0"),
+        )
     ]
     rows[0] |= first
     path = folder / "mmbench_dev.tsv"
@@ -192,7 +268,9 @@ def mmbench(folder, **first):
 
 
 def test_mmbench(tmp_path):
-    first, second = records(make_source("choice_tables", **mmbench(tmp_path)))
+    source = make_source("choice_tables", **mmbench(tmp_path))
+    first, second = records(source)
+    assert source.left_out == {"copies with the choices moved": 2} and second["id"] == "5"
     assert without_image(first) == {
         "id": "0",
         "question_id": "0",
@@ -206,15 +284,20 @@ def test_mmbench(tmp_path):
         "split": "dev",
     }
     assert first["image"] == second["image"] == image(9) and "hint" not in second
-    secret = records(make_source("choice_tables", **mmbench(tmp_path, answer="")))
-    assert "answer" not in secret[0] and "answers" not in secret[0]
+    with pytest.raises(ValueError, match="1 of 2 questions have no answer, such as 0"):
+        make_source("choice_tables", **mmbench(tmp_path, answer=""))
+    path = mmbench(tmp_path)["path"]
+    path.write_text(path.read_text().replace("\tB\tocr", "\t\tocr"))
+    secret = records(make_source("choice_tables", kind="mmbench", path=path))
+    assert all("answer" not in one and "answers" not in one for one in secret)
 
 
 @pytest.mark.parametrize(
     ("first", "message"),
     [
         ({"answer": "C"}, "question 0: the answer 'C' is none of its 2 choices"),
-        ({"index": 1000000}, "has no image, but '0'"),
+        ({"index": 7}, "question 5: it has no image, but '0'"),
+        ({"index": "x"}, "invalid literal"),
         ({"image": ""}, "question 0: it has no image, but ''"),
         ({"B": " "}, r"its choices are \['yes'\]"),
     ],
@@ -285,8 +368,9 @@ def test_mmmu(tmp_path):
     assert found[0]["image"] == picture(4, 2, 10)["bytes"]
     assert found[1]["category"] == "Art_Theory"
     assert found[2]["answers"] == ["8", "8.0"] and "choices" not in found[2]
-    secret = records(make_source("choice_tables", **mmmu(tmp_path, answer="?")))
-    assert "answer" not in secret[0]
+    assert found[2]["answer_type"] == "text" and "answer_type" not in found[0]
+    with pytest.raises(ValueError, match="1 of 3 questions have no answer, such as validation_Ac"):
+        make_source("choice_tables", **mmmu(tmp_path, answer="?"))
 
 
 def test_all_images_of_mmmu_are_beside_each_other(tmp_path):
@@ -308,12 +392,16 @@ def mathvista(folder, **first):
             "image": f"images/{number}.jpg",
             "decoded_image": picture(3, 3, number),
             "choices": None if number else ["4", "5"],
-            "unit": None,
+            "unit": "$" if number else None,
             "precision": 1.0 if number else None,
             "answer": "1.2" if number else "5",
             "question_type": "free_form" if number else "multi_choice",
             "answer_type": "float" if number else "text",
-            "metadata": {"task": "geometry", "split": "testmini", "img_height": 3},
+            "metadata": {
+                "task": "geometry",
+                "category": "math-targeted-vqa",
+                "split": "testmini",
+            },
             "query": "Hint: ...",
         }
         for number in range(2)
@@ -333,11 +421,52 @@ def test_mathvista(tmp_path):
         "answer": 1,
         "answers": ["5"],
         "category": "geometry",
+        "domain": "math-targeted-vqa",
         "split": "testmini",
         "answer_type": "text",
     }
     assert second["answers"] == ["1.2"] and second["precision"] == 1.0
+    assert second["question"] == "How much? (Unit: $)"
     assert "choices" not in second and second["image"] == picture(3, 3, 1)["bytes"]
+
+
+def touchstone(folder, **first):
+    rows = [
+        {
+            "index": number,
+            "question": "What is\nfunny?",
+            "human_annotation": 'A "red"\tcat.',
+            "gpt4_ha_answer": "It is red.",
+            "category": "Analysis",
+            "task_name": "meme",
+            "image": base64.b64encode(image(number)).decode(),
+        }
+        for number in range(2)
+    ]
+    rows[0] |= first
+    path = folder / "touchstone_20230831.tsv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"kind": "touchstone", "path": path}
+
+
+def test_touchstone(tmp_path):
+    found = records(make_source("choice_tables", **touchstone(tmp_path)))
+    assert without_image(found[0]) == {
+        "id": "0",
+        "question_id": "0",
+        "question": "What is\nfunny?",
+        "answers": ["It is red."],
+        "description": 'A "red"\tcat.',
+        "category": "Analysis",
+        "task": "meme",
+    }
+    assert found[1]["image"] == image(1)
+    for first in ({"human_annotation": " "}, {"gpt4_ha_answer": ""}, {"question": ""}):
+        with pytest.raises(ValueError, match=r"cannot be used \(question 0:.*no text"):
+            make_source("choice_tables", **touchstone(tmp_path, **first))
 
 
 def test_tables_that_are_none(tmp_path):

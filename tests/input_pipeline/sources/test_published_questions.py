@@ -34,7 +34,7 @@ def vqa_pair(folder, **annotation):
         | annotation
         for q, i, _ in reversed(asked)
     ]
-    head = {"info": {}, "data_type": "mscoco", "data_subtype": "val2014"}
+    head = {"info": {"version": "2.0"}, "data_type": "mscoco", "data_subtype": "val2014"}
     return (
         write_json(folder / "q.json", head | {"task_type": "Open-Ended", "questions": questions}),
         write_json(folder / "a.json", head | {"annotations": told}),
@@ -75,6 +75,9 @@ def test_categories_of_okvqa_and_tdiuc(tmp_path):
     paths = vqa_pair(tmp_path, question_type="one", answer_type="other")
     change(paths[1], lambda content: content.update(question_types={"one": "Vehicles"}))
     assert {one["category"] for one in records(vqa(paths, "okvqa"))} == {"Vehicles"}
+    change(paths[1], lambda content: content.pop("question_types"))
+    with pytest.raises(ValueError, match="have no question_types, as those of OK-VQA do"):
+        vqa(paths, "okvqa")
     paths = vqa_pair(tmp_path, question_type="absurd")
     assert {one["category"] for one in records(vqa(paths, "tdiuc"))} == {"absurd"}
 
@@ -96,7 +99,16 @@ def test_a_test_without_answers(tmp_path):
         (1, lambda c: c["annotations"].append(c["annotations"][0]), "have the question_id 42000"),
         (1, lambda c: c["annotations"].pop(), "1 of 3 questions have no annotation in .*versions"),
         (0, lambda c: c["questions"].pop(), "1 of 3 there have no question, such as 42000"),
-        (1, lambda c: c.update(data_subtype="train2014"), "are of val2014, .* is of train2014"),
+        (1, lambda c: c.update(data_subtype="train2014"), "of images val2014, .* is of train2014"),
+        (
+            0,
+            lambda c: c.update(data_type="abstract_v002"),
+            "'abstract_v002', not 'mscoco'",
+        ),
+        (0, lambda c: c.update(task_type="Multiple-Choice"), "'Multiple-Choice', not 'Open-Ended'"),
+        (0, lambda c: c.update(info={"version": "1.0"}), r"q\.json is of version 1\.0, not 2"),
+        (1, lambda c: c.update(info={"version": "1.9"}), r"a\.json is of version 1\.9, not 2"),
+        (1, lambda c: c.update(info={"version": "2.1"}), r"are of version 2\.0, .* is of 2\.1"),
         (1, lambda c: c["annotations"][0].update(image_id=7), "42000 is of image 42, in .* of 7"),
         (
             1,
@@ -198,6 +210,14 @@ def gqa(folder):
     ]
 
 
+def pope_file(folder):
+    rows = [
+        {"question_id": i, "image": NAMES[i - 1], "text": "Is there a dog?", "label": label}
+        for i, label in ((1, "yes"), (2, "no"))
+    ]
+    return {"questions": write_json(folder / "coco_pope_random.json", rows)}, NAMES
+
+
 def pope(folder):
     for kind in ("random", "adversarial"):
         rows = [
@@ -264,6 +284,10 @@ FORMATS = {
         ["adversarial/1", "adversarial/2", "random/1", "random/2"],
         dict(question="Is there a dog?", answers=["yes"], category="adversarial"),
     ),
+    pope_file: (
+        ["1", "2"],
+        dict(question="Is there a dog?", answers=["yes"], category="random"),
+    ),
     easy_vqa: (
         ["test/0", "test/1"],
         dict(question="what is the blue shape?", answers=["rectangle"], split="test"),
@@ -283,7 +307,8 @@ FORMATS = {
 def test_formats(tmp_path, write):
     arguments, names = write(tmp_path)
     images = write_images(tmp_path / "images", names)
-    found = records(make_source("vqa", kind=write.__name__, **{"images": images} | arguments))
+    kind = write.__name__.removesuffix("_file")
+    found = records(make_source("vqa", kind=kind, **{"images": images} | arguments))
     ids, fields = FORMATS[write]
     assert [one["id"] for one in found] == ids == [one["question_id"] for one in found]
     assert without_image(found[0]) == {"id": ids[0], "question_id": ids[0]} | fields
@@ -305,6 +330,14 @@ def test_one_answer_that_is_missing_is_named(tmp_path, write):
                 make_source("vqa", kind=write.__name__, images=images, **arguments)
     source = make_source("vqa", kind=write.__name__, images=images, **arguments)
     assert all("answers" not in one for one in records(source))
+
+
+def test_a_file_of_another_set_is_told(tmp_path):
+    arguments, names = textvqa(tmp_path)
+    images = write_images(tmp_path / "images", names)
+    change(arguments["questions"], lambda content: content.update(dataset_name="textcaps"))
+    with pytest.raises(ValueError, match="its dataset_name is 'textcaps', not 'textvqa'"):
+        make_source("vqa", kind="textvqa", images=images, **arguments)
 
 
 def test_pope_says_yes_or_no(tmp_path):

@@ -1,0 +1,75 @@
+"""Questions without choices: how they are asked, and which answers are right."""
+
+import pytest
+
+from evaluators.answers.shared import open_answers
+
+
+@pytest.mark.parametrize(
+    "text, answers, right",
+    [
+        ("8", ["8"], True),
+        ("8.0", ["8"], True),
+        ("8.004", ["8"], True),  # two decimals count
+        ("8.01", ["8"], False),
+        ("The answer is 8", ["7", "8"], True),
+        ("It is 1,234.5 dollars", ["1234.5"], True),
+        ("x = 2e3", ["2000"], True),
+        ("12 dogs", ["1"], False),
+        ("It is a Red Dog.", ["red dog"], True),
+        ("a dogged one", ["dog"], True),  # as in MMMU's script
+        ("the result is cat, so dog", ["cat"], False),  # what comes behind "so" is the answer
+        ("first 4 = 5\nso it = 6", ["5"], False),  # "=" counts in the last line
+        ("first 4 = 5\nso it = 6", ["6"], True),
+        ("b", ["b"], True),
+        ("abc", ["b"], False),  # a single letter stands alone
+        ("", ["dog"], False),
+        ("nan", ["nan"], False),
+    ],
+)
+def test_texts(text, answers, right):
+    assert open_answers.is_right(text, answers, "text") is right
+
+
+@pytest.mark.parametrize(
+    "text, answer, answer_type, precision, right",
+    [
+        ("14", "14", "integer", None, True),
+        ("There are 3 rows, so 14.", "14", "integer", None, True),
+        ("14.9", "14", "integer", None, True),  # what is behind the point is lost
+        ("1,400", "1400", "integer", None, True),
+        ("-5", "5", "integer", None, False),
+        ("none", "0", "integer", None, False),
+        ("0.64", "0.6", "float", 1.0, True),
+        ("0.66", "0.6", "float", 1.0, False),
+        ("It costs $1.45.", "1.45", "float", 2.0, True),
+        (".5", "0.5", "float", 1.0, True),
+        ("1e400", "1", "integer", None, False),
+        ("[1, 2.0, 3]", "[1, 2, 3]", "list", None, True),
+        ("Between [1] and: [2007, 2008].", "[2007, 2008]", "list", None, True),
+        ("[2008, 2007]", "[2007, 2008]", "list", None, False),
+        ("2007, 2008", "[2007, 2008]", "list", None, False),
+        ("[the cat]", "[1]", "list", None, False),
+    ],
+)
+def test_numbers_and_lists(text, answer, answer_type, precision, right):
+    assert open_answers.is_right(text, [answer], answer_type, precision) is right
+
+
+def test_instructions():
+    def said(*kind):
+        return open_answers.instruction(*kind).removeprefix("Answer the question using a ")
+
+    assert said("text", None) == "single word or phrase."
+    assert said("integer", None) == "single integer number."
+    assert said("float", 2.0) == "single floating-point number with two decimal places."
+    assert said("float", 3.0) == "single floating-point number with 3 decimal places."
+    assert said("float", None) == "single floating-point number."
+    assert said("list", None) == "Python list."
+
+
+def test_a_question_says_what_its_answer_is():
+    assert open_answers.type_of({"id": "x", "answer_type": "float"}) == "float"
+    for record in ({"id": "x"}, {"id": "x", "answer_type": "other"}):
+        with pytest.raises(ValueError, match="'x' has 0 choices and no answer_type of text, int"):
+            open_answers.type_of(record)
