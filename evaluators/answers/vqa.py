@@ -19,7 +19,9 @@ class Scoring(asking.Scoring):
 
     With `by` also the arithmetic and the harmonic mean of each over the groups, as TDIUC's mean per
     type (arXiv 1703.09684): `METRIC_of_groups`, `METRIC_of_groups_harmonic`, which is 0 where a
-    group's is.
+    group's is. `exact_match_of_groups_by_answer` and its `_harmonic` are TDIUC's normalised ones: a
+    group's value is the mean over its right answers of the share of their questions that are
+    answered so, and rare answers count as much as frequent ones.
 
     Attributes:
       normalisation: "vqa", the official one; "textvqa", that of TextVQA's server; "plain", which
@@ -41,10 +43,11 @@ class Scoring(asking.Scoring):
 
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
         same = NORMALISATIONS[self.normalisation]
-        exact, soft = np.zeros(len(kept)), np.zeros(len(kept))
+        exact, soft, right = np.zeros(len(kept)), np.zeros(len(kept)), []
         for place, (text, one) in enumerate(zip(texts, kept)):
             text, answers = same(text), [same(answer) for answer in one["answers"]]
-            exact[place] = text == Counter(answers).most_common(1)[0][0]
+            right.append(Counter(answers).most_common(1)[0][0])
+            exact[place] = text == right[-1]
             soft[place] = soft_accuracy(text, answers)
 
         def metrics(places):
@@ -54,13 +57,13 @@ class Scoring(asking.Scoring):
             }
 
         yield from self.with_groups(metrics, kept)
-        groups = self.groups(kept)
-        if groups:
-            for name, values in (("exact_match", exact), ("vqa_accuracy", soft)):
-                means = np.array([values[places].mean() for places in groups.values()])
-                yield f"{name}_of_groups", float(means.mean())
-                harmonic = len(means) / np.sum(1 / means) if means.all() else 0.0
-                yield f"{name}_of_groups_harmonic", float(harmonic)
+        groups = list(self.groups(kept).values())
+        if not groups:
+            return
+        for name, values in (("exact_match", exact), ("vqa_accuracy", soft)):
+            yield from _means(f"{name}_of_groups", [values[places].mean() for places in groups])
+        by_answer = [_mean_by(exact[places], [right[p] for p in places]) for places in groups]
+        yield from _means("exact_match_of_groups_by_answer", by_answer)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -86,6 +89,20 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         ungrouped = [{k: v for k, v in one.items() if k != "by"} for one in kept]
         for name, value in self.scores(_most_frequent(kept), ungrouped):
             yield f"{name}_baseline", value
+
+
+def _means(name: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
+    yield name, float(np.mean(values))
+    yield (
+        f"{name}_harmonic",
+        float(len(values) / np.sum(1 / np.array(values))) if all(values) else 0.0,
+    )
+
+
+def _mean_by(values: np.ndarray, keys: Sequence[str]) -> float:
+    """The mean over the keys of the mean of their values."""
+    _, inverse = np.unique(keys, return_inverse=True)
+    return float((np.bincount(inverse, values) / np.bincount(inverse)).mean())
 
 
 def _most_frequent(kept: Sequence[asking.Kept]) -> list[str]:

@@ -191,16 +191,47 @@ def test_captions_are_scored_by_domain():
 
 
 def test_tdiuc_by_hand():
-    source = source_of(answers=[["a1"], ["b1"], ["c1"], ["d1"]], category=["p", "p", "p", "q"])
-    values = evaluate("vqa", ["a1", "b1", "x", "d1"], source, by="category")
-    assert values["exact_match"] == 0.75
-    assert values["exact_match_of_groups"] == pytest.approx((2 / 3 + 1) / 2)
-    assert values["exact_match_of_groups_harmonic"] == pytest.approx(2 / (3 / 2 + 1))
-    none = evaluate("vqa", ["a1", "b1", "x", "y"], source, by="category")
+    source = source_of(
+        answers=[["yes"], ["yes"], ["yes"], ["no"], ["3"], ["4"]],
+        category=["p"] * 4 + ["q"] * 2,
+    )
+    # Of the first type 2 of 4 are right: 2 of 3 of yes, none of no; of the second 1 of 2.
+    values = evaluate("vqa", ["yes", "yes", "x", "yes", "3", "3"], source, by="category")
+    assert values["exact_match"] == 0.5
+    assert values["exact_match_p"] == values["exact_match_q"] == 0.5
+    assert values["exact_match_of_groups"] == values["exact_match_of_groups_harmonic"] == 0.5
+    assert values["exact_match_of_groups_by_answer"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    harmonic = values["exact_match_of_groups_by_answer_harmonic"]
+    assert harmonic == pytest.approx(2 / (3 + 2))
+    uneven = evaluate("vqa", ["yes", "x", "x", "x", "3", "4"], source, by="category")
+    assert uneven["exact_match_of_groups"] == pytest.approx((1 / 4 + 1) / 2)
+    assert uneven["exact_match_of_groups_harmonic"] == pytest.approx(2 / (4 + 1))
+    none = evaluate("vqa", ["yes", "yes", "x", "x", "x", "x"], source, by="category")
     assert none["exact_match_of_groups_harmonic"] == 0 < none["exact_match_of_groups"]
 
 
+def test_gqa_and_ocrvqa_by_hand():
+    """The answer, letter by letter but for its case; open questions of GQA are those of "query"."""
+    source = source_of(
+        answers=[["yes"], ["red"], ["two"], ["J. K. Rowling"]],
+        category=["verify", "query", "query", "query"],
+    )
+    asked = dict(normalisation="plain", by="category")
+    values = evaluate("vqa", ["Yes ", "red.", "2", "j. k. rowling"], source, **asked)
+    assert values["exact_match"] == values["vqa_accuracy"] == 0.5
+    assert values["exact_match_verify"] == 1
+    assert values["exact_match_query"] == pytest.approx(1 / 3)
+
+
 def test_textvqa_is_compared_as_its_server_does():
+    # Ten people: two say the one, three the other; the mean over leaving one out.
+    source = source_of(answers=[["nous"] * 2 + ["Nous, "] + ["dakota"] * 3 + [""] * 4])
+    values = evaluate("vqa", ["NOUS?"], source, normalisation="textvqa")
+    assert values["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7 * 1) / 10)
+    assert values["exact_match"] == 0  # most gave none
+    two = source_of(answers=[["nous"] * 2 + ["dakota"] * 8])
+    values = evaluate("vqa", ["nous"], two, normalisation="textvqa")
+    assert values["vqa_accuracy"] == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
     source = source_of(answers=[["black,white"] * 10])
     assert evaluate("vqa", ["blackwhite"], source)["vqa_accuracy"] == 0
     textvqa = evaluate("vqa", ["blackwhite"], source, normalisation="textvqa")
