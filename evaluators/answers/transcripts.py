@@ -3,10 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from big_vlp.parallel.processes import raise_together
 from evaluators.answers.shared import asking, predictions
 
 MODEL = "big_vlp"
@@ -70,13 +68,3 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         super().__post_init__()
         first = self.keep(self.source[0])  # fail now, not after training
         predictions.columns_of(self.form, first["id"], first["beside"])
-
-    def put(self, texts, kept) -> None:
-        error = None
-        if jax.process_index() == 0:
-            try:
-                ids, beside = ([one[key] for one in kept] for key in ("id", "beside"))
-                predictions.write(self.predictions, self.form, ids, texts, beside)
-            except (OSError, ValueError) as failed:
-                error = failed
-        raise_together(self.mesh, error)

@@ -157,7 +157,8 @@ class AskingEvaluator(Scoring, WritingEvaluator):
         if jax.process_index() == 0:
             try:
                 ids = [one["id"] for one in kept]
-                predictions.write(self.predictions, self.form, ids, texts)
+                beside = [one.get("beside", {}) for one in kept]
+                predictions.write(self.predictions, self.form, ids, texts, beside)
             except (OSError, ValueError) as failed:
                 error = failed
         raise_together(self.mesh, error)

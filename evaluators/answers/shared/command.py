@@ -29,8 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         "--metric",
         required=True,
         metavar="NAME:KEY=VALUE,...",
-        help="an evaluator that asks (captions, multiple_choice, pointing, vqa, yes_no) with keys "
-        "of its scores, such as vqa:normalisation=textvqa or captions:by=domain",
+        help="an evaluator that asks (captions, grounded_captions, multiple_choice, pointing, "
+        "transcripts, vqa, yes_no) with keys of its scores, such as vqa:normalisation=textvqa or "
+        "captions:by=domain",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the scores as JSON, not as a table"

@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,21 +100,21 @@ def pair_of(record) -> str:
     return str(record["pair"])
 
 
-def right_of_pairs(right: np.ndarray, kept: Sequence[asking.Kept]) -> float:
-    """The share of pairs in which both are right.
-
-    Raises:
-      ValueError: a pair is not of two.
-    """
-    pairs: dict[str, list[bool]] = {}
-    for hit, one in zip(right, kept):
-        pairs.setdefault(one["pair"], []).append(bool(hit))
-    if odd := [name for name, hits in pairs.items() if len(hits) != 2]:
+def check_pairs(kept: Sequence[asking.Kept]) -> None:
+    """Raises ValueError where a pair is not of two."""
+    sizes = Counter(one["pair"] for one in kept)
+    if odd := [name for name, size in sizes.items() if size != 2]:
         raise ValueError(
-            f"{len(odd):,} of {len(pairs):,} pairs are not of two records, such as {odd[0]!r} of "
-            f"{len(pairs[odd[0]])}."
+            f"{len(odd):,} of {len(sizes):,} pairs are not of two records, such as {odd[0]!r} of "
+            f"{sizes[odd[0]]}."
         )
-    return float(np.mean([all(hits) for hits in pairs.values()]))
+
+
+def right_of_pairs(right: np.ndarray, kept: Sequence[asking.Kept]) -> float:
+    """The share of pairs in which both are right; raises as `check_pairs`."""
+    check_pairs(kept)
+    hits = Counter(one["pair"] for hit, one in zip(right, kept) if hit)
+    return 2 * sum(count == 2 for count in hits.values()) / len(kept)
 
 
 def chance(kept: Sequence[asking.Kept]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluators.answers import captions as captions_evaluator
 from evaluators.answers.shared import captioning, ptb
 
 # 500 captions of odd spellings, with what pycocoevalcap 1.2 says of them.
@@ -118,3 +119,23 @@ def test_meteor_needs_its_package(monkeypatch):
     monkeypatch.setattr(captioning.shutil, "which", lambda name: None)
     assert not captioning.has_meteor()
     captioning.has_meteor.cache_clear()
+
+
+@pytest.mark.skipif(not captioning.has_meteor(), reason="pycocoevalcap and java are not there")
+def test_meteor_is_that_of_the_published_code(tokenized):
+    """What pycocoevalcap 1.2 says of the same captions, tokenized by its own Java code."""
+    assert captioning.meteor(*tokenized) == pytest.approx(SCORED["meteor"], abs=1e-6)
+    written, given = tokenized
+    assert captioning.meteor([own[0] for own in given], given) > captioning.meteor(written, given)
+
+
+def test_captions_have_meteor_where_it_can_be_counted(monkeypatch):
+    """Only then, and once for each group."""
+    captions = [["a cat sat"], ["a dog ran"]]
+    kept = [{"id": c, "by": c[0], "answers": [" ".join(a)]} for c, a in zip("ab", captions)]
+    monkeypatch.setattr(captioning, "has_meteor", lambda: True)
+    monkeypatch.setattr(captioning, "meteor", lambda written, given: len(written) / 10)
+    found = dict(captions_evaluator.Scoring(by="x").scores(["a cat", "a dog"], kept))
+    assert (found["meteor"], found["meteor_a"], found["meteor_b"]) == (0.2, 0.1, 0.1)
+    monkeypatch.setattr(captioning, "has_meteor", lambda: False)
+    assert "meteor" not in dict(captions_evaluator.Scoring().scores(["a cat", "a dog"], kept))
