@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from evaluators.answers.shared import asking, letters, open_answers
+from evaluators.answers.shared import asking, letters, open_ended
 from input_pipeline.text.templates import make_prompt
 
 _INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -17,7 +17,7 @@ class Scoring(asking.Scoring):
     """`accuracy`, and `no_choice`, the share of answers that name no choice, which are wrong; see
     `letters.chosen`. MMMU's own script guesses there.
 
-    Records without choices that say their `answer_type` are open questions, see `open_answers`;
+    Records without choices that say their `answer_type` are open questions, see `open_ended`;
     where there are both, `accuracy` is over all, and `accuracy_choices` and `accuracy_open` are of
     one kind.
 
@@ -37,8 +37,8 @@ class Scoring(asking.Scoring):
         """The question with its choices, moved by so many places."""
         question = letters.asked_of(record, super().query(record))
         if letters.is_open(record):
-            answer_type, precision = open_answers.type_of(record), record.get("precision")
-            return f"{question}\n{open_answers.instruction(answer_type, precision)}"
+            answer_type, precision = open_ended.type_of(record), record.get("precision")
+            return f"{question}\n{open_ended.instruction(answer_type, precision)}"
         choices, _ = letters.choices_of(record)
         listed = letters.listed(choices[shift:] + choices[:shift])
         return "\n".join(filter(None, (question, listed, self.instruction)))
@@ -53,7 +53,7 @@ class Scoring(asking.Scoring):
         return kept | {
             "choices": [],
             "answers": [str(answer) for answer in record.get("answers", ())],
-            "answer_type": open_answers.type_of(record),
+            "answer_type": open_ended.type_of(record),
             "precision": record.get("precision"),
         }
 
@@ -136,7 +136,7 @@ def _right(texts: Sequence[str], kept: Sequence[asking.Kept], shift: int) -> np.
     for text, one in zip(texts, kept):
         if not (choices := one["choices"]):
             known = one["answers"], one["answer_type"], one["precision"]
-            right.append(open_answers.is_right(text, *known))
+            right.append(open_ended.is_right(text, *known))
             continue
         moved = choices[shift:] + choices[:shift]
         right.append(letters.chosen(text, moved) == (one["answer"] - shift) % len(choices))

@@ -148,7 +148,8 @@ def _pairs(files: Files, category_of, version: str | None = None) -> Iterator[En
                     f"its questions are of {what} {own}, {files.annotations} is of {other}"
                 )
         told, names = unique(answers["annotations"], "question_id"), answers.get("question_types")
-        _check_pair(questions, told, files.annotations)
+        _check_ids(questions, told, files.annotations)
+        _check_images(questions, told, files.annotations)
     elif not subset.startswith("test"):
         raise ValueError(f"the answers of {subset} are in another file: give annotations as well")
     folder = subset.replace("-dev", "")  # test-dev is a part of test
@@ -183,7 +184,7 @@ def _subset(content: dict[str, Any], path) -> str:
     return found[0]
 
 
-def _check_pair(questions: dict[str, Any], told: dict[str, Any], path) -> None:
+def _check_ids(questions: dict[str, Any], told: dict[str, Any], path) -> None:
     without = [name for name in questions if name not in told]
     more = [name for name in told if name not in questions]
     if without or more:
@@ -193,6 +194,9 @@ def _check_pair(questions: dict[str, Any], told: dict[str, Any], path) -> None:
             f"{', '.join([*without, *more][:_SHOWN])}: the files are of different versions or "
             "splits"
         )
+
+
+def _check_images(questions: dict[str, Any], told: dict[str, Any], path) -> None:
     for name, one in questions.items():
         both = one["image_id"], told[name]["image_id"]
         if both[0] != both[1]:
@@ -276,6 +280,7 @@ def _llava_bench(files: Files) -> Iterator[Entry]:
     questions = unique(_lines(files.questions), "question_id")
     if files.annotations is not None:
         told = unique(_lines(files.annotations), "question_id")
+        _check_ids(questions, told, files.annotations)
     for name, one in questions.items():
         answers = [told[name]["text"]] if name in told else []
         yield one["image"], _fields(name, one["text"], answers, one.get("category"))

@@ -340,6 +340,15 @@ def test_a_file_of_another_set_is_told(tmp_path):
         make_source("vqa", kind="textvqa", images=images, **arguments)
 
 
+def test_answers_to_other_questions_are_told(tmp_path):
+    arguments, names = llava_bench(tmp_path)
+    images = write_images(tmp_path / "images", names)
+    path = arguments["annotations"]
+    path.write_text(path.read_text().replace('"question_id": 1', '"question_id": 5'))
+    with pytest.raises(ValueError, match=r"1 of 2 questions have no annotation .* such as 1, 5"):
+        make_source("vqa", kind="llava_bench", images=images, **arguments)
+
+
 def test_pope_says_yes_or_no(tmp_path):
     row = {"question_id": 1, "image": NAMES[0], "text": "Is it?", "label": "maybe"}
     path = write_json(tmp_path / "coco_pope_random.json", [row])

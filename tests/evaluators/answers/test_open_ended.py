@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluators.answers.shared import open_answers
+from evaluators.answers.shared import open_ended
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from evaluators.answers.shared import open_answers
     ],
 )
 def test_texts(text, answers, right):
-    assert open_answers.is_right(text, answers, "text") is right
+    assert open_ended.is_right(text, answers, "text") is right
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_texts(text, answers, right):
     ],
 )
 def test_numbers_and_lists(text, answer, answer_type, precision, right):
-    assert open_answers.is_right(text, [answer], answer_type, precision) is right
+    assert open_ended.is_right(text, [answer], answer_type, precision) is right
 
 
 def test_instructions():
     def said(*kind):
-        return open_answers.instruction(*kind).removeprefix("Answer the question using a ")
+        return open_ended.instruction(*kind).removeprefix("Answer the question using a ")
 
     assert said("text", None) == "single word or phrase."
     assert said("integer", None) == "single integer number."
@@ -69,7 +69,7 @@ def test_instructions():
 
 
 def test_a_question_says_what_its_answer_is():
-    assert open_answers.type_of({"id": "x", "answer_type": "float"}) == "float"
+    assert open_ended.type_of({"id": "x", "answer_type": "float"}) == "float"
     for record in ({"id": "x"}, {"id": "x", "answer_type": "other"}):
         with pytest.raises(ValueError, match="'x' has 0 choices and no answer_type of text, int"):
-            open_answers.type_of(record)
+            open_ended.type_of(record)
