@@ -23,7 +23,7 @@ def choices_of(record) -> tuple[list[str], int | None]:
     Raises:
       ValueError: there are none, or more than letters, or the answer is no place among them.
     """
-    choices = [str(choice) for choice in record.get("choices", ())]
+    choices = [str(choice) for choice in record.get("choices") or ()]
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(
             f"Record {record['id']!r} has {len(choices)} choices; a question has 2 to "

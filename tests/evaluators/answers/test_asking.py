@@ -73,7 +73,7 @@ def test_open_questions_beside_choices():
         category=["x", "x", "y", "y"],
     )
     asked = dict(instruction="", by="category", circular=True)
-    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=128)
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=256)
     written = ["red", "it is 8", "1.26", "?"]
     values = evaluate("multiple_choice", written, source, preprocess=preprocess, **asked)
     assert values["accuracy"] == values["accuracy_circular"] == 0.5
@@ -94,7 +94,7 @@ def test_predictions_name_choices_by_letters(tmp_path):
         answers=[["blue"], ["cat"], ["8"]],
         answer_type=["text"] * 3,
     )
-    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=128)
+    preprocess = dataclasses.replace(toy_text.PREPROCESS, context_length=256)
     path = tmp_path / "answers.json"
     asked = dict(instruction="", preprocess=preprocess, predictions=str(path))
     written = ["it is blue", "A or B", "about 8"]

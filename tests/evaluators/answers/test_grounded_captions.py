@@ -60,9 +60,9 @@ def test_the_threshold_is_an_iou_of_a_half():
     # The left half, and a little less than it.
     boxes = dict(phrases=["man"], boxes=[[0, 0, 1, 1]], caption="man")
     assert score("man [[000,000,500,1000]]", **boxes)["malformed"] == 1  # four digits
-    boxes["boxes"] = [[0, 0, 0.8, 0.8]]
-    assert score("man [[000,000,400,800]]", **boxes)["f1"] == 1
-    assert score("man [[000,000,399,800]]", **boxes)["f1"] == 0
+    boxes["boxes"] = [[0, 0, 0.5, 0.5]]
+    assert score("man [[000,000,250,500]]", **boxes)["f1"] == 1
+    assert score("man [[000,000,249,500]]", **boxes)["f1"] == 0
 
 
 def test_the_caption_that_is_learnt_is_perfect():

@@ -34,7 +34,8 @@ def with_images(write, kind):
     def arguments(folder):
         own, names = write(folder)
         images = write_images(folder / "images", names)
-        return {"kind": kind} | ({"images": images} if names else {}) | own
+        found = {"kind": kind, "images": images} | own
+        return {key: value for key, value in found.items() if value is not None}
 
     return arguments
 
