@@ -98,7 +98,7 @@ def test_every_benchmark_is_walked(name, tmp_path, capsys):
         **keys,
     )
     data = f"{kind}:" + ",".join(f"{key}={value}" for key, value in arguments.items())
-    metric = ",".join(f"{key}={value}" for key, value in keys.items())
+    metric = ",".join(f"{key}={value}".replace("=True", "=true") for key, value in keys.items())
     metric = f"{evaluator}:{metric}" if metric else evaluator
     given = ["--predictions", str(path), "--data", data, "--metric", metric, "--json"]
     assert command.main(given) == 0, capsys.readouterr().err
