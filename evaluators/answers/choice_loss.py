@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluators.answers.shared import asking, letters
+from evaluators.answers.shared import asking, letters, predictions
 from evaluators.shared import base
 from evaluators.shared.rows import RowMap, gather_rows
 from evaluators.shared.written import checked_controls, image_for, rows_with_images
@@ -32,6 +32,9 @@ class Evaluator(asking.Scoring, base.Evaluator):
       template: of the prompt, see `input_pipeline.text.templates`.
       controls: of `shared.written.CONTROLS`; each takes as long as the evaluation itself.
       pairs: see `multiple_choice`.
+      predictions: a file into which the letters of the likeliest choices (without controls) are
+        put, none where losses tie; of data whose answers are secret nothing else comes.
+      form: of that file, one of `predictions.FORMS`.
 
     Raises:
       ValueError: the data has no such questions, the method has no token losses, or an unknown
@@ -43,10 +46,13 @@ class Evaluator(asking.Scoring, base.Evaluator):
     template: str = "vqa"
     controls: Sequence[str] = ()
     pairs: bool = False
+    predictions: str | None = None
+    form: str = "mmmu"
     batch_size: int = 64
 
     def __post_init__(self):
         check_template(self.template)
+        predictions.check_form(self.form)
         super().__post_init__()
         self._rows = rows_with_images(self.preprocess)
         self._losses = RowMap(self._means, self.mesh)
@@ -74,12 +80,13 @@ class Evaluator(asking.Scoring, base.Evaluator):
                 return {"images": image, **arrays}
 
             losses = self._losses(model, load, len(asked), self.batch_size)
-            right = np.array(
-                [
-                    _is_least(losses[first:last], one["answer"])
-                    for one, first, last in zip(kept, firsts, firsts[1:])
-                ]
-            )
+            least = [_least(losses[first:last]) for first, last in zip(firsts, firsts[1:])]
+            if control is None and self.predictions is not None:
+                self.put(["" if place is None else letters.LETTERS[place] for place in least], kept)
+                if not any(map(self.answered, kept)):
+                    return
+                self.check(kept)
+            right = np.array([place == one["answer"] for place, one in zip(least, kept)])
             suffix = f"_{control}" if control else ""
             metrics = functools.partial(_accuracy, right)
             for name, value in self.with_groups(metrics, kept):
@@ -87,6 +94,8 @@ class Evaluator(asking.Scoring, base.Evaluator):
             if self.pairs:
                 yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right, kept)
         yield "accuracy_chance", letters.chance(kept)
+
+    put = asking.AskingEvaluator.put
 
     def _means(self, model, batch):
         losses, counts = self.predict_fns["token_losses"](model, batch)
@@ -99,7 +108,8 @@ class Evaluator(asking.Scoring, base.Evaluator):
         kept = self.keep(record) | {"choices": choices, "answer": answer}
         if self.pairs:
             kept["pair"] = letters.pair_of(record)
-        self.check([kept])
+        if self.predictions is None:
+            self.check([kept])
         return kept
 
     def answered(self, kept) -> bool:
@@ -110,5 +120,7 @@ def _accuracy(right: np.ndarray, places: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(right[places].mean())}
 
 
-def _is_least(losses: np.ndarray, answer: int) -> bool:
-    return bool((losses[answer] < np.delete(losses, answer)).all())
+def _least(losses: np.ndarray) -> int | None:
+    """The place of the least; None where there are several, or one is NaN."""
+    place = int(losses.argmin())
+    return place if (losses[place] < np.delete(losses, place)).all() else None

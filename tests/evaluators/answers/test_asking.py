@@ -159,6 +159,34 @@ def test_the_likeliest_choice_is_taken():
     assert toy_text.evaluate("choice_loss", same, model, fns)["accuracy"] == 0
 
 
+def test_the_likeliest_choices_are_handed_in_as_letters(tmp_path):
+    def losses(model, batch):
+        counts = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
+        return counts * counts.astype(jnp.float32), counts
+
+    lengths = [[len(toy_text.TEXT.encode(choice)) for choice in own] for own in CHOICES]
+    unique = [own if own.count(min(own)) == 1 else None for own in lengths]
+    expected = ["" if own is None else "ABC"[own.index(min(own))] for own in unique]
+    assert "" in expected or len(set(expected)) > 1
+    path = tmp_path / "answers.json"
+    asked = dict(predict_fns={"token_losses": losses}, predictions=str(path), controls=["blind"])
+    ids = dict(question_id=["a", "b", "c", "d"])
+    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], **ids)
+    values = toy_text.evaluate("choice_loss", source, {}, **asked)
+    assert json.loads(path.read_text()) == dict(zip("abcd", expected))
+    scoring = multiple_choice.Scoring()
+    kept = [scoring.keep(source[i]) for i in range(4)]
+    texts = predictions.matched(predictions.read(path), list("abcd"), "file")
+    assert dict(scoring.scores(texts, kept))["accuracy"] == values["accuracy"]
+    # Of a test whose answers are secret the file alone comes.
+    secret = source_of(choices=CHOICES, **ids)
+    assert toy_text.evaluate("choice_loss", secret, {}, **asked | {"form": "scienceqa"}) == {}
+    places = ["ABC".find(letter) if letter else -1 for letter in expected]
+    assert json.loads(path.read_text()) == {"results": dict(zip("abcd", places))}
+    with pytest.raises(ValueError, match="'toy-0' has no answer"):
+        toy_text.evaluate("choice_loss", secret, {}, {"token_losses": losses})
+
+
 def test_pointing_takes_the_box_that_overlaps_most():
     boxes = [np.array(b) for b in ([0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0.5, 0.3, 0.9])]
     choices = [[format_boxes(box) for box in boxes]] * 5
