@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -80,7 +81,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
                 return {"images": image, **arrays}
 
             losses = self._losses(model, load, len(asked), self.batch_size)
-            least = [_least(losses[first:last]) for first, last in zip(firsts, firsts[1:])]
+            least = [_least(losses[first:last]) for first, last in itertools.pairwise(firsts)]
             if control is None and self.predictions is not None:
                 self.put(["" if place is None else letters.LETTERS[place] for place in least], kept)
                 if not any(map(self.answered, kept)):

@@ -23,6 +23,7 @@ from input_pipeline.sources.shared import base, lettered, listed, quoted
 from input_pipeline.sources.shared.listed import Kind, only, text
 
 IMAGES = ("first", "all")
+QUESTIONS = {"all": None, "choices": True, "open": False}
 _MMMU_IMAGES = [f"image_{number}" for number in range(1, 8)]
 _MMMU_ID = re.compile(r"(?P<split>[a-z]+)_(?P<subject>\w+)_\d+")
 _MATHVISTA_TEXT = (
@@ -80,6 +81,7 @@ class Source(base.Source):
       path: the table, or a pattern of several.
       images: of `mmmu`, whose questions have up to seven: the "first" alone, or "all" beside each
         other from left to right on white, as one image.
+      questions: of `mmmu` and `mathvista`: "all", those with "choices" alone, or the "open" ones.
 
     Raises:
       FileNotFoundError: there is no such table.
@@ -87,11 +89,24 @@ class Source(base.Source):
         choices, or some have an answer and some have none.
     """
 
-    def __init__(self, kind: str, path: str | os.PathLike, images: str = "first"):
-        given = {"images": None if images == "first" else images}
+    def __init__(
+        self,
+        kind: str,
+        path: str | os.PathLike,
+        images: str = "first",
+        questions: str = "all",
+    ):
+        given = {
+            "images": None if images == "first" else images,
+            "questions": None if questions == "all" else questions,
+        }
         chosen = listed.choose(KINDS, kind, given)
-        if images not in IMAGES:
-            raise ValueError(f"images={images!r}; choose one of {IMAGES}.")
+        for name, value, known in (
+            ("images", images, IMAGES),
+            ("questions", questions, tuple(QUESTIONS)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}; choose one of {known}.")
         disk_path(path, "tables of images are read")
         self._kind, self._images = kind, images
         self._tables = listing.matches(path)
@@ -101,16 +116,20 @@ class Source(base.Source):
             )
         places: list[Place] = []
         left_out: Counter[str] = Counter()
-        self._fields = listed.Fields(self._entries(chosen, places, left_out))
+        entries = self._entries(chosen, places, left_out, QUESTIONS[questions])
+        self._fields = listed.Fields(entries)
         self.left_out = dict(left_out)
         self._places = np.array(places, np.int32)
 
     def _entries(
-        self, chosen: Kind, places: list[Place], left_out: Counter
+        self, chosen: Kind, places: list[Place], left_out: Counter, with_choices: bool | None
     ) -> Iterator[dict[str, Any]]:
         for number, table in enumerate(self._tables):
             with listed.understood(table, chosen.form):
                 for (part, row), fields in chosen.read(table, left_out):
+                    if with_choices not in (None, "choices" in fields):
+                        left_out[f"questions with{'out' if with_choices else ''} choices"] += 1
+                        continue
                     places.append(Place(number, part, row))
                     yield fields
 
@@ -314,11 +333,12 @@ KINDS = {
     "mmmu": Kind(
         _mmmu,
         "MMMU's columns id, question, options, answer, question_type, image_1, ..., in parquet",
-        takes=["images"],
+        takes=["images", "questions"],
     ),
     "mathvista": Kind(
         _mathvista,
         f"MathVista's columns {', '.join(_MATHVISTA_TEXT)}, decoded_image, in parquet",
+        takes=["questions"],
     ),
     "touchstone": Kind(_touchstone, f"TouchStone's columns {', '.join(_TOUCHSTONE)}, in a .tsv"),
 }

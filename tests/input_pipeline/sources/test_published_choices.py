@@ -373,6 +373,22 @@ def test_mmmu(tmp_path):
         make_source("choice_tables", **mmmu(tmp_path, answer="?"))
 
 
+def test_questions_of_one_kind(tmp_path):
+    def read(questions):
+        source = make_source("choice_tables", **mmmu(tmp_path), questions=questions)
+        return [one["id"] for one in records(source)], source.left_out
+
+    choices = ["validation_Accounting_1", "validation_Art_Theory_2"]
+    assert read("choices") == (choices, {"questions without choices": 1})
+    assert read("open") == (["validation_Art_Theory_3"], {"questions with choices": 2})
+    with pytest.raises(ValueError, match="questions='text'; choose one of"):
+        read("text")
+    source = make_source("choice_tables", **mathvista(tmp_path), questions="open")
+    assert source[0]["image"] == picture(3, 3, 1)["bytes"]  # that of its own row
+    with pytest.raises(ValueError, match="kind='mmbench' takes no questions"):
+        make_source("choice_tables", **mmbench(tmp_path), questions="open")
+
+
 def test_all_images_of_mmmu_are_beside_each_other(tmp_path):
     found = records(make_source("choice_tables", **mmmu(tmp_path), images="all"))
     pixels = decode(found[0]["image"])
