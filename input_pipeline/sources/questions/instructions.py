@@ -22,48 +22,62 @@ class Source(listed.Listed):
 
     Read of llava_instruct_150k.json, llava_v1_5_mix665k.json and LLaVAR's files
     and those like them: image, and conversations: from, value. "<image>", which stands where LLaVA
-    puts the image, is taken out: here it is always before the text. The id is the entry's, and
+    puts the image, is taken out: one image is always before the text. The id is the entry's, and
     further entries of the same get "#2" and so on, as ids repeat in these files. Entries without an
     image are left out.
 
     Args:
       annotations: the file.
       images: directory that the images' names start from.
+      interleaved: take entries without an image, too, and those whose image is a list of several,
+        with "<image>" where each stands (`text.places`); these records have `images`.
 
     Raises:
       FileNotFoundError: the file or images are missing.
       ValueError: the file is of another form, or speakers do not take turns.
     """
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        interleaved: bool = False,
+    ):
         path = source_path(annotations)
         left_out: Counter[str] = Counter()
         with listed.understood(path, _FORM):
-            entries = _read(annotation_files.read(path), left_out)
+            entries = _read(annotation_files.read(path), interleaved, left_out)
             super().__init__("instructions", source_path(images), entries)
         self.left_out = dict(left_out)
 
 
 def _read(
-    content: list[dict[str, Any]], left_out: Counter[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    content: list[dict[str, Any]], interleaved: bool, left_out: Counter[str]
+) -> Iterator[tuple[listed.Names, dict[str, Any]]]:
     times: Counter[str] = Counter()
     for number, one in enumerate(content):
-        if not one.get("image"):
+        images = one.get("image") or ()
+        if not images and not interleaved:
             left_out["conversations without an image"] += 1
             continue
         name = annotation_files.identity(one.get("id", number))
         times[name] += 1
         id_ = name if times[name] == 1 else f"{name}#{times[name]}"
-        yield text(one["image"], f"{id_}: image"), {"id": id_, "conversation": _turns(id_, one)}
+        several = interleaved and not isinstance(images, str)
+        if several:
+            images = tuple(text(image, f"{id_}: image") for image in images)
+        else:
+            images = text(images, f"{id_}: image")
+        yield images, {"id": id_, "conversation": _turns(id_, one, several)}
 
 
-def _turns(id_: str, one: dict[str, Any]) -> list[dict[str, str]]:
+def _turns(id_: str, one: dict[str, Any], with_places: bool) -> list[dict[str, str]]:
     turns = []
     for message in one["conversations"]:
         if message["from"] not in _ROLES:
             raise ValueError(f"{id_}: a message is from {message['from']!r}, not human or gpt")
-        said = text(_PLACE.sub("\n", message["value"]), f"{id_}: a message")
+        said = message["value"] if with_places else _PLACE.sub("\n", message["value"])
+        said = text(said, f"{id_}: a message")
         turns.append({"role": _ROLES[message["from"]], "content": said})
     try:
         if not rounds_of({"conversation": turns}):
