@@ -20,6 +20,7 @@ import numpy as np
 from input_pipeline.files import listing
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.prepare import cost
+from input_pipeline.prepare.filters import Tally
 from input_pipeline.records import images_of
 from input_pipeline.views.cogvlm import Views
 
@@ -72,20 +73,25 @@ class Packer:
         values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
         return ",".join(f"{key}={value}" for key, value in values.items())
 
-    def pack(self, records: Iterable[dict[str, Any]], counts: Counter) -> Iterator[dict]:
-        """Yields packs; counts what they hold, see `report`.
-
-        Raises:
-          ValueError: a record cannot be used; names it.
-        """
+    def pack(
+        self, records: Iterable[dict[str, Any]], tally: Tally, counts: Counter
+    ) -> Iterator[dict[str, Any]]:
+        """Yields packs; counts what they hold, see `report`, and drops what fits no row."""
         views, records = self.views, iter(records)
         while window := list(itertools.islice(records, _WINDOW)):
-            yield from _packs([*_measured(views, window, counts)], views, counts)
+            if examples := [*_measured(views, window, tally, counts)]:
+                yield from _packs(examples, views, counts)
 
 
-def _measured(views: Views, window: list[dict], counts: Counter) -> Iterator[_Measured]:
+def _measured(
+    views: Views, window: list[dict], tally: Tally, counts: Counter
+) -> Iterator[_Measured]:
     for fields, encoded in _joined(views, window) if views.every_round else map(_apart, window):
-        draws = views.draws(fields)
+        try:
+            draws = views.draws(fields)
+        except ValueError as error:
+            tally.drop(fields["id"], "does not fit a row", str(error))
+            continue
         text = max(draw.text for draw in draws)
         images = max(len(draw.images) for draw in draws)
         learnt = round(sum(draw.learnt for draw in draws) / len(draws))
@@ -127,13 +133,20 @@ def _joined(views: Views, window: list[dict]) -> Iterator[tuple[dict[str, Any], 
         if place is not None:
             whole = {**found[place][0]}
             whole["questions"] = [*whole["questions"], asked]
-            if not any(draw.rounds_left_out or draw.cut for draw in views.draws(whole)):
+            if _fits(views, whole):
                 found[place] = whole, images
                 continue
         others = {name: value for name, value in fields.items() if name not in _ASKED}
         open_[key] = len(found)
         found.append(({"id": fields["id"], **others, "questions": [asked]}, images))
     return iter(found)
+
+
+def _fits(views: Views, example: Mapping[str, Any]) -> bool:
+    try:
+        return not any(draw.rounds_left_out or draw.cut for draw in views.draws(example))
+    except ValueError:
+        return False
 
 
 _ASKED = ("id", "question_id", "question", "answers", "choices", "answer", "hint", "category")

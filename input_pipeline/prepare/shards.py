@@ -314,7 +314,7 @@ def _write_temporary(
         tally.fields["labels"] = "list"
     packs: Counter[str] = Counter()
     if packer is not None:
-        passing = packer.pack(passing, packs)
+        passing = packer.pack(passing, tally, packs)
     count = _write_records(path, passing)
     info = {
         "source": job.origin,

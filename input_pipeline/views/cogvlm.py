@@ -34,7 +34,7 @@ TEMPLATES = {
     "cot": "chat_old",
 }
 # How often an example of a pack is drawn to find one that fits the room that it has there.
-_DRAWS = 4
+_DRAWS = 8
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)

@@ -16,7 +16,6 @@ from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.listing import check_images
 from input_pipeline.sources.shared import base
 
-
 Names = str | tuple[str, ...]  # of a record's image, or images
 
 
