@@ -121,8 +121,9 @@ def write(
             "sizes and modification times are as they were).",
         )
     failures = 0
-    function = functools.partial(_write_shard, output, options, rules, labeller, packer=packer)
-    tasks = [(job, (job, later_copies.get(job.file))) for job in jobs if job.file not in shards]
+    function = functools.partial(_write_shard, output, options, rules, labeller)
+    left = [job for job in jobs if job.file not in shards]
+    tasks = [(job, (job, later_copies.get(job.file), packer)) for job in left]
     for count, (_, result) in enumerate(run(function, tasks), 1):
         if isinstance(result, str):
             failures += 1

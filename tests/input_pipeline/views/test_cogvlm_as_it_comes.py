@@ -256,4 +256,4 @@ def test_what_cannot_be():
         make(history="turns", templates={"conversation": "base"})
     pack = pack_of(make(), RECORDS)
     with pytest.raises(ValueError, match=r"'p.3': a row has .* tokens, and this needs more"):
-        make(20)({**pack, "examples": pack["examples"][:1] * 4}, random.Random(0))
+        make(20)({**pack, "examples": pack["examples"][:1] * 3}, random.Random(0))
