@@ -190,14 +190,15 @@ def report(counts: Mapping[str, int], packer: Packer) -> tuple[dict[str, Any], l
         for name, count in counts.items()
         if name.startswith("length ")
     }
-    images = max(int(name.split()[1]) for name in counts if name.startswith("images "))
-    tokens, examples, longest = counts["tokens"], counts["examples"], max(lengths)
+    shown = {int(name.split()[1]): n for name, n in counts.items() if name.startswith("images ")}
+    tokens, examples, number = counts["tokens"], counts["examples"], counts["rows"]
+    longest, images = max(lengths), max(1, *shown)
+    text = sum(length * count for length, (count, _) in lengths.items()) / number
     alone = cost.row_flops(longest, images, *sizes) * examples / tokens
     context, least, cut = cost.cheapest(lengths, images, *sizes)
-    packed = cost.row_flops(1 + rows.context_length, views.max_images, *sizes)
-    packed *= counts["rows"] / tokens
+    packed = cost.row_flops(1 + rows.context_length, views.max_images, *sizes) * number / tokens
     found = {
-        "rows": counts["rows"],
+        "rows": number,
         "examples": examples,
         "rounds_left_out": counts.get("rounds left out", 0),
         "answers_cut": counts.get("answers cut", 0),
@@ -208,16 +209,23 @@ def report(counts: Mapping[str, int], packer: Packer) -> tuple[dict[str, Any], l
             "alone_cheapest": round(least / 1e9, 1),
         },
     }
-    lines = [
-        f"Packs: {examples:,} examples in {counts['rows']:,} rows; too long were "
-        f"{found['rounds_left_out']:,} rounds, which are left out, and {found['answers_cut']:,} "
-        "answers, which are cut.",
+    held = sum(images * count for images, count in shown.items()) / number
+    if packed < least:
+        verdict = f"Packing pays: {alone / packed:.2f} and {least / packed:.2f} times fewer."
+    elif packed < alone:
+        verdict = f"Packing pays ({alone / packed:.2f} times fewer) only if nothing may be cut off."
+    else:
+        verdict = (
+            "Packing does not pay here: train on the records as they are, or choose other "
+            "max_images and context_length."
+        )
+    return found, [
+        f"Packs: {examples:,} examples in {number:,} rows, which hold {held:.1f} of "
+        f"{views.max_images} images and {text:,.0f} of {1 + rows.context_length:,} tokens of text; "
+        f"too long were {found['rounds_left_out']:,} rounds, which are left out, and "
+        f"{found['answers_cut']:,} answers, which are cut.",
         f"GFLOPs of the 17B per learnt token ({rows.image_size} pixels): {packed / 1e9:,.1f} in "
         f"packs; {alone / 1e9:,.1f} with one example a row, context_length={longest - 1}, and "
         f"{least / 1e9:,.1f} with {context}, which cuts off {cut:.1%} of the tokens.",
-        f"Packing pays: {least / packed:.2f} times fewer."
-        if packed < least
-        else "Packing does not pay here: train on the records as they are, or choose other "
-        "max_images and context_length.",
+        verdict,
     ]
-    return found, lines
