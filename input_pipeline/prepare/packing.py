@@ -76,7 +76,8 @@ class Packer:
     def pack(
         self, records: Iterable[dict[str, Any]], tally: Tally, counts: Counter
     ) -> Iterator[dict[str, Any]]:
-        """Yields packs; counts what they hold, see `report`, and drops what fits no row."""
+        """Yields packs; counts what they hold, see `report`, and drops records that fit no
+        row, or have nothing to learn."""
         views, records = self.views, iter(records)
         while window := list(itertools.islice(records, _WINDOW)):
             if examples := [*_measured(views, window, tally, counts)]:
@@ -90,7 +91,7 @@ def _measured(
         try:
             draws = views.draws(fields)
         except ValueError as error:
-            tally.drop(fields["id"], "does not fit a row", str(error))
+            tally.drop(fields["id"], "cannot be laid out", str(error))
             continue
         text = max(draw.text for draw in draws)
         images = max(len(draw.images) for draw in draws)

@@ -105,7 +105,7 @@ def test_what_fits_no_row_is_left_out_and_told(tmp_path, capsys):
     source = write_prepared(tmp_path / "talks", [talk(1), long, cut])
     assert pack(tmp_path / "out", source, TALK) == 0
     description = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert description["dropped"] == {"does not fit a row": 1}
+    assert description["dropped"] == {"cannot be laid out": 1}
     assert description["packs"]["rounds_left_out"] == 1
     assert "'long': its prompt" in capsys.readouterr().out
 

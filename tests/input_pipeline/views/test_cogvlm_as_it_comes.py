@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from big_vlp.models import layout
 from input_pipeline.text import templates
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -59,6 +60,10 @@ def positions_are_sound(types):
         if kind == 1:
             assert len(where) == SLOTS
             assert types[where[0] - 1] == 0 and types[where[-1] + 1] == 0
+    used = types >= 0
+    ids = np.asarray(layout.position_ids(types[None]))[0][used]
+    language, images = (types == 0).sum(), (types == 1).sum() // SLOTS
+    assert len(set(ids)) == language + 3 * images  # boi, patches, eoi
 
 
 @pytest.mark.parametrize("template", ["chat_old", "vqa", "chat"])
