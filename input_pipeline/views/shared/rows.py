@@ -199,18 +199,17 @@ class Rows:
         """
         room = 1 + self.context_length if room is None else room
         rounds = (*turn.history, (turn.query, turn.answer))
-        for count in range(len(rounds)):
-            if every_round:
-                kept = len(rounds) - count
-                starts = templates.openings(template, [query for query, _ in rounds])
-                texts = zip(starts, (answer for _, answer in rounds))
-            else:
-                kept = 1
-                prompt = templates.make_prompt(template, turn.query, turn.history[count:])
-                texts = [(prompt, turn.answer)]
-            # All rounds are placed: an image of one that is left out later is none of the first.
-            parts = [part for made in self._parts(list(texts), images)[:kept] for part in made]
-            example = Example(parts, count)
+        if every_round:
+            starts = templates.openings(template, [query for query, _ in rounds])
+            # All are placed: an image of a round that is left out is none of the first.
+            whole = self._parts([(s, answer) for s, (_, answer) in zip(starts, rounds)], images)
+            shorter = (whole[: len(whole) - count] for count in range(len(whole)))
+        else:
+            later = (turn.history[count:] for count in range(len(rounds)))
+            prompts = (templates.make_prompt(template, turn.query, history) for history in later)
+            shorter = (self._parts([(prompt, turn.answer)], images) for prompt in prompts)
+        for count, made in enumerate(shorter):
+            example = Example([part for one in made for part in one], count)
             if example.text <= room and len(example.images) <= most:
                 return example
         return self._cut(example, room, most)
