@@ -52,6 +52,7 @@ BOUNDS: dict[str, Range] = {
     "std": real(above=0, count=3),
     "resize_size": whole(1, none="for image_size"),
     "image_token_size": whole(1, none="for no images"),
+    "max_images": whole(1, none="for one in front"),
     "crop_scale": _RANGE_OF_SHARES,
     "min_local_scale": _SHARE,
     "flip_prob": _PROBABILITY,

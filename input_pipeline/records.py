@@ -2,11 +2,13 @@
 
 Layout: u32 little-endian length of the header | header | blobs, one after the other. The header is
 ASCII JSON, `[fields, blobs]`: `fields` holds the plain values; `blobs` lists `[name, type, shape]`
-of every bytes value (type "bytes", shape [length]) and array (type as numpy writes it, e.g. "<f4").
+of every bytes value (type "bytes", shape [length]), list of them (type "bytes[]", shape their
+lengths) and array (type as numpy writes it, e.g. "<f4").
 Reading a record executes nothing that is stored in it.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -50,6 +52,13 @@ def what_is_wrong(name: str, error: Exception) -> str:
     return f"{name}: {text}"
 
 
+def images_of(record: Mapping[str, Any]) -> list[bytes]:
+    """The encoded images of a record: its `images`, its one `image`, or none."""
+    if "images" in record:
+        return list(record["images"])
+    return [record["image"]] if "image" in record else []
+
+
 def may_pass(error: Exception) -> bool:
     """Whether what a disk or network refuses now may be had the next time: no fault of a record."""
     lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError
@@ -82,9 +91,9 @@ def encode(record: dict[str, Any]) -> bytes:
     """Bytes of a record; equal records give equal bytes.
 
     Args:
-      record: name -> bytes, numpy array of booleans, integers or floats, or plain value: None,
-        bool, int, finite float, str, and lists and str-keyed dicts of these. Arrays and bytes are
-        allowed at the top level only.
+      record: name -> bytes, list of bytes, numpy array of booleans, integers or floats, or plain
+        value: None, bool, int, finite float, str, and lists and str-keyed dicts of these. Arrays
+        and bytes are allowed at the top level only.
 
     Raises:
       TypeError: a value of another type, named.
@@ -95,6 +104,9 @@ def encode(record: dict[str, Any]) -> bytes:
         if isinstance(value, bytes):
             blobs.append((name, "bytes", [len(value)]))
             payload.append(value)
+        elif isinstance(value, list) and value and all(isinstance(x, bytes) for x in value):
+            blobs.append((name, "bytes[]", [len(item) for item in value]))
+            payload += value
         elif isinstance(value, np.ndarray) and _stored_type(value) in _DTYPES:
             blobs.append((name, _stored_type(value), list(value.shape)))
             payload.append(value.astype(_stored_type(value), copy=False).tobytes())
@@ -116,15 +128,19 @@ def decode(data: bytes) -> dict[str, Any]:
         position = _LENGTH.size + length
         record, blobs = json.loads(data[_LENGTH.size : position])
         for name, kind, shape in blobs:
-            dtype = _DTYPES.get("|u1" if kind == "bytes" else kind)
+            dtype = _DTYPES.get("|u1" if kind in ("bytes", "bytes[]") else kind)
             if dtype is None or any(n < 0 for n in shape):
                 raise ValueError(f"field {name!r} has type {kind!r} and shape {shape}")
-            end = position + dtype.itemsize * math.prod(shape)
+            values = sum(shape) if kind == "bytes[]" else math.prod(shape)
+            end = position + dtype.itemsize * values
             if end > len(data):
                 raise ValueError(f"field {name!r} is cut off")
             blob = data[position:end]
             if kind == "bytes":
                 record[name] = blob
+            elif kind == "bytes[]":
+                ends = itertools.accumulate(shape)
+                record[name] = [blob[last - size : last] for size, last in zip(shape, ends)]
             else:
                 record[name] = np.frombuffer(blob, dtype).reshape(shape).copy()
             position = end

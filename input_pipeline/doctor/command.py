@@ -253,7 +253,8 @@ def _open_prepared(directory: Path | epath.Path) -> DataSet:
             record = source[index]
         except ValueError as error:
             return Sample(f"record {index}", None, {}, (), str(error))
-        id_, image = record.get("id", f"record {index}"), record.get("image")
+        id_ = record.get("id", f"record {index}")
+        image = next(iter(records.images_of(record)), None)
         captions = record.get("captions", {})
         if not isinstance(captions, dict):
             captions = {"captions": captions}

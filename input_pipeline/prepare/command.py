@@ -19,6 +19,7 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,13 +37,14 @@ from input_pipeline.command_line import (
     add_workers,
     fields,
     open_source,
+    parse_call,
     path_argument,
     written_source,
 )
 from input_pipeline.duplicates import dropped
 from input_pipeline.files import listing
 from input_pipeline.files.whole import write_json
-from input_pipeline.prepare import description, parts, shards
+from input_pipeline.prepare import description, packing, parts, shards
 from input_pipeline.prepare.filters import Rules, Tally
 from input_pipeline.sources import kept_source
 from input_pipeline.tars import index as tar_index
@@ -200,6 +202,14 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         help="how captions become synsets; by default as the vocabulary was counted",
     )
 
+    rules.add_argument(
+        "--pack",
+        metavar="KEY=VALUE,...",
+        help="put several records into one, for rows of the views cogvlm with these arguments "
+        "(image_size, image_token_size, tokenizer, context_length, max_images, tasks, "
+        "history=turns, ...); says whether it pays",
+    )
+
 
 def _run_webdataset(args: argparse.Namespace) -> int:
     jobs = []
@@ -303,6 +313,13 @@ def _prepare(
         arguments += ["--labels", args.labels.name, "--label-mode", rule.miner.mode]
         if rule.caption_fields is not None:
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
+    packer = None
+    if args.pack is not None:
+        if labeller is not None:
+            raise ValueError("--pack and --labels are for other models: give one of them.")
+        packer = _packer(args.pack)
+        options["pack"] = packer.options()
+        arguments += ["--pack", packer.argument()]
     run = _runner(args, reads)
     started = time.monotonic()
     console = Console()
@@ -313,7 +330,7 @@ def _prepare(
             kept = [functools.partial(dropped.without, job.read, path) for job in jobs]
             jobs = [dataclasses.replace(job, read=read) for job, read in zip(jobs, kept)]
         written = shards.write(
-            jobs, args.output, options, rules, run, unit, console, labeller, check
+            jobs, args.output, options, rules, run, unit, console, labeller, check, packer
         )
     if not any(shard["records"] for shard in written):
         examples = [shard["first_dropped"] for shard in written if shard["dropped"]]
@@ -323,14 +340,28 @@ def _prepare(
             f"No record is left: every sample was dropped ({description.dropped(written)}), e.g. "
             f"{examples[0]}."
         )
+    lines: list[str] = []
+    if packer is not None:
+        counts = sum((Counter(shard["packs"]) for shard in written), Counter())
+        extra["packs"], lines = packing.report(counts, packer)
     contents = description.describe(written, arguments) | extra
     dataset_file = args.output / records.DATASET_FILE
     write_json(dataset_file, contents)
     description.summary(console, contents, time.monotonic() - started)
+    for line in lines:
+        say(console, line)
     say(console, f"Wrote {dataset_file}")
     if args.drop is not None and not contents["dropped"].keys() & set(dropped.REASONS):
         say(console, f"No record is on {args.drop}: was that list made of this very input?")
     return 0
+
+
+def _packer(text: str) -> packing.Packer:
+    _, given = parse_call(f"cogvlm:{text}", "--pack")
+    try:
+        return packing.Packer(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--pack: {error}") from None
 
 
 def _runner(args: argparse.Namespace, reads: Iterable[str | os.PathLike]) -> shards.Run:

@@ -23,12 +23,13 @@ def describe(
     """
     num_records = sum(shard["records"] for shard in shards)
     statistics: dict[str, Any] = {"formats": _total(shard["images"]["formats"] for shard in shards)}
+    num_images = sum(statistics["formats"].values())
     for side in ("width", "height"):
-        ranges = [shard["images"][side] for shard in shards if shard["records"]]
+        ranges = [shard["images"][side] for shard in shards if shard["images"]["formats"]]
         statistics[side] = {
-            "min": min(r["min"] for r in ranges),
-            "max": max(r["max"] for r in ranges),
-            "mean": round(sum(r["sum"] for r in ranges) / num_records, 2),
+            "min": min((r["min"] for r in ranges), default=0),
+            "max": max((r["max"] for r in ranges), default=0),
+            "mean": round(sum(r["sum"] for r in ranges) / max(num_images, 1), 2),
         }
     description = {
         "version": records.FORMAT_VERSION,

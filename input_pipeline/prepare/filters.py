@@ -16,6 +16,7 @@ import simplejpeg
 
 from input_pipeline.checks import unicode
 from input_pipeline.images import crops
+from input_pipeline.records import images_of
 
 _JPEG_QUALITY = 95
 _MAX_JPEG_SIDE = 65_500  # of libjpeg
@@ -108,13 +109,14 @@ class Tally:
     def drop(self, key: str, reason: str, detail: str = "") -> None:
         self.dropped.append({"key": key, "reason": reason, "detail": detail})
 
-    def add(self, record: dict[str, Any], width: int, height: int) -> None:
-        """Counts a record that is kept; its image has this size in pixels."""
+    def add(self, record: dict[str, Any], sizes: Iterable[tuple[int, int]]) -> None:
+        """Counts a record that is kept; its images have these widths and heights in pixels."""
         captions = record.get("captions", {})
         self.captions.update({name: len(texts) for name, texts in captions.items()})
-        self.formats[image_format(record["image"])] += 1
-        self.widths.append(width)
-        self.heights.append(height)
+        self.formats.update(map(image_format, images_of(record)))
+        for width, height in sizes:
+            self.widths.append(width)
+            self.heights.append(height)
         for name, value in record.items():
             if name == "captions":
                 # Strings in lists; the names are in the order of their first appearance.
@@ -150,23 +152,28 @@ def passing(
     """
     for number, (key, record) in enumerate(with_captions(samples, rules, tally)):
         try:
-            pixels = crops.decode(record["image"])
+            decoded = [crops.decode(image) for image in images_of(record)]
         except (MemoryError, ValueError) as error:
             tally.drop(key, "broken image", str(error) or "there is no memory to decode it")
             continue
-        height, width, _ = pixels.shape
-        short, long = sorted((width, height))
-        if rules.min_side and short < rules.min_side:
-            tally.drop(key, "small image", f"{width}x{height}")
-        elif rules.max_aspect_ratio and long > rules.max_aspect_ratio * short:
-            tally.drop(key, "extreme aspect ratio", f"{width}x{height}")
+        sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in decoded]
+        small = [size for size in sizes if rules.min_side and min(size) < rules.min_side]
+        extreme = [
+            size
+            for size in sizes
+            if rules.max_aspect_ratio and max(size) > rules.max_aspect_ratio * min(size)
+        ]
+        if small:
+            tally.drop(key, "small image", "{}x{}".format(*small[0]))
+        elif extreme:
+            tally.drop(key, "extreme aspect ratio", "{}x{}".format(*extreme[0]))
         elif number in duplicates:
             # Last: the earlier one passed the rules above as well, so an image is never lost.
             tally.drop(key, "duplicate image")
         else:
-            if _shrinks(short, long, rules.resize):
-                record, width, height = _resized(record, pixels, rules.resize, tally)
-            tally.add(record, width, height)
+            if any(_shrinks(min(size), max(size), rules.resize) for size in sizes):
+                record, sizes = _resized(record, decoded, rules.resize, tally)
+            tally.add(record, sizes)
             yield record
 
 
@@ -213,8 +220,12 @@ def _has_allowed_length(text: str, rules: Rules, tally: Tally) -> bool:
 
 
 def _check(key: str, record: dict[str, Any], captions: Any) -> None:
-    if not isinstance(record.get("image"), bytes):
-        raise ValueError(f"record {key!r} has no image: images are encoded bytes")
+    images = images_of(record)
+    if not (images or "images" in record) or not all(isinstance(x, bytes) for x in images):
+        raise ValueError(
+            f"record {key!r} has no image: images are encoded bytes (and images=[] says that there "
+            "is none)"
+        )
     # A string would pass for a list: of its characters.
     if not isinstance(captions, dict) or not all(
         isinstance(texts, list) and all(isinstance(text, str) for text in texts)
@@ -229,28 +240,35 @@ def _shrinks(short: int, long: int, side: int | None) -> bool:
 
 
 def _resized(
-    record: dict[str, Any], pixels: np.ndarray, side: int, tally: Tally
-) -> tuple[dict[str, Any], int, int]:
-    """The record with a smaller image, and mask; its width and height. Boxes are relative."""
-    height, width, _ = pixels.shape
-    scale = side / min(width, height)
-    width, height = max(side, round(width * scale)), max(side, round(height * scale))
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    data = simplejpeg.encode_jpeg(
-        small, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"
-    )
-    tally.resized["images"] += 1
-    tally.resized["bytes_before"] += len(record["image"])
-    tally.resized["bytes_after"] += len(data)
-    record = {**record, "image": data}
+    record: dict[str, Any], decoded: list[np.ndarray], side: int, tally: Tally
+) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """The record with smaller images, and mask; their widths and heights. Boxes are relative."""
+    images, sizes = images_of(record), []
+    for number, pixels in enumerate(decoded):
+        height, width, _ = pixels.shape
+        if _shrinks(*sorted((width, height)), side):
+            scale = side / min(width, height)
+            width, height = max(side, round(width * scale)), max(side, round(height * scale))
+            small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+            data = simplejpeg.encode_jpeg(
+                small, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"
+            )
+            tally.resized["images"] += 1
+            tally.resized["bytes_before"] += len(images[number])
+            tally.resized["bytes_after"] += len(data)
+            images[number] = data
+        sizes.append((width, height))
+    if "images" in record:
+        return {**record, "images": images}, sizes
+    record = {**record, "image": images[0]}
     if record.get("mask") is not None:
         mask = record["mask"]  # Classes: no value may be mixed from two.
         rows, columns = (
             ((np.arange(new) + 0.5) * old / new).astype(int)
-            for new, old in zip((height, width), mask.shape)
+            for new, old in zip(sizes[0][::-1], mask.shape)
         )
         record["mask"] = mask[rows][:, columns]
-    return record, width, height
+    return record, sizes
 
 
 def image_format(data: bytes) -> str:

@@ -31,6 +31,7 @@ from input_pipeline.files.ranges import source_path
 from input_pipeline.files.whole import in_directory
 from input_pipeline.prepare import filters
 from input_pipeline.prepare.filters import Rules, Tally
+from input_pipeline.prepare.packing import Packer
 from input_pipeline.words.labelling import Labeller
 from input_pipeline.workers import Run, say
 
@@ -74,6 +75,7 @@ def write(
     console: Console,
     labeller: Labeller | None = None,
     check: Callable[[], None] = lambda: None,
+    packer: Packer | None = None,
 ) -> list[dict[str, Any]]:
     """Writes all shards that are not there yet; returns what `description.describe` needs of every
     shard, in order.
@@ -81,12 +83,13 @@ def write(
     Args:
       jobs: in the order of the data set.
       output: directory of the shards.
-      options: all that decides the contents of a shard beside its job, `rules` and `labeller`
-        included: recorded, and compared on the next run.
+      options: all that decides the contents of a shard beside its job, `rules`, `labeller` and
+        `packer` included: recorded, and compared on the next run.
       run: calls a function for many tasks, see `command_line.runner`.
       unit: of the jobs' sizes, for the progress bar.
       labeller: adds labels to the records.
       check: of the input, before the first shard of this run is written; may raise ValueError.
+      packer: puts several of the records that pass into one.
 
     Raises:
       ValueError: jobs failed (they were reported on the console), the directory holds something
@@ -119,7 +122,8 @@ def write(
         )
     failures = 0
     function = functools.partial(_write_shard, output, options, rules, labeller)
-    tasks = [(job, (job, later_copies.get(job.file))) for job in jobs if job.file not in shards]
+    left = [job for job in jobs if job.file not in shards]
+    tasks = [(job, (job, later_copies.get(job.file), packer)) for job in left]
     for count, (_, result) in enumerate(run(function, tasks), 1):
         if isinstance(result, str):
             failures += 1
@@ -256,10 +260,11 @@ def _write_shard(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
+    packer: Packer | None = None,
 ) -> dict[str, Any] | str:
     """Writes one shard and its JSON. Returns what `_kept` gives, or the reason of the failure."""
     try:
-        return _kept(_written_shard(output, options, rules, labeller, job, duplicates))
+        return _kept(_written_shard(output, options, rules, labeller, job, duplicates, packer))
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the ArrayRecord writer's.
         return _reason(job, error)
 
@@ -272,13 +277,14 @@ def _written_shard(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
+    packer: Packer | None = None,
 ) -> dict[str, Any]:
     """Writes one shard and its JSON; returns the JSON."""
     path = source_path(output) / job.file  # known to this process, too
     with whole.scratch(path.parent) as scratch:
         temporary = scratch / whole.temporary_name(job.file)
         try:
-            info = _write_temporary(temporary, rules, labeller, job, duplicates)
+            info = _write_temporary(temporary, rules, labeller, job, duplicates, packer)
             info = {"version": records.FORMAT_VERSION, "options": options, **info}
             if not _is_there(path, info):  # by another attempt
                 whole.vouched(path, functools.partial(whole.place, temporary, path), info)
@@ -287,7 +293,7 @@ def _written_shard(
             if error.filename != os.fspath(temporary):
                 raise
             # Another command with this output has finished, and removed all that is half-written.
-            return _written_shard(output, options, rules, labeller, job, duplicates)
+            return _written_shard(output, options, rules, labeller, job, duplicates, packer)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -298,6 +304,7 @@ def _write_temporary(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
+    packer: Packer | None = None,
 ) -> dict[str, Any]:
     """Writes a shard's records; returns what is to be said of them."""
     tally, labels = Tally(), Counter()
@@ -306,6 +313,9 @@ def _write_temporary(
     if labeller is not None:
         passing = labeller.label(passing, labels)
         tally.fields["labels"] = "list"
+    packs: Counter[str] = Counter()
+    if packer is not None:
+        passing = packer.pack(passing, tally, packs)
     count = _write_records(path, passing)
     info = {
         "source": job.origin,
@@ -314,7 +324,7 @@ def _write_temporary(
         "records": count,
         "bytes": path.stat().st_size,
         "sha256": whole.checksum(path),
-        "fields": tally.fields,
+        "fields": tally.fields if packer is None else packer.fields,
         "samples": tally.samples,
         "dropped": tally.dropped,
         "missing_captions": tally.missing_captions,
@@ -331,6 +341,8 @@ def _write_temporary(
         info["duplicates"] = duplicates.tolist()
     if labeller is not None:
         info["labels"] = dict(labels)
+    if packer is not None:
+        info["packs"] = dict(packs)
     if tally.counts:
         info["counts"] = dict(tally.counts)
     return info
@@ -429,5 +441,11 @@ def _write_digests(rules: Rules, job: Job, path: Path | epath.Path) -> str:
 def _written_digests(rules: Rules, job: Job, path: Path | epath.Path) -> None:
     tally = Tally()
     samples = filters.with_captions(job.read(tally), rules, tally)
-    digests = [hashlib.blake2b(r["image"], digest_size=16).digest() for _, r in samples]
+    digests = [_digest(*sample) for sample in samples]
     whole.write_whole(source_path(path), b"".join(digests))
+
+
+def _digest(key: str, record: dict[str, Any]) -> bytes:
+    """Of the images; of a record without one of its key, which is no other's."""
+    data = b"".join(records.images_of(record)) or f"no image: {key}".encode()
+    return hashlib.blake2b(data, digest_size=16).digest()

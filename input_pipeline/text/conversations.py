@@ -9,6 +9,9 @@ A task's name says what it makes of a record:
   reg           what is in the boxes of a phrase? -> the phrase (referring expression generation)
   grounded      describe with boxes -> the caption that names the most phrases, with their boxes
   conversation  one round of its conversation, with earlier rounds as history
+  vqa_boxes     its question, with boxes behind the phrases that it names -> one of its answers
+  pointing      its question -> one of the boxes that are its choices (Visual7W)
+  cot           its question -> its rationale with boxes, and "So the answer is ..."
 """
 
 import random
@@ -19,18 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import BOX_FORM, format_boxes
+from input_pipeline.text import instructions, questions
+from input_pipeline.text.boxes import find_boxes, format_boxes
 from input_pipeline.text.captions import texts_of
+from input_pipeline.text.instructions import chosen, where_query
 
-HISTORIES = ("all", "previous")
+HISTORIES = ("all", "previous", "turns")
 
-WHERE_QUERY = "Where is the {phrase}?"
-REGION_QUERY = "Please describe the region {box} in the picture."
-GROUNDED_QUERY = (
-    f"Can you provide a description of the image and include the coordinates {BOX_FORM} for each "
-    "mentioned object?"
-)
-_ARTICLE = re.compile(r"(?:a|an|the|some)\s+(?=\S)", re.IGNORECASE)
+REGION_QUERY, GROUNDED_QUERY = instructions.REGION[0], instructions.GROUNDED[0]
+_STOPS = (".", "!", "?")
 
 
 class Turn(NamedTuple):
@@ -47,6 +47,7 @@ def make_turn(
     rng: random.Random,
     caption_fields: Sequence[str] | None = None,
     history: str = "all",
+    varied: bool = False,
 ) -> Turn | None:
     """One example of a task, drawn by `rng`; None where the record lacks what the task needs.
 
@@ -55,7 +56,10 @@ def make_turn(
       record: see `input_pipeline.sources`.
       caption_fields: which captions count; None for all.
       history: of a conversation, whose target is a random round: "all" rounds before it, or
-        "previous": with probability 1/2 the one before it, as CogVLM2 is trained.
+        "previous": with probability 1/2 the one before it, as CogVLM2 is trained. With "turns" the
+        target is the last round and all others are before it, for those who learn each of them; so
+        it is with all questions (`vqa`) and phrases (`rec`, `reg`) of a record, in random order.
+      varied: whether to draw the words of an instruction, see `text.instructions`.
 
     Raises:
       ValueError: unknown task or history, or what the record has is malformed.
@@ -63,7 +67,7 @@ def make_turn(
     check_task(task)
     check_history(history)
     with naming(record):
-        return TASKS[task](_Drawn(record, rng, caption_fields, history))
+        return TASKS[task](_Drawn(record, rng, caption_fields, history, varied))
 
 
 def check_task(task: str) -> None:
@@ -130,9 +134,10 @@ def rounds_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(zip(texts[::2], texts[1::2]))
 
 
-def where_query(phrase: str) -> str:
-    """Asks for the box of a phrase, which loses its article: "the" comes with the question."""
-    return WHERE_QUERY.format(phrase=_ARTICLE.sub("", phrase.strip(), count=1))
+def questions_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the record asks: its `questions`, each with `question`, `answers` and what else goes
+    with them, or its own one, if it has some."""
+    return list(record.get("questions") or ([record] if record.get("question") else []))
 
 
 def ground(caption: str, boxes: Mapping[str, np.ndarray]) -> tuple[str, int]:
@@ -165,6 +170,20 @@ class _Drawn(NamedTuple):
     rng: random.Random
     caption_fields: Sequence[str] | None
     history: str
+    varied: bool
+
+    def some(self, things: list) -> list:
+        """All in random order where each is learnt, else one of them."""
+        if self.history == "turns":
+            return self.rng.sample(things, len(things))
+        return [self.rng.choice(things)]
+
+    def form(self, forms: Sequence[str]) -> str:
+        return chosen(forms, self.rng, self.varied)
+
+
+def _turn(rounds: Sequence[tuple[str, str]]) -> Turn | None:
+    return Turn(*rounds[-1], tuple(rounds[:-1])) if rounds else None
 
 
 def _caption(drawn: _Drawn) -> Turn | None:
@@ -173,27 +192,63 @@ def _caption(drawn: _Drawn) -> Turn | None:
 
 
 def _vqa(drawn: _Drawn) -> Turn | None:
-    question, answers = drawn.record.get("question"), list(drawn.record.get("answers", ()))
-    if not question or not answers:
-        return None
-    return Turn(question.strip(), drawn.rng.choice(answers))
+    return _asked(drawn, questions_of(drawn.record))
+
+
+def _asked(drawn: _Drawn, asked: list[Mapping[str, Any]]) -> Turn | None:
+    """A turn of the questions that have a right answer in words."""
+    usable = [
+        one
+        for one in asked
+        if list(one.get("answers", ())) and not questions.are_boxes(one.get("choices") or ())
+    ]
+    if len(usable) > 1:
+        usable = drawn.some(usable)
+    return _turn([_round(one, drawn.rng) for one in usable])
+
+
+def _round(one: Mapping[str, Any], rng: random.Random) -> tuple[str, str]:
+    """A question as `evaluators.answers` asks it, and its answer: with choices the letter."""
+    question, choices = one["question"].strip(), one.get("choices")
+    if choices and one.get("answer") is not None:
+        query = questions.with_choices(one, question, choices)
+        return query, questions.LETTERS[int(one["answer"])]
+    return questions.with_hint(one, question), rng.choice(list(one["answers"]))
+
+
+def _vqa_boxes(drawn: _Drawn) -> Turn | None:
+    asked = questions_of(drawn.record)
+    boxes = boxes_of(drawn.record) if asked else {}
+    found = []
+    for one in asked if boxes else ():
+        question, count = ground(one["question"].strip(), boxes)
+        if count:
+            found.append({**one, "question": question})
+    return _asked(drawn, found)
+
+
+def _pointing(drawn: _Drawn) -> Turn | None:
+    found = [
+        (one["question"].strip(), one["answers"][0])
+        for one in questions_of(drawn.record)
+        if one.get("answers") and questions.are_boxes(one.get("choices") or ())
+    ]
+    return _turn(drawn.some(found)) if found else None
 
 
 def _rec(drawn: _Drawn) -> Turn | None:
     boxes = boxes_of(drawn.record)
-    if not boxes:
-        return None
-    phrase = drawn.rng.choice(list(boxes))
-    return Turn(where_query(phrase), format_boxes(boxes[phrase]))
+    phrases = drawn.some(list(boxes)) if boxes else []
+    forms = instructions.WHERE
+    return _turn([(where_query(p, drawn.form(forms)), format_boxes(boxes[p])) for p in phrases])
 
 
 def _reg(drawn: _Drawn) -> Turn | None:
     boxes = boxes_of(drawn.record)
-    if not boxes:
-        return None
-    phrase = drawn.rng.choice(list(boxes))
+    phrases = drawn.some(list(boxes)) if boxes else []
     # All of them: no one of two dogs is "two dogs".
-    return Turn(REGION_QUERY.format(box=format_boxes(boxes[phrase])), phrase)
+    forms = instructions.REGION
+    return _turn([(drawn.form(forms).format(box=format_boxes(boxes[p])), p) for p in phrases])
 
 
 def _grounded(drawn: _Drawn) -> Turn | None:
@@ -203,19 +258,37 @@ def _grounded(drawn: _Drawn) -> Turn | None:
     most = max((count for _, count in grounded), default=0)
     if not most:
         return None
-    return Turn(GROUNDED_QUERY, drawn.rng.choice([text for text, n in grounded if n == most]))
+    caption = drawn.rng.choice([text for text, n in grounded if n == most])
+    return Turn(drawn.form(instructions.GROUNDED), caption)
 
 
 def _conversation(drawn: _Drawn) -> Turn | None:
     rounds = rounds_of(drawn.record)
-    if not rounds:
-        return None
+    if not rounds or drawn.history == "turns":
+        return _turn(rounds)
     target = drawn.rng.randrange(len(rounds))
     if drawn.history == "all":
         first = 0
     else:
         first = max(0, target - int(drawn.rng.random() < 0.5))
     return Turn(*rounds[target], tuple(rounds[first:target]))
+
+
+def _cot(drawn: _Drawn) -> Turn | None:
+    record = drawn.record
+    question, reason = record.get("question"), str(record.get("rationale") or "").strip()
+    answers = list(record.get("answers", ()))
+    if not (question and reason and answers):
+        return None
+    if not find_boxes(reason):
+        reason, count = ground(reason, boxes_of(record))
+        if not count:
+            return None
+    if not reason.endswith(_STOPS):
+        reason += "."
+    query = drawn.form(instructions.REASONED).format(question=question.strip())
+    answer = drawn.rng.choice(answers).strip().rstrip(".")
+    return Turn(query, f"{reason} So the answer is {answer}.")
 
 
 TASKS: dict[str, Callable[[_Drawn], Turn | None]] = {
@@ -225,4 +298,7 @@ TASKS: dict[str, Callable[[_Drawn], Turn | None]] = {
     "reg": _reg,
     "grounded": _grounded,
     "conversation": _conversation,
+    "vqa_boxes": _vqa_boxes,
+    "pointing": _pointing,
+    "cot": _cot,
 }

@@ -1,25 +1,26 @@
-"""Views of CogVLM (arXiv 2311.03079): an image, a prompt and the answer to learn, in one row.
+"""Views of CogVLM (arXiv 2311.03079): images, prompts and the answers to learn, in one row.
 
 A row is `bos | boi patches eoi | prompt answer eos | padding`. Image slots hold the padding id;
 the model puts its image features there. Evaluators lay out their prompts with the same `Rows`.
-Without image slots, the rows are those that a language model is pretrained on.
+Without image slots, the rows are those that a language model is pretrained on. With `max_images`
+rows come as the records do: images where the text has them, or none, and several examples of a
+pack, each behind a bos of its own.
 """
 
 import dataclasses
-import functools
 import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from input_pipeline.images import crops
-from input_pipeline.preprocess import Preprocess
-from input_pipeline.records import naming
+from input_pipeline.records import images_of, naming
 from input_pipeline.text import conversations, templates
 from input_pipeline.text.conversations import Turn
-from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
-from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
+from input_pipeline.text.token_types import LANGUAGE, VISION
 from input_pipeline.views.shared import base
+from input_pipeline.views.shared.rows import Example, Rows
+
+__all__ = ["LANGUAGE", "TEMPLATES", "VISION", "Rows", "Views"]
 
 # Captions have an empty prompt, as in pretraining.
 TEMPLATES = {
@@ -28,155 +29,18 @@ TEMPLATES = {
     "reg": "chat_old",
     "grounded": "chat_old",
     "conversation": "chat_old",
+    "vqa_boxes": "vqa",
+    "pointing": "chat_old",
+    "cot": "chat_old",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Lays out one image and text as arrays of a fixed length.
-
-    Attributes:
-      tokenizer: name of a LLaMA tokenizer, see `make_tokenizer`.
-      image_size: side of the squashed image, in pixels.
-      context_length: tokens of text: prompt, answer and end of sentence.
-      image_token_size: pixels per side of what an image slot stands for: a patch, or more where a
-        convolution follows the encoder. None: rows have text only.
-
-    Raises:
-      ValueError: another tokenizer, or sizes that do not divide.
-    """
-
-    tokenizer: str
-    image_size: int
-    context_length: int
-    image_token_size: int | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.text, LlamaTokenizer):
-            raise ValueError(
-                "CogVLM's rows need a LLaMA tokenizer, 'llama:PATH' or 'llama3:PATH', not "
-                f"{self.tokenizer!r}."
-            )
-        size = self.image_token_size
-        if size is not None and (min(self.image_size, size) < 1 or self.image_size % size):
-            raise ValueError(
-                f"image_size={self.image_size} must be a multiple of image_token_size={size}."
-            )
-        if self.context_length < 2:
-            raise ValueError(f"context_length={self.context_length} leaves no room for text.")
-
-    @classmethod
-    def of(cls, preprocess: Preprocess) -> "Rows":
-        """The rows of a model with this preprocess record.
-
-        Raises:
-          ValueError: it has no LLaMA tokenizer, or crops the image.
-        """
-        if preprocess.tokenizer is None:
-            raise ValueError("This needs text, but the preprocess record names no tokenizer.")
-        if preprocess.image_token_size is not None and preprocess.resize != "squash":
-            raise ValueError(
-                "CogVLM reads whole images: set resize='squash' in the preprocess record, not "
-                f"{preprocess.resize!r}."
-            )
-        return cls(
-            preprocess.tokenizer,
-            preprocess.image_size,
-            preprocess.context_length,
-            preprocess.image_token_size,
-        )
-
-    @functools.cached_property
-    def text(self) -> LlamaTokenizer:
-        return make_tokenizer(self.tokenizer)
-
-    @property
-    def num_slots(self) -> int:
-        """Tokens that an image takes, with boi and eoi."""
-        if self.image_token_size is None:
-            return 0
-        return (self.image_size // self.image_token_size) ** 2 + 2
-
-    @property
-    def length(self) -> int:
-        return 1 + self.num_slots + self.context_length
-
-    def image(self, data: bytes) -> np.ndarray:
-        """u8[1, S, S, 3]: the whole image, squashed by Pillow's bicubic filter as the reference
-        does. Nothing is cropped or flipped: boxes and "left of" stay true.
-
-        Raises:
-          ValueError: the bytes cannot be decoded.
-        """
-        return crops.eval_image(data, Preprocess(self.image_size, resize="squash"))[None]
-
-    def prompt(self, prompt: str) -> dict[str, np.ndarray]:
-        """{"tokens": i32[T], "token_types": i32[T]} of a prompt to be continued.
-
-        Raises:
-          ValueError: it is longer than `context_length`.
-        """
-        ids = self.text.encode(prompt)
-        self._check_room(ids, self.context_length)
-        row = self._row(ids, [])
-        return {"tokens": row["tokens"], "token_types": row["token_types"]}
-
-    def example(self, template: str, turn: Turn) -> dict[str, np.ndarray]:
-        """{"tokens": i32[T], "token_types": i32[T], "loss_mask": bool[T]} of a prompt and its
-        answer, tokenized each by itself. The loss mask marks what is to be predicted: answer and
-        end of sentence.
-
-        What is too long loses its oldest rounds of history, then the end of its answer and with it
-        the end of sentence: nobody learns to stop there. (The reference drops examples whose prompt
-        nearly fills the row.)
-
-        Raises:
-          ValueError: the prompt without history leaves no room for an answer.
-        """
-        answer = [*self.text.encode(turn.answer), self.text.eos_id]
-        for start in range(len(turn.history) + 1):
-            prompt = self.text.encode(
-                templates.make_prompt(template, turn.query, turn.history[start:])
-            )
-            if len(prompt) + len(answer) <= self.context_length:
-                break
-        self._check_room(prompt, self.context_length - 1)
-        return self._row(prompt, answer[: self.context_length - len(prompt)])
-
-    def texts(self, tokens: np.ndarray, loss_mask: np.ndarray) -> tuple[str, str]:
-        """Prompt and answer of a row, decoded; "</s>" where the answer ends by itself."""
-        ids, learnt = tokens[1 + self.num_slots :], loss_mask[1 + self.num_slots :]
-        first = int(learnt.argmax()) if learnt.any() else len(ids)
-        prompt, answer = ids[:first], ids[learnt]
-        end = "</s>" if self.text.eos_id in answer else ""
-        return self.text.decode(prompt), self.text.decode(answer) + end
-
-    def _check_room(self, prompt: list[int], most: int) -> None:
-        if len(prompt) > most:
-            raise ValueError(
-                f"its prompt {self.text.decode(prompt)[:80]!r} has {len(prompt)} tokens; with "
-                f"context_length={self.context_length} it may have {most}. Raise context_length, "
-                "or leave the record out."
-            )
-
-    def _row(self, prompt: list[int], answer: list[int]) -> dict[str, np.ndarray]:
-        start = 1 + self.num_slots
-        middle, end = start + len(prompt), start + len(prompt) + len(answer)
-        tokens = np.full(self.length, self.text.pad_id, np.int32)
-        tokens[0] = self.text.bos_id
-        tokens[start:end] = [*prompt, *answer]
-        types = np.full(self.length, PADDING, np.int32)
-        types[:end] = LANGUAGE
-        types[1:start] = VISION
-        loss_mask = np.zeros(self.length, bool)
-        loss_mask[middle:end] = True
-        return {"tokens": tokens, "token_types": types, "loss_mask": loss_mask}
+# How often an example of a pack is drawn to find one that fits the room that it has there.
+_DRAWS = 8
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Views(base.Views):
-    """The whole image, squashed, and one task about it, drawn by weight among those that the record
-    has the data for; see `input_pipeline.text.conversations` for tasks.
+    """Images, squashed, and one task about them, drawn by weight among those that the record has
+    the data for; see `input_pipeline.text.conversations` for tasks.
 
     Without `image_token_size` there is no image, and prompts are learnt like answers.
 
@@ -186,7 +50,11 @@ class Views(base.Views):
       templates: task -> template, see `input_pipeline.text.templates`, where it is not that of
         TEMPLATES; captions have none.
       caption_fields: the captions that count; None for all.
-      history: see `conversations.make_turn`.
+      history: see `conversations.make_turn`; with "turns" all answers of a record are learnt.
+      varied_instructions: whether to draw the words in which boxes are asked for.
+      max_images: None: one image behind bos, the layout "static" of models. A number: rows have up
+        to so many images where the text has them (`text.places`), records without one have Vicuna's
+        prompt, and a pack's examples stand behind each other; the layout "general".
 
     Raises:
       ValueError: a value is out of range or unknown.
@@ -199,6 +67,8 @@ class Views(base.Views):
     templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caption_fields: Sequence[str] | None = None
     history: str = "all"
+    varied_instructions: bool = False
+    max_images: int | None = None
 
     def __post_init__(self):
         self.rows = Rows(
@@ -213,48 +83,124 @@ class Views(base.Views):
         if self.caption_fields is not None:
             self.caption_fields = tuple(self.caption_fields)
         conversations.check_history(self.history)
+        for task in self.tasks if self.every_round else ():
+            if task != "caption" and not templates.has_rounds(self.templates[task]):
+                raise ValueError(
+                    f"history='turns' learns several rounds, which the template of {task!r}, "
+                    f"{self.templates[task]!r}, does not know."
+                )
+        if self.max_images is not None and (self.image_token_size is None or self.max_images < 1):
+            raise ValueError(
+                f"max_images={self.max_images} must be 1 or more, or None, and needs an image "
+                "tower (image_token_size)."
+            )
+
+    @property
+    def every_round(self) -> bool:
+        """Whether the answer of each round is learnt."""
+        return self.history == "turns"
 
     def spec(self) -> base.Spec:
-        s, t = self.rows.image_size, self.rows.length
-        images = {"images": ((1, s, s, 3), np.dtype(np.uint8))}
-        return {
-            **(images if self._with_image else {}),
+        s, places = self.rows.image_size, self.max_images or 1
+        t = self.rows.length_of(places)
+        spec = {
             "tokens": ((t,), np.dtype(np.int32)),
             "token_types": ((t,), np.dtype(np.int32)),
             "loss_mask": ((t,), np.dtype(bool)),
         }
-
-    @property
-    def _with_image(self) -> bool:
-        return self.rows.image_token_size is not None
+        if self.image_token_size is not None:
+            spec = {"images": ((places, s, s, 3), np.dtype(np.uint8))} | spec
+        if self.max_images is not None:
+            spec["segments"] = (t,), np.dtype(np.int32)
+        return spec
 
     def __call__(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
-        """Returns {"images": u8[1, S, S, 3], "tokens": i32[T], "token_types": i32[T] (0 language,
-        1 vision, -1 padding), "loss_mask": bool[T]}.
+        """Returns {"images": u8[I, S, S, 3], "tokens": i32[T], "token_types": i32[T] (0 language,
+        1 vision, -1 padding), "loss_mask": bool[T]}; with `max_images` also "segments": i32[T] (0
+        padding, else the number of the example in its row, from 1), and images that are not there
+        are zeros.
 
         Raises:
           ValueError: the image cannot be decoded, the record has nothing for any of the tasks, what
             it has is malformed, or a prompt alone is too long. All name the record.
         """
+        if self.max_images is not None:
+            return self._as_it_comes(record, rng)
+        if "examples" in record or "images" in record:
+            raise ValueError(
+                f"Record {record['id']!r} has several images, or is a pack: set "
+                "config.views.max_images, and config.method.layout='general'."
+            )
         task, turn = self._draw(record, rng)
         with naming(record, " Training does not skip records."):
-            row = self.rows.example(self.templates[task], turn)
-            if self._with_image:
+            row = self.rows.example(self.templates[task], turn, self.every_round)
+            if self.image_token_size is not None:
                 return {"images": self.rows.image(record["image"]), **row}
         row["loss_mask"] = row["token_types"] == LANGUAGE
         row["loss_mask"][0] = False  # nothing comes before it
         return row
 
     def texts(self, batch: dict) -> list[list[str]]:
-        """What the model reads and learns to write beside each image: "prompt | answer"."""
+        """What the model reads and learns to write beside each image: "prompt | answer"; with
+        `max_images` a text for each example of a row."""
+        if self.max_images is not None:
+            names = ("tokens", "token_types", "loss_mask", "segments")
+            return [self.rows.texts_of(*row) for row in zip(*(batch[name] for name in names))]
         pairs = (self.rows.texts(*row) for row in zip(batch["tokens"], batch["loss_mask"]))
         return [[f"{prompt} | {answer}"] for prompt, answer in pairs]
 
-    def _draw(self, record: dict, rng: random.Random) -> tuple[str, Turn]:
+    def draws(self, record: Mapping) -> list[Example]:
+        """A few examples of a record, always the same; a pack has room for each of them.
+
+        Raises:
+          ValueError: as a call.
+        """
+        return [self._drawn(record, _draw_of(record, number)) for number in range(_DRAWS)]
+
+    def _as_it_comes(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
+        encoded, examples, shown = images_of(record), [], []
+        for one in record.get("examples", (record,)):
+            example = self._drawn(one, rng, one.get("room"))
+            own = encoded[: _count(one)]
+            encoded = encoded[len(own) :]
+            examples.append(example)
+            shown += [own[number] for number in example.images]
+        with naming(record, " Training does not skip records."):
+            row = self.rows.row(examples, self.max_images)
+            return {"images": self.rows.images(shown, self.max_images), **row}
+
+    def _drawn(self, record: Mapping, rng: random.Random, room: int | None = None) -> Example:
+        """An example. Where a pack has this much room for it, one that fits: the next draw, or
+        the first of `draws`."""
+        whole = 1 + self.context_length
+        for _ in range(1 if room is None else _DRAWS):
+            example = self._fitted(record, rng, whole)
+            if room is None or example.text <= room:
+                return example
+        return self._fitted(record, _draw_of(record, 0), room)
+
+    def _fitted(self, record: Mapping, rng: random.Random, room: int) -> Example:
+        task, turn = self._draw(record, rng)
+        template, images = self.templates[task], _count(record)
+        if not images and task != "caption":
+            template = None
+        with naming(record, " Training does not skip records."):
+            return self.rows.fitted(
+                template,
+                turn,
+                every_round=self.every_round,
+                images=images,
+                most=self.max_images,
+                room=room,
+            )
+
+    def _draw(self, record: Mapping, rng: random.Random) -> tuple[str, Turn]:
         tasks = dict(self.tasks)
         while tasks:
             (task,) = rng.choices(list(tasks), list(tasks.values()))
-            turn = conversations.make_turn(task, record, rng, self.caption_fields, self.history)
+            turn = conversations.make_turn(
+                task, record, rng, self.caption_fields, self.history, self.varied_instructions
+            )
             if turn is not None:
                 return task, turn
             del tasks[task]
@@ -264,6 +210,16 @@ class Views(base.Views):
             f"Record {record['id']!r} has nothing for the tasks {list(self.tasks)}{only}; it has "
             f"{fields}. Training does not skip records: choose other tasks, or leave it out."
         )
+
+
+def _count(record: Mapping) -> int:
+    """Images of a record, or of an example of a pack, which tells their number."""
+    images = record.get("images")
+    return images if isinstance(images, int) else len(images_of(record))
+
+
+def _draw_of(record: Mapping, number: int) -> random.Random:
+    return random.Random(f"{record['id']}/{number}")
 
 
 def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:

@@ -30,6 +30,14 @@ def random_array(rng):
     return array.T if rng.random() < 0.5 else array
 
 
+def random_bytes(rng):
+    return rng.randbytes(rng.randrange(50))
+
+
+def random_list_of_bytes(rng):
+    return [random_bytes(rng) for _ in range(rng.randrange(4))]
+
+
 def assert_same(a, b):
     assert set(a) == set(b)
     for name, value in a.items():
@@ -47,7 +55,7 @@ def test_round_trip(seed):
     rng = random.Random(seed)
     record = {}
     for i in range(rng.randrange(8)):
-        make = rng.choice([random_plain, random_array, lambda r: r.randbytes(r.randrange(50))])
+        make = rng.choice([random_plain, random_array, random_bytes, random_list_of_bytes])
         record[f"field{i}"] = make(rng)
     data = records.encode(record)
     assert_same(record, records.decode(data))

@@ -16,6 +16,8 @@ from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.listing import check_images, names_in
 from input_pipeline.sources.shared import base
 
+Names = str | tuple[str, ...]  # of a record's image, or images
+
 _SHOWN = 3
 _VG_FOLDERS = ("VG_100K", "VG_100K_2")
 
@@ -95,8 +97,8 @@ class Listed(base.OfFiles):
     Args:
       kind: of the entries, for the fingerprint.
       folder: directory that the images' names start from.
-      entries: the image's name, "" where there is none, and the other fields of a record, "id"
-        among them, of each.
+      entries: the image's name, "" where there is none, or a tuple of names, which become the
+        record's `images`; and the other fields of a record, "id" among them, of each.
 
     Raises:
       FileNotFoundError: images are missing.
@@ -104,28 +106,29 @@ class Listed(base.OfFiles):
     """
 
     def __init__(
-        self, kind: str, folder: str | os.PathLike, entries: Iterable[tuple[str, dict[str, Any]]]
+        self, kind: str, folder: str | os.PathLike, entries: Iterable[tuple[Names, dict[str, Any]]]
     ):
         self._kind, self._folder = kind, os.fspath(folder)
-        self._names: list[str] = []
+        self._names: list[Names] = []
         self._fields = Fields(self._named(entries))
         check_images(self._folder, self._each())
 
-    def _named(self, entries: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        known: dict[str, str] = {}
+    def _named(self, entries: Iterable[tuple[Names, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        known: dict[Names, Names] = {}
         for name, fields in entries:
             self._names.append(known.setdefault(name, name))  # one string for all that have it
             yield fields
 
     def _each(self) -> list[str]:
-        return [name for name in dict.fromkeys(self._names) if name]
+        names = (name for names in self._names for name in _several(names))
+        return [name for name in dict.fromkeys(names) if name]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def paths(self, index: int) -> Sequence[str]:
-        """The image."""
-        return [os.path.join(self._folder, self._names[index])]
+        """The images."""
+        return [os.path.join(self._folder, name) for name in _several(self._names[index])]
 
     def files(self) -> list[str]:
         """The images, each once."""
@@ -133,11 +136,18 @@ class Listed(base.OfFiles):
 
     def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
         fields = self._fields[index]
-        return {"id": fields["id"], "image": contents[0], "captions": {}} | fields
+        one = isinstance(self._names[index], str)
+        images = {"image": contents[0]} if one else {"images": list(contents)}
+        return {"id": fields["id"], **images, "captions": {}} | fields
 
     def identity(self) -> Iterable[str | bytes]:
         """Names and fields, and the images' sizes."""
-        return self._kind, "\n".join(self._names), self._fields.lines, self.sizes()
+        names = "\n".join("\t".join(_several(names)) for names in self._names)
+        return self._kind, names, self._fields.lines, self.sizes()
+
+
+def _several(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 @contextlib.contextmanager

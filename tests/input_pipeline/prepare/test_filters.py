@@ -229,3 +229,24 @@ def test_options_and_arguments_are_the_rules_that_are_set():
 def test_rules_that_make_no_sense_are_an_error(rules, message):
     with pytest.raises(ValueError, match=message):
         Rules(**rules)
+
+
+def test_records_of_several_images_and_of_none():
+    """Each image has to pass, and each is made smaller."""
+    two, text = {"id": "two", "captions": {}}, {"id": "text", "captions": {}, "images": []}
+    samples = [
+        ("two", {**two, "images": [image(40, 30), image(200, 100)]}),
+        ("text", text),
+        ("small", {**two, "images": [image(40, 30), image(20, 30)]}),
+        ("cut", {**two, "images": [image(40, 30), image()[:-50]]}),
+    ]
+    records, tally = run(samples, min_side=25, resize=50)
+    assert [record["id"] for record in records] == ["two", "text"]
+    assert records[1] == text
+    assert records[0]["images"][0] == samples[0][1]["images"][0]
+    assert [crops.decode(x).shape[:2] for x in records[0]["images"]] == [(30, 40), (50, 100)]
+    assert reasons(tally) == {"small": "small image", "cut": "broken image"}
+    assert (tally.widths, tally.heights) == ([40, 100], [30, 50])
+    assert tally.formats == {"jpeg": 2} and tally.resized["images"] == 1
+    with pytest.raises(ValueError, match="'none' has no image"):
+        run([("none", {"id": "none", "captions": {}})])

@@ -1,5 +1,7 @@
 """Captions in the formats of Karpathy's splits, NoCaps and TextCaps; LLaVA's conversations."""
 
+import json
+
 import pytest
 
 from input_pipeline.prepare import command
@@ -153,6 +155,30 @@ def test_llava(tmp_path):
     given = ["--input", f"instructions:{text}", "--output", str(tmp_path / "out")]
     assert command.main(["source", *given, "--workers", "1"]) == 0
     assert records(make_source("prepared", path=tmp_path / "out")) == found
+
+
+def test_llava_as_it_comes(tmp_path):
+    """Text alone, one image, several; one image's place is always in front."""
+    arguments = llava(tmp_path)
+    path = tmp_path / "llava.json"
+    rows = json.loads(path.read_text())
+    write_images(tmp_path / "images", ["b.jpg", "c.jpg"])
+    asked = [{"from": "human", "value": "Is <image> like <image>?"}, {"from": "gpt", "value": "No"}]
+    rows.append({"id": "two", "image": ["c.jpg", "b.jpg"], "conversations": asked})
+    write_json(path, rows)
+    source = make_source("instructions", **arguments, interleaved=True)
+    first, _, text, two = found = records(source)
+    assert source.left_out == {} and "images" not in first
+    assert rounds_of(first) == [("What is it?", "A cat."), ("Where?", "There.")]
+    assert text["images"] == [] and "image" not in text
+    files = [(tmp_path / "images" / name).read_bytes() for name in ("c.jpg", "b.jpg")]
+    assert two["images"] == files and rounds_of(two) == [("Is <image> like <image>?", "No")]
+    given = ",".join(f"{key}={value}" for key, value in arguments.items())
+    given = ["--input", f"instructions:{given},interleaved=true", "--output", str(tmp_path / "out")]
+    assert command.main(["source", *given, "--workers", "1"]) == 0
+    assert records(make_source("prepared", path=tmp_path / "out")) == found
+    description = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert sum(description["images"]["formats"].values()) == 4
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_visual7w(tmp_path):
         assert abs(parse_boxes(one["answers"][0])[0][0] - left) < 1e-3
     places = [one["answer"] for one in found]
     assert all(places.count(place) > 3 for place in range(4))  # it tells nothing
-    turn = make_turn("vqa", found[1], random.Random(0))
+    turn = make_turn("pointing", found[1], random.Random(0))
     assert turn == ("Which pillow is near?", "[[095,000,195,290]]", ())
 
 
