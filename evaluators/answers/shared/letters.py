@@ -74,16 +74,16 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     return within[0] if len(within) == 1 else None
 
 
-def right_of_pairs(right: np.ndarray) -> float:
-    """Of pairs of neighbours, the share in which both are right.
-
-    Raises:
-      ValueError: their number is odd.
-    """
-    if len(right) % 2:
+def check_pairs(count: int) -> None:
+    """Raises ValueError where so many records are no pairs."""
+    if count % 2:
         raise ValueError(
-            f"pairs=True needs pairs of neighbouring records; there are {len(right)} records."
+            f"pairs=True needs pairs of neighbouring records; there are {count} records."
         )
+
+
+def right_of_pairs(right: np.ndarray) -> float:
+    """Of pairs of neighbours, the share in which both are right; see `check_pairs`."""
     return float(right.reshape(-1, 2).all(axis=1).mean())
 
 

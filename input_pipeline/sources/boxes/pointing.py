@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.ranges import source_path
 from input_pipeline.images import pillow
 from input_pipeline.records import naming
-from input_pipeline.sources.shared import listed
+from input_pipeline.sources.shared import base, listed
 from input_pipeline.sources.shared.listed import text, unique
 from input_pipeline.text.boxes import format_boxes, shares
 
@@ -54,6 +54,10 @@ class Source(listed.Listed):
                 )
         choices = [format_boxes(box) for box in boxes]
         return record | {"choices": choices, "answers": [choices[record["answer"]]]}
+
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Reads the images, too, whose sizes the file does not tell."""
+        return base.Source.fields(self, indices)
 
 
 def _read(content: dict[str, Any], split: str) -> Iterator[tuple[str, dict[str, Any]]]:

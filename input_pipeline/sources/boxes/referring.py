@@ -19,7 +19,7 @@ from input_pipeline.files.listing import names_in
 from input_pipeline.files.ranges import read_files, source_path
 from input_pipeline.images import pillow
 from input_pipeline.records import given, naming
-from input_pipeline.sources.shared import listed
+from input_pipeline.sources.shared import base, listed
 from input_pipeline.sources.shared.listed import Kind, unique
 from input_pipeline.text.boxes import shares
 
@@ -112,7 +112,18 @@ class Source(listed.Listed):
         if "pixels" in record:
             with naming(record):
                 record, _ = self._in_shares(record, pillow.size(contents[0]))
-        return record | {"boxes": np.array(record["boxes"], np.float32).reshape(-1, 4)}
+        return _with_boxes(record)
+
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Images are read where the file does not tell their sizes."""
+        found = super().fields(indices)
+        if any("pixels" in fields for fields in found):
+            return base.Source.fields(self, indices)
+        return [_with_boxes(fields) for fields in found]
+
+
+def _with_boxes(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"boxes": np.array(record["boxes"], np.float32).reshape(-1, 4)}
 
 
 def _refcoco(path, folder, split: str) -> Iterator[Entry]:

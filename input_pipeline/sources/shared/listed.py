@@ -125,6 +125,10 @@ class Listed(base.OfFiles):
         fields = self._fields[index]
         return {"id": fields["id"], "image": contents[0], "captions": {}} | fields
 
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Of the file alone; a subclass that makes them of the image, too, reads it."""
+        return [{"id": "", "captions": {}} | self._fields[index] for index in indices]
+
     def identity(self) -> Iterable[str | bytes]:
         """Names and fields, and the images' sizes."""
         return self._kind, "\n".join(self._names), self._fields.lines, self.sizes()

@@ -2,6 +2,7 @@
 several devices. What the model writes about image i is row i of a table."""
 
 import json
+import os
 import sys
 
 import jax
@@ -68,15 +69,17 @@ def evaluate(
 
 
 def world(size=11):
-    """Images that divide by no number of devices, and a model that is right now and then."""
+    """Images that divide by no number of devices, questions of several lengths, and a model that is
+    right now and then."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.5, (size, 2, 2)).astype(np.float32)
     boxes = list(np.concatenate([low, low + 0.3], axis=2))
-    colours = rng.choice(["red", "green", "blue"], size).tolist()
+    colours = rng.choice(COLOURS, size).tolist()
     source = toy.ToySource(
         {"caption": [["a ring"] if i % 2 else ["a red circle and a star"] for i in range(size)]},
-        question=[f"what colour is circle {i}?" for i in range(size)],
+        question=[f"what colour is circle {i}?" if i % 2 else "what?" for i in range(size)],
         answers=[[colour] * (1 + 9 * (i % 2)) for i, colour in enumerate(colours)],
+        category=["ab"[i % 2] for i in range(size)],
         phrases=[["a ring", "a star"] for _ in range(size)],
         boxes=boxes,
     )
@@ -86,20 +89,40 @@ def world(size=11):
     return source, model | {"losses": rng.uniform(1, 3, 128).astype(np.float32)}
 
 
-def evaluate_all(tensor=1, batch_size=4):
+COLOURS = ["red", "green", "blue"]
+WRITTEN = ("captions", "vqa", "yes_no", "multiple_choice", "pointing", "referring")
+
+
+def evaluate_all(tensor=1, batch_size=4, folder=None):
+    """Values of every evaluator; what is written for each goes into a file of a folder."""
     source, model = world()
-    return {
-        name: evaluate(
-            name,
-            source,
-            model,
-            tensor=tensor,
-            batch_size=batch_size,
-            controls=["blind", "shuffled"],
-        )
-        for name in ("vqa", "referring", "caption_loss")
+    size, right = len(source), [answers[0] for answers in source.more["answers"]]
+    named = {"choices": [COLOURS] * size, "answer": [COLOURS.index(colour) for colour in right]}
+    pointed = {
+        "choices": [[format_boxes(box) for box in own] for own in source.more["boxes"]],
+        "answer": [0] * size,
     }
+    yes = {"answers": [["yes" if i % 4 else "no"] for i in range(size)]}
+    found = {}
+    for name, fields, config in (
+        ("captions", {}, {"by": "category"}),
+        ("vqa", {}, {"by": "category"}),
+        ("yes_no", yes, {}),
+        ("multiple_choice", named, {"circular": True, "instruction": ""}),
+        ("pointing", pointed, {}),
+        ("referring", {}, {"by": "category"}),
+        ("caption_loss", {}, {}),
+        ("choice_loss", named, {}),
+    ):
+        config |= {"controls": ["blind", "shuffled"], "tensor": tensor, "batch_size": batch_size}
+        if folder is not None and name in WRITTEN:
+            config["predictions"] = os.path.join(folder, f"{name}.json")
+        data = toy.ToySource(source.captions, **(source.more | fields))
+        found[name] = evaluate(name, data, model, **config)
+    return found
 
 
 if __name__ == "__main__":
-    print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))
+    toy.join_processes()
+    tensor, *folder = sys.argv[1:]
+    print(json.dumps([jax.device_count(), evaluate_all(int(tensor), folder=(folder or [None])[0])]))
