@@ -1,14 +1,17 @@
 """The toy world of `toy`, for evaluators of generated text; also a script that evaluates it on
 several devices. What the model writes about image i is row i of a table."""
 
+import contextlib
 import json
 import os
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evaluators.shared import resuming
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.text.boxes import format_boxes
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -48,6 +51,12 @@ def token_losses(model, batch):
     return model["losses"][index_of(batch)] * counts, counts
 
 
+def losses_of_words(model, batch):
+    """As `token_losses`, but some answers are likelier than others."""
+    losses, counts = token_losses(model, batch)
+    return losses + (batch["tokens"] * batch["loss_mask"]).sum(axis=1) % 5 * counts, counts
+
+
 PREDICT_FNS = {"generate": generate, "token_losses": token_losses}
 
 
@@ -59,6 +68,27 @@ def answers(texts, blind="", rest=""):
         ids = [*TEXT.encode(texts.get(i, blind if i == BLIND else rest)), TEXT.eos_id]
         table[i, : len(ids)] = ids
     return {"answers": table}
+
+
+class Ended(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def ending_after(parts):
+    """Within it an evaluation ends after so many batches, each of which is kept."""
+    add, count = resuming.Parts.add, iter(range(parts))
+
+    def add_or_end(self, texts, is_last):
+        if next(count, None) is None:
+            raise Ended
+        add(self, texts, is_last)
+
+    kept_at_once = mock.patch.object(resuming, "PART_SECONDS", 0.0)
+    counted = mock.patch.object(resuming.Parts, "add", add_or_end)
+    with kept_at_once, counted, contextlib.suppress(Ended):
+        yield
+        raise AssertionError("it did not end")
 
 
 def evaluate(
@@ -112,7 +142,7 @@ def evaluate_all(tensor=1, batch_size=4, folder=None):
         ("pointing", pointed, {}),
         ("referring", {}, {"by": "category"}),
         ("caption_loss", {}, {}),
-        ("choice_loss", named, {}),
+        ("choice_loss", named, {"predict_fns": {"token_losses": losses_of_words}}),
     ):
         config |= {"controls": ["blind", "shuffled"], "tensor": tensor, "batch_size": batch_size}
         if folder is not None and name in WRITTEN:

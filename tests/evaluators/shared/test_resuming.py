@@ -21,10 +21,6 @@ ROOT = pathlib.Path(__file__).parents[3]
 SIZE = 10
 
 
-class Killed(Exception):
-    pass
-
-
 def source_of(slow=0.0, **changes):
     fields = {
         "question": [("what colour is it in this picture?" if i % 3 else "?") for i in range(SIZE)],
@@ -62,19 +58,7 @@ def evaluate(file, source=None, model=None, **config):
 
 
 def killed_after(parts, file, **config):
-    """An evaluation that ends after so many batches; the next would have been kept, too."""
-    add, count = resuming.Parts.add, iter(range(parts))
-
-    def add_or_end(self, texts, is_last):
-        if next(count, None) is None:
-            raise Killed
-        add(self, texts, is_last)
-
-    with (
-        mock.patch.object(resuming, "PART_SECONDS", 0.0),
-        mock.patch.object(resuming.Parts, "add", add_or_end),
-        pytest.raises(Killed),
-    ):
+    with toy_text.ending_after(parts):
         evaluate(file, **config)
 
 
@@ -111,6 +95,27 @@ class Settled:
 
     def __call__(self, model, batch):
         return toy_text.generate(model, batch)
+
+
+def test_circular_evaluation_goes_on_too(tmp_path):
+    choices = [["red", "blue", "green"]] * 3
+    source = toy.ToySource(
+        {"caption": [["?"]] * 3}, question=["?"] * 3, choices=choices, answer=[0, 1, 2]
+    )
+    asked = dict(model=model_of("red", "B", "green"), circular=True, instruction="", batch_size=1)
+
+    def run(folder):
+        return toy_text.evaluate("multiple_choice", source, predictions=f"{folder}/f", **asked)
+
+    with toy_text.ending_after(5):
+        run(tmp_path / "ended")
+    read = iter(range(4))  # so many answers are left
+    image_for = written.image_for
+    with mock.patch.object(written, "image_for", lambda *a: (next(read), image_for(*a))[1]):
+        values = run(tmp_path / "ended")
+    assert values == run(tmp_path / "whole") and values["accuracy_circular"] == 2 / 3
+    files = [(tmp_path / name / "f").read_bytes() for name in ("ended", "whole")]
+    assert files[0] == files[1] and next(read, None) is None
 
 
 @pytest.mark.parametrize(
