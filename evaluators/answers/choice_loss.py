@@ -53,7 +53,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
         self._kept(given(self.source.fields([0])[0]))  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        """Raises ValueError before any loss where a record has no choices, or too long ones."""
+        """Raises BrokenRecordError before any loss where choices are missing or too long."""
         kept = map_fields(self.mesh, self.source, self._kept, range(len(self.source)))
         if self.pairs:
             letters.check_pairs(len(kept))

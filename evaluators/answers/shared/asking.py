@@ -15,7 +15,7 @@ from evaluators.answers.shared import predictions
 from evaluators.shared.resuming import by_first, remove_parts
 from evaluators.shared.rows import map_fields
 from evaluators.shared.written import Question, WritingEvaluator
-from input_pipeline.records import given, naming
+from input_pipeline.records import BrokenRecordError, given, naming
 from input_pipeline.text.templates import make_prompt
 
 Kept = dict[str, Any]
@@ -127,8 +127,8 @@ class AskingEvaluator(Scoring, WritingEvaluator):
                 self.check([kept])
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        """Raises ValueError before anything is written where a record cannot be asked about, is
-        there twice, or cannot be scored."""
+        """Raises BrokenRecordError before anything is written where a record cannot be asked about,
+        is there twice, or cannot be scored."""
         questions, kept = self._look()
         for control in (None, *self.controls):
             texts = self.write(model, questions, control)
@@ -176,9 +176,12 @@ class AskingEvaluator(Scoring, WritingEvaluator):
         """
 
         def describe(record):
-            with naming(record):
-                prompts = [(make_prompt(self.template, query), one) for query, one in ask(record)]
-                return [(prompt, self.tokens_of(prompt), one) for prompt, one in prompts]
+            found = []
+            for query, kept in ask(record):
+                prompt = make_prompt(self.template, query)
+                with naming(record):
+                    found.append((prompt, self.tokens_of(prompt), kept))
+            return found
 
         found = map_fields(self.mesh, self.source, describe, rows)
         every = [(row, *one) for row, of_record in zip(rows, found) for one in of_record]
@@ -193,6 +196,6 @@ class AskingEvaluator(Scoring, WritingEvaluator):
             if self.predictions is None or any(map(self.answered, kept)):
                 self.check(kept)
         except ValueError as failed:
-            error = failed
+            error = BrokenRecordError(str(failed))
         raise_together(self.mesh, error)
         return questions, kept

@@ -8,6 +8,7 @@ import numpy as np
 
 from evaluators.answers.shared import asking
 from evaluators.answers.shared.agreement import plain
+from input_pipeline.records import BrokenRecordError
 
 LETTERS = string.ascii_uppercase
 _LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,](?!\s*(?:or|and)\b)|\W*$)")
@@ -75,9 +76,9 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
 
 
 def check_pairs(count: int) -> None:
-    """Raises ValueError where so many records are no pairs."""
+    """Raises BrokenRecordError where so many records are no pairs."""
     if count % 2:
-        raise ValueError(
+        raise BrokenRecordError(
             f"pairs=True needs pairs of neighbouring records; there are {count} records."
         )
 

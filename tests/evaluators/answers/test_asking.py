@@ -10,6 +10,7 @@ import pytest
 from evaluators.answers.shared import letters
 from evaluators.answers.yes_no import says_yes
 from evaluators.shared import records
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
@@ -210,9 +211,10 @@ def unasked(name, source, match, **config):
         mock.patch.object(
             records, "eval_image", side_effect=AssertionError("an image was decoded")
         ),
-        pytest.raises(ValueError, match=match),
+        pytest.raises(BrokenRecordError, match=match) as raised,
     ):
         toy_text.evaluate(name, source, {}, fns, **config)
+    assert str(raised.value).count("Record ") <= 1
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "choice_loss"])
