@@ -127,18 +127,26 @@ class WritingEvaluator(Evaluator):
         What is left of a pass runs in the same batches as if nothing were there: programs for other
         numbers of rows might round otherwise.
         """
-        lengths = np.array(prompt_lengths(self._rows.context_length))
-        which = np.searchsorted(lengths, [question.tokens for question in questions])
-        for place in reversed(range(len(lengths))):
-            numbers = np.flatnonzero(which == place).tolist()
-            if not numbers:
-                continue
+        for length, numbers in self._by_length([question.tokens for question in questions]):
             size = self._generate.rows_of_batch(len(numbers), self.batch_size)
             batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
             left = [n for batch in batches if not texts.keys() >= set(batch) for n in batch]
             if left:
                 missing = min(size, len(numbers)) - len(left)
-                yield int(lengths[place]), left + [left[-1]] * missing
+                yield length, left + [left[-1]] * missing
+
+    def _by_length(self, tokens: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """(tokens that prompts are padded to, numbers of the questions), the longest first. Too few
+        for a batch go with those that are longer: to compile for them takes longer."""
+        lengths, found = prompt_lengths(self._rows.context_length), []
+        which = np.searchsorted(lengths, tokens)
+        for place, length in reversed(list(enumerate(lengths))):
+            numbers = np.flatnonzero(which == place).tolist()
+            if found and len(numbers) < self.batch_size:
+                found[-1][1].extend(numbers)
+            elif numbers:
+                found.append((length, numbers))
+        return found
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._rows.text.eos_id)

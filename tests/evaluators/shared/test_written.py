@@ -45,19 +45,21 @@ def test_lengths():
     assert written.prompt_lengths(100)[-1] == 100
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("batch_size, padded_to", [
+    (1, [20, 10, 5]),
+    (3, [20, 10, 5]),
+    (4, [20, 5]),  # three of 10 are too few for a batch
+    (50, [20]),
+])  # fmt: skip
 @pytest.mark.parametrize("seed", [0, 1])
-def test_each_is_answered_in_its_place_with_little_padding(batch_size, seed):
+def test_each_is_answered_in_its_place_with_little_padding(batch_size, padded_to, seed):
+    """Three, three and six questions, that need 20, 10 and 5 tokens."""
     questions = np.random.default_rng(seed).permutation([f"{w} {i}" for w in WORDS for i in "abc"])
     questions = [" ".join(question.split()) for question in questions]
     found, shapes = evaluate(questions, batch_size=batch_size)
     assert list(found) == questions
     for question, text in found.items():
         assert text == toy_text.TEXT.decode(toy_text.TEXT.encode(question))
-    tokens = [len(toy_text.TEXT.encode(question)) for question in questions]
-    lengths = written.prompt_lengths(toy_text.PREPROCESS.context_length)
-    needed = {min(n for n in lengths if n >= own) for own in tokens}
     widths = [shape[1] - 1 - toy_text.SLOTS for shape in shapes]
-    assert set(widths) == needed and len(needed) > 1
-    assert widths == sorted(widths, reverse=True)  # what needs most memory is first
-    assert len(set(shapes)) == len(needed)  # one program for each length
+    # What needs most memory is first; there is one program for each length.
+    assert list(dict.fromkeys(widths)) == padded_to and len(set(shapes)) == len(padded_to)
