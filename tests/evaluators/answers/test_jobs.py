@@ -18,7 +18,8 @@ from tests import tiny_config
 flags.FLAGS.mark_as_parsed()
 resuming.PART_SECONDS = 0.0
 config = tiny_config.get_config("method=cogvlm")
-config.total_steps = 2
+config.total_steps = 6
+config.preprocess.context_length = 40
 config.evals = dict(questions=config.evals.questions.to_dict())
 config.evals.questions.data.size = 100
 config.evals.questions.predictions = f"{sys.argv[1]}/answers.json"
