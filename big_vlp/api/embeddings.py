@@ -24,10 +24,11 @@ from big_vlp.parallel.processes import differing, from_first
 from evaluators.shared.records import image_of
 from evaluators.shared.rows import gather_rows
 from input_pipeline.checks.errors import BigVlpError
-from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
+from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.whole import (
     in_directory,
     place,
+    remove_directory,
     scratch,
     temporary_name,
     write_json,
@@ -293,10 +294,7 @@ def _join(parts, names: Sequence[str], output, captions: Sequence[str]) -> tuple
     if broken:
         write_whole(broken_file(output), "".join(broken).encode())
     (parts / _ABOUT).unlink()  # first: without it the others count for nothing
-    for path in in_directory(parts):
-        path.unlink()
-    if not is_in_bucket(parts):
-        parts.rmdir()
+    remove_directory(parts)
     return int(sizes[0]), int(sizes[1]), len(broken)
 
 

@@ -46,6 +46,12 @@ class Generate:
             most = self._rows_at_once(params, batch["tokens"].shape[1])
             return in_turns(lambda rows: self._write(params, rows), batch, most)
 
+    @property
+    def settings(self) -> str:
+        """All that answers depend on besides weights and rows, as a text."""
+        method = self.method
+        return repr((method.network, method.lora, self.max_new_tokens, self.beams, self.layout))
+
     def weights(self, params):
         """The model's parameters as they write fastest, to be made once for many batches."""
         return self.method.for_writing(params)

@@ -71,6 +71,18 @@ def gather(value) -> list:
     return [json.loads(part[:size].tobytes()) for part, size in zip(parts, sizes)]
 
 
+def broadcast(value):
+    """What process 0 gives, on all; values must be JSON data, of any size."""
+    if jax.process_count() == 1:
+        return value
+    payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(payload.size)))
+    padded = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = payload
+    return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+
+
 def connect_processes() -> None:
     """Joins the processes of a cluster, where there is one or the environment asks for it.
 

@@ -10,6 +10,7 @@ from evaluators.shared import base
 from evaluators.shared.records import captions_of
 from evaluators.shared.rows import RowMap
 from evaluators.shared.written import checked_controls, image_for
+from input_pipeline.records import given
 from input_pipeline.text.conversations import Turn
 from input_pipeline.views.cogvlm import Rows
 
@@ -47,7 +48,7 @@ class Evaluator(base.Evaluator):
         self._rows = Rows.of(self.preprocess)
         with_image = self._rows.image_token_size is not None
         self.controls = checked_controls(self.controls, self.source) if with_image else ()
-        self._caption_of(self.source[0])  # fail now, not after training
+        self._caption_of(given(self.source.fields([0])[0]))  # fail now, not after training
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         for control in (None, *self.controls):
@@ -58,7 +59,7 @@ class Evaluator(base.Evaluator):
                 arrays = self._rows.example("base", turn)
                 if self._rows.image_token_size is None:
                     return arrays
-                image = image_for(row, record, self.source, self.preprocess, control)
+                image = image_for(row, self.source, self.preprocess, control, record)
                 return {"images": image, **arrays}
 
             sums = self._losses(model, load, len(self.source), self.batch_size)

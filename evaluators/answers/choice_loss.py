@@ -5,17 +5,16 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from evaluators.answers.shared import asking, letters, predictions
 from evaluators.shared import base
-from evaluators.shared.rows import RowMap, gather_rows
+from evaluators.shared.rows import RowMap, map_fields
 from evaluators.shared.written import checked_controls, image_for, rows_with_images
-from input_pipeline.records import naming
+from input_pipeline.records import given, naming
 from input_pipeline.text.conversations import Turn
-from input_pipeline.text.templates import check_template
+from input_pipeline.text.templates import check_template, make_prompt
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -58,12 +57,13 @@ class Evaluator(asking.Scoring, base.Evaluator):
         self._rows = rows_with_images(self.preprocess)
         self._losses = RowMap(self._means, self.mesh)
         self.controls = checked_controls(self.controls, self.source)
-        self._kept(0)  # fail now, not after training
+        first = self._kept(given(self.source.fields([0])[0]))
+        asking.check_first(self, self.predictions, self.form, first)
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        """Raises ValueError where a record has no choices, or too long a question."""
-        own = range(jax.process_index(), len(self.source), jax.process_count())
-        kept = gather_rows({row: self._kept(row) for row in own}, len(self.source))
+        """Raises BrokenRecordError before any loss where choices are missing or too long."""
+        kept = map_fields(self.mesh, self.source, self._kept, range(len(self.source)))
+        asking.check_before(self, self.mesh, self.predictions, self.form, kept)
         asked = [
             (row, place) for row, one in enumerate(kept) for place in range(len(one["choices"]))
         ]
@@ -72,21 +72,18 @@ class Evaluator(asking.Scoring, base.Evaluator):
 
             def load(number, control=control):
                 row, place = asked[number]
-                record = self.source[row]
-                query = letters.asked_of(record, self.query(record))
-                with naming(record):
-                    turn = Turn(query, kept[row]["choices"][place])
-                    arrays = self._rows.example(self.template, turn)
-                image = image_for(row, record, self.source, self.preprocess, control)
+                turn = Turn(kept[row]["query"], kept[row]["choices"][place])
+                arrays = self._rows.example(self.template, turn)
+                image = image_for(row, self.source, self.preprocess, control)
                 return {"images": image, **arrays}
 
             losses = self._losses(model, load, len(asked), self.batch_size)
             least = [_least(losses[first:last]) for first, last in itertools.pairwise(firsts)]
             if control is None and self.predictions is not None:
-                self.put(["" if place is None else letters.LETTERS[place] for place in least], kept)
+                texts = ["" if place is None else letters.LETTERS[place] for place in least]
+                asking.put(self.mesh, self.predictions, self.form, texts, kept)
                 if not any(map(self.answered, kept)):
                     return
-                self.check(kept)
             right = np.array([place == one["answer"] for place, one in zip(least, kept)])
             suffix = f"_{control}" if control else ""
             metrics = functools.partial(_accuracy, right)
@@ -96,25 +93,39 @@ class Evaluator(asking.Scoring, base.Evaluator):
                 yield f"accuracy_of_pairs{suffix}", letters.right_of_pairs(right, kept)
         yield "accuracy_chance", letters.chance(kept)
 
-    put = asking.AskingEvaluator.put
-
     def _means(self, model, batch):
         losses, counts = self.predict_fns["token_losses"](model, batch)
         return losses / jnp.maximum(counts, 1)
 
-    def _kept(self, row: int) -> asking.Kept:
-        record = self.source[row]
-        self.query(record)
+    def _kept(self, record) -> asking.Kept:
+        query = letters.asked_of(record, self.query(record))
         choices, answer = letters.choices_of(record)
-        kept = self.keep(record) | {"choices": choices, "answer": answer}
+        kept = self.keep(record) | {"query": query, "choices": choices, "answer": answer}
         if self.pairs:
             kept["pair"] = letters.pair_of(record)
-        if self.predictions is None:
-            self.check([kept])
+        with naming(record):
+            for choice in choices:
+                self._check_room(query, choice)
         return kept
+
+    def _check_room(self, query: str, choice: str) -> None:
+        text, most = self._rows.text, self._rows.context_length
+        prompt = make_prompt(self.template, query)
+        count = len(text.encode(prompt)) + len(text.encode(choice)) + 1
+        if count > most:
+            raise ValueError(
+                f"its question with the choice {choice[:80]!r} has {count} tokens; with "
+                f"context_length={most} it may have no more. Raise context_length, or leave the "
+                "record out."
+            )
 
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
+
+    def check(self, kept) -> None:
+        super().check(kept)
+        if self.pairs:
+            letters.check_pairs(kept)
 
 
 def _accuracy(right: np.ndarray, places: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluators.answers.shared import asking, letters, open_ended
-from input_pipeline.text.templates import make_prompt
 
 _INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
@@ -59,6 +58,11 @@ class Scoring(asking.Scoring):
 
     def answered(self, kept) -> bool:
         return kept["answer"] is not None if kept["choices"] else bool(kept["answers"])
+
+    def check(self, kept) -> None:
+        super().check(kept)
+        if self.pairs:
+            letters.check_pairs(kept)
 
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
         right = _right(texts, kept, 0)
@@ -117,12 +121,10 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         for shift in range(1, max(len(one["choices"]) for one in kept)):
             rows = [row for row, one in enumerate(kept) if len(one["choices"]) > shift]
 
-            def ask(number, rows=rows, shift=shift):
-                record = self.source[rows[number]]
-                prompt = make_prompt(self.template, self.asked(record, shift))
-                return rows[number], record, prompt
+            def ask(record, shift=shift):
+                return [(self.asked(record, shift), None)]
 
-            moved = self.write(model, ask, len(rows), control)
+            moved = self.write(model, self.questions_about(rows, ask)[0], control)
             right[rows] &= _right(moved, [kept[row] for row in rows], shift)
         yield "accuracy_circular", float(right.mean())
 

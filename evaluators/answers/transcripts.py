@@ -66,5 +66,3 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         if self.predictions is None:
             raise ValueError("transcripts are for a judge: give predictions=FILE and their form.")
         super().__post_init__()
-        first = self.keep(self.source[0])  # fail now, not after training
-        predictions.columns_of(self.form, first["id"], first["beside"])

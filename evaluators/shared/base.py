@@ -13,10 +13,12 @@ the same values. It reads encoders from `predict_fns` and nothing about the meth
   segment(model, {"image": u8[B, S, S, 3]}) -> f32[B, H, W, C], logits
   token_losses(model, rows) -> (f32[B], i32[B]), summed loss of each row's answer and its tokens
   generate(model, rows without loss_mask) -> i32[B, M], the tokens that continue each prompt; it may
-    have generate.weights(model), made once for many batches, with which it is called instead
+    have generate.weights(model), made once for many batches, with which it is called instead, and
+    generate.settings, a text of all that answers depend on besides weights and rows
 
 Rows are those of `input_pipeline.views.cogvlm`: `images`, `tokens`, `token_types`, `loss_mask`.
-`row_of` says what a row of each is, before there is any.
+`row_of` says what a row of each is, before there is any; those of `generate` may end sooner, see
+`written.prompt_lengths`.
 Evaluators from outside this package may derive from the base, and need not.
 """
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from big_vlp.parallel import cluster, meshes
 from big_vlp.parallel.processes import raise_together
 from evaluators.shared.records import image_of
-from input_pipeline.records import BrokenRecordError, what_is_wrong
+from input_pipeline.records import BrokenRecordError, given, what_is_wrong
 
 NUM_THREADS = min(16, 2 * (os.cpu_count() or 1))
 BATCHES_AHEAD = 2
+READ_AT_ONCE = 64
 
 
 class RowMap:
@@ -84,9 +85,13 @@ class RowMap:
                         row = rows[offset]
                     yield start + first + offset, row
 
+    def rows_of_batch(self, count: int, batch_size: int) -> int:
+        """How many rows a batch has, of so many that are asked for at most."""
+        return -(-min(batch_size, count) // self._shards) * self._shards
+
     def _batches(self, fn, params, load, count: int, batch_size: int):
         """Yields (first row, output) of every batch, padded."""
-        batch_size = -(-min(batch_size, count) // self._shards) * self._shards
+        batch_size = self.rows_of_batch(count, batch_size)
         offsets = meshes.local_rows(self._mesh, batch_size)
         running, waiting = None, deque()
         with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -164,6 +169,43 @@ def gather_rows(local: Mapping[int, Any], count: int) -> list:
     for part in cluster.gather(list(local.items())):
         merged.update(part)
     return [merged[row] for row in range(count)]
+
+
+def read_fields(source, describe: Callable[[dict], Any], rows: Sequence[int]) -> list:
+    """`describe(record)` of some rows of a source; the records have no `image`, see
+    `Source.fields`.
+
+    Raises:
+      BrokenRecordError: what `describe` raised, but for want of memory; it names the record.
+    """
+
+    def read(first: int) -> list:
+        some = rows[first : first + READ_AT_ONCE]
+        found = dict(zip(some, source.fields(some)))
+        return [load_row(lambda row: describe(given(found[row])), row) for row in some]
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        try:
+            parts = list(pool.map(read, range(0, len(rows), READ_AT_ONCE)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [value for part in parts for value in part]
+
+
+def map_fields(mesh: Mesh, source, describe: Callable[[dict], Any], rows: Sequence[int]) -> list:
+    """As `read_fields`, on every host; each record is read by one. Values must be JSON data.
+
+    Raises:
+      BrokenRecordError: as `read_fields`; ProcessError where it is another process' own.
+    """
+    own, found, error = range(jax.process_index(), len(rows), jax.process_count()), [], None
+    try:
+        found = read_fields(source, describe, [rows[place] for place in own])
+    except Exception as failed:
+        error = failed
+    raise_together(mesh, error)
+    return gather_rows(dict(zip(own, found)), len(rows))
 
 
 def map_images(

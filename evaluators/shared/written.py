@@ -5,19 +5,37 @@ colour, "shuffled" by the image of another record.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evaluators.shared.base import Evaluator
 from evaluators.shared.records import image_of
+from evaluators.shared.resuming import Parts, weights_digest
 from evaluators.shared.rows import RowMap
 from input_pipeline.preprocess import Preprocess
-from input_pipeline.records import naming
 from input_pipeline.text.templates import check_template
+from input_pipeline.text.token_types import LANGUAGE
 from input_pipeline.views.cogvlm import Rows
 
 CONTROLS = ("blind", "shuffled")
+_MOST_LENGTHS = 4
+
+
+class Question(NamedTuple):
+    """What a model is to continue.
+
+    Attributes:
+      row: of the record whose image goes with it.
+      prompt: as the template has it.
+      tokens: how many the prompt has.
+    """
+
+    row: int
+    prompt: str
+    tokens: int
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -25,12 +43,15 @@ class WritingEvaluator(Evaluator):
     """The base of evaluators that score what a model writes.
 
     Calls generate(model, {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B,
-    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence. Where it has
-    `weights`, it is called with generate.weights(model), made for each pass over the questions.
+    T]}) -> i32[B, L]: ids that continue each prompt, to its end of sentence. T is that of the
+    model's rows, or as much less as `prompt_lengths` says. Where it has `weights`, it is called
+    with generate.weights(model), made for each pass over the questions.
 
     Attributes:
       template: of the prompt, see `input_pipeline.text.templates`.
       controls: of CONTROLS; each takes as long as the evaluation itself.
+      predictions: a file for what the model writes. Beside it all that is written is kept until the
+        evaluation is done, see `resuming`: one that was ended goes on there.
 
     Raises:
       ValueError: also an unknown name, or preprocessing that does not fit.
@@ -40,6 +61,7 @@ class WritingEvaluator(Evaluator):
 
     template: str
     controls: Sequence[str] = ()
+    predictions: str | None = None
     batch_size: int = 64
 
     def __post_init__(self):
@@ -48,32 +70,93 @@ class WritingEvaluator(Evaluator):
         self._rows = rows_with_images(self.preprocess)
         generate = self.predict_fns["generate"]
         self._weights = getattr(generate, "weights", lambda model: model)
+        self._settings = getattr(generate, "settings", "")
         self._generate = RowMap(generate, self.mesh)
         self.controls = checked_controls(self.controls, self.source)
 
-    def write(
-        self, model, ask: Callable[[int], tuple[int, dict, str]], count: int, control: str | None
-    ) -> list[str]:
-        """What the model writes, stripped, to questions 0..count-1, on every host.
+    def tokens_of(self, prompt: str) -> int:
+        """How many tokens a prompt has. Raises ValueError where it is longer than rows are."""
+        types = self._rows.prompt(prompt)["token_types"]
+        return int((types == LANGUAGE).sum()) - 1  # the one before the image
+
+    def write(self, model, questions: Sequence[Question], control: str | None) -> list[str]:
+        """What the model writes to each, stripped, on every host.
+
+        Questions of like length are asked together, the longest first: what needs most memory
+        fails at once.
 
         Args:
-          ask: number of a question -> (row of its record, the record, the prompt); from threads.
           control: one of CONTROLS, or None.
         """
+        parts, texts = None, {}
+        if self.predictions is not None:
 
-        def load(number):
-            row, record, prompt = ask(number)
-            with naming(record):
-                arrays = self._rows.prompt(prompt)
-            image = image_for(row, record, self.source, self.preprocess, control)
-            return {"images": image, **arrays}
+            def about():
+                what = f"{self.preprocess!r} {self._settings} {control}"
+                return self.source.fingerprint(), what, json.dumps(questions)
 
-        outputs = self._generate(self._weights(model), load, count, self.batch_size)
-        return [self._text(ids) for ids in outputs]
+            weights = weights_digest(model, self.mesh)
+            parts = Parts(self.predictions, self.mesh, weights, about)
+            texts = parts.found(len(questions))
+        left = list(self._left(questions, texts))
+        if left:
+            model = self._weights(model)
+        for length, numbers in left:
+            last = 1 + self._rows.num_slots + length
+
+            def load(place, numbers=numbers, last=last):
+                question = questions[numbers[place]]
+                arrays = self._rows.prompt(question.prompt)
+                image = image_for(question.row, self.source, self.preprocess, control)
+                return {"images": image, **{key: value[:last] for key, value in arrays.items()}}
+
+            done = 0
+            for output in self._generate.stream(model, load, len(numbers), self.batch_size):
+                new = dict(zip(numbers[done:], map(self._text, output)))
+                texts.update(new)
+                done += len(output)
+                if parts is not None:
+                    parts.add(new, done == len(numbers))
+        return [texts[number] for number in range(len(questions))]
+
+    def _left(
+        self, questions: Sequence[Question], texts: Mapping[int, Any]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yields (tokens that prompts are padded to, numbers of the questions without a text).
+
+        What is left of a pass runs in the same batches as if nothing were there: programs for other
+        numbers of rows might round otherwise.
+        """
+        for length, numbers in self._by_length([question.tokens for question in questions]):
+            size = self._generate.rows_of_batch(len(numbers), self.batch_size)
+            batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+            left = [n for batch in batches if not texts.keys() >= set(batch) for n in batch]
+            if left:
+                missing = min(size, len(numbers)) - len(left)
+                yield length, left + [left[-1]] * missing
+
+    def _by_length(self, tokens: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """(tokens that prompts are padded to, numbers of the questions), the longest first. Too few
+        for a batch go with those that are longer: to compile for them takes longer."""
+        lengths, found = prompt_lengths(self._rows.context_length), []
+        which = np.searchsorted(lengths, tokens)
+        for place, length in reversed(list(enumerate(lengths))):
+            numbers = np.flatnonzero(which == place).tolist()
+            if found and len(numbers) < self.batch_size:
+                found[-1][1].extend(numbers)
+            elif numbers:
+                found.append((length, numbers))
+        return found
 
     def _text(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == self._rows.text.eos_id)
         return self._rows.text.decode(ids[: ends[0]] if len(ends) else ids).strip()
+
+
+def prompt_lengths(context_length: int) -> list[int]:
+    """What prompts are padded to, in tokens, ascending: to few lengths, each of which is compiled
+    for, and each about half of the next."""
+    return sorted({-(-context_length // 2**i) for i in range(_MOST_LENGTHS)})
 
 
 def rows_with_images(preprocess: Preprocess) -> Rows:
@@ -100,10 +183,15 @@ def checked_controls(controls: Sequence[str], source) -> tuple[str, ...]:
     return tuple(controls)
 
 
-def image_for(row: int, record, source, preprocess, control: str | None) -> np.ndarray:
+def image_for(
+    row: int, source, preprocess, control: str | None, record: Mapping[str, Any] | None = None
+) -> np.ndarray:
     """u8[1, S, S, 3]: the record's evaluation image, or what a control puts in its place.
 
     "shuffled" takes the record half the source away: neighbours may share an image.
+
+    Args:
+      record: that of the row, where it was read already.
     """
     if control == "blind":
         size = preprocess.image_size
@@ -111,4 +199,4 @@ def image_for(row: int, record, source, preprocess, control: str | None) -> np.n
         return np.broadcast_to(mean, (1, size, size, 3))
     if control == "shuffled":
         record = source[(row + len(source) // 2) % len(source)]
-    return image_of(record, preprocess)[None]
+    return image_of(source[row] if record is None else record, preprocess)[None]

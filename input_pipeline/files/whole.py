@@ -83,6 +83,14 @@ def in_directory(path: Path | epath.Path) -> list[Path | epath.Path]:
     return found
 
 
+def remove_directory(path: Path | epath.Path) -> None:
+    """Removes a directory and the files in it, where it is there."""
+    for file in in_directory(path):
+        file.unlink(missing_ok=True)
+    if not buckets.is_in_bucket(path) and path.exists():
+        path.rmdir()
+
+
 def checksum(path: Path | epath.Path) -> str:
     """SHA-256 of a file's contents, in hex."""
     with ranges.open_file(path) as file:

@@ -118,6 +118,9 @@ class Fraction(Wrapper):
     def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         return self._source.records([int(self._kept[index]) for index in indices])
 
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return self._source.fields([int(self._kept[index]) for index in indices])
+
     def identity(self) -> Iterable[str]:
         yield f"fraction {self._fraction!r} of {self._source.fingerprint()}"
 

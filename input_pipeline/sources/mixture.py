@@ -54,13 +54,20 @@ class Source(base.Source):
 
     def records(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         """Those of each component at once."""
+        return self._of_each("records", indices)
+
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return self._of_each("fields", indices)
+
+    def _of_each(self, what: str, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         wanted: dict[int, list[tuple[int, int]]] = {}
         for row, index in enumerate(indices):
             number, place = self._find(index)
             wanted.setdefault(number, []).append((row, place))
         found: list[Any] = [None] * len(indices)
         for number, places in wanted.items():
-            records = self._components[number].records([place for _, place in places])
+            read = getattr(self._components[number], what)
+            records = read([place for _, place in places])
             for (row, _), record in zip(places, records):
                 found[row] = attempt(_renamed, record, number)
         return found

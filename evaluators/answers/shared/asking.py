@@ -1,4 +1,4 @@
-"""What evaluators that ask one question of each record have in common: scores, and predictions.
+"""What evaluators that ask about records have in common: scores, and predictions.
 
 Their scores need no model: a `Scoring` says what is kept of a record and what texts for all records
 are worth, to an evaluator as to `python -m evaluators.answers`, which reads the texts in a file.
@@ -8,13 +8,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
 from big_vlp.parallel.processes import raise_together
 from evaluators.answers.shared import predictions
-from evaluators.shared.rows import gather_rows
-from evaluators.shared.written import WritingEvaluator
+from evaluators.shared.resuming import by_first, remove_parts
+from evaluators.shared.rows import map_fields
+from evaluators.shared.written import Question, WritingEvaluator
+from input_pipeline.records import BrokenRecordError, given, naming
 from input_pipeline.text.templates import make_prompt
 
 Kept = dict[str, Any]
@@ -38,6 +39,14 @@ class Scoring:
             raise ValueError(f"Record {record['id']!r} has no question; use data that has them.")
         return question.strip()
 
+    def questions_of(self, record: Mapping[str, Any]) -> list[tuple[str, Kept]]:
+        """(what is asked, what is kept of it) of a record, which has no `image`: most ask once.
+
+        Raises:
+          ValueError: as `query` and `keep`.
+        """
+        return [(self.query(record), self.keep(record))]
+
     def keep(self, record: Mapping[str, Any]) -> Kept:
         """What scores need to know of a record, as JSON data; a subclass adds to it.
 
@@ -59,11 +68,12 @@ class Scoring:
         return bool(kept["answers"])
 
     def scores(self, texts: Sequence[str], kept: Sequence[Kept]) -> Iterator[tuple[str, float]]:
-        """Yields (metric, value) of texts for all records, which are all answered."""
+        """Yields (metric, value) of texts for all questions, which are all answered."""
         raise NotImplementedError
 
     def check(self, kept: Sequence[Kept]) -> None:
-        """Raises ValueError where it is not known of every record what is right."""
+        """Raises ValueError where there are no scores of these questions, whatever is written: it
+        is not known of every one what is right."""
         secret = [one["record"] for one in kept if not self.answered(one)]
         if secret:
             raise ValueError(
@@ -85,7 +95,7 @@ class Scoring:
                 yield f"{metric}_{name}", value
 
     def groups(self, kept: Sequence[Kept]) -> dict[str, np.ndarray]:
-        """Places of the records of each group; empty without `by`."""
+        """Places of the questions of each group; empty without `by`."""
         found: dict[str, list[int]] = {}
         for place, one in enumerate(kept):
             if "by" in one:
@@ -95,49 +105,43 @@ class Scoring:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class AskingEvaluator(Scoring, WritingEvaluator):
-    """The base of evaluators that ask about each record once and score what is written.
+    """The base of evaluators that ask about records and score what is written.
 
     Yields what `scores` does, for the model and for each control with its name behind.
 
     Attributes:
       predictions: a file into which what the model writes (not the controls) is put before it is
         scored, and whatever was in it is not; of data whose answers are secret nothing else comes.
+        See also `WritingEvaluator`.
       form: of that file, one of `predictions.FORMS`.
     """
 
-    predictions: str | None = None
     form: str = "vqa"
 
     def __post_init__(self):
         predictions.check_form(self.form)
         super().__post_init__()
-        self.query(self.source[0])  # fail now, not after training
-        first = self.keep(self.source[0])
-        if self.predictions is None:
-            self.check([first])
+        for _, kept in self.questions_of(given(self.source.fields([0])[0])):
+            check_first(self, self.predictions, self.form, kept)
 
     def run(self, model) -> Iterator[tuple[str, float]]:
-        """Raises ValueError where a record cannot be asked about."""
-        kept = {}
-
-        def ask(row):
-            record = self.source[row]
-            prompt = make_prompt(self.template, self.query(record))
-            kept[row] = self.keep(record)
-            return row, record, prompt
-
+        """Raises BrokenRecordError before anything is written where a record cannot be asked about,
+        is there twice, or cannot be scored."""
+        questions, kept = self.questions_about(range(len(self.source)), self.questions_of)
+        check_before(self, self.mesh, self.predictions, self.form, kept)
         for control in (None, *self.controls):
-            texts = self.write(model, ask, len(self.source), control)
-            every = gather_rows(kept, len(self.source))
+            texts = self.write(model, questions, control)
             if control is None and self.predictions is not None:
-                self.put(texts, every)
-                if not any(map(self.answered, every)):
-                    return
-            self.check(every)
-            for values in (self.scores(texts, every), self.further(model, control, texts, every)):
+                self.put(texts, kept)
+                if not any(map(self.answered, kept)):
+                    break
+            for values in (self.scores(texts, kept), self.further(model, control, texts, kept)):
                 for name, value in values:
                     yield f"{name}_{control}" if control else name, value
-        yield from self.baselines(every)
+        else:
+            yield from self.baselines(kept)
+        if self.predictions is not None:
+            remove_parts(self.predictions, self.mesh)
 
     def further(
         self, model, control: str | None, texts: Sequence[str], kept: Sequence[Kept]
@@ -153,12 +157,63 @@ class AskingEvaluator(Scoring, WritingEvaluator):
 
     def put(self, texts: Sequence[str], kept: Sequence[Kept]) -> None:
         """Writes the predictions, by one process."""
-        error = None
-        if jax.process_index() == 0:
-            try:
-                ids = [one["id"] for one in kept]
-                beside = [one.get("beside", {}) for one in kept]
-                predictions.write(self.predictions, self.form, ids, texts, beside)
-            except (OSError, ValueError) as failed:
-                error = failed
-        raise_together(self.mesh, error)
+        put(self.mesh, self.predictions, self.form, texts, kept)
+
+    def questions_about(
+        self, rows: Sequence[int], ask: Callable[[Mapping[str, Any]], list[tuple[str, Any]]]
+    ) -> tuple[list[Question], list]:
+        """The questions that `ask` has about some records, and what it keeps of each, on every
+        host; no image is decoded.
+
+        Raises:
+          BrokenRecordError: a record cannot be asked about, or a prompt is too long.
+        """
+
+        def describe(record):
+            found = []
+            for query, kept in ask(record):
+                prompt = make_prompt(self.template, query)
+                with naming(record):
+                    found.append((prompt, self.tokens_of(prompt), kept))
+            return found
+
+        found = map_fields(self.mesh, self.source, describe, rows)
+        every = [(row, *one) for row, of_record in zip(rows, found) for one in of_record]
+        return [Question(*one[:3]) for one in every], [one[3] for one in every]
+
+
+def check_first(scoring: Scoring, path: str | None, form: str, kept: Kept) -> None:
+    """Raises ValueError when an evaluator is made, and not after training, where the first question
+    cannot be scored, or written as `form`; `path` as of `check_before`."""
+    if path is not None:
+        predictions.columns_of(form, kept["id"], kept.get("beside", {}))
+    elif not scoring.answered(kept):
+        scoring.check([kept])
+
+
+def check_before(scoring: Scoring, mesh, path: str | None, form: str, kept: Sequence[Kept]) -> None:
+    """Ends an evaluation before anything is asked that could not be scored, or written as `form`.
+
+    Args:
+      path: of the predictions, which data without any answers are enough for; None: there are none.
+
+    Raises:
+      BrokenRecordError: an id is there twice, answers are missing, or what the form needs is.
+    """
+    error = None
+    try:
+        if path is not None:
+            predictions.check_ids([one["id"] for one in kept], "The data")
+            for one in kept:
+                predictions.columns_of(form, one["id"], one.get("beside", {}))
+        if path is None or any(map(scoring.answered, kept)):
+            scoring.check(kept)
+    except ValueError as failed:
+        error = BrokenRecordError(str(failed))
+    raise_together(mesh, error)
+
+
+def put(mesh, path: str, form: str, texts: Sequence[str], kept: Sequence[Kept]) -> None:
+    """Writes predictions, by one process; raises on all as `by_first`."""
+    ids, beside = [one["id"] for one in kept], [one.get("beside", {}) for one in kept]
+    by_first(mesh, path, lambda: predictions.write(path, form, ids, texts, beside))

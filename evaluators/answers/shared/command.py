@@ -8,6 +8,7 @@ The file may have any form in which evaluators write one (predictions=FILE).
 import json
 
 from evaluators.answers.shared import predictions
+from evaluators.shared.rows import read_fields
 from input_pipeline import command_line
 from input_pipeline.checks import arguments, parts
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         type=command_line.path_argument,
         required=True,
         metavar="FILE",
-        help="answers, one for each record",
+        help="answers, one for each question",
     )
     parser.add_argument(
         "--data", required=True, metavar=command_line.SOURCE, help=command_line.SOURCE_HELP
@@ -30,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         metavar="NAME:KEY=VALUE,...",
         help="an evaluator that asks (captions, grounded_captions, multiple_choice, pointing, "
-        "transcripts, vqa, yes_no) with keys of its scores, such as vqa:normalisation=textvqa or "
-        "captions:by=domain",
+        "referring, transcripts, vqa, yes_no) with keys of its scores, such as "
+        "vqa:normalisation=textvqa or captions:by=domain",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the scores as JSON, not as a table"
@@ -49,7 +50,8 @@ def _score(args) -> None:
         raise ValueError(f"metric {name}: {error}") from None
     _, _, source = command_line.open_source(args.data)
     found = predictions.read(args.predictions)  # before all records are
-    kept = [scoring.keep(source[row]) for row in range(len(source))]
+    questions = read_fields(source, scoring.questions_of, range(len(source)))
+    kept = [one for of_record in questions for _, one in of_record]
     ids = [one["id"] for one in kept]
     texts = predictions.matched(found, ids, str(args.predictions))
     scoring.check(kept)
@@ -60,4 +62,4 @@ def _score(args) -> None:
     width = max(map(len, values))
     for metric, value in values.items():
         print(f"{metric:<{width}}  {value:.4f}")
-    print(f"\n{len(kept):,} records.")
+    print(f"\n{len(kept):,} questions.")

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from input_pipeline.files import annotations as annotation_files
 from input_pipeline.files.ranges import read_files, source_path
 from input_pipeline.images import pillow
 from input_pipeline.records import given, naming
-from input_pipeline.sources.shared import listed
+from input_pipeline.sources.shared import base, listed
 from input_pipeline.sources.shared.listed import text, unique
 from input_pipeline.text.boxes import format_boxes, shares
 
@@ -69,6 +69,10 @@ class Source(listed.Listed):
                 )
         choices = [format_boxes(box) for box in boxes]
         return record | {"choices": choices, "answers": [choices[record["answer"]]]}
+
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Reads the images, too, whose sizes the file does not tell."""
+        return base.Source.fields(self, indices)
 
 
 def _inside(

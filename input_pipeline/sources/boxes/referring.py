@@ -104,8 +104,14 @@ class Source(listed.Listed):
         return fields | {"phrases": phrases, "boxes": kept}, int((~inside).sum())
 
     def record_of(self, index: int, *contents: bytes) -> dict[str, Any]:
-        record = super().record_of(index, *contents)
-        return record | {"boxes": np.array(record["boxes"], np.float32).reshape(-1, 4)}
+        return _with_boxes(super().record_of(index, *contents))
+
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return [_with_boxes(fields) for fields in super().fields(indices)]
+
+
+def _with_boxes(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"boxes": np.array(record["boxes"], np.float32).reshape(-1, 4)}
 
 
 def _refcoco(path, folder, split: str) -> Iterator[Entry]:

@@ -145,6 +145,9 @@ class Source(base.Source):
         image = found[0] if self._images == "first" or len(found) == 1 else _beside(found)
         return {"id": fields["id"], "image": image, "captions": {}} | fields
 
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        return [{"id": "", "captions": {}} | self._fields[index] for index in indices]
+
     def files(self) -> Sequence[Path]:
         """The tables."""
         return self._tables

@@ -51,6 +51,11 @@ class Source:
         long ways to its data reads all at once."""
         return [attempt(self.__getitem__, index) for index in indices]
 
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """As `records`, without their `image`; a source that knows them without its images reads
+        none."""
+        return [attempt(_without_image, record) for record in self.records(indices)]
+
     def identity(self) -> Iterable[str | bytes]:
         """All that decides the records, but for where they lie."""
         raise NotImplementedError
@@ -77,6 +82,10 @@ class Source:
     def sizes(self) -> bytes:
         """Sizes of `files`, for an `identity` that does not read them."""
         return status(self.files())[:, 0].tobytes()
+
+
+def _without_image(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "image"}
 
 
 class OfFiles(Source):

@@ -140,6 +140,10 @@ class Listed(base.OfFiles):
         images = {"image": contents[0]} if one else {"images": list(contents)}
         return {"id": fields["id"], **images, "captions": {}} | fields
 
+    def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
+        """Of the file alone; a subclass that makes them of the image, too, reads it."""
+        return [{"id": "", "captions": {}} | self._fields[index] for index in indices]
+
     def identity(self) -> Iterable[str | bytes]:
         """Names and fields, and the images' sizes."""
         names = "\n".join("\t".join(_several(names)) for names in self._names)

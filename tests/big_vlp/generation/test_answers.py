@@ -100,3 +100,36 @@ def test_weights_for_writing():
             assert found[path].dtype == jnp.bfloat16
     again = trees.flatten(method_of("bfloat16").for_writing(trees.unflatten(found)))
     assert all(again[path] is value for path, value in found.items())
+
+
+def test_settings_are_those_that_answers_depend_on():
+    def settings(*args, **changes):
+        return Generate(method_of(**changes), ROWS, *(args or (4,))).settings
+
+    lora = {"kernels": [".*/attn/out/kernel"], "rank": 2, "alpha": 3}
+    found = [
+        settings(),
+        settings(5),
+        settings(4, Beams(2)),
+        settings(4, Beams(3)),
+        settings(dtype="bfloat16"),
+        settings(text={"heads": 2}),
+        settings(lora=lora),
+        settings(lora=lora | {"alpha": 4}),
+    ]
+    assert len(set(found)) == len(found) and settings() == found[0]
+    assert not any(" at 0x" in text for text in found)
+
+
+def test_less_padding_gives_the_same_answers():
+    method = method_of()
+    params = stronger(jax.jit(method.init)(jax.random.key(0))[0])
+    images = np.random.default_rng(0).integers(0, 255, (2, 1, 28, 28, 3), np.uint8)
+    prompts = [ROWS.prompt(text) for text in ("how many?", "a b")]
+    batch = {key: np.stack([prompt[key] for prompt in prompts]) for key in prompts[0]}
+    fn = jax.jit(Generate(method, ROWS, 4))
+    with jax.default_matmul_precision("highest"):
+        whole = np.asarray(fn(params, {"images": images, **batch}))
+        cut = {key: value[:, : 1 + ROWS.num_slots + 6] for key, value in batch.items()}
+        assert (batch["token_types"][:, 1 + ROWS.num_slots + 6 :] == -1).all()
+        np.testing.assert_array_equal(whole, fn(params, {"images": images, **cut}))

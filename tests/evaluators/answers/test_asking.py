@@ -11,6 +11,8 @@ import pytest
 from evaluators.answers import multiple_choice
 from evaluators.answers.shared import letters, predictions
 from evaluators.answers.yes_no import says_yes
+from evaluators.shared import records
+from input_pipeline.records import BrokenRecordError
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
@@ -46,6 +48,7 @@ def test_an_answer_is_a_yes_as_in_popes_script():
     assert not any(map(says_yes, ("no", "No", "not so", "It is not", "no, yes", "No.")))
 
 
+BOX = np.float32([[0.1, 0.1, 0.3, 0.3]])
 CHOICES = [["red", "blue"], ["cat", "dog", "bird"], ["one", "two"], ["up", "down"]]
 
 
@@ -305,10 +308,56 @@ def test_data_that_do_not_fit_fail_before_training(name, fields, message):
         evaluate(name, ["x"], source_of(**fields))
 
 
+def unasked(name, source, match, **config):
+    """An evaluation that ends before anything is asked or any image decoded."""
+
+    def never(model, batch):
+        raise AssertionError("the model was asked")
+
+    fns = {"generate": never, "token_losses": never}
+    with (
+        mock.patch.object(
+            records, "eval_image", side_effect=AssertionError("an image was decoded")
+        ),
+        pytest.raises(BrokenRecordError, match=match) as raised,
+    ):
+        toy_text.evaluate(name, source, {}, fns, **config)
+    assert str(raised.value).count("Record ") <= 1
+
+
 def test_pairs_are_of_two():
     asked = dict(pairs=True, instruction="")
     source = source_of(choices=CHOICES[:3], answer=[0, 0, 0], pair=["1", "1", "2"])
-    with pytest.raises(ValueError, match="1 of 2 pairs are not of two records, such as '2' of 1"):
-        evaluate("multiple_choice", ["A"] * 3, source, **asked)
+    match = "1 of 2 pairs are not of two records, such as '2' of 1"
+    unasked("multiple_choice", source, match, **asked)
+    unasked("choice_loss", source, match, pairs=True)
     with pytest.raises(ValueError, match="'toy-0' has no field 'pair', which pairs=True goes by"):
         evaluate("multiple_choice", ["A"], source_of(choices=CHOICES[:1], answer=[0]), **asked)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_cannot_be_asked_or_scored_ends_it_before_anything_is_written(written, tmp_path):
+    file = tmp_path / "file.json"
+    config = {"predictions": str(file)} if written else {}
+
+    def ends(match, name="vqa", **fields):
+        more = {"instruction": ""} if name == "multiple_choice" else {}
+        unasked(name, source_of(**fields), match, **config, **more)
+        assert not list(tmp_path.iterdir())
+
+    answers = [["red"]] * 3
+    ends("'toy-2' has no question", answers=answers, question=["?", "?", " "])
+    ends("'toy-1' has no answers; 1 of 3 have none", answers=[["red"], [], ["red"]])
+    ends("'toy-1': its prompt .* may have 40", answers=answers, question=["?", "? " * 60, "?"])
+    ends("'toy-1' is answered by", "yes_no", answers=[["yes"], ["perhaps"]])
+    ends("'toy-1' has no phrase", "referring", phrases=[["a"], []], boxes=[BOX, BOX[:0]])
+    choices = [["x", "y"], ["x"]]
+    ends("'toy-1' has 1 choices", "multiple_choice", choices=choices, answer=[0, 0])
+    if written:
+        ends("such as '5'", answers=answers, question_id=["5", "7", "5"])
+
+
+def test_a_choice_that_does_not_fit_is_no_shorter_one():
+    source = source_of(choices=[["a", "b"], ["a", "ring " * 50]], answer=[0, 1])
+    unasked("choice_loss", source, "'toy-1': its question with the choice 'ring ring")
+    unasked("choice_loss", source_of(choices=[["a", "b"], ["a"]], answer=[0, 0]), "has 1 choices")

@@ -161,6 +161,17 @@ def test_an_error_is_one_line(scored, answers, metric, message):
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("metric", ["vqa", "yes_no"])
+def test_data_without_questions_are_one_error(metric, tmp_path, monkeypatch, capsys):
+    source = toy.ToySource({"caption": [["a cat"]] * 3}, answers=[["yes"]] * 3)
+    monkeypatch.setattr(command_line, "open_source", lambda text: (text, {}, source))
+    path = tmp_path / "answers.json"
+    path.write_text('{"toy-0": "yes"}')
+    assert command.main(["--predictions", str(path), "--data", "t", "--metric", metric]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: Record 'toy-0' has no question") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("answer", [None, ["yes"], True])
 def test_an_answer_that_is_no_text_is_told(tmp_path, answer):
     """ "None" would be normalised to 0, which many questions are answered by."""

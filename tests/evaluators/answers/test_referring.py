@@ -1,9 +1,13 @@
 """REC: overlap decides, broken answers are wrong and counted, baselines, prompts."""
 
+import json
+
 import numpy as np
 import pytest
 
+from evaluators.answers.shared import command
 from evaluators.shared.base import make_evaluator
+from input_pipeline import command_line
 from input_pipeline.sources import make_source
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
@@ -82,7 +86,33 @@ def test_every_expression_is_asked_and_scored():
     assert values["accuracy@0.5"] == 4 / 5 and values["parse_failures"] == 1 / 5
     prompts = [toy_text.TEXT.decode([i for i in row[1 + toy_text.SLOTS :] if i]) for row in seen]
     phrases = [*texts[0][:3], "ring", *texts[1]]
-    assert prompts == [f"Question: Where is the {phrase}? Answer:" for phrase in phrases]
+    expected = [f"Question: Where is the {phrase}? Answer:" for phrase in phrases]
+    assert sorted(prompts) == sorted(expected)
+
+
+def test_predictions_and_groups(tmp_path, monkeypatch, capsys):
+    """Each expression has an id; the file is scored as the model was."""
+    file = tmp_path / "file.json"
+    right = [format_boxes(box) for box in BOXES]
+    source = source_of([BOXES[:2], [BOXES[2]], [BOXES[0], BOXES[0], BOXES[3]]],
+                       [["a", "b"], ["a"], ["a", "a ", "c"]])  # fmt: skip
+    source.more["category"] = ["x", "y", "y"]
+    model = toy_text.answers([right[0], right[2], right[0]])
+    asked = dict(by="category", predictions=str(file), controls=["blind"])
+    values = toy_text.evaluate("referring", source, model, **asked)
+    given = [("0/0", right[0]), ("0/1", right[0]), ("1/0", right[2])]
+    given += [("2/0", right[0]), ("2/1", right[0])]
+    expected = [{"question_id": f"toy-{name}", "answer": text} for name, text in given]
+    assert json.loads(file.read_text()) == expected
+    assert values["accuracy@0.5"] == pytest.approx(4 / 6)
+    assert values["accuracy@0.5_x"] == 0.5 and values["accuracy@0.5_y"] == pytest.approx(3 / 4)
+    assert values["parse_failures_y_blind"] == 1
+
+    monkeypatch.setattr(command_line, "open_source", lambda text: (text, {}, source))
+    words = ["--predictions", str(file), "--data", "toy", "--metric", "referring:by=category"]
+    assert command.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found and found == {name: values[name] for name in found}
 
 
 def test_an_expression_counts_as_often_as_it_is_given():

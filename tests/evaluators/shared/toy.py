@@ -20,6 +20,7 @@ from PIL import Image
 
 from evaluators.shared import base, linear, records
 from evaluators.shared.sharing import sharing
+from evaluators.shared.written import prompt_lengths
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.sources import Source
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -35,11 +36,14 @@ class ToySource(Source):
     of any other field."""
 
     def __init__(self, captions, label=None, hard_negatives=None, class_names=None, **more):
-        self.fields, self.label, self.hard_negatives = captions, label, hard_negatives
+        self.captions, self.label, self.hard_negatives = captions, label, hard_negatives
         self.more, self.class_names = more, class_names
 
     def __len__(self):
-        return len(next(iter(self.fields.values())))
+        return len(next(iter(self.captions.values())))
+
+    def identity(self):
+        return [repr((self.captions, self.label, self.hard_negatives, self.more))]
 
     def record(self, i):
         file = io.BytesIO()
@@ -47,7 +51,7 @@ class ToySource(Source):
         record = {
             "id": f"toy-{i}",
             "image": file.getvalue(),
-            "captions": {field: texts[i] for field, texts in self.fields.items()},
+            "captions": {field: texts[i] for field, texts in self.captions.items()},
         }
         if self.label is not None:
             record["label"] = self.label[i]
@@ -127,11 +131,18 @@ def as_described(name, fn, preprocess):
 
     def predict(model, batch):
         rows = {key: (x.shape[1:], x.dtype) for key, x in batch.items()}
-        assert rows == base.row_of(name, preprocess)
+        known = base.row_of(name, preprocess)
+        if name == "generate":  # prompts have no more padding than they need
+            given = rows["tokens"][0][0] - known["tokens"][0][0] + preprocess.context_length
+            assert given in prompt_lengths(preprocess.context_length)
+            for key in ("tokens", "token_types"):
+                known[key] = (rows["tokens"][0], known[key][1])
+        assert rows == known
         return fn(model, batch)
 
-    if hasattr(fn, "weights"):
-        predict.weights = fn.weights
+    for more in ("weights", "settings"):
+        if hasattr(fn, more):
+            setattr(predict, more, getattr(fn, more))
     return predict
 
 
@@ -233,7 +244,8 @@ def _evaluate_all(instances, **args):
     }
 
 
-if __name__ == "__main__":
+def join_processes():
+    """Of a script that is one of two."""
     if "PROCESS" in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
@@ -241,4 +253,8 @@ if __name__ == "__main__":
             num_processes=2,
             process_id=int(os.environ["PROCESS"]),
         )
+
+
+if __name__ == "__main__":
+    join_processes()
     print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))

@@ -27,13 +27,15 @@ def write_json(path, content):
 
 
 def records(source):
-    """All of them: the same from a copy in another process, and from shards."""
+    """All of them: the same from a copy in another process, and from shards, and without images."""
     found = [source[i] for i in range(len(source))]
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint() == source.fingerprint()
     for one, again in zip(found, copy.records(range(len(copy))), strict=True):
         assert encode(one) == encode(again)
         assert list(decode(encode(one)).keys() ^ one.keys()) == []
+    for one, fields in zip(found, source.fields(range(len(source))), strict=True):
+        assert encode({name: one[name] for name in one if name != "image"}) == encode(fields)
     assert len({one["id"] for one in found}) == len(found)
     return found
 

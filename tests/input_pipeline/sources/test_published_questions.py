@@ -49,10 +49,11 @@ def change(path, edit):
 
 
 def vqa(paths, kind="vqav2", **more):
-    questions, annotations, images = paths
-    return make_source(
-        "vqa", kind=kind, questions=questions, annotations=annotations, images=images, **more
-    )
+    return make_source("vqa", kind=kind, **named(paths), **more)
+
+
+def named(paths):
+    return dict(zip(("questions", "annotations", "images"), paths))
 
 
 def test_vqav2(tmp_path):
@@ -69,6 +70,17 @@ def test_vqav2(tmp_path):
     assert [one["question"] for one in found] == ["Where is he?", "Who?", "What?"]
     assert found[0]["image"] == (paths[2] / NAMES[1]).read_bytes() == found[1]["image"]
     assert found[2]["image"] == (paths[2] / NAMES[0]).read_bytes() and found[0]["captions"] == {}
+
+
+def test_fields_are_had_without_images(tmp_path):
+    paths = vqa_pair(tmp_path)
+    source = make_source("mixture", sources=[{"name": "vqa", "kind": "vqav2", **named(paths)}])
+    for name in NAMES:
+        (paths[2] / name).unlink()
+    found = source.fields([2, 0])
+    assert [one["question"] for one in found] == ["What?", "Where is he?"]
+    assert found[0]["id"] == "0:42000" and "image" not in found[0]
+    assert all(isinstance(one, FileNotFoundError) for one in source.records([2, 0]))
 
 
 def test_categories_of_okvqa_and_tdiuc(tmp_path):

@@ -87,6 +87,8 @@ def test_they_are_those_of_one_by_one(data, number):
     found, expected = source.records(chosen), [source[i] for i in chosen]
     assert list(map(records.encode, found)) == list(map(records.encode, expected))
     assert source.records([]) == []
+    without = [{name: one[name] for name in one if name != "image"} for one in expected]
+    assert list(map(records.encode, source.fields(chosen))) == list(map(records.encode, without))
 
 
 def same(found, expected):
