@@ -157,12 +157,14 @@ def check(layout: str, types, images: int, slots: int) -> None:
         if vision.any():
             raise ValueError("The rows have slots for images, but there are no image features.")
         return
-    found = runs(vision)
-    if (found * slots != vision.sum(axis=1)).any() or found.max() > images:
+    found, taken = runs(vision), vision.sum(axis=1)
+    wrong = (found * slots != taken) | (found > images)
+    if wrong.any():
+        row = int(wrong.argmax())
         raise ValueError(
             f"An image takes {slots} slots in a row, with a token between it and the next one, and "
-            f"there are {images} images a row; but the rows have {vision.sum(axis=1).tolist()} "
-            f"slots in {found.tolist()} runs."
+            f"there are {images} images a row; but row {row} has {taken[row]} slots in "
+            f"{found[row]} runs."
         )
     if layout == "static" and not is_static(types, slots):
         raise ValueError(

@@ -1,5 +1,11 @@
 """CogVLM's method on rows as they come: several images or none, packed, text alone."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +29,7 @@ from tests.big_vlp.methods.toy_cogvlm_method import (
     make_model,
 )
 
+ROOT = Path(__file__).parents[3]
 IMAGE = "image"
 IMAGES, CONTEXT = 2, 12
 LENGTH = 1 + IMAGES * SLOTS + CONTEXT
@@ -244,3 +251,26 @@ def test_dropout_of_a_row_is_that_of_the_static_layout(model):
         for kind in ("static", "general")
     )
     assert static == pytest.approx(general, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_rows_stay_on_their_devices():
+    """On eight: the numbers of one, and nothing travels but parameters and their gradients."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("routing_on_eight_devices.py"))],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": "8",
+            "NPROC": "64",  # threads: collectives block several on each device
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout).values():
+        plain = found.pop("none")
+        for result in found.values():
+            np.testing.assert_allclose(result["loss"], plain["loss"], rtol=1e-5)
+            close_gradients(*(jax.tree.map(np.array, r["gradients"]) for r in (result, plain)))

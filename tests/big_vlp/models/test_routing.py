@@ -175,12 +175,13 @@ def test_rows_without_room_are_nan_or_given_some():
         for kind in ("general", "any")
     )
     assert np.isnan(general[1]).all() and np.isfinite(any_).all()
-    np.testing.assert_allclose(general[[0, 2]], any_[[0, 2]], atol=1e-5 * np.abs(any_).max())
+    real = types != PADDING
+    others = real & (np.arange(3) != 1)[:, None]
+    np.testing.assert_allclose(general[others], any_[others], atol=1e-5 * np.abs(any_).max())
     # One token more makes room; what follows a row changes nothing in it.
     more = np.pad(types, ((0, 0), (0, 1)), constant_values=PADDING)
     longer = of_model(model, jnp.pad(tokens, ((0, 0), (0, 1))), jnp.asarray(more), "general")
     found = np.asarray(jax.jit(longer)(params, features))[:, :-1]
-    real = types != PADDING
     np.testing.assert_allclose(found[real], any_[real], atol=1e-5 * np.abs(any_).max())
 
 
