@@ -67,7 +67,7 @@ class CogVLM(Network):
     `models.layout`; the numbers are the same by each that fits. With "static" and "general" every
     token goes through one expert, which costs what the language model costs. Rows that have no room
     for "general" come out as NaN, never as wrong numbers. "any" makes the room, by as much padding
-    as the vision experts could take, and costs up to twice as much. Without image features the
+    as the vision experts could take, and costs about twice as much. Without image features the
     model is the plain language model.
 
     Attributes:

@@ -176,7 +176,7 @@ def check(layout: str, types, images: int, slots: int) -> None:
         raise ValueError(
             f"A row has {text} tokens of text; rows of {length} with place for {images} images "
             f"have room for {free}: make them {room(types, images, slots)} long, or use "
-            "layout='any', which costs up to twice as much."
+            "layout='any', which costs about twice as much."
         )
 
 

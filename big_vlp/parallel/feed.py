@@ -1,7 +1,7 @@
 """A thread that brings the next batch to the devices while they are at this one.
 
-It only copies: what processes do together, such as asking each other, is the main thread's, since
-two threads would start it in another order on each of them.
+It only looks at rows and copies: what processes do together, such as asking each other, is the main
+thread's, since two threads would start it in another order on each of them.
 """
 
 import queue

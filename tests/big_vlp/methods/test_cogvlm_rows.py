@@ -255,7 +255,7 @@ def test_dropout_of_a_row_is_that_of_the_static_layout(model):
 
 @pytest.mark.slow
 def test_rows_stay_on_their_devices():
-    """On eight: the numbers of one, and nothing travels but parameters and their gradients."""
+    """On eight: the numbers of one, and nothing is brought together but parameters."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("routing_on_eight_devices.py"))],
         env={
@@ -269,8 +269,13 @@ def test_rows_stay_on_their_devices():
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout).values():
+    brought = {}
+    for layout, found in json.loads(done.stdout).items():
         plain = found.pop("none")
-        for result in found.values():
+        for mesh, result in found.items():
+            moved = {tuple(each) for each in result["moved"] if each[0] != "all-reduce"}
+            brought[layout, mesh] = moved
             np.testing.assert_allclose(result["loss"], plain["loss"], rtol=1e-5)
             close_gradients(*(jax.tree.map(np.array, r["gradients"]) for r in (result, plain)))
+    assert not brought["general", "8,1,1"]
+    assert brought["general", "2,2,2"] == brought["static", "2,2,2"] != set()
