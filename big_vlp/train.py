@@ -226,7 +226,8 @@ def _run(experiment, workdir, live, opened, telling) -> None:
     try:
         loaded, running = loader.iterate(first_step), collections.deque()
         sizes = (loader.plan(i)[1] for i in range(first_step, total_steps))
-        with contextlib.closing(Feed(loaded, sizes, mesh)) as feed, jax.set_mesh(mesh):
+        fed = Feed(loaded, sizes, mesh, method.check_batch)
+        with contextlib.closing(fed) as feed, jax.set_mesh(mesh):
             batches = announced(feed, total_steps - first_step, mesh, checkpoints.is_time)
             for i in range(first_step, total_steps):
                 if checkpoints.is_due(i):

@@ -27,7 +27,7 @@ class Generate:
       method: has `network`, the model, `preprocess`, `lora_active` and `for_writing`.
       rows: what lays out the batches.
       max_new_tokens: of an answer.
-      layout: of the batches; `rows` gives static ones.
+      layout: of the batches, see `models.layout`; `rows` gives static ones.
       row_bytes: as ROW_BYTES; the other rows of a batch wait. No answer depends on it.
     """
 
@@ -39,9 +39,9 @@ class Generate:
     row_bytes: int = ROW_BYTES
 
     def __call__(self, params, batch) -> jax.Array:
-        """Answers to {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]}:
-        i32[B, max_new_tokens], see `sampling.generate`. Its parameters are the model's or those of
-        `weights`."""
+        """Answers to {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]},
+        or without images: i32[B, max_new_tokens], see `sampling.generate`. Its parameters are the
+        model's or those of `weights`."""
         with self.method.lora_active():
             most = self._rows_at_once(params, batch["tokens"].shape[1])
             return in_turns(lambda rows: self._write(params, rows), batch, most)
@@ -58,13 +58,16 @@ class Generate:
 
     def _write(self, params, batch):
         model, preprocess = self.method.network, self.method.preprocess
-        images = normalise(batch["images"], preprocess.mean, preprocess.std)
+        features = None
+        if "images" in batch and batch["images"].shape[1]:
+            images = normalise(batch["images"], preprocess.mean, preprocess.std)
+            features = model.apply(trees.variables(params), images, method="encode_images")
         return generate(
             model,
             params,
             batch["tokens"],
             batch["token_types"],
-            model.apply(trees.variables(params), images, method="encode_images"),
+            features,
             max_new_tokens=self.max_new_tokens,
             eos_id=self.rows.text.eos_id,
             pad_id=self.rows.text.pad_id,

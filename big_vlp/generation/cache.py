@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vlp import trees
+from big_vlp.models import layout as layouts
 from big_vlp.models.cogvlm import CogVLM
-from big_vlp.models.layout import LANGUAGE, PADDING, VISION, is_static, pad_right, position_ids
+from big_vlp.models.layout import LANGUAGE, PADDING, pad_right, position_ids
 
 
 class Settings(NamedTuple):
@@ -46,7 +47,8 @@ def hashable(model: CogVLM) -> CogVLM:
 
 
 def make_prompts(tokens, types, features, layout: str, multiple: int) -> Prompts:
-    """Checks rows, moves padding to the right and adds some up to a multiple.
+    """Checks rows, moves padding to the right and adds some: as much as the general layout takes,
+    and up to a multiple.
 
     Args:
       as of `generation.sampling.generate`.
@@ -54,11 +56,16 @@ def make_prompts(tokens, types, features, layout: str, multiple: int) -> Prompts
     Raises:
       ValueError: the rows are not what the layout or the features need.
     """
+    length = jnp.shape(types)[1]
     # Neither traced arrays nor those of other hosts can be looked at.
     if not isinstance(types, jax.core.Tracer) and getattr(types, "is_fully_addressable", True):
-        _check(np.asarray(types), features, layout)
+        images, slots = (0, 0) if features is None else features.shape[1:3]
+        _check(np.asarray(types), images, slots, layout)
+        if layout == "general":
+            length = max(length, layouts.room(types, images, slots))
     lengths, types, tokens = pad_right(jnp.asarray(types), tokens)
-    more = ((0, 0), (0, -types.shape[1] % multiple))
+    length += -length % multiple
+    more = ((0, 0), (0, length - types.shape[1]))
     types = jnp.pad(types, more, constant_values=PADDING)
     # The end of an image that closes a prompt is known by the token behind it, which is to come.
     positions = position_ids(jnp.where(types == PADDING, LANGUAGE, types))
@@ -93,31 +100,11 @@ def decode(settings: Settings, params, prompts, written, token, position, length
     return settings.model.apply(trees.variables(params), *args, method="decode")
 
 
-def _check(types: np.ndarray, features, layout: str) -> None:
-    real, vision = types != PADDING, types == VISION
+def _check(types: np.ndarray, images: int, slots: int, layout: str) -> None:
+    real = types != PADDING
     if not real.any(axis=1).all():
         raise ValueError(f"Row {int(real.any(axis=1).argmin())} is empty: a prompt needs a token.")
-    if (_runs(real) > 1).any():
+    if (layouts.runs(real) > 1).any():
         raise ValueError("Padding must stand on one side of each row.")
-    if features is None:
-        if vision.any():
-            raise ValueError("The rows have slots for images, but there are no image features.")
-        return
-    count, slots = features.shape[1:3]
-    images = _runs(vision)
-    if (images * slots != vision.sum(axis=1)).any() or images.max() > count:
-        raise ValueError(
-            f"An image takes {slots} slots in a row, with a token between it and the next one, and "
-            f"there are {count} images a row; but the rows have {vision.sum(axis=1).tolist()} "
-            f"slots in {images.tolist()} runs."
-        )
-    if layout == "static" and not is_static(jnp.asarray(types), slots):
-        raise ValueError(
-            "The rows are not one token, one image, then text and padding: use layout='general'."
-        )
-
-
-def _runs(flags: np.ndarray) -> np.ndarray:
-    """How many runs of True each row of bool[B, T] has."""
-    before = np.pad(flags[:, :-1], ((0, 0), (1, 0)))
-    return (flags & ~before).sum(axis=1)
+    # These rows are made as long as the general layout takes.
+    layouts.check("any" if layout == "general" else layout, types, images, slots)

@@ -14,6 +14,7 @@ from big_vlp.methods.shared import base
 from big_vlp.methods.shared.accumulate import sum_over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype, in_compute_dtype
 from big_vlp.methods.shared.ema import ema
+from big_vlp.models import layout as layouts
 from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
 from big_vlp.models.layers import axes
 from big_vlp.models.lora import Lora
@@ -33,7 +34,9 @@ class Method(base.Method):
 
     Attributes:
       model: arguments of `CogVLM` but for those below. Its dropout, if any, acts in training only.
-      layout: "static" for the views' `bos | image | text`, "general" for any other.
+      layout: what rows promise, see `models.layout`: "static" for `bos | image | text`, "general"
+        for images anywhere, several, or in some rows only; "any" for rows without room for that.
+        Batches without images are text, whatever the layout.
       image_loss: weight of an ablation of the paper: boi and each patch predict the image tower's
         next token, by 1 - cosine. Above 0 it adds "feature_head" to the model.
       ema_decay: share of the old average in the average after each step; it covers what is trained
@@ -118,7 +121,7 @@ class Method(base.Method):
         del averaged, step
         model = trees.merge(trees.merge(trainable, frozen), statistics)
         size = batch["tokens"].shape[0]
-        count = batch["loss_mask"][:, self._first_predicted(batch) :].sum()
+        count = self._counted(batch).sum()
 
         def part(model, rows):
             sums, _, image_losses = self._row_losses(model, rows)
@@ -130,14 +133,31 @@ class Method(base.Method):
         rows = {**batch, "keys": jax.random.split(rng, size)}
         loss, terms = sum_over_micro_batches(part, model, rows, self.accumulate_steps, self.dtype)
         metrics = {"answer_tokens": count / size} | (terms if self.image_loss else {})
+        if self.layout != "static":
+            metrics["images"] = layouts.image_starts(batch["token_types"]).sum() / size
         return loss, (statistics, metrics)
+
+    def check_batch(self, rows) -> None:
+        if images := _images(rows):
+            layouts.check(self.layout, rows["token_types"], images, self._slots(rows))
+        else:
+            layouts.check("any", rows["token_types"], 0, 0)
+
+    def _slots(self, rows) -> int:
+        """Of an image: its tokens, boi and eoi."""
+        return (rows["images"].shape[2] // self.preprocess.image_token_size) ** 2 + 2
 
     def _first_predicted(self, rows) -> int:
         """The first position whose token is predicted: in the static layout, of the text."""
-        if "images" not in rows or self.layout != "static":
-            return 1
-        patches = rows["images"].shape[2] // self.preprocess.image_token_size
-        return 1 + patches**2 + 2  # the first token, boi and eoi
+        return 1 + self._slots(rows) if self.layout == "static" and _images(rows) else 1
+
+    def _counted(self, rows):
+        """bool[B, t]: which tokens count, of those from `_first_predicted` on. The first of a
+        segment never does: it would be predicted from another example."""
+        start, mask = self._first_predicted(rows), rows["loss_mask"]
+        if "segments" in rows:
+            mask = mask & ~layouts.starts(rows["segments"])
+        return mask[:, start:]
 
     def _row_losses(self, model, rows):
         """(f32[B], i32[B], f32[B]): each row's summed loss of text, the number of its tokens that
@@ -149,16 +169,14 @@ class Method(base.Method):
         start = self._first_predicted(rows)
 
         def run(module):
-            features = None
-            if "images" in rows:
+            features, image_loss = None, jnp.zeros(len(tokens))
+            if _images(rows):
                 images = normalise(rows["images"], self.preprocess.mean, self.preprocess.std)
                 patches = module.image_tokens(images)
                 features = module.adapt(patches)
-            hidden, _ = module.hidden(
-                tokens, types, features, self.layout, dropout_keys=rows.get("keys")
-            )
-            image_loss = jnp.zeros(len(tokens))
-            if module.image_head:
+            more = {"dropout_keys": rows.get("keys"), "segments": rows.get("segments")}
+            hidden, _ = module.hidden(tokens, types, features, self.layout, **more)
+            if module.image_head and features is not None:
                 predicted = module.predict_features(hidden[:, 1 : start - 2])
                 targets = jax.lax.stop_gradient(patches[:, 0])
                 image_loss = 1 - losses.cosine(predicted, targets).mean(axis=1)
@@ -166,7 +184,7 @@ class Method(base.Method):
 
         with self.lora_active():
             hidden, image_loss = self.network.apply(trees.variables(model), method=run)
-            predicted, counted = tokens[:, start:], rows["loss_mask"][:, start:]
+            predicted, counted = tokens[:, start:], self._counted(rows)
             of_head, others = trees.split(model, lambda path: path.startswith("language/head/"))
 
             def logits(of_head, hidden):
@@ -201,7 +219,7 @@ class Method(base.Method):
         return trees.merge(used, others)
 
     def model_images(self, batch, keys):
-        if "images" not in batch:
+        if not _images(batch):
             return {}
         return {"image": normalise(batch["images"], self.preprocess.mean, self.preprocess.std)}
 
@@ -228,3 +246,8 @@ class Method(base.Method):
                 self, Rows.of(self.preprocess), self.max_new_tokens, layout=self.layout
             ),
         }
+
+
+def _images(rows) -> int:
+    """For how many images a batch has place in each row."""
+    return rows["images"].shape[1] if "images" in rows else 0

@@ -2,20 +2,22 @@
 blocks have visual experts. CogVLM2 is the same with other sizes, and any ViT can be the tower."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp
+from big_vlp.models import layout as layouts
+from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp, Places
 from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
 from big_vlp.models.layers.norms import layer_norm
 from big_vlp.models.layers.transformer import torch_kernel_init
-from big_vlp.models.layout import VISION, expert_mask, image_index, image_spans, position_ids
+from big_vlp.models.layout import PADDING, VISION
 from big_vlp.models.llama import Llama
 from big_vlp.models.towers import Tower, make_tower
 from input_pipeline.checks import arguments
 
-LAYOUTS = ("static", "general")
+LAYOUTS = ("static", "general", "any")
 IMAGE_MASKS = ("causal", "full")
 
 
@@ -61,10 +63,12 @@ class Adapter(nn.Module):
 class CogVLM(Network):
     """The whole model.
 
-    Sequences are described by token types, see `models.layout`. Two layouts give the same numbers:
-    "static" is for rows of one token, the slots of one image, and text or padding behind them; its
-    cost is that of the language model. "general" takes any row, and applies both experts to all
-    tokens. Without image features the model is the plain language model.
+    Sequences are described by token types, and by a layout, which says what all rows promise, see
+    `models.layout`; the numbers are the same by each that fits. With "static" and "general" every
+    token goes through one expert, which costs what the language model costs. Rows that have no room
+    for "general" come out as NaN, never as wrong numbers. "any" makes the room, by as much padding
+    as the vision experts could take, and costs about twice as much. Without image features the
+    model is the plain language model.
 
     Attributes:
       text: keyword arguments of `Llama`.
@@ -130,8 +134,9 @@ class CogVLM(Network):
 
     def image_tokens(self, images):
         """Normalised images [B, I, S, S, 3] -> the image tower's tokens [B, I, N, W]."""
-        tokens, _ = self.vision(images.reshape(-1, *images.shape[2:]))
-        return tokens.reshape(*images.shape[:2], *tokens.shape[1:])
+        rows, count, *shape = images.shape
+        tokens, _ = self.vision(images.reshape(rows * count, *shape))
+        return tokens.reshape(rows, count, *tokens.shape[1:])
 
     def adapt(self, tokens):
         """[B, I, N, W] of `image_tokens` -> features [B, I, N + 2, D] with boi and eoi."""
@@ -155,9 +160,9 @@ class CogVLM(Network):
           [B, T, D].
         """
         slots = features.shape[2]
-        if layout == "general":
+        if layout in ("general", "any"):
             flat = features.reshape(features.shape[0], -1, features.shape[-1])
-            index = jnp.clip(image_index(types), 0, flat.shape[1] - 1)
+            index = jnp.clip(layouts.image_index(types), 0, flat.shape[1] - 1)
             in_place = jnp.take_along_axis(flat, index[..., None], axis=1)
             embedded = self.language.embed(tokens)
             return jnp.where((types == VISION)[..., None], in_place, embedded)
@@ -177,10 +182,11 @@ class CogVLM(Network):
         tokens,
         types,
         features=None,
-        layout="general",
+        layout="any",
         positions=None,
         keep_cache=False,
         dropout_keys=None,
+        segments=None,
     ):
         """The language model without its output layer.
 
@@ -189,22 +195,38 @@ class CogVLM(Network):
           positions: ids i32[B, T]; by default those of `layout.position_ids`.
           keep_cache: whether to return keys and values.
           dropout_keys: see `Llama`.
+          segments: i32[B, T] of `models.layout`, where several examples share a row; none of them
+            sees another.
 
         Returns:
           ([B, T, D] after the final norm, cache of `Llama.empty_cache` or None).
         """
         if positions is None:
-            positions = position_ids(types)
+            positions = layouts.position_ids(types, segments)
         if features is None:
-            x, route, spans = self.language.embed(tokens), None, None
-        else:
-            x = self.merge(tokens, types, features, layout)
-            # boi and patches; eoi is language.
-            route = (1, features.shape[2]) if layout == "static" else expert_mask(types)
-            spans = None
-            if self.image_mask == "full":
-                spans = route if layout == "static" else image_spans(types)
-        return self.language(x, positions, route, spans, keep_cache, dropout_keys)
+            x = self.language.embed(tokens)
+            return self.language(x, positions, None, None, keep_cache, dropout_keys, segments)
+        length, (images, slots) = types.shape[1], features.shape[1:3]
+        vision = layouts.vision_places(length, images, slots) if self.expert_parts else 0
+        if layout == "any":
+            more = ((0, 0), (0, vision))
+            tokens, positions = jnp.pad(tokens, more), jnp.pad(positions, more)
+            types = jnp.pad(types, more, constant_values=PADDING)
+            segments = None if segments is None else jnp.pad(segments, more)
+        x = self.merge(tokens, types, features, layout)
+        full = self.image_mask == "full"
+        if layout == "static":
+            route = (1, slots)  # boi and patches; eoi is language
+            spans = route if full else None
+            return self.language(x, positions, route, spans, keep_cache, dropout_keys, segments)
+        spans = layouts.image_spans(types) if full else None
+        if not self.expert_parts:
+            return self.language(x, positions, None, spans, keep_cache, dropout_keys, segments)
+        order, fits = layouts.stream_order(types, vision)
+        route = Places(order, jnp.argsort(order, axis=1), types.shape[1] - vision)
+        x, cache = self.language(x, positions, route, spans, keep_cache, dropout_keys, segments)
+        x = jnp.where(fits[:, None, None], x, jnp.nan)
+        return x[:, :length], jax.tree.map(lambda a: a[:, :, :length], cache)
 
     def logits(self, hidden):
         """[..., D] of `hidden` -> f32[..., vocab_size]."""
@@ -215,7 +237,7 @@ class CogVLM(Network):
         its length (the ablation "image SSL loss" of arXiv 2311.03079)."""
         return self.feature_head(hidden)
 
-    def prefill(self, tokens, types, lengths, features=None, layout="general", positions=None):
+    def prefill(self, tokens, types, lengths, features=None, layout="any", positions=None):
         """Begins a generation: reads prompts that are padded on the right.
 
         Args:
@@ -239,7 +261,7 @@ class CogVLM(Network):
         """As `Llama.empty_cache`."""
         return self.language.empty_cache(rows, length)
 
-    def __call__(self, images, tokens, types, layout="general"):
+    def __call__(self, images, tokens, types, layout="any"):
         """Logits f32[B, T, vocab_size]; creates every parameter. Arguments as above, images
         [B, I, S, S, 3] or None."""
         features = None if images is None else self.encode_images(images)

@@ -3,6 +3,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,9 +20,25 @@ from big_vlp.parallel import meshes
 EXPERT_PARTS = ("qkv", "out", "mlp")
 INIT = normal(0.02)
 
-# Which weights handle which token: None, those for language all; (start, stop), the visual expert
-# the positions start..stop-1 of every row; bool[B, T], the visual expert where it holds.
-Route = None | tuple[int, int] | jax.Array
+
+class Places(NamedTuple):
+    """Which positions of each row are text and which image: the first `text` of `order` and the
+    others. All streams are as long as those of other rows; `layout.stream_order` makes them.
+
+    Attributes:
+      order: i32[B, T], the positions of every row in the order of its streams.
+      back: i32[B, T], where in `order` each position is.
+      text: how many there are in the text stream.
+    """
+
+    order: jax.Array
+    back: jax.Array
+    text: int
+
+
+# Which tokens the visual experts handle, the image stream: None, none; (start, stop), the positions
+# start..stop-1 of every row; else those of each row by itself.
+Route = None | tuple[int, int] | Places
 
 
 class RMSNorm(nn.Module):
@@ -124,21 +141,39 @@ class Expert(nn.Module):
 
 
 def apart(route: Route, x) -> tuple:
-    """The streams of [B, T, ...]: (text [B, T - N, ...], image [B, N, ...]) where the route is a
-    span, else the whole."""
-    if not isinstance(route, tuple):
+    """The streams of [B, T, ...]: (text [B, T - N, ...], image [B, N, ...]), without a route the
+    whole."""
+    if route is None:
         return (x,)
+    if isinstance(route, Places):
+        x = _reordered(x, route.order, route.back)
+        return x[:, : route.text], x[:, route.text :]
     start, stop = route
     return jnp.concatenate([x[:, :start], x[:, stop:]], axis=1), x[:, start:stop]
 
 
 def together(route: Route, streams: tuple):
     """What `apart` took apart."""
-    if len(streams) == 1:
+    if route is None:
         return streams[0]
+    if isinstance(route, Places):
+        return _reordered(jnp.concatenate(streams, axis=1), route.back, route.order)
     text, image = streams
     start, _ = route
     return jnp.concatenate([text[:, :start], image, text[:, start:]], axis=1)
+
+
+@jax.custom_vjp
+def _reordered(x, order, back):
+    """x[b, order[b]] of every row b of [B, T, ...]; `back` is the inverse. So the gradient is read
+    from its place, too, and no device adds up what is scattered."""
+    return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, order)
+
+
+_reordered.defvjp(
+    lambda x, order, back: (_reordered(x, order, back), (order, back)),
+    lambda orders, upstream: (_reordered(upstream, *orders[::-1]), None, None),
+)
 
 
 class DecoderBlock(nn.Module):
@@ -163,44 +198,36 @@ class DecoderBlock(nn.Module):
         self.language = Expert(*sizes, qkv_bias=False, dtype=self.dtype)
         self.vision = Expert(*sizes, qkv_bias=self.expert_qkv_bias, dtype=self.dtype)
 
-    def _part(self, name: str, route: Route, streams: tuple) -> tuple:
-        """One of EXPERT_PARTS of every stream. A span costs what one function costs; a mask costs
-        both."""
-        language = functools.partial(self.language.part, name)
-        if route is None or name not in self.expert_parts:
-            return tuple(map(language, streams))
-        vision = functools.partial(self.vision.part, name)
-        if len(streams) == 2:
-            return language(streams[0]), vision(streams[1])
+    def _part(self, name: str, streams: tuple) -> tuple:
+        """One of EXPERT_PARTS of every stream: each token goes through one set of weights."""
+        text, *image = streams
+        expert = self.vision if name in self.expert_parts else self.language
+        return self.language.part(name, text), *(expert.part(name, x) for x in image)
 
-        def choose(image, text):
-            mask = route.reshape(route.shape + (1,) * (image.ndim - 2))
-            return jnp.where(mask, image, text)
-
-        (x,) = streams
-        return (jax.tree.map(choose, vision(x), language(x)),)
-
-    def __call__(self, streams: tuple, angles, route: Route, spans, dropout=None):
+    def __call__(self, streams: tuple, angles, route: Route, spans, segments=None, dropout=None):
         """Streams of [B, T, W], see `apart`, -> (streams, (key, value) [B, T, K, D] each, rotated).
 
         They meet in attention only.
 
         Args:
           angles: of `rope_angles`.
-          spans: of `attention`; what else is seen is causal.
+          spans, segments: of `attention`; what else is seen is causal.
           dropout: of `attention.drop`, with keys of this block's own.
         """
-        qkv = self._part("qkv", route, tuple(map(self.norm1, streams)))
+        qkv = self._part("qkv", tuple(map(self.norm1, streams)))
         query, key, value = (together(route, parts) for parts in zip(*qkv))
         query, key = rotate(query, angles), rotate(key, angles)
         of_weights, of_output = fold_in(dropout, 0), fold_in(dropout, 1)
-        heads = attention(query, key, value, causal=True, spans=spans, dropout=of_weights)
-        added = self._part("out", route, apart(route, heads))
-        positions = apart(route, jnp.arange(heads.shape[1])[None])
-        streams = tuple(
-            x + drop(y, of_output, own[0]) for x, y, own in zip(streams, added, positions)
+        heads = attention(
+            query, key, value, causal=True, spans=spans, segments=segments, dropout=of_weights
         )
-        added = self._part("mlp", route, tuple(map(self.norm2, streams)))
+        added = self._part("out", apart(route, heads))
+        positions = jnp.broadcast_to(jnp.arange(heads.shape[1]), heads.shape[:2])
+        streams = tuple(
+            x + drop(y, of_output, own)
+            for x, y, own in zip(streams, added, apart(route, positions))
+        )
+        added = self._part("mlp", tuple(map(self.norm2, streams)))
         return tuple(map(jnp.add, streams, added)), (key, value)
 
     def decode(self, x, angles, prompts, written, lengths, step):

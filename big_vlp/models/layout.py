@@ -2,10 +2,23 @@
 
 Every token has a type. An image takes N + 2 consecutive VISION slots: begin of image (boi), its N
 patches, end of image (eoi). Padding may stand before or behind the rest of a row.
+
+Several examples may share a row, packed: `segments` i32[B, T] then number them from 1, with 0 in
+padding, and each begins with a language token.
+
+Rows have a layout, which says what a model may rely on:
+
+* "static": one token, the slots of one image, then text or padding, in every row.
+* "general": images anywhere, in each row as many as it has; but rows have room: what the vision
+  experts would take of all images that a batch holds for a row, `vision_places`, and the text of
+  the longest fit into a row beside each other. Rows with that many images always have room, and so
+  have rows of `1 + images * slots + context` tokens with up to `context` of text.
+* "any": the same without the promise.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
 
@@ -31,8 +44,9 @@ def expert_mask(types):
     return vision & _following(vision, False)
 
 
-def position_ids(types):
-    """i32[B, T]: ids count up at each language token, boi, first patch and eoi.
+def position_ids(types, segments=None):
+    """i32[B, T]: ids count up at each language token, boi, first patch and eoi; from 0 again in
+    each of a row's segments.
 
     All patches of an image share an id. So do padding and the token before it; behind padding on
     the left the first token's id is 1. As in the released code, boi and eoi are known by a
@@ -44,7 +58,15 @@ def position_ids(types):
     patch = vision & ~language
     first_patch = patch & _preceding(language, False)
     steps = (language | first_patch).at[:, 0].set(False)
-    return jnp.cumsum(steps, axis=1, dtype=jnp.int32)
+    ids = jnp.cumsum(steps, axis=1, dtype=jnp.int32)
+    if segments is None:
+        return ids
+    return ids - jax.lax.cummax(jnp.where(starts(segments), ids, 0), axis=1)
+
+
+def starts(segments):
+    """bool[B, T]: the first position of each of a row's segments."""
+    return (segments != _preceding(segments, 0)).at[:, 0].set(True)
 
 
 def image_index(types):
@@ -57,22 +79,105 @@ def image_spans(types):
 
     As `spans` of attention they make the ablation "full visual mask" of arXiv 2311.03079.
     """
-    inside = expert_mask(types)
-    starts = inside & ~_preceding(inside, False)
-    return jnp.where(inside, jnp.cumsum(starts, axis=1, dtype=jnp.int32), 0)
+    inside, first = expert_mask(types), image_starts(types)
+    return jnp.where(inside, jnp.cumsum(first, axis=1, dtype=jnp.int32), 0)
 
 
-def is_static(types, slots: int):
-    """bool: whether all rows are one token, `slots` image slots, then text or padding.
+def image_starts(types):
+    """bool[B, T]: the begin of each image."""
+    vision = types == VISION
+    return vision & ~_preceding(vision, False)
+
+
+def vision_places(length: int, images: int, slots: int) -> int:
+    """How many tokens of a row the vision experts take at most: boi and patches of so many images,
+    or of those that the row is long enough for."""
+    return min(images, length // slots) * (slots - 1)
+
+
+def stream_order(types, vision: int):
+    """What text and vision experts take of rows of the general layout.
+
+    Args:
+      types: i32[B, T].
+      vision: `vision_places`.
+
+    Returns:
+      (order i32[B, T], fits bool[B]): the first T - `vision` positions in `order` are for the
+      language experts, the others for the vision experts, and padding fills up both. Where a row
+      does not fit, some of its tokens are in the wrong part.
+    """
+    experts, padding = expert_mask(types), types == PADDING
+    order = jnp.argsort(jnp.where(experts, 2, padding), axis=1, stable=True)
+    text = types.shape[1] - vision
+    fits = (experts.sum(axis=1) <= vision) & ((~experts & ~padding).sum(axis=1) <= text)
+    return order.astype(jnp.int32), fits
+
+
+def room(types, images: int, slots: int) -> int:
+    """How many tokens rows need for the general layout; on the host.
+
+    Args:
+      types: i32[B, T].
+      images: for how many a batch has place in each row.
+      slots: N + 2.
+    """
+    return _longest_text(np.asarray(types)) + images * (slots - 1)
+
+
+def is_static(types, slots: int) -> bool:
+    """Whether all rows are one token, `slots` image slots, then text or padding; on the host.
 
     Args:
       types: i32[B, T].
       slots: N + 2.
     """
-    index = jnp.arange(types.shape[1])
+    types = np.asarray(types)
+    index = np.arange(types.shape[1])
     image = (index >= 1) & (index <= slots)
-    fits = ((types == VISION) == image).all() & (types[:, 0] == LANGUAGE).all()
-    return fits & (types.shape[1] > slots)
+    fits = ((types == VISION) == image).all() and (types[:, 0] == LANGUAGE).all()
+    return bool(fits and types.shape[1] > slots)
+
+
+def check(layout: str, types, images: int, slots: int) -> None:
+    """Checks what nobody can look at while a program runs; on the host.
+
+    Args:
+      layout: what the rows promise.
+      types: i32[B, T].
+      images: for how many a batch has place in each row.
+      slots: N + 2.
+
+    Raises:
+      ValueError: the slots are not those of at most so many images, or the promise does not hold.
+    """
+    types = np.asarray(types)
+    vision = types == VISION
+    if not images:
+        if vision.any():
+            raise ValueError("The rows have slots for images, but there are no image features.")
+        return
+    found, taken = runs(vision), vision.sum(axis=1)
+    wrong = (found * slots != taken) | (found > images)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"An image takes {slots} slots in a row, with a token between it and the next one, and "
+            f"there are {images} images a row; but row {row} has {taken[row]} slots in "
+            f"{found[row]} runs."
+        )
+    if layout == "static" and not is_static(types, slots):
+        raise ValueError(
+            "The rows are not one token, one image, then text and padding: use layout='general'."
+        )
+    length = types.shape[1]
+    free = length - vision_places(length, images, slots)
+    if layout == "general" and (text := _longest_text(types)) > free:
+        raise ValueError(
+            f"A row has {text} tokens of text; rows of {length} with place for {images} images "
+            f"have room for {free}: make them {room(types, images, slots)} long, or use "
+            "layout='any', which costs about twice as much."
+        )
 
 
 def pad_right(types, *rows):
@@ -100,3 +205,14 @@ def _preceding(flags, first: bool):
 def _following(flags, last: bool):
     """Each position's right neighbour, `last` at the end."""
     return jnp.pad(flags[:, 1:], ((0, 0), (0, 1)), constant_values=last)
+
+
+def _longest_text(types: np.ndarray) -> int:
+    """The most tokens of a row that language experts handle; eoi is one."""
+    return int(((types == LANGUAGE).sum(axis=1) + runs(types == VISION)).max())
+
+
+def runs(flags: np.ndarray) -> np.ndarray:
+    """How many runs of True each row of bool[B, T] has."""
+    before = np.pad(flags[:, :-1], ((0, 0), (1, 0)))
+    return (flags & ~before).sum(axis=1)

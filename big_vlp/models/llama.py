@@ -94,11 +94,10 @@ class Llama(nn.Module):
         )
 
     def _init_blocks(self, rng):
-        x = jnp.zeros((1, 1, self.width))
+        x, route = jnp.zeros((1, 1, self.width)), (0, 1)  # two streams create both experts
         angles = self._angles(jnp.zeros((1, 1), jnp.int32))
-        route = jnp.ones((1, 1), bool)  # creates both experts
         block = self._block(self.expert_parts)
-        blocks = init_blocks(rng, block, self.layers, (x,), angles, route, None)
+        blocks = init_blocks(rng, block, self.layers, apart(route, x), angles, route, None)
         if "vision" in blocks:
             blocks["vision"] = jax.tree.map(lambda a: a[:: self.expert_every], blocks["vision"])
         return blocks
@@ -126,6 +125,7 @@ class Llama(nn.Module):
         spans=None,
         keep_cache: bool = False,
         dropout_keys=None,
+        segments=None,
     ):
         """Embedded tokens [B, T, W] -> ([B, T, W] after the final norm, cache).
 
@@ -137,6 +137,7 @@ class Llama(nn.Module):
           spans: which tokens see later ones, too, see `attention`; None: none do.
           keep_cache: else the cache is None; it is that of `empty_cache`, filled.
           dropout_keys: for training, a key a row, see `attention.drop`; None: without dropout.
+          segments: which tokens of a row may see each other, see `attention`; None: all.
         """
         use_dropout = self.dropout > 0 and dropout_keys is not None
         if use_dropout and jnp.shape(dropout_keys)[:1] != x.shape[:1]:
@@ -155,7 +156,7 @@ class Llama(nn.Module):
             def run(streams, params, number):
                 of_layer = fold_in(dropout, number)
                 streams, (key, value) = block.apply(
-                    {"params": params}, streams, angles, route, spans, of_layer
+                    {"params": params}, streams, angles, route, spans, segments, of_layer
                 )
                 return streams, {"key": key, "value": value} if keep_cache else None
 

@@ -1,17 +1,18 @@
 """A thread that brings the next batch to the devices while they are at this one.
 
-It only copies: what processes do together, such as asking each other, is the main thread's, since
-two threads would start it in another order on each of them.
+It only looks at rows and copies: what processes do together, such as asking each other, is the main
+thread's, since two threads would start it in another order on each of them.
 """
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from jax.sharding import Mesh
 
 from big_vlp.parallel import meshes
+from input_pipeline.checks.errors import BigVlpError
 
 # For a thread that makes rows to come to its end; one that waits for dead storage does not.
 _END_SECONDS = 2.0
@@ -22,6 +23,10 @@ _END_SECONDS = 2.0
 MOST_BATCHES, WAITING_BATCHES = 4, 2
 
 
+class BatchError(BigVlpError, ValueError):
+    """The rows of a batch are not what trains the model."""
+
+
 class Feed:
     """Iterator over batches on the devices. One is kept ready there, another in the host's memory.
 
@@ -29,10 +34,17 @@ class Feed:
       loaded: gives this process' rows of each batch, see `meshes.global_batch`; is closed with the
         feed.
       sizes: of the global batches.
+      check: looks at this process' rows, and raises ValueError where something is wrong with them.
     """
 
-    def __init__(self, loaded: Iterator[dict], sizes: Iterable[int], mesh: Mesh):
-        self._loaded = loaded
+    def __init__(
+        self,
+        loaded: Iterator[dict],
+        sizes: Iterable[int],
+        mesh: Mesh,
+        check: Callable[[dict], None] = lambda rows: None,
+    ):
+        self._loaded, self._check = loaded, check
         self._room, self._ready, self._stopped = threading.Semaphore(1), queue.SimpleQueue(), False
         self._thread = threading.Thread(
             target=self._run, args=(sizes, mesh), name="feed", daemon=True
@@ -66,6 +78,10 @@ class Feed:
             for size in sizes:
                 if (rows := next(self._loaded, None)) is None:
                     raise RuntimeError("The loader has ended before the plan.")
+                try:
+                    self._check(rows)
+                except ValueError as error:
+                    raise BatchError(f"Rows that the views made do not fit: {error}") from error
                 self._room.acquire()
                 if self._stopped:
                     return

@@ -115,10 +115,14 @@ def inputs_of(case, found) -> Inputs:
 
 def layouts(inputs, features) -> list[str]:
     """Those that the rows allow; without images there is nothing to choose."""
-    one_image = features is not None and features.shape[1] == 1
-    if one_image and layout.is_static(inputs.types, features.shape[2]):
+    if features is None:
+        return ["any"]
+    count, slots = features.shape[1:3]
+    if count == 1 and layout.is_static(inputs.types, slots):
         return ["static", "general"]
-    return ["general"]
+    return (
+        ["general"] if layout.room(inputs.types, count, slots) <= inputs.types.shape[1] else ["any"]
+    )
 
 
 def bound(case, method, *static):
@@ -146,7 +150,7 @@ def forward(case, inputs, features, kind):
             tokens, types, features, kind, method="hidden", mutable=["intermediates"]
         )
         blocks = sown["intermediates"]["language"]["block_outputs"][0]
-        return embedded, blocks, hidden, apply(hidden, method="logits")
+        return embedded, blocks[:, :, : tokens.shape[1]], hidden, apply(hidden, method="logits")
 
     return run(inputs.tokens, inputs.types, features)
 

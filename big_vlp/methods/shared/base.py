@@ -89,6 +89,13 @@ class Method:
         """Scalar loss of the global batch, and (new statistics, dict of scalar metrics)."""
         raise NotImplementedError
 
+    def check_batch(self, rows: dict) -> None:
+        """Looks at a batch on its way to the devices, where nobody can: this process' rows, NumPy.
+
+        Raises:
+          ValueError: `loss` does not take them.
+        """
+
     def after_update(self, old: Tree, new: Tree, averaged: Tree, step) -> tuple[Tree, Tree]:
         """The trainable part, where it has to be clamped, and the average, moved.
 

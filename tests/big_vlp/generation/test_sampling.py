@@ -13,6 +13,7 @@ import pytest
 
 from big_vlp.convert.cogvlm import names as convert
 from big_vlp.generation.beams import Beams
+from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
 from big_vlp.generation.sampling import Sampling, choose, generate, stream
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM
@@ -101,6 +102,34 @@ def test_both_layouts(tiny):
     np.testing.assert_array_equal(static, general)
     expected = greedy_without_cache(model, params, tokens, types, features, NEW)
     np.testing.assert_array_equal(static, expected)
+
+
+def test_prompts_with_several_images_cost_what_text_costs(tiny):
+    model, params = tiny
+    tokens, types = make_rows("LILLILLLL", "LILIL", "LIL")
+    features = make_features(model, params, 3, images=2)
+
+    def flops(types, features):
+        settings = Settings(hashable(model), "general", NEW, -1, 0)
+        prompts = make_prompts(tokens, types, features, "general", 1)
+        run = jax.jit(prefill, static_argnums=0).lower(settings, params, prompts, features)
+        return run.cost_analysis()["flops"]
+
+    assert flops(types, features) < 1.15 * flops(np.full_like(types, L), None)
+
+
+def test_prompts_get_the_room_that_they_need(tiny):
+    """The second row has more text than is left beside two images."""
+    model, params = tiny
+    tokens, types = make_rows("LILILL", "LILLLLLLLL", "LLLLLLLLLL")
+    features = make_features(model, params, 3, images=2)
+    length = make_prompts(tokens, types, features, "general", 1).types.shape[1]
+    assert length == layout.room(types, 2, SLOTS) > types.shape[1]
+    expected = greedy_without_cache(model, params, tokens, types, features, NEW)
+    for kind in ("general", "any"):
+        options = dict(max_new_tokens=NEW, eos_id=-1, layout=kind)
+        found = generate(model, params, tokens, types, features, **options)
+        np.testing.assert_array_equal(found, expected, kind)
 
 
 def test_generation_ends_when_all_rows_have(tiny):

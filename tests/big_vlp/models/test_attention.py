@@ -28,6 +28,7 @@ from big_vlp.parallel import meshes
 from tests.big_vlp.models.towers.toy_towers import randn
 
 DROPOUT = (0.25, jax.random.split(jax.random.key(5), 2))
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 3, 3, 3]], np.int32)
 NUMBERS = np.array([[0, 1, 1, 0, 2, 2, 2], [3, 3, 3, 0, 0, 1, 1]], np.int32)
 
 
@@ -41,13 +42,15 @@ def sees(causal, spans, row, query, key):
     return key <= query or inside
 
 
-def softmax_attention(query, key, value, causal=False, spans=None, kept=None):
+def softmax_attention(query, key, value, causal=False, spans=None, kept=None, segments=None):
     """(output, weights), one query at a time, float64; `kept` [B, T, H, S] are factors."""
     batch, length, heads, width = query.shape
     group = heads // key.shape[2]
     out, weights = np.zeros(query.shape), np.zeros((batch, heads, length, key.shape[1]))
     for b, t, h in np.ndindex(batch, length, heads):
         seen = np.array([sees(causal, spans, b, t, s) for s in range(key.shape[1])])
+        if segments is not None:
+            seen &= segments[b] == segments[b][t]
         logits = key[b, :, h // group].astype(np.float64) @ query[b, t, h] / math.sqrt(width)
         w = np.exp(logits - logits.max()) * seen
         weights[b, h, t] = w / w.sum()
@@ -78,6 +81,24 @@ def test_attention_is_a_softmax_average(monkeypatch, backend, causal, keys, span
         np.testing.assert_allclose(
             attention_weights(arrays[0], whole), weights, rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("backend", ["xla", "blocks"])
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+@pytest.mark.parametrize(
+    "causal, spans", [(False, None), (True, None), (True, (1, 5)), (True, NUMBERS)]
+)
+def test_segments_of_a_row_do_not_see_each_other(monkeypatch, backend, dropout, causal, spans):
+    monkeypatch.setattr(written, "QUERIES", 3)
+    arrays = inputs(7)
+    kept = None
+    if dropout is not None:
+        kept, share = written.draws(*dropout, jnp.arange(7), (4, 7))
+        kept = np.asarray(kept) / share
+    expected, _ = softmax_attention(*arrays, causal, spans, kept, SEGMENTS)
+    with layer.using(backend):
+        found = attention(*arrays, causal=causal, spans=spans, segments=SEGMENTS, dropout=dropout)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_correlative_attention_is_the_sum_of_two():
@@ -136,12 +157,20 @@ def test_gradients_of_keys_are_summed_in_fp32():
 
 
 @pytest.mark.parametrize(
-    "length, keys, causal, spans",
-    [(130, 130, True, None), (130, 130, True, (1, 40)), (9, 130, False, None)],
+    "length, keys, causal, spans, segments",
+    [
+        (130, 130, True, None, None),
+        (130, 130, True, (1, 40), None),
+        (9, 130, False, None, None),
+        (130, 130, True, (1, 40), [[1] * 50 + [2] * 70 + [0] * 10, [1] * 130]),
+        (128, 128, True, None, [[1] * 5 + [2] * 123, [1] * 127 + [0]]),
+    ],
 )
-def test_the_kernel_for_tpus_computes_the_same(monkeypatch, length, keys, causal, spans):
+def test_the_kernel_for_tpus_computes_the_same(monkeypatch, length, keys, causal, spans, segments):
     monkeypatch.setattr(flash, "BLOCKS", (128,))
-    arrays, options = inputs(length, keys, width=8, rows=1), {"causal": causal, "spans": spans}
+    segments = None if segments is None else jnp.array(segments)
+    arrays = inputs(length, keys, width=8, rows=1 if segments is None else 2)
+    options = {"causal": causal, "spans": spans, "segments": segments}
     expected = differentiated(written.whole, arrays, **options)
     kernel = functools.partial(flash.attention, interpret=True)
     found = differentiated(kernel, arrays, **options)
@@ -241,6 +270,7 @@ def test_rows_are_padded_to_whole_blocks(length):
         ("gpu", "auto", 197, {"dropout": DROPOUT}, "xla", "no dropout"),
         ("gpu", "auto", 600, {"dropout": DROPOUT}, "blocks", "no dropout"),
         ("gpu", "auto", 600, {"spans": (1, 4)}, "blocks", "no spans"),
+        ("gpu", "auto", 600, {"segments": SEGMENTS}, "blocks", "rows of one segment"),
         ("gpu", "auto", 1, {}, "xla", None),  # a pooler's one query: none was wanted
         ("gpu", "cudnn", 1, {}, "xla", "more than one query"),
         ("gpu", "xla", 600, {}, "xla", None),
@@ -255,6 +285,8 @@ def test_rows_are_padded_to_whole_blocks(length):
         ("tpu", "auto", 700, {"spans": (1, 4)}, "flash", None),
         ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "rows, which takes spans that are"),
         ("tpu", "auto", 600, {"spans": NUMBERS}, "blocks", "flash, which takes spans that are"),
+        ("tpu", "auto", 600, {"segments": SEGMENTS}, "flash", None),
+        ("tpu", "auto", 319, {"segments": SEGMENTS}, "xla", "rows of one segment"),
         ("tpu", "auto", 600, {"dtype": jnp.float32}, "blocks", "bfloat16"),
         ("tpu", "auto", 257, {"dropout": DROPOUT}, "rows", None),
         ("tpu", "auto", 700, {"dropout": DROPOUT}, "blocks", "no dropout"),

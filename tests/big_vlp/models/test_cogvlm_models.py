@@ -80,7 +80,7 @@ def test_every_execution_computes_the_same(unroll, remat, expert_every):
     np.testing.assert_allclose(*real(STATIC, found, expected), rtol=1e-4, atol=1e-4)
 
 
-def test_the_static_layout_costs_what_the_language_model_costs():
+def test_both_layouts_cost_what_the_language_model_costs():
     def flops(kind):
         model = cogvlm(unroll=True)
         images, tokens, types = inputs(STATIC)
@@ -91,8 +91,7 @@ def test_the_static_layout_costs_what_the_language_model_costs():
         return jax.jit(hidden).lower(params, tokens, types, features).cost_analysis()["flops"]
 
     language, static, general = flops(None), flops("static"), flops("general")
-    assert static < 1.03 * language
-    assert general > 1.7 * language
+    assert max(static, general) < 1.03 * language
 
 
 def with_whole_experts(params, model):
@@ -216,7 +215,7 @@ def test_generation_continues_rows_of_different_lengths(changes):
         ({"expert_every": 3}, STATIC, 1, "general", "expert_every=3"),
         ({"image": {"image_size": 10}}, STATIC, 1, "general", "multiple of 4"),
         ({"image": {"downsample": True, "image_size": 12}}, STATIC, 1, "general", "multiple of 8"),
-        ({}, STATIC, 1, "any", "layout='any'"),
+        ({}, STATIC, 1, "dynamic", "layout='dynamic'"),
         ({}, STATIC, 2, "static", "got 2 images a row"),
         ({}, STATIC[:, :SLOTS], 1, "static", "rows of 6"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from big_vlp.models import layout
 from big_vlp.models.layers.attention import written
-from tests.big_vlp.models.toy_cogvlm import LANGUAGE, SLOTS, VISION, padded, row
+from tests.big_vlp.models.toy_cogvlm import LANGUAGE, PADDING, SLOTS, VISION, padded, row
 
 
 def random_rows(seed):
@@ -52,6 +52,40 @@ def test_positions_of_the_usual_row():
     np.testing.assert_array_equal(layout.position_ids(types), expected)
 
 
+def test_positions_begin_anew_in_each_segment():
+    """Those of a segment are those of a row of its own."""
+    rows = [row(1, "image", 3), row(5), row(2, "image"), row(1, "image", 1, "image", 2)]
+    packed = np.concatenate([*rows, 3 * [PADDING]])
+    segments = np.repeat([1, 2, 3, 4, 0], [*map(len, rows), 3])
+    found = layout.position_ids(jnp.asarray([packed]), jnp.asarray([segments]))[0]
+    start = 0
+    for r in rows:
+        expected = positions_by_walking(r)
+        np.testing.assert_array_equal(found[start : start + len(r)], expected)
+        start += len(r)
+    assert np.asarray(layout.starts(jnp.asarray([segments]))).sum() == len(rows) + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_hold_what_their_experts_handle(seed):
+    types = random_rows(seed)
+    experts = np.asarray(layout.expert_mask(jnp.asarray(types)))
+    length = types.shape[1]
+    for vision in range(length + 1):
+        order, fits = map(np.asarray, layout.stream_order(jnp.asarray(types), vision))
+        np.testing.assert_array_equal(np.sort(order, axis=1)[0], np.arange(length))
+        for b in range(len(types)):
+            of_text, of_image = order[b, : length - vision], order[b, length - vision :]
+            wrong = (
+                experts[b, of_text].any()
+                or (~experts[b, of_image] & (types[b, of_image] != PADDING)).any()
+            )
+            assert fits[b] == (not wrong)
+            for stream in (of_text, of_image):
+                real = stream[types[b, stream] != PADDING]
+                assert wrong or (np.diff(real) > 0).all()
+
+
 def test_padding_moves_to_the_right():
     types = padded([row(1, "image", 2), row(3)], left=True)
     tokens = np.arange(types.size).reshape(types.shape)
@@ -74,7 +108,7 @@ def test_padding_moves_to_the_right():
     ],
 )
 def test_which_rows_are_static(rows, expected):
-    assert bool(layout.is_static(padded(rows), SLOTS)) == expected
+    assert layout.is_static(padded(rows), SLOTS) == expected
 
 
 def test_an_image_sees_itself_by_its_spans():

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from big_vlp.parallel.feed import Feed
+from big_vlp.parallel.feed import BatchError, Feed
 from big_vlp.parallel.meshes import local_rows, make_mesh
 
 
@@ -35,9 +35,9 @@ class Loaded:
         self.closed.set()
 
 
-def feed(**faults):
+def feed(*check, **faults):
     loaded = Loaded(make_mesh(), **faults)
-    return Feed(loaded, map(loaded.size, itertools.count()), loaded.mesh), loaded
+    return Feed(loaded, map(loaded.size, itertools.count()), loaded.mesh, *check), loaded
 
 
 def until(condition):
@@ -89,3 +89,18 @@ def test_closing_ends_a_thread_that_waits_for_rows():
     until(lambda: loaded.asked == 2)
     fed.close()
     assert not threads()
+
+
+def test_rows_that_do_not_fit_end_the_run_behind_those_before():
+    """As an error of the user's, and before they are on the devices."""
+
+    def check(rows):
+        if rows["x"].max() == 2:
+            raise ValueError("row 3 has no room.")
+
+    fed, _ = feed(check)
+    for number in range(2):
+        assert (np.asarray(next(fed)["x"]) == number).all()
+    with pytest.raises(BatchError, match="do not fit: row 3 has no room"):
+        next(fed)
+    fed.close()

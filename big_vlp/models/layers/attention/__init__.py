@@ -49,7 +49,7 @@ def using(backend: str):
         _asked.reset(token)
 
 
-def attention(query, key, value, *, causal: bool = False, spans=None, dropout=None):
+def attention(query, key, value, *, causal: bool = False, spans=None, segments=None, dropout=None):
     """Scaled dot-product attention; the softmax is computed in fp32.
 
     Args:
@@ -59,13 +59,15 @@ def attention(query, key, value, *, causal: bool = False, spans=None, dropout=No
       spans: positions that see each other whatever their order, where the rest is causal: None;
         (start, stop), positions start..stop-1 of every row; or i32[B, T], those that have a number
         above 0 in common.
+      segments: i32[B, T] (needs T == S): positions see only those of their row that have the same
+        number, of what they see anyway; None: all.
       dropout: of the weights, as of `drop`.
 
     Returns:
       [B, T, H, D] in the dtype of `query`.
     """
-    backend = pick(query, key, spans=spans, dropout=dropout)
-    return _by(backend, query, key, value, causal, spans, dropout)
+    backend = pick(query, key, spans=spans, segments=segments, dropout=dropout)
+    return _by(backend, query, key, value, causal, spans, segments, dropout)
 
 
 def self_attention(qkv, *, causal: bool = False):
@@ -84,12 +86,13 @@ def correlative_attention(qkv):
     return attention(query, query, value) + attention(key, key, value)
 
 
-def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None):
+def _by(backend: str, query, key, value, causal: bool, spans=None, segments=None, dropout=None):
     sees = {"causal": causal or spans is not None, "spans": spans}
-    if backend == "flash":
-        return flash.attention(query, key, value, **sees)  # which names its residuals itself
     if backend == "rows":
         return rows.attention(query, key, value, **sees, dropout=dropout)
+    sees["segments"] = segments
+    if backend == "flash":
+        return flash.attention(query, key, value, **sees)  # which names its residuals itself
     if backend == "cudnn":
         out = jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
@@ -101,7 +104,7 @@ def _by(backend: str, query, key, value, causal: bool, spans=None, dropout=None)
     return remat.named(out, "attention")
 
 
-def pick(query, key, *, spans=None, dropout=None) -> str:
+def pick(query, key, *, spans=None, segments=None, dropout=None) -> str:
     """What computes `attention` of these arrays (or their shapes and dtypes), out of BACKENDS.
 
     Where a kernel is wanted that does not take them, a line in the log says so, once a reason.
@@ -113,7 +116,7 @@ def pick(query, key, *, spans=None, dropout=None) -> str:
     length, refused = min(query.shape[1], key.shape[1]), {}
     for kernel, shortest in wanted:
         if length >= shortest:
-            refused[kernel] = _refusal(kernel, platform, query, key, spans, dropout)
+            refused[kernel] = _refusal(kernel, platform, query, key, spans, segments, dropout)
             if refused[kernel] is None:
                 return kernel
     for kernel, reason in refused.items():
@@ -123,10 +126,12 @@ def pick(query, key, *, spans=None, dropout=None) -> str:
     return "blocks" if query.shape[1] >= LONG else "xla"
 
 
-def _refusal(kernel: str, platform: str, query, key, spans, dropout) -> str | None:
+def _refusal(kernel: str, platform: str, query, key, spans, segments, dropout) -> str | None:
     """What a kernel takes where it does not take this; None: it does."""
     if dropout is not None and kernel != "rows":
         return "no dropout"
+    if segments is not None and kernel != "flash":
+        return "rows of one segment"
     if min(query.shape[1], key.shape[1]) == 1:
         return "more than one query and key"
     if kernel in ("flash", "rows"):
@@ -152,8 +157,8 @@ def drop(x, dropout, positions=None):
       dropout: None, which returns `x`, or (rate, keys): 0 <= rate < 1, and random keys [B] or their
         data u32[B, 2], of jax's default generator. Each row draws from its own key, so that neither
         the rows beside it nor the devices that hold them matter.
-      positions: i32[T], where in their rows these T are; by default from 0 on. A position's draws
-        depend on nothing else, so that parts of a row can be dropped apart.
+      positions: i32[T] or i32[B, T], where in their rows these T are; by default from 0 on. A
+        position's draws depend on nothing else, so that parts of a row can be dropped apart.
 
     Returns:
       [B, T, ...] in the dtype of `x`.

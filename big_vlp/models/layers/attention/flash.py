@@ -26,7 +26,9 @@ def refusal(platform: str, query, key, spans) -> str | None:
     return split.refusal(query, key)
 
 
-def attention(query, key, value, *, causal: bool, spans=None, interpret: bool = False):
+def attention(
+    query, key, value, *, causal: bool, spans=None, segments=None, interpret: bool = False
+):
     """As `attention.attention`, for what `refusal` does not refuse.
 
     What the backward pass needs is named "attention", see `layers.remat`.
@@ -38,22 +40,28 @@ def attention(query, key, value, *, causal: bool, spans=None, interpret: bool = 
     queries, keys = sizes = tuple(map(_padded, lengths))
     scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
 
-    def on_device(query, key, value):  # own rows and heads
+    def on_device(query, key, value, *segments):  # own rows and heads
         kernel = _kernel(sizes, query.shape[2], causal, spans, interpret)
-        segments = None
-        if lengths != sizes:  # nothing real sees padding, nor padding what is real
-            real = (jnp.arange(n) < length for n, length in zip(sizes, lengths))
-            segments = _splash()[0].SegmentIds(*(x.astype(jnp.int32) for x in real))
 
         def laid_out(x, size):  # [B, T, H, D] -> [B, H, size, D]
             return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
 
-        out = jax.vmap(lambda query, key, value: kernel(query, key, value, segments))(
-            laid_out(query, queries), laid_out(key, keys), laid_out(value, keys)
-        )
+        def numbers(own, size, length):  # nothing real sees padding, nor padding what is real
+            own = jnp.ones(length, jnp.int32) if own is None else own
+            return jnp.pad(own, (0, size - length), constant_values=-1)
+
+        def of_row(query, key, value, own=None):
+            if own is None and lengths == sizes:
+                return kernel(query, key, value)
+            both = (numbers(own, *of) for of in zip(sizes, lengths))
+            return kernel(query, key, value, _splash()[0].SegmentIds(*both))
+
+        arrays = laid_out(query, queries), laid_out(key, keys), laid_out(value, keys)
+        out = jax.vmap(of_row)(*arrays, *segments)
         return out.swapaxes(1, 2)[:, : lengths[0]]
 
-    return split.over_devices(on_device, scaled, key, value)
+    more = () if segments is None else (segments,)
+    return split.over_devices(on_device, scaled, key, value, *more)
 
 
 def _splash():

@@ -33,13 +33,13 @@ def refusal(query, key) -> str | None:
 
 
 def over_devices(fn, *arrays):
-    """`fn(*arrays)`, each device for its part of the arrays [B, T, ..., H, D] and of the result,
-    [B, T, H, D]."""
+    """`fn(*arrays)`, each device for its part of the arrays [B, T, ..., H, D] or [B, T], and of the
+    result, [B, T, H, D]."""
     if parts() == (1, 1):
         return fn(*arrays)
 
     def own(ndim):
-        return PartitionSpec(BATCH_AXES, *[None] * (ndim - 3), "tensor")
+        return PartitionSpec(BATCH_AXES, *([None] * (ndim - 3) + ["tensor"] if ndim > 2 else []))
 
     return jax.shard_map(
         fn,

@@ -7,18 +7,20 @@ QUERIES = 128  # in a block
 DRAW_BITS = PACKED = 16
 
 
-def whole(query, key, value, *, causal: bool, spans=None, dropout=None):
+def whole(query, key, value, *, causal: bool, spans=None, segments=None, dropout=None):
     """As `attention.attention`; holds the weights, [B, H, T, S]."""
     positions = jnp.arange(query.shape[1])
     if dropout is not None:
-        return _attend(query, key, value, positions, causal, spans, dropout)
-    mask = None if spans is None else seen(positions, key.shape[1], causal, spans)[:, None]
+        return _attend(query, key, value, positions, causal, spans, segments, dropout)
+    mask, plain = None, spans is None and segments is None
+    if not plain:
+        mask = seen(positions, key.shape[1], causal, spans, segments)[:, None]
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal and spans is None, implementation="xla"
+        query, key, value, mask=mask, is_causal=causal and plain, implementation="xla"
     )
 
 
-def by_blocks(query, key, value, *, causal: bool, spans=None, dropout=None):
+def by_blocks(query, key, value, *, causal: bool, spans=None, segments=None, dropout=None):
     """As `whole`, one block of queries after the other; the backward pass computes each again.
 
     What is dropped is the same, and the same whatever the size of a block.
@@ -34,7 +36,7 @@ def by_blocks(query, key, value, *, causal: bool, spans=None, dropout=None):
     def block(inputs):
         query, first = inputs
         exact = keys.astype(key.dtype), values.astype(value.dtype)
-        return _attend(query, *exact, first + jnp.arange(size), causal, spans, dropout)
+        return _attend(query, *exact, first + jnp.arange(size), causal, spans, segments, dropout)
 
     # In a loop XLA cannot merge the recomputation away, so it needs no barrier.
     block = jax.checkpoint(block, prevent_cse=False)
@@ -42,20 +44,26 @@ def by_blocks(query, key, value, *, causal: bool, spans=None, dropout=None):
     return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
 
 
-def seen(positions, keys: int, causal: bool, spans):
+def seen(positions, keys: int, causal: bool, spans, segments=None):
     """Which keys the queries at positions i32[T] see: bool[B or 1, T, keys]; None: all."""
+
+    def common(numbers):  # [B, keys] -> (numbers of the queries [B, T, 1], bool[B, T, keys])
+        own = jnp.take(numbers, positions, axis=1, mode="clip")[:, :, None]
+        return own, own == numbers[:, None]
+
+    within = None if segments is None else common(segments)[1]
     if not causal:
-        return None
+        return within
     query, key = positions[:, None], jnp.arange(keys)
     visible = (key <= query)[None]
     if isinstance(spans, tuple):
         start, stop = spans
         inside = (query >= start) & (query < stop) & (key >= start) & (key < stop)
-        return visible | inside[None]
-    if spans is not None:
-        own = jnp.take(spans, positions, axis=1, mode="clip")  # [B, T]
-        visible = visible | ((own[:, :, None] == spans[:, None]) & (own > 0)[:, :, None])
-    return visible
+        visible = visible | inside[None]
+    elif spans is not None:
+        own, same = common(spans)
+        visible = visible | (same & (own > 0))
+    return visible if within is None else visible & within
 
 
 def draws(rate: float, keys, positions, shape: tuple[int, ...]):
@@ -66,7 +74,7 @@ def draws(rate: float, keys, positions, shape: tuple[int, ...]):
 
     Args:
       keys: [B], or their data u32[B, 2].
-      positions: i32[T].
+      positions: i32[T], or i32[B, T] where they differ from row to row.
       shape: of what is drawn at each position.
     """
     words = _words(keys, positions, shape)
@@ -99,7 +107,7 @@ def _words(keys, positions, shape: tuple[int, ...]):
         return jax.random.bits(own, (*outer, -(-last // 2)), jnp.uint32)
 
     of_row = jax.vmap(of_position, (None, 0))
-    return jax.vmap(of_row, (0, None))(keys, positions)
+    return jax.vmap(of_row, (0, 0 if positions.ndim == 2 else None))(keys, positions)
 
 
 def share(rate: float) -> float:
@@ -111,13 +119,13 @@ def _dropped(rate: float) -> int:
     return round(rate * 2**DRAW_BITS)
 
 
-def _attend(query, key, value, positions, causal: bool, spans, dropout):
+def _attend(query, key, value, positions, causal: bool, spans, segments, dropout):
     """Attention of the queries [B, T, H, D] at positions i32[T] of their rows."""
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)  # [B, T, K, H / K, D]
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
     logits *= width**-0.5
-    visible = seen(positions, key.shape[1], causal, spans)
+    visible = seen(positions, key.shape[1], causal, spans, segments)
     if visible is not None:
         logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1)
