@@ -15,6 +15,8 @@ demo.py and the language model of demo_cogvlm.py:stage=text, some minutes on a C
 holds the published numbers.
 """
 
+import math
+
 import ml_collections
 
 from big_vlp import recipes as shared
@@ -26,38 +28,42 @@ _PLAIN = dict(mean=(0.0,) * 3, std=(1.0,) * 3)  # CatLIP's
 
 
 def _vit(image_size, sizes, **changes):
-    return "vit", {"image_size": image_size, **sizes, **changes}, "image_tower"
+    image = {"image_size": image_size, **sizes, **changes}
+    return dict(tower="vit", image=image, part="image_tower", image_size=image_size)
 
 
 def _catlip(name):
-    return "catlip_vit", shared.CATLIP_TOWERS[name], "tower"
+    image = shared.CATLIP_TOWERS[name]
+    return dict(tower="catlip_vit", image=image, part="tower", image_size=224, **_PLAIN)
 
 
-# Module of `models.towers`, its arguments as trained, the part of a model directory that it is; the
-# images' size, and mean and deviation.
+_CLIP_L14 = dict(patch_size=14, width=1024, layers=24, heads=16)
+_DEMO = dict(patch_size=8, width=128, layers=2, heads=4)
+# Module of `models.towers`, its arguments as trained, which part of a model directory it is; the
+# images' size, mean and deviation.
 TOWERS = {
-    "clip_l14_336": (
-        *_vit(336, dict(patch_size=14, width=1024, layers=24, heads=16), activation="quick_gelu"),
-        *(336, _CLIP),
+    "clip_l14_336": _vit(336, _CLIP_L14, activation="quick_gelu") | _CLIP,
+    "vitb16": _vit(224, shared.IMAGE_TOWERS["vitb16"]) | _CLIP,  # of cosmos.py and clip.py
+    "vitb32": _vit(224, shared.IMAGE_TOWERS["vitb32"]) | _CLIP,
+    "siglip_b16": _HALF
+    | _vit(
+        224,
+        shared.IMAGE_TOWERS["vitb16"],
+        pool="map",
+        activation="gelu_tanh",
+        norm_epsilon=1e-6,
     ),
-    "vitb16": (*_vit(224, shared.IMAGE_TOWERS["vitb16"]), 224, _CLIP),  # of cosmos.py and clip.py
-    "vitb32": (*_vit(224, shared.IMAGE_TOWERS["vitb32"]), 224, _CLIP),
-    "siglip_b16": (
-        *_vit(
-            *(224, shared.IMAGE_TOWERS["vitb16"]),
-            **dict(pool="map", activation="gelu_tanh", norm_epsilon=1e-6),
-        ),
-        *(224, _HALF),
+    "catlip_b16": _catlip("b16"),
+    "catlip_l16": _catlip("l16"),
+    "catlip_h16": _catlip("h16"),
+    "eva02_l14": dict(
+        tower="eva02",
+        image=dict(image_size=224, **shared.EVA2_L),
+        part="vision",
+        image_size=224,
+        **_CLIP,
     ),
-    "catlip_b16": (*_catlip("b16"), 224, _PLAIN),
-    "catlip_l16": (*_catlip("l16"), 224, _PLAIN),
-    "catlip_h16": (*_catlip("h16"), 224, _PLAIN),
-    "eva02_l14": ("eva02", dict(image_size=224, **shared.EVA2_L), "vision", 224, _CLIP),
-    # Of demo.py.
-    "demo": (
-        *_vit(40, dict(patch_size=8, width=128, layers=2, heads=4), activation="quick_gelu"),
-        *(40, _CLIP),
-    ),
+    "demo": _vit(40, _DEMO, activation="quick_gelu") | _CLIP,  # of demo.py
 }
 STAGES = {
     "pretrain": dict(
@@ -102,33 +108,34 @@ def get_config(arg=None):
     shared.choose("data", dict.fromkeys(("llava", "scenes")), options.data)
     stage = shared.choose("stage", STAGES, options.stage)
     demo = options.data == "scenes"
-    tower, image, part, image_size, normalisation = shared.choose(
-        "tower", TOWERS, "demo" if demo else options.tower
-    )
-    image = dict(image)
-    if tower != "eva02":  # whose last block is left out already, and has no norm behind it
-        image.update(layers=image["layers"] - 1, final_norm=False)
+    tower = shared.choose("tower", TOWERS, "demo" if demo else options.tower)
+    image = dict(tower["image"])
+    # EVA's last block is left out already, and there is no norm behind it.
+    dropped_blocks = int(tower["tower"] != "eva02")
+    if dropped_blocks:
+        image.update(layers=image["layers"] - dropped_blocks, final_norm=False)
     pretraining = options.stage == "pretrain"
 
     config = ml_collections.ConfigDict()
     config.total_steps = stage["total_steps"]
     config.global_batch = stage["global_batch"]
-    config.init = _init(options, part, dropped_blocks=int(tower != "eva02"))
+    config.init = _init(options, tower["part"], dropped_blocks)
     config.data = stage["data"]
     config.preprocess = dict(
-        image_size=image_size,
+        image_size=tower["image_size"],
         image_token_size=image.get("patch_size", 16),
         resize="squash",
         tokenizer="llama:models/vicuna-7b-v1.5/tokenizer.model",
         context_length=stage["context_length"],
-        **normalisation,
+        mean=tower["mean"],
+        std=tower["std"],
     )
     config.views = dict(name="cogvlm", tasks=stage["tasks"])
     config.loader = dict(num_workers=16, num_threads=1)
 
     config.method = dict(
         name="cogvlm",
-        model=dict(tower=tower, image=image, text=shared.VICUNA_7B, adapter_mlp_dim=4096),
+        model=dict(tower=tower["tower"], image=image, text=shared.VICUNA_7B, adapter_mlp_dim=4096),
         dtype="bfloat16",
         remat="full",
         accumulate_steps=1,
@@ -140,7 +147,7 @@ def get_config(arg=None):
         trained += "|language/blocks/vision"
     config.optim = dict(
         learning_rate=stage["learning_rate"],
-        warmup_steps=round(0.03 * config.total_steps),
+        warmup_steps=math.ceil(0.03 * config.total_steps),
         weight_decay=0.0,
         beta2=0.999,
         clip_norm=1.0,

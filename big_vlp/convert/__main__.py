@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         help="of two towers: a published model, such as ViT-B-16/datacomp_xl_s13b_b90k or "
         "ViT-B-16-SigLIP/webli, with whose architecture and images the weights must agree, and "
-        "whose published numbers are kept; a wrong name lists all",
+        "whose published numbers are kept; of cogvlm, one that has such, as cogvlm-chat; a wrong "
+        "name lists all",
     )
     group.add_argument(
         "--config-json",

@@ -36,19 +36,16 @@ _NOCAPS = {**_CAPTIONS, "by": "domain"}
 _VQA = {"evaluator": "vqa", "form": "vqa"}
 _PLAIN = {**_VQA, "normalisation": "plain"}
 _CHOICE = {"evaluator": "multiple_choice", "form": "mmmu"}
+_REFERRING = {"evaluator": "referring"}
 _SOFT, _EXACT, _ACCURACY = ("vqa_accuracy",), ("exact_match",), ("accuracy",)
 _JUDGED = ("judged",)  # no evaluator yields it
 _KARPATHY = "captioning:kind=karpathy: cs.stanford.edu/people/karpathy/deepimagesent"
 
-TEXTVQA = Row(
-    *("textvqa_val", "TextVQA val", "vqa:kind=textvqa: textvqa.org"),
-    *({**_VQA, "normalisation": "textvqa"}, _SOFT),
-)
-POPE = Row(
-    *("pope", "POPE", "vqa:kind=pope: GitHub AoiDragon/POPE, COCO's val2014"),
-    *({"evaluator": "yes_no", "form": "pope", "by": "category"}, ("accuracy", "f1")),
-    images=500,
-)
+TEXTVQA = Row("textvqa_val", "TextVQA val", "vqa:kind=textvqa: textvqa.org",
+              {**_VQA, "normalisation": "textvqa"}, _SOFT)  # fmt: skip
+POPE = Row("pope", "POPE", "vqa:kind=pope: GitHub AoiDragon/POPE, COCO's val2014",
+           {"evaluator": "yes_no", "form": "pope", "by": "category"}, ("accuracy", "f1"),
+           images=500)  # fmt: skip
 
 
 def _refcoco() -> tuple[Row, ...]:
@@ -59,10 +56,9 @@ def _refcoco() -> tuple[Row, ...]:
     }
     where = "referring:kind=refcoco: GitHub lichengunc/refer, COCO's train2014"
     return tuple(
-        Row(f"{name}_{split}", f"{title} {split}", where, {"evaluator": "referring"}, metrics)
+        Row(f"{name}_{split}", f"{title} {split}", where, _REFERRING, ("accuracy@0.5",))
         for name, (title, those) in splits.items()
         for split in those
-        for metrics in [("accuracy@0.5",)]
     )
 
 
@@ -98,26 +94,24 @@ COGVLM = (
         _CHOICE, _ACCURACY),
     Row("mathvista_testmini", "MathVista testmini",
         "choice_tables:kind=mathvista: Hugging Face AI4Math/MathVista", _PLAIN, _EXACT),
-    Row("mmvp", "MMVP", "Hugging Face MMVP/MMVP, with four labels corrected (docs/answers.md)",
+    Row("mmvp", "MMVP", "a source of your own, four labels corrected: Hugging Face MMVP/MMVP",
         {**_CHOICE, "pairs": True}, ("accuracy_of_pairs", "accuracy"), images=300),
     Row("mmvet", "MM-Vet", "vqa:kind=mmvet: GitHub yuweihao/MM-Vet", _VQA, _JUDGED,
         secret=True, images=200),
     Row("llava_bench", "LLaVA-Bench (in the wild)",
         "vqa:kind=llava_bench: Hugging Face liuhaotian/llava-bench-in-the-wild", _VQA, _JUDGED,
         secret=True, images=24),
-    Row("touchstone", "TouchStone", "of your own, with a question for each record: GitHub "
-        "OFA-Sys/TouchStone", _VQA, _JUDGED, secret=True),
+    Row("touchstone", "TouchStone",
+        "a source of your own, with questions: GitHub OFA-Sys/TouchStone", _VQA, _JUDGED,
+        secret=True),
     *_refcoco(),
     Row("visual7w_test", "Visual7W test, pointing", "pointing: ai.stanford.edu/~yukez/visual7w",
         {"evaluator": "pointing", "form": "vqa"}, _ACCURACY),
 )  # fmt: skip
 
 LLAVA = (
-    Row(
-        *("gqa_testdev", "GQA testdev, balanced"),
-        "vqa:kind=gqa: cs.stanford.edu/people/dorarad/gqa",
-        *({**_PLAIN, "form": "gqa"}, _EXACT),
-    ),
+    Row("gqa_testdev", "GQA testdev, balanced", "vqa:kind=gqa: cs.stanford.edu/people/dorarad/gqa",
+        {**_PLAIN, "form": "gqa"}, _EXACT),
     TEXTVQA,
     POPE,
-)
+)  # fmt: skip

@@ -377,7 +377,7 @@ def _answered(suite: str, rows: tuple[answered.Row, ...]) -> tuple[Task, ...]:
             row.title,
             row.images,
             row.name,
-            f"prepare it (docs/answers.md) by the source {row.source}",
+            f"prepare it (docs/answers.md): {row.source}",
             row.settings,
             row.metrics,
             secret=row.secret,

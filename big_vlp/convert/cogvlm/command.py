@@ -18,6 +18,7 @@ from big_vlp.models import lora
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
+from evaluators.datasets import tasks
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.command_line import Parser, path_argument
 from input_pipeline.files.buckets import storage_path
@@ -32,7 +33,8 @@ def import_released(source: Path, target: Path, options: argparse.Namespace) -> 
     """A directory in Hugging Face's form, of CogVLM or CogVLM2; for `options` see `add_options`."""
     config = _read_config(source / CONFIG)
     params, arguments, _ = names.from_reference(read_state(source), config, lazy=True)
-    _save(params, arguments, source, target, options)
+    about = options.name and {"name": options.name, "published": tasks.paper(options.name)}
+    _save(params, arguments, source, target, options, about=about)
 
 
 def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -167,6 +169,7 @@ def _save(
     target: Path,
     options: argparse.Namespace,
     image_size: int | None = None,
+    about: dict | None = None,
 ) -> None:
     name = _tokenizer(options.tokenizer, beside)
     _check_vocabulary(name, arguments["text"]["vocab_size"])
@@ -186,7 +189,8 @@ def _save(
         context_length=options.context_length,
         image_token_size=token_size,
     )
-    save_model(target, {"model": params}, {"name": "cogvlm", "model": arguments}, preprocess, None)
+    method = {"name": "cogvlm", "model": arguments}
+    save_model(target, {"model": params}, method, preprocess, None, about)
 
 
 def _tokenizer(given: str | None, directory: Path) -> str:

@@ -50,9 +50,7 @@ def test_both_libraries_names_are_one_tower():
     (params, sizes), (others, also) = map(starts.eva02_tower, (eva, renamed))
     same(params, others)
     assert sizes == also
-    assert sizes == {
-        **dict(image_size=8, patch_size=4, width=64, layers=2, heads=1, mlp_dim=20),
-    }
+    assert sizes == dict(image_size=8, patch_size=4, width=64, layers=2, heads=1, mlp_dim=20)
     blocks = params["transformer"]["blocks"]
     up = np.asarray(blocks["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(up[1].T, eva["visual.blocks.1.mlp.w2.weight"])
@@ -80,10 +78,8 @@ def test_commands(tmp_path, kv_heads):
         assert not trees.differences(trees.flatten(method.shapes[0]), trees.flatten(model))
         assert method.network.text["rope_base"] == 20000.0
     assert alone.preprocess.image_token_size is None and set(models[0]) == {"language"}
-    pre = whole.preprocess
-    assert (pre.image_size, pre.image_token_size, whole.make_method().network.tower) == (
-        *(16, 4, "eva02"),
-    )
+    assert (whole.preprocess.image_size, whole.preprocess.image_token_size) == (16, 4)
+    assert whole.make_method().network.tower == "eva02"
     blocks = models[1]["language"]["blocks"]
     same(blocks["vision"], blocks["language"])
     same(blocks["language"], models[0]["language"]["blocks"]["language"])
