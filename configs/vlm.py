@@ -158,11 +158,11 @@ def get_config(arg=None):
     config.checkpoint = dict(every_steps=500, keep_latest=2)
     config.log_every_steps = 20
     schedule = dict(weights="model", every_steps=1000, batch_size=128)
-    if demo or options.runlocal:
-        config.evals = dict(questions=dict(evaluator="vqa", **schedule))
-    elif pretraining:
+    if pretraining:
         held_out = dict(data=shared.prepared("coco_val2017"), caption_field="txt")
         config.evals = dict(captions=dict(evaluator="caption_loss", **held_out, **schedule))
+    elif demo or options.runlocal:
+        config.evals = dict(questions=dict(evaluator="vqa", **schedule))
     else:
         config.evals = shared.suite_prepared("llava", **schedule)
     if demo:
@@ -201,6 +201,8 @@ def _like_the_demo(config, pretraining):
     config.optim.update(learning_rate=2e-3 if pretraining else 6e-4, warmup_steps=50)
     config.checkpoint.every_steps = 400
     config.log_every_steps = 10
-    questions = config.evals.questions
-    questions.update(every_steps=400, batch_size=50, controls=("blind", "shuffled"))
-    questions.data = dict(name="scenes", split="val", size=200, image_size=64)
+    [held_out] = config.evals.values()
+    held_out.update(every_steps=400, batch_size=50, controls=("blind", "shuffled"))
+    held_out.data = dict(name="scenes", split="val", size=200, image_size=64)
+    if "caption_field" in held_out:
+        held_out.caption_field = "caption"

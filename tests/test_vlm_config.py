@@ -22,12 +22,12 @@ def trained(arg):
     """{part: (trained, frozen)} parameters."""
     made, method = method_of(vlm.get_config(arg))
     shapes, _ = trees.split_statistics(method.shapes[0])
-    is_trained = trees.flatten(made.make_optimizer(method).is_trainable(shapes))
+    is_trained = made.make_optimizer(method).is_trainable(shapes)
     found = {}
     for path, shape in trees.flatten(shapes).items():
         part = "experts" if "blocks/vision" in path else path.split("/")[0]
         counts = found.setdefault(part, [0, 0])
-        counts[not is_trained[path]] += shape.size
+        counts[not is_trained(path)] += shape.size
     return {part: tuple(counts) for part, counts in found.items()}
 
 
@@ -112,8 +112,9 @@ def test_the_small_run_of_every_tower_traces(tower):
         for key, (shape, dtype) in made.make_views(made.preprocess_record.image_size).spec().items()
     }
     parameters, statistics = trees.split_statistics(method.shapes[0])
-    loss, _ = jax.eval_shape(
-        lambda *args: method.loss(*args, {}, {}, statistics, batch, rng=jax.random.key(0), step=0),
-        parameters,
-    )
-    assert loss.shape == ()
+
+    def loss(parameters, statistics, batch):
+        key = jax.random.key(0)
+        return method.loss(parameters, {}, {}, statistics, batch, rng=key, step=0)[0]
+
+    assert jax.eval_shape(loss, parameters, statistics, batch).shape == ()
