@@ -185,7 +185,7 @@ def _init(options, part, dropped_blocks):
 
 def _like_the_demo(config, pretraining):
     """The sizes of demo.py and demo_cogvlm.py, and some minutes on a CPU."""
-    config.total_steps = 400 if pretraining else 800
+    config.total_steps = 400 if pretraining else 1200
     config.global_batch = 32
     config.data = dict(name="scenes", split="train", size=100_000, image_size=64)
     config.preprocess.update(tokenizer="llama:scenes", context_length=36)
@@ -198,7 +198,7 @@ def _like_the_demo(config, pretraining):
     config.method.update(dtype="float32", unroll=True, remat=None)
     text = dict(vocab_size=640, width=128, layers=4, heads=4, mlp_dim=344)
     config.method.model.update(text=text, adapter_mlp_dim=344)
-    config.optim.update(learning_rate=2e-3 if pretraining else 6e-4, warmup_steps=50)
+    config.optim.update(learning_rate=2e-3, warmup_steps=50)
     config.checkpoint.every_steps = 400
     config.log_every_steps = 10
     [held_out] = config.evals.values()
