@@ -26,6 +26,11 @@ CATLIP_TOWERS = {
     "h16": {"width": 1280, "layers": 32, "heads": 20},
 }
 DEMO_TOWER = {"width": 128, "layers": 3, "heads": 4, "num_positions": 16}
+# CogVLM's smaller image tower, which is EVA02-CLIP-L without its last block.
+EVA2_L = {"patch_size": 14, "width": 1024, "layers": 23, "heads": 16, "mlp_dim": 2730}
+VICUNA_7B = {
+    "vocab_size": 32_000, "width": 4096, "layers": 32, "heads": 32, "mlp_dim": 11_008,
+}  # fmt: skip
 TEXT_TOWER = {"vocab_size": 49_408, "width": 512, "layers": 12, "heads": 8}
 
 # Optimizer rules of CatLIP (arXiv 2404.15653). The published recipe spares vectors from decay, but
@@ -104,6 +109,24 @@ def suites_in_data(total_steps: int, **settings) -> dict[str, dict]:
         if section["task"] in often:
             section["every_steps"] = 2500
     return sections
+
+
+def suite_prepared(name: str, **schedule) -> dict[str, dict]:
+    """Sections of `evals` for all tasks of a suite of models that write, from prepared shards in
+    data/, which must be there.
+
+    Args:
+      schedule: `every_steps`, `weights`, `batch_size` of each.
+    """
+    return {
+        task.section: {
+            **task.settings,
+            "data": prepared(task.folder),
+            "task": task.id,
+            **schedule,
+        }
+        for task in tasks.suite(name)
+    }
 
 
 def choose(what: str, table: dict, name: str):
@@ -196,10 +219,14 @@ def _plan(config) -> str | None:
 
 def _run_cogvlm_local(config, tower):
     config.init = {}
-    config.preprocess.update(image_size=56, tokenizer="llama:scenes", context_length=64)
+    token_size, image = config.preprocess.image_token_size, config.method.model.image
+    side = 28 if 28 % token_size == 0 else 2 * token_size
+    config.preprocess.update(image_size=2 * side, tokenizer="llama:scenes", context_length=64)
     if _plan(config) == "switch":
-        config.plan.update(first_size=28, at_step=config.total_steps // 2)
-    config.method.model.image.update(image_size=28, mlp_dim=128, **tower)
+        config.plan.update(first_size=side, at_step=config.total_steps // 2)
+    image.update(mlp_dim=128, **tower)
+    if "image_size" in image:
+        image.image_size = side
     config.method.model.text.update(vocab_size=640, mlp_dim=128, **tower)
     config.method.model.adapter_mlp_dim = 128
     if "expert_every" in config.method.model:

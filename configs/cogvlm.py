@@ -19,7 +19,6 @@ import ml_collections
 from big_vlp import recipes as shared
 
 EVA2_E = dict(patch_size=14, width=1792, layers=63, heads=16, mlp_dim=15_360)
-VICUNA_7B = dict(vocab_size=32_000, width=4096, layers=32, heads=32, mlp_dim=11_008)
 LLAMA3_8B = dict(
     vocab_size=128_256,
     width=4096,
@@ -33,7 +32,9 @@ LLAMA3_8B = dict(
 # The model, the image sizes of stage 1 and after stage 2's switch, the tokenizer.
 SIZES = {
     "17b": dict(
-        model=dict(image=dict(image_size=224, **EVA2_E), text=VICUNA_7B, adapter_mlp_dim=11_008),
+        model=dict(
+            image=dict(image_size=224, **EVA2_E), text=shared.VICUNA_7B, adapter_mlp_dim=11_008
+        ),
         image_sizes=(224, 490),
         image_token_size=14,
         tokenizer="llama:models/vicuna-7b-v1.5/tokenizer.model",
@@ -63,6 +64,7 @@ ABLATIONS = {
     "random": {},
     "full_mask": dict(image_mask="full"),
     "ssl": {},
+    "eva2_l": dict(tower="eva02"),
     "no_ema": {},
 }
 
@@ -177,6 +179,8 @@ def get_config(arg=None):
         accumulate_steps=1,
     )
     config.method.model.text = {**size["model"]["text"], "dropout": 0.1}
+    if options.ablation == "eva2_l":
+        config.method.model.image.update(shared.EVA2_L)
     if options.stage == "lora":
         # Language weights and image tower, not the experts; and the tower's MLPs 46..54 whole.
         attention = (

@@ -11,6 +11,9 @@ from configs import cogvlm
 
 EXPERTS, ADAPTER = 6_476_005_376, 142_622_720
 LANGUAGE, TOWER = 6_738_415_616, 4_280_905_216
+# EVA02-CLIP-L's 304,105,152 without the last of 24 blocks, the last norm and the projection.
+SMALL_TOWER = 304_105_152 - 2 * 1024 - 1025 * 768 - (4 * 1024**2 + 3 * 1024 * 2730 + 9 * 1024
+                                                     + 4 * 2730 + 1024)  # fmt: skip
 
 
 def parts(arg):
@@ -42,6 +45,7 @@ def parts(arg):
         ("ablation=ffn", 32 * 3 * 4096 * 11_008 + ADAPTER, LANGUAGE + TOWER),
         ("ablation=ssl", EXPERTS + ADAPTER + 4096 * 1792, LANGUAGE + TOWER),
         ("ablation=random", EXPERTS + ADAPTER, LANGUAGE + TOWER),
+        ("ablation=eva2_l", EXPERTS + ADAPTER - (1792 - 1024) * 4096, LANGUAGE + SMALL_TOWER),
     ],
 )
 def test_what_is_trained(arg, trained, frozen):

@@ -134,7 +134,8 @@ def check_evaluators(made):
         evaluator = parts.find("evaluator", "evaluators", arguments.pop("evaluator"), "Evaluator")
         assert arguments.pop("weights") in ("model", "averaged")
         assert arguments.pop("every_steps") > 0
-        assert arguments.pop("task", "cosmos/coco_val2017") == "cosmos/coco_val2017"
+        if (task := arguments.pop("task", None)) is not None:
+            assert tasks.task(task)
         if (paper := arguments.pop("paper", None)) is not None:
             assert tasks.paper(paper)
         inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", **arguments)

@@ -16,8 +16,8 @@ file. COSMOS' towers export to open_clip, too.
 
 CogVLM and CogVLM2 are directories as Hugging Face's libraries read them, with config.json and
 shards. cogvlm_sat is a checkpoint of SwissArmyTransformer. cogvlm_parts makes a CogVLM of a
-language model in such a directory, and of an image tower. `merge cogvlm` turns a model directory
-with LoRA into one without; an export merges by itself.
+language model in such a directory, and of an image tower; llama is the language model alone.
+`merge cogvlm` turns a model directory with LoRA into one without; an export merges by itself.
 
 Files and directories may lie in a bucket (gs://...); weights that do are copied to this machine
 while they are read or written.
@@ -145,6 +145,7 @@ IMPORTS = {
     "cogvlm": command.import_released,
     "cogvlm_sat": command.import_sat,
     "cogvlm_parts": command.import_parts,
+    "llama": command.import_language,
 }
 EXPORTS = {
     "catlip": export_catlip,
@@ -215,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         help="of two towers: a published model, such as ViT-B-16/datacomp_xl_s13b_b90k or "
         "ViT-B-16-SigLIP/webli, with whose architecture and images the weights must agree, and "
-        "whose published numbers are kept; a wrong name lists all",
+        "whose published numbers are kept; of cogvlm, one that has such, as cogvlm-chat; a wrong "
+        "name lists all",
     )
     group.add_argument(
         "--config-json",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 # Shapes tell these, or they are a new task's choice.
 _NOT_COMPARED = {
     "patch_size", "width", "layers", "heads", "mlp_dim", "vocab_size", "num_positions",
-    "class_token", "norm_pre", "proj_bias", "ignore_rest", "output_stride",
+    "class_token", "norm_pre", "final_norm", "proj_bias", "ignore_rest", "output_stride",
 }  # fmt: skip
 _OF_IMAGES = ("resize", "interpolation")
 

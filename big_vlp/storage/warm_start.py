@@ -18,8 +18,8 @@ from input_pipeline.words.matching import match_classes
 CLASSIFIERS = ("random", "transfer", "copy")
 _KERNEL = "classifier/kernel"
 _EXPERTS = "language/blocks/vision"
-# What a tower may have beyond what it is taken for: class token and pooling.
-_LEFT_OUT = re.compile(r".*/(class_token|proj/kernel|map/.*)")
+# What a tower may have beyond what it is taken for: class token, last norm and pooling.
+_LEFT_OUT = re.compile(r".*/(class_token|norm_post/.*|proj/kernel|map/.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class WarmStart:
       step: which checkpoint; None takes the latest.
       fresh_blocks: so many of the last blocks of each tower stay as they were initialised, the same
         in the model and its average. (COSMOS' code draws its teacher's apart.)
+      dropped_blocks: so many of the last blocks of the old towers are left out; the new ones have
+        as many fewer.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
         one, for the same classes. "transfer": Transfer Init (arXiv 2404.15653, section 4): the mean
         of the old classifier's columns for the synsets nearest to each class. Biases are not
@@ -55,14 +57,16 @@ class WarmStart:
     weights: str | None = None
     step: int | None = None
     fresh_blocks: int = 0
+    dropped_blocks: int = 0
     classifier: str = "random"
     min_similarity: float = 0.0
 
     def __post_init__(self):
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={self.classifier!r}; choose one of {CLASSIFIERS}.")
-        if self.fresh_blocks < 0:
-            raise ValueError(f"fresh_blocks={self.fresh_blocks}: 0 or more.")
+        for name in ("fresh_blocks", "dropped_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: 0 or more.")
         if not 0 <= self.min_similarity <= 1:
             raise ValueError(f"min_similarity={self.min_similarity} must be in [0, 1].")
 
@@ -84,6 +88,8 @@ class WarmStart:
         """
         stored = open_model(self.model, self.weights, self.step)
         old = trees.flatten(stored.load(mesh))
+        if self.dropped_blocks:
+            old = {path: self._without_last(path, x) for path, x in old.items()}
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
         parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
         new = self._taken(fresh, old, parts)
@@ -93,6 +99,8 @@ class WarmStart:
         if self.fresh_blocks:
             new = {path: self._with_fresh_blocks(path, x, fresh[path]) for path, x in new.items()}
             note += f"; the last {self.fresh_blocks} of each tower's blocks are fresh"
+        if self.dropped_blocks:
+            note += f"; without the last {self.dropped_blocks} of the old blocks"
         if self.classifier == "transfer":
             kernel, counts = self._transferred(stored, old, fresh[_KERNEL], class_names)
             new[_KERNEL] = kernel
@@ -122,6 +130,10 @@ class WarmStart:
                 + "\nChange config.method.model or config.preprocess."
             )
         return compared.note(method, old, parts)
+
+    def _without_last(self, path: str, value):
+        """Fewer of the blocks that a parameter holds."""
+        return value[: -self.dropped_blocks] if "/blocks/" in path else value
 
     def _with_fresh_blocks(self, path: str, value, fresh):
         if "/blocks/" not in path:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from evaluators.answers.shared.predictions import ending
 from evaluators.datasets import tables, tasks
 from evaluators.datasets.tasks import Task
 from input_pipeline.files import listing
@@ -39,6 +40,7 @@ def suite(
     weights: Sequence[str] = ("model",),
     batch_size: int = 512,
     paper: str | None = None,
+    predictions: str | os.PathLike | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Sections of `config.evals` for the tasks of a suite whose data are whole in `root`.
 
@@ -52,6 +54,8 @@ def suite(
         the first are called NAME_WEIGHTS.
       paper: the published model that this one repeats, such as "cosmos_vitb16_cc3m": its numbers
         are put beside in the table that `evaluate` ends with.
+      predictions: directory for what a model writes, a file for each section, where its evaluator
+        writes one. Without it, sets whose answers are secret are left out.
 
     Raises:
       ValueError: no such suite, or no such published model.
@@ -59,6 +63,8 @@ def suite(
     if paper is not None:
         tasks.paper(paper)
     found = [(task, find(task, root)) for task in tasks.suite(name)]
+    if predictions is None:
+        found = [(task, _without_secrets(task, there)) for task, there in found]
     lacking = {f"{task.folder}: {there.lacks}": None for task, there in found if there.lacks}
     if lacking:
         print(
@@ -70,8 +76,12 @@ def suite(
     for task, there in found:
         for place, chosen in enumerate(weights):
             if there.section is not None:
-                sections[task.section + (f"_{chosen}" if place else "")] = {
+                name = task.section + (f"_{chosen}" if place else "")
+                form = there.section.get("form")
+                file = form and predictions and f"{os.fspath(predictions)}/{name}{ending(form)}"
+                sections[name] = {
                     **there.section,
+                    **({"predictions": file} if file else {}),
                     "every_steps": every_steps,
                     "weights": chosen,
                     "batch_size": batch_size,
@@ -79,6 +89,12 @@ def suite(
                     "paper": paper,
                 }
     return sections
+
+
+def _without_secrets(task: Task, there: Found) -> Found:
+    if there.section is None or not task.secret:
+        return there
+    return Found(None, "nobody here can score it; give predictions=DIR for what is written")
 
 
 def find(task: Task, root: str | os.PathLike) -> Found:

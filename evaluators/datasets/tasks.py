@@ -3,7 +3,7 @@
 A suite is a table of tasks. "datacomp38" is DataComp's (arXiv 2304.14108), "cosmos" what COSMOS
 (arXiv 2412.01814) is compared by, "composition" tells captions apart that differ in one detail,
 "long" retrieves by captions of many sentences, "multilingual" in each language, "quick" has three
-sets to watch a run with.
+sets to watch a run with. "cogvlm" and "llava" are of models that write, see `datasets.answered`.
 
 COSMOS' classification is asked as its code asks it, on the images that DataComp publishes. Two of
 its eleven sets are not these: its Caltech-101 is a random half without the background class, its
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluators.datasets import answered
 from input_pipeline.checks.arguments import unknown
 
 _FOLDER = Path(__file__).parent / "data"
@@ -50,6 +51,7 @@ class Task:
       chance: what an answer at random gets; None where the evaluator says it, or nobody.
       groups: what the numbers beside each image are, see the source `clip_benchmark`.
       mean: the mean that it is a part of, such as that over all languages of a set.
+      secret: what it is worth is for others to say: it is asked for its predictions alone.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Task:
     chance: float | None = None
     groups: tuple[str, ...] = ()
     mean: str | None = None
+    secret: bool = False
 
     @property
     def section(self) -> str:
@@ -367,6 +370,22 @@ def _quick() -> tuple[Task, ...]:
     return tuple(dataclasses.replace(known[name], id=f"quick/{name}") for name in names)
 
 
+def _answered(suite: str, rows: tuple[answered.Row, ...]) -> tuple[Task, ...]:
+    return tuple(
+        Task(
+            f"{suite}/{row.name}",
+            row.title,
+            row.images,
+            row.name,
+            f"prepare it (docs/answers.md): {row.source}",
+            row.settings,
+            row.metrics,
+            secret=row.secret,
+        )
+        for row in rows
+    )
+
+
 SUITES = {
     "cosmos": _cosmos,
     "datacomp38": _datacomp38,
@@ -374,4 +393,6 @@ SUITES = {
     "long": _long,
     "multilingual": _multilingual,
     "quick": _quick,
+    "cogvlm": functools.partial(_answered, "cogvlm", answered.COGVLM),
+    "llava": functools.partial(_answered, "llava", answered.LLAVA),
 }

@@ -13,13 +13,14 @@ from tests.recipes.catlip import catlip
 from tests.recipes.cogvlm import cogvlm
 from tests.recipes.contrastive import clip, cosmos, siglip
 from tests.recipes.rows import Recipe, table
+from tests.recipes.vlm import vlm
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 MARK = "<!-- What follows is made by `python -m tests.recipes`. -->"
 
 
 def recipes() -> list[Recipe]:
-    return [*cosmos(), *catlip(), *cogvlm(), *clip(), *siglip()]
+    return [*cosmos(), *catlip(), *cogvlm(), *vlm(), *clip(), *siglip()]
 
 
 def page() -> str:

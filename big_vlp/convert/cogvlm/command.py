@@ -4,25 +4,26 @@ Nothing is in memory but what is being written: a parameter, which are the block
 """
 
 import argparse
-import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from big_vlp import trees
-from big_vlp.convert.cogvlm import names
+from big_vlp.convert.cogvlm import names, starts
 from big_vlp.convert.cogvlm.parts import from_parts, from_sat
-from big_vlp.convert.common import ConversionError, State, Tensor
+from big_vlp.convert.common import ConversionError, Tensor
 from big_vlp.convert.files import appearing, read_model, read_parts, read_state, write_state
 from big_vlp.models import lora
+from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.model_dir import StoredModel, open_model, save_model
+from evaluators.datasets import tasks
 from input_pipeline.checks.ranges import SEED
 from input_pipeline.command_line import Parser, path_argument
 from input_pipeline.files.buckets import storage_path
 from input_pipeline.files.whole import write_whole
+from input_pipeline.preprocess import Preprocess
 from input_pipeline.text.tokenizers import make_tokenizer
 
 CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
@@ -31,7 +32,9 @@ CONFIG, TOKENIZER, LLAMA3 = "config.json", "tokenizer.model", "tokenizer.json"
 def import_released(source: Path, target: Path, options: argparse.Namespace) -> None:
     """A directory in Hugging Face's form, of CogVLM or CogVLM2; for `options` see `add_options`."""
     config = _read_config(source / CONFIG)
-    _save(read_state(source), config, source, target, options)
+    params, arguments, _ = names.from_reference(read_state(source), config, lazy=True)
+    about = options.name and {"name": options.name, "published": tasks.paper(options.name)}
+    _save(params, arguments, source, target, options, about=about)
 
 
 def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -45,18 +48,30 @@ def import_sat(source: Path, target: Path, options: argparse.Namespace) -> None:
     text = names.from_config(config)["text"]
     base = config.get("rope_theta", 10000.0)
     state = from_sat(read_parts(source, "module")["module"], text["width"] // text["heads"], base)
-    _save(state, config, source.parent, target, options)
+    params, arguments, _ = names.from_reference(state, config, lazy=True)
+    _save(params, arguments, source.parent, target, options)
 
 
 def import_parts(source: Path, target: Path, options: argparse.Namespace) -> None:
-    """A language model's directory and EVA2-CLIP-E's file: where pretraining starts."""
+    """A language model's directory and the file of an EVA-CLIP: where pretraining starts. By its
+    names, the tower is EVA2-CLIP-E's, or EVA02-CLIP-L's."""
     if options.eva is None:
-        raise ConversionError("The image tower is missing: give --eva, the file of EVA2-CLIP-E.")
+        raise ConversionError(
+            "The image tower is missing: give --eva, the file of EVA2-CLIP-E or EVA02-CLIP-L."
+        )
+    config, llama, eva = _read_config(source / CONFIG), read_state(source), read_state(options.eva)
+    if starts.is_eva02(eva):
+        made = starts.with_eva02(llama, config, eva, seed=options.seed)
+    else:
+        state, config = from_parts(llama, config, eva, seed=options.seed)
+        made = names.from_reference(state, config, lazy=True)[:2]
+    _save(*made, source, target, options, options.image_size)
+
+
+def import_language(source: Path, target: Path, options: argparse.Namespace) -> None:
+    """A language model's directory, without any image tower."""
     config = _read_config(source / CONFIG)
-    state, config = from_parts(
-        read_state(source), config, read_state(options.eva), seed=options.seed
-    )
-    _save(state, config, source, target, options, options.image_size)
+    _save(*starts.language_alone(read_state(source), config), source, target, options)
 
 
 def export_released(source: Path, target: Path, options: argparse.Namespace) -> None:
@@ -127,7 +142,7 @@ def _without_lora(stored: StoredModel) -> dict:
 
 def add_options(parser: Parser) -> None:
     """The flags of these functions' `options`."""
-    add = parser.add_argument_group("import cogvlm, cogvlm_sat, cogvlm_parts").add_argument
+    add = parser.add_argument_group("import cogvlm, cogvlm_sat, cogvlm_parts, llama").add_argument
     add(
         "--context-length",
         type=int,
@@ -139,7 +154,7 @@ def add_options(parser: Parser) -> None:
         "--eva",
         type=path_argument,
         metavar="FILE",
-        help="cogvlm_parts: EVA02-CLIP-bigE-14, .pt or other",
+        help="cogvlm_parts: EVA02-CLIP-bigE-14 or EVA02-CLIP-L-14, .pt or other",
     )
     add("--seed", type=SEED, default=0, metavar="N", help="cogvlm_parts: of the adapter's weights")
     parser.add_renamed("--config", "--config-json")
@@ -148,26 +163,34 @@ def add_options(parser: Parser) -> None:
 
 
 def _save(
-    state: State,
-    config: Mapping,
+    params: dict,
+    arguments: dict,
     beside: Path,
     target: Path,
     options: argparse.Namespace,
     image_size: int | None = None,
+    about: dict | None = None,
 ) -> None:
     name = _tokenizer(options.tokenizer, beside)
-    params, arguments, preprocess = names.from_reference(
-        state, config, tokenizer=name, context_length=options.context_length, lazy=True
-    )
     _check_vocabulary(name, arguments["text"]["vocab_size"])
+    image, token_size = arguments.get("image"), None
+    size = 224 if image is None else image["image_size"]
+    if image is not None:
+        token_size = CogVLM(**arguments).image_token_size
     if image_size is not None:
         # The tower interpolates its positions.
-        if image_size < 1 or image_size % preprocess.image_token_size:
-            raise ConversionError(
-                f"--image-size {image_size}: give a multiple of {preprocess.image_token_size}."
-            )
-        preprocess = dataclasses.replace(preprocess, image_size=image_size)
-    save_model(target, {"model": params}, {"name": "cogvlm", "model": arguments}, preprocess, None)
+        if image_size < 1 or image_size % token_size:
+            raise ConversionError(f"--image-size {image_size}: give a multiple of {token_size}.")
+        size = image_size
+    preprocess = Preprocess(
+        size,
+        resize="squash",
+        tokenizer=name,
+        context_length=options.context_length,
+        image_token_size=token_size,
+    )
+    method = {"name": "cogvlm", "model": arguments}
+    save_model(target, {"model": params}, method, preprocess, None, about)
 
 
 def _tokenizer(given: str | None, directory: Path) -> str:

@@ -53,6 +53,8 @@ _VISION = (
         (f"vision/transformer/blocks/{path}", "model.vision.transformer.layers.{i}." + key, kind)
         for path, key, kind in _VISION_BLOCK
     ),
+)
+ADAPTER = (
     ("adapter/linear/kernel", "model.vision.linear_proj.linear_proj.weight", "linear"),
     ("adapter/norm/scale", "model.vision.linear_proj.norm1.weight", "same"),
     ("adapter/norm/bias", "model.vision.linear_proj.norm1.bias", "same"),
@@ -72,6 +74,16 @@ _LANGUAGE = (
     ("language/head/kernel", "lm_head.weight", "linear"),
     ("language/blocks/norm1/scale", "model.layers.{i}.input_layernorm.weight", "same"),
     ("language/blocks/norm2/scale", "model.layers.{i}.post_attention_layernorm.weight", "same"),
+)
+# (argument of `Llama`, field of config.json)
+TEXT_FIELDS = (
+    ("vocab_size", "vocab_size"),
+    ("width", "hidden_size"),
+    ("layers", "num_hidden_layers"),
+    ("heads", "num_attention_heads"),
+    ("mlp_dim", "intermediate_size"),
+    ("norm_epsilon", "rms_norm_eps"),
+    ("pad_id", "pad_token_id"),
 )
 
 
@@ -165,18 +177,7 @@ def from_config(config: Mapping) -> dict:
             missing.append(prefix + name)
         return section.get(name)
 
-    text = {
-        ours: get(config, theirs)
-        for ours, theirs in (
-            ("vocab_size", "vocab_size"),
-            ("width", "hidden_size"),
-            ("layers", "num_hidden_layers"),
-            ("heads", "num_attention_heads"),
-            ("mlp_dim", "intermediate_size"),
-            ("norm_epsilon", "rms_norm_eps"),
-            ("pad_id", "pad_token_id"),
-        )
-    }
+    text = {ours: get(config, theirs) for ours, theirs in TEXT_FIELDS}
     text["kv_heads"] = config.get("num_multi_query_heads", text["heads"])
     tower = {
         ours: get(image, theirs, "vision_config.")
@@ -252,11 +253,17 @@ def _init(model: CogVLM) -> dict:
 
 def _rules(model: CogVLM) -> tuple[tuple, tuple]:
     """Those of the image's part and of the language model, which differ in layers and heads."""
+    downsample = _DOWNSAMPLE if model.image.get("downsample") else ()
+    return _VISION + ADAPTER + downsample, language_rules(model)
+
+
+def language_rules(model: CogVLM, experts: tuple[str, ...] = ("language", "vision")) -> tuple:
+    """Those of the language model, with the named sets of its blocks' weights."""
     kv_heads = model.text.get("kv_heads")
     fused = kv_heads in (None, model.text["heads"])
     kind = "qkv" if fused else f"gqa{kv_heads}"
     rules = list(_LANGUAGE)
-    for expert in ("language", "vision"):
+    for expert in experts:
         ours = f"language/blocks/{expert}"
         attention = "model.layers.{i}.self_attn." + expert + "_expert_"
         mlp = "model.layers.{i}.mlp." + expert + "_mlp."
@@ -278,7 +285,7 @@ def _rules(model: CogVLM) -> tuple[tuple, tuple]:
         if expert == "vision" and model.expert_qkv_bias:
             bias_kind = kind.replace("gqa", "gqa_bias") if not fused else "qkv_bias"
             rules.append((qkv("bias"), attention + "query_key_value.bias", bias_kind))
-    return _VISION + (_DOWNSAMPLE if model.image.get("downsample") else ()), tuple(rules)
+    return tuple(rules)
 
 
 def _to_state(params: dict, model: CogVLM) -> dict:

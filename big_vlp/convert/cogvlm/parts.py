@@ -153,22 +153,21 @@ def from_parts(
       ConversionError: keys are missing or unknown, each is named; or the rotary embeddings are
         scaled, which the released form cannot say.
     """
-    base = _rope_base(llama_config)
-    text = _language(llama, llama_config)
+    base = base_of(llama_config)
+    text = language(llama, llama_config)
     image, blocks = _image_tower(eva)
     patch = image[f"{_VISION}patch_embedding.proj.weight"]
     positions = image[f"{_VISION}patch_embedding.position_embedding.weight"].shape[0]
     width, heads = llama_config["hidden_size"], llama_config["num_attention_heads"]
-    adapter = _fresh_adapter(
+    adapter = fresh_adapter(
         patch.shape[0],
         width,
         llama_config["intermediate_size"],
         text["model.norm.weight"].dtype,
         seed,
     )
-    config = {name: llama_config[name] for name in _LLAMA_FIELDS} | {
+    config = text_config(llama_config) | {
         "hidden_act": "silu",
-        "pad_token_id": llama_config.get("pad_token_id") or 0,
         "template_version": "base",
         "tie_word_embeddings": False,
         "vision_config": {
@@ -185,10 +184,16 @@ def from_parts(
             "patch_size": patch.shape[-1],
         },
     }
-    kv_heads = llama_config.get("num_key_value_heads", heads)
-    if kv_heads != heads:
-        config["num_multi_query_heads"] = kv_heads
     return text | image | adapter | _frequencies(text, width // heads, base), config
+
+
+def text_config(llama_config: Mapping) -> dict:
+    """The fields of the released config.json that a language model's own tells."""
+    fields = {name: llama_config[name] for name in _LLAMA_FIELDS}
+    fields["pad_token_id"] = llama_config.get("pad_token_id") or 0
+    kv_heads = llama_config.get("num_key_value_heads", fields["num_attention_heads"])
+    grouped = kv_heads != fields["num_attention_heads"]
+    return fields | ({"num_multi_query_heads": kv_heads} if grouped else {})
 
 
 def _pattern(name: str) -> re.Pattern:
@@ -197,7 +202,7 @@ def _pattern(name: str) -> re.Pattern:
     return re.compile(escaped)
 
 
-def _rope_base(config: Mapping) -> float:
+def base_of(config: Mapping) -> float:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -211,7 +216,7 @@ def _frequencies(state: State, head_dim: int, base: float) -> dict[str, np.ndarr
     return {FREQUENCIES.format(i=i): values for i in sorted(layers, key=int)}
 
 
-def _require(state: State, needed: Iterable[str], ignored: str, what: str) -> None:
+def require(state: State, needed: Iterable[str], ignored: str, what: str) -> None:
     needed = set(needed)
     problems = [f"missing: {key}" for key in sorted(needed - set(state))]
     problems += [
@@ -223,7 +228,7 @@ def _require(state: State, needed: Iterable[str], ignored: str, what: str) -> No
         raise ConversionError(f"These are not the weights of {what}:\n  " + "\n  ".join(problems))
 
 
-def _language(llama: State, config: Mapping) -> dict:
+def language(llama: State, config: Mapping) -> dict:
     missing = [name for name in _LLAMA_FIELDS if name not in config]
     if missing:
         raise ConversionError(f"The language model's config.json lacks {missing}.")
@@ -232,7 +237,7 @@ def _language(llama: State, config: Mapping) -> dict:
     mlp = [f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
     layers = [f"model.layers.{i}." for i in range(config["num_hidden_layers"])]
     needed = [layer + name for layer in layers for name in (*_LLAMA_NORMS, *attention, *mlp)]
-    _require(llama, (*ends, *needed), r".*\binv_freq", "a language model of this config.json")
+    require(llama, (*ends, *needed), r".*\binv_freq", "a language model of this config.json")
     state = {key: llama[key] for key in ends}
     for layer in layers:
         state |= {layer + name: llama[layer + name] for name in _LLAMA_NORMS}
@@ -261,7 +266,7 @@ def _image_tower(eva: State) -> tuple[dict, int]:
     names = [name for name, _ in _EVA_BLOCK] + list(biases)
     needed = [name for name, _ in ends] + [f"blocks.{j}.{n}" for j in range(blocks) for n in names]
     dropped = rf"blocks\.{blocks}\..*|(norm|fc_norm|head)\..*"
-    _require(eva, needed, dropped, "EVA2-CLIP-E's image tower")
+    require(eva, needed, dropped, "EVA2-CLIP-E's image tower")
     state = {_VISION + ours: eva[theirs] for theirs, ours in ends}
     for ours in ("cls_embedding", "position_embedding.weight"):
         key = f"{_VISION}patch_embedding.{ours}"
@@ -276,7 +281,7 @@ def _image_tower(eva: State) -> tuple[dict, int]:
     return state, blocks
 
 
-def _fresh_adapter(width: int, text_width: int, mlp_dim: int, dtype, seed: int) -> dict:
+def fresh_adapter(width: int, text_width: int, mlp_dim: int, dtype, seed: int) -> dict:
     start = f"{_VISION}linear_proj."
     state = {
         f"{start}norm1.weight": np.ones(text_width, dtype),

@@ -62,6 +62,7 @@ class Tower(base.Tower):
       num_positions: entries of the position table; other numbers of tokens interpolate it.
       class_token: False pools the mean of the tokens, as dense tasks do.
       output_stride: pixels per token, 16 or 8.
+      final_norm: whether a norm stands behind the blocks.
       channel_first_norm: LayerNorm with the reference's quirk, see `ChannelFirstLayerNorm`.
     """
 
@@ -72,6 +73,7 @@ class Tower(base.Tower):
     num_positions: int = 196
     class_token: bool = True
     output_stride: int = 16
+    final_norm: bool = True
     channel_first_norm: bool = False
 
     def setup(self):
@@ -118,11 +120,13 @@ class Tower(base.Tower):
         return x + resize_sequence(self.position_embedding, x.shape[1]).astype(self.dtype)
 
     def encode(self, tokens):
-        """Tokens of `prepare` -> (tokens [B, N, W], pooled [B, W]), both after the final norm."""
+        """Tokens of `prepare` -> (tokens [B, N, W], pooled [B, W]), both after the final norm, if
+        any."""
         x = tokens
         if self.class_token:
             # The class token has no position.
             cls = jnp.broadcast_to(self.cls.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([cls, x], axis=1)
-        x = self.norm_post(self.transformer(x))
+        x = self.transformer(x)
+        x = self.norm_post(x) if self.final_norm else x
         return (x[:, 1:], x[:, 0]) if self.class_token else (x, x.mean(axis=1))

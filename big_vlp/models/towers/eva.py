@@ -1,6 +1,7 @@
 """EVA2-CLIP's image tower as CogVLM uses it (arXiv 2311.03079): norms on the branches' outputs."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,24 +35,26 @@ class EvaBlock(nn.Module):
 
 
 class EvaTransformer(nn.Module):
-    """`layers` blocks, stacked under "blocks"; attributes as those of `Tower`."""
+    """`layers` blocks of one kind, stacked under "blocks".
 
+    Attributes:
+      make_block: makes the block, a module; called with `parent=None`.
+      layers, unroll, remat: as of `Tower`.
+    """
+
+    make_block: Callable[..., nn.Module]
     layers: int
-    heads: int
-    mlp_dim: int
-    epsilon: float
-    dtype: jnp.dtype
     unroll: bool | int
     remat: str | None
 
     @nn.compact
-    def __call__(self, x):
-        """[B, T, W] -> [B, T, W]."""
-        block = EvaBlock(self.heads, self.mlp_dim, self.epsilon, self.dtype, parent=None)
-        params = blocks_of(self, init_blocks, block, self.layers, x[:1, :1])
+    def __call__(self, x, *shared):
+        """[B, T, W] -> [B, T, W]; `shared` is what every block gets besides."""
+        block = self.make_block(parent=None)
+        params = blocks_of(self, init_blocks, block, self.layers, x[:1], *shared)
 
         def body(x, params):
-            return block.apply({"params": params}, meshes.keep_over_batch(x)), None
+            return block.apply({"params": params}, meshes.keep_over_batch(x), *shared), None
 
         body = rematerialised(body, self.remat, self.unroll)
         return run_blocks(body, x, params, self.layers, self.unroll)[0]
@@ -76,6 +79,8 @@ class Tower(base.Tower):
     downsample: bool = False
     epsilon: float = 1e-6
 
+    block_type = EvaBlock
+
     def setup(self):
         p, w = self.patch_size, self.width
         if self.image_size % self.token_size:
@@ -91,15 +96,10 @@ class Tower(base.Tower):
         self.position_embedding = self.param(
             "position_embedding", normal(0.02), (count, w), jnp.float32
         )
-        self.transformer = EvaTransformer(
-            self.layers,
-            self.heads,
-            self.mlp_dim,
-            self.epsilon,
-            self.dtype,
-            self.unroll,
-            self.remat,
+        block = functools.partial(
+            self.block_type, self.heads, self.mlp_dim, self.epsilon, self.dtype
         )
+        self.transformer = EvaTransformer(block, self.layers, self.unroll, self.remat)
         if self.downsample:
             self.conv = conv((2, 2), strides=(2, 2))
 
@@ -134,5 +134,10 @@ class Tower(base.Tower):
     def encode(self, images):
         """Normalised images [B, S, S', 3] -> (tokens [B, N, W], class token [B, W])."""
         grid = tuple(size // self.patch_size for size in images.shape[1:3])
-        x = self.transformer(self.embed(images))
+        x = self.transformer(self.embed(images), *self.shared(grid))
         return self.pool(x[:, 1:], grid), x[:, 0]
+
+    def shared(self, grid: tuple[int, int]) -> tuple:
+        """What every block gets beside its input."""
+        del grid
+        return ()

@@ -77,6 +77,8 @@ class Tower(base.Tower):
       mlp_dim: hidden width of the MLPs; None is four times the width.
       class_token: whether there is one, and so a patch projection without bias; None goes by pool.
       norm_pre: whether a norm comes before the blocks; None is with a class token.
+      final_norm: whether a norm stands behind the blocks. Without it nothing is pooled, and with a
+        block less than it was trained with, tokens are those that LLaVA (arXiv 2304.08485) reads.
       norm_after_pool: the last norm is that of the mean over the patches; tokens have none.
       ignore_rest: pixels beyond the last whole patch are not seen; else they are an error. (A
         released SigLIP has patches of 14 pixels in images of 384.)
@@ -95,6 +97,7 @@ class Tower(base.Tower):
     mlp_dim: int | None = None
     class_token: bool | None = None
     norm_pre: bool | None = None
+    final_norm: bool = True
     norm_after_pool: bool = False
     ignore_rest: bool = False
 
@@ -102,7 +105,7 @@ class Tower(base.Tower):
     def encode(self, images, each_patch: bool = False):
         """Normalised images [B, S, S', 3] -> (patch tokens [B, N, W], pooled).
 
-        Tokens are after the final norm and not projected; pooled f32[B, embed_dim] is not
+        Tokens are after the final norm, if any, and not projected; pooled f32[B, embed_dim] is not
         L2-normalised, and None without `embed_dim`.
 
         With `each_patch` every patch is pooled as if it were the only one, and all is there twice,
@@ -130,6 +133,8 @@ class Tower(base.Tower):
                 f"norm_after_pool={self.norm_after_pool}: 'cls' needs a class token, and only the "
                 "mean can be normalised after pooling."
             )
+        if not self.final_norm and self.embed_dim is not None:
+            raise ValueError("final_norm=False is for towers that pool nothing: embed_dim=None.")
         init_scale = normal(w**-0.5)
         norm = functools.partial(layer_norm, epsilon=self.norm_epsilon)
 
@@ -174,7 +179,7 @@ class Tower(base.Tower):
             name="transformer",
         )(x, each_patch)
         norm_post = norm("norm_post", self.dtype)
-        x = x if self.norm_after_pool else norm_post(x)
+        x = norm_post(x) if self.final_norm and not self.norm_after_pool else x
 
         tokens = x[..., 1:, :] if has_token else x
         if self.embed_dim is None:

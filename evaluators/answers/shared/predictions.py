@@ -60,6 +60,11 @@ def check_form(name: str) -> None:
         raise ValueError(unknown("form", name, FORMS))
 
 
+def ending(form: str) -> str:
+    """What the name of a file of that form ends in."""
+    return {"lines": ".jsonl", "table": ".tsv"}.get(FORMS[form].layout, ".json")
+
+
 def identity(record: Mapping[str, Any]) -> str:
     """By what a record's answer is known: its `question_id`, or its `id` where it has none."""
     return str(record.get("question_id", record["id"]))

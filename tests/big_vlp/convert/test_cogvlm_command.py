@@ -260,6 +260,11 @@ def test_what_else_is_refused(released, parts, tmp_path, run, monkeypatch):
     refused(run("import", "cogvlm", released, tmp_path / "file"), "is a file; give a directory")
     assert run(*arguments) == (0, "")
     refused(run(*arguments), "holds a model already")
+    named = ["import", "cogvlm", released, tmp_path / "named", "--name"]
+    refused(run(*named, "cogvlm-chit"), "Unknown published model 'cogvlm-chit'.*cogvlm-chat")
+    assert run(*named, "cogvlm-chat") == (0, "")
+    source = open_model(tmp_path / "named").meta["source"]
+    assert source["name"] == "cogvlm-chat" and source["published"]["pope"]["accuracy"] == 0.879
     refused(run("export", "cogvlm", model, released), "released exists; give a new file or dir")
     refused(
         run("export", "cogvlm_parts", model, tmp_path / "x"), r"export is for catlip, .*cogvlm\."

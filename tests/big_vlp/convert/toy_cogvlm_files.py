@@ -78,6 +78,25 @@ def eva_state(prefix="visual.", width=12):
     return state | ({"logit_scale": np.ones(()), "text.proj": np.ones(3)} if prefix else {})
 
 
+def eva02_state(prefix="visual.", width=64):
+    """EVA02-CLIP-L of three blocks, in the names of EVA-CLIP."""
+    rng, w = np.random.default_rng(1), width
+    shapes = {"cls_token": (1, 1, w), "pos_embed": (1, 5, w), "head.weight": (8, w)}
+    shapes |= {"patch_embed.proj.weight": (w, 3, 4, 4), "patch_embed.proj.bias": (w,)}
+    shapes |= {"norm.weight": (w,), "norm.bias": (w,), "head.bias": (8,), "rope.freqs_cos": (4, w)}
+    for j in range(3):
+        block = {"attn.q_bias": (w,), "attn.v_bias": (w,), "attn.rope.freqs_sin": (4, w)}
+        block |= {f"attn.{n}_proj.weight": (w, w) for n in "qkv"}
+        block |= {"attn.proj.weight": (w, w), "attn.proj.bias": (w,)}
+        block |= {f"mlp.w{n}.weight": (20, w) for n in (1, 2)} | {"mlp.w3.weight": (w, 20)}
+        block |= {"mlp.w1.bias": (20,), "mlp.w2.bias": (20,), "mlp.w3.bias": (w,)}
+        for name, size in (("norm1", w), ("norm2", w), ("attn.inner_attn_ln", w)):
+            block |= {f"{name}.{part}": (size,) for part in ("weight", "bias")}
+        block |= {f"mlp.ffn_ln.{part}": (20,) for part in ("weight", "bias")}
+        shapes |= {f"blocks.{j}.{name}": shape for name, shape in block.items()}
+    return {prefix + k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+
+
 LLAMA_CONFIG = {
     "vocab_size": 30,
     "hidden_size": 16,

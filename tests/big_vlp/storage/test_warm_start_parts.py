@@ -246,3 +246,24 @@ def test_what_the_new_part_has_no_place_for_is_named(clip):
         start(clip[0], {"vision": "image_tower"}, state)
     assert "unexpected: vision/norm_pre/scale (16,)" in str(error.value)
     assert "class_token" not in str(error.value) and "proj" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["vit", "catlip_vit"])
+def test_a_tower_without_its_last_block_and_norm(clip, catlip, kind):
+    (path, model), part, sizes = {
+        "vit": (clip, "image_tower", {**VIT, "image_size": 16}),
+        "catlip_vit": (catlip, "tower", CATLIP),
+    }[kind]
+    image = {**sizes, "layers": 1, "final_norm": False}
+    state = fresh(tower=kind, image=image)
+    started, note = start(path, {"vision": part}, state, dropped_blocks=1)
+    assert "without the last 1 of the old blocks" in note
+    old, found = trees.flatten(model[part]), trees.flatten(started["frozen"]["vision"])
+    assert not any("norm_post" in name for name in found)
+    for name, value in found.items():
+        expected = old[name][:1] if "/blocks/" in name else old[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    with pytest.raises(CheckpointError, match="differences"):
+        start(path, {"vision": part}, fresh(tower=kind, image=image))
+    with pytest.raises(ValueError, match="dropped_blocks=-1: 0 or more"):
+        WarmStart(path, dropped_blocks=-1)

@@ -2,14 +2,18 @@
 
 import collections
 import hashlib
+import inspect
 import json
 
 import numpy as np
 import pytest
 
-from evaluators.datasets import command, suites, tables, tasks
+from configs import cogvlm
+from evaluators.answers.shared.predictions import check_form
+from evaluators.datasets import command, report, suites, tables, tasks
 from evaluators.datasets.suites import suite
 from evaluators.maps import zeroshot_segmentation
+from input_pipeline.checks.parts import find
 from input_pipeline.records import FORMAT_VERSION
 from input_pipeline.sources import make_source
 from tests.input_pipeline.sources.toy_task import image, write_labelled, write_task
@@ -65,13 +69,83 @@ def test_cosmos_asks_as_published():
         *("coco_val2017", "flickr30k_val", "sugarcrepe", "mmvp_vlm", "svo_probes"),
         *(task.section for task in segmented),
     }
+
+
+def test_published_numbers_are_of_tasks_and_in_their_metrics_units():
+    """Shares, and CIDEr as it is counted here, not times 100."""
+    rows = [task for name in ("cosmos", "cogvlm", "llava") for task in tasks.suite(name)]
     known = {task.section: set(task.metrics) for task in rows}
-    published = json.loads((tasks._FOLDER / "papers.json").read_text())
+    published = tasks.papers()
     assert sum(name.startswith("cosmos_") for name in published) == 10
     for numbers in published.values():
         for section, metrics in numbers.items():
             assert metrics.keys() <= known[section]
-            assert all(0 < value < 1 for value in metrics.values())
+            for metric, value in metrics.items():
+                low, high = (0.9, 1.6) if metric.startswith("cider") else (0, 1)
+                assert low < value < high
+
+
+def test_cogvlms_sets():
+    """Its benchmarks, by split, asked by evaluators that take the keys; ablations by name."""
+    rows = tasks.suite("cogvlm")
+    splits = {
+        **dict(nocaps={"val", "test"}, coco={"karpathy_test"}, flickr30k={"karpathy_test"}),
+        **dict(textcaps={"val", "test"}, vqav2={"val", "testdev"}, okvqa={"val"}),
+        **dict(textvqa={"val"}, ocrvqa={"test"}, tdiuc={"val"}, scienceqa={"test"}),
+        **dict(mmbench={"dev"}, mmmu={"val"}, mathvista={"testmini"}, visual7w={"test"}),
+        **dict(refcoco={"val", "testA", "testB"}, refcocoplus={"val", "testA", "testB"}),
+        **dict(refcocog={"val", "test"}, llava={"bench"}),
+        **{name: set() for name in ("seedbench", "pope", "mmvp", "mmvet", "touchstone")},
+    }
+    found = {}
+    for task in rows:
+        name, _, split = task.section.partition("_")
+        found.setdefault(name, set()).update({split} if split else ())
+        settings = dict(task.settings)
+        evaluator = find("evaluator", "evaluators", settings.pop("evaluator"), "Evaluator")
+        inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", data={}, **settings)
+        if "form" in settings:
+            check_form(settings["form"])
+    assert found == splits
+    assert {task.section for task in rows if task.secret} == {
+        *("nocaps_test", "textcaps_test", "vqav2_testdev", "mmvet", "llava_bench", "touchstone"),
+    }
+    ablations = {name for name in tasks.papers() if name.startswith("cogvlm-ablation-")}
+    assert {name.removeprefix("cogvlm-ablation-") for name in ablations} == set(cogvlm.ABLATIONS)
+    assert {task.section for task in tasks.suite("llava")} == {"gqa_testdev", "textvqa_val", "pope"}
+
+
+def test_cogvlms_sets_are_prepared_shards(tmp_path, capsys):
+    for name in ("nocaps_val", "vqav2_testdev", "mmvp"):
+        prepare(tmp_path / name, class_names=None)
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "pope" / "coco_pope_random.json").touch()
+    found = suite("cogvlm", tmp_path, every_steps=3, paper="cogvlm-base")
+    assert list(found) == ["nocaps_val", "mmvp"]
+    assert found["nocaps_val"] == {
+        **dict(evaluator="captions", form="coco", by="domain", every_steps=3, weights="model"),
+        **dict(batch_size=512, task="cogvlm/nocaps_val", paper="cogvlm-base"),
+        "data": {"name": "prepared", "path": str(tmp_path / "nocaps_val")},
+    }
+    [line] = capsys.readouterr().err.splitlines()
+    assert "vqav2_testdev: nobody here can score it; give predictions=DIR" in line
+    assert "pope: holds no prepared shards" in line
+    found = suite("cogvlm", tmp_path, every_steps=3, predictions=tmp_path / "out")
+    assert list(found) == ["nocaps_val", "vqav2_testdev", "mmvp"]
+    assert found["vqav2_testdev"]["predictions"] == f"{tmp_path}/out/vqav2_testdev.json"
+    weights = ("model", "averaged")
+    several = suite("cogvlm", tmp_path, every_steps=3, weights=weights, predictions="out")
+    files = [section["predictions"] for section in several.values()]
+    assert len(set(files)) == len(files) == 6
+
+
+def test_the_table_has_the_papers_number_beside_a_set_of_predictions_alone():
+    one = report.Evaluated({}, "model", "cogvlm/vqav2_testdev", "cogvlm-chat")
+    [row] = report.rows({"vqav2_testdev": one})
+    assert row == ("VQAv2 test-dev", "vqa_accuracy", {"model": None}, None, 0.823)
+    own = report.Evaluated({"cider": 1.3}, "model", "cogvlm/nocaps_val", "cogvlm-base")
+    text = report.text({"nocaps_val": own})
+    assert "NoCaps val" in text and "1.3000" in text and "1.2830" in text and "1.3260" in text
 
 
 def test_segmentation_is_asked_as_published():

@@ -18,6 +18,7 @@ BLOCKS = {"width": 12, "layers": 2, "heads": 2}
 OURS = {
     "catlip_vit": {**BLOCKS, "num_positions": 4, "output_stride": 8},
     "eva": {**IMAGE, "patch_size": 8, "downsample": False},
+    "eva02": {**IMAGE, "patch_size": 8, "heads": 3},
     "vit": {**BLOCKS, "image_size": 16, "patch_size": 8, "embed_dim": 12},
 }
 MINE = '''

@@ -145,3 +145,19 @@ def test_a_vit_that_pools_nothing_has_the_same_tokens(pool, head):
     found, nothing = apply(vit(pool=pool, embed_dim=None), {"params": rest}, images)
     np.testing.assert_allclose(found, tokens, rtol=1e-5, atol=1e-5)
     assert found.shape == (2, 16, 16) and pooled.shape == (2, 16) and nothing is None
+
+
+def test_a_vit_without_its_last_norm_gives_what_its_blocks_give():
+    images = randn(2, 16, 16, 3)
+    whole = vit(pool="mean", embed_dim=None)
+    params = arbitrary(whole, images)["params"]
+    expected, _ = apply(whole, {"params": params}, images)
+    norm = params.pop("norm_post")
+    found, _ = apply(whole.clone(final_norm=False), {"params": params}, images)
+    centred = found - found.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(
+        scaled * norm["scale"] + norm["bias"], expected, rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="towers that pool nothing"):
+        vit(final_norm=False).init(jax.random.key(0), images)
