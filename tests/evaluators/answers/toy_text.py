@@ -67,39 +67,65 @@ def evaluate(
     return toy.evaluate(name, source, model, tensor, preprocess, predict_fns, **config)
 
 
-def world(size=11):
-    """Images that divide by no number of devices, and a model that is right now and then."""
+def worlds(size=11):
+    """name of an evaluator -> (source, model, keys of its config): images that divide by no number
+    of devices, and models that are right now and then."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.5, (size, 2, 2)).astype(np.float32)
     boxes = list(np.concatenate([low, low + 0.3], axis=2))
     colours = rng.choice(["red", "green", "blue"], size).tolist()
-    source = toy.ToySource(
-        {"caption": [["a ring"] if i % 2 else ["a red circle and a star"] for i in range(size)]},
-        question=[f"what colour is circle {i}?" for i in range(size)],
-        answers=[[colour] * (1 + 9 * (i % 2)) for i, colour in enumerate(colours)],
-        phrases=[["a ring", "a star"] for _ in range(size)],
-        boxes=boxes,
-    )
-    model = answers(
-        [colour if i % 3 else format_boxes(boxes[i][0]) for i, colour in enumerate(colours)]
-    )
-    return source, model | {"losses": rng.uniform(1, 3, 128).astype(np.float32)}
+    written = [format_boxes(own[i % 2]) if i % 3 else "?" for i, own in enumerate(boxes)]
+    by = {"category": ["odd" if i % 2 else "even" for i in range(size)]}
+    asked = by | {"question": [f"what colour is circle {i}?" for i in range(size)]}
+    answered = asked | {"answers": [[c] * (1 + 9 * (i % 2)) for i, c in enumerate(colours)]}
+    chosen = {"choices": [["red", "green", "blue"][: 2 + i % 2] for i in range(size)]}
+    chosen |= asked | {"answer": [i % 2 for i in range(size)]}
+    pointed = {"choices": [[*map(format_boxes, own)] for own in boxes], "answer": [0] * size}
+    truths = [["yes", "no"][i % 2] for i in range(size)]
+    losses = {"losses": rng.uniform(1, 3, 128).astype(np.float32)}
+
+    def source(**fields):
+        captions = [["a ring"] if i % 2 else ["a red circle and a star"] for i in range(size)]
+        return toy.ToySource({"caption": captions}, **fields)
+
+    place = {"phrases": [["a ring", "a star"]] * size, "boxes": boxes}
+    told = [f"a {colour} circle" if i % 3 else "a star" for i, colour in enumerate(colours)]
+    said = ["no" if i % 3 else "yes" for i in range(size)]
+    found = {
+        "vqa": (source(**answered), answers(colours[:-3])),
+        "captions": (source(**by), answers(told)),
+        "yes_no": (source(**asked, answers=[[t] for t in truths]), answers(said)),
+        "multiple_choice": (source(**chosen), answers(colours, rest="A")),
+        "choice_loss": (source(**chosen), losses),
+        "pointing": (source(**asked, **pointed), answers(written)),
+        "referring": (source(**place), answers(written)),
+        "caption_loss": (source(), losses),
+    }
+    more = {name: {"by": "category"} for name in found}
+    more["multiple_choice"] |= {"instruction": "", "circular": True}  # the toy's rows are short
+    more |= {"referring": {}, "caption_loss": {}}  # not asked once of each record
+    return {name: (*world, more[name]) for name, world in found.items()}
 
 
-def evaluate_all(tensor=1, batch_size=4):
-    source, model = world()
-    return {
-        name: evaluate(
+def evaluate_all(tensor=1, batch_size=4, folder=None):
+    """The values of all evaluators of text; what is written goes to `folder`."""
+    values = {}
+    for name, (source, model, more) in worlds().items():
+        if folder is not None and "by" in more and "answers" in model:
+            more = more | {"predictions": f"{folder}/{name}.json"}
+        values[name] = evaluate(
             name,
             source,
             model,
             tensor=tensor,
             batch_size=batch_size,
             controls=["blind", "shuffled"],
+            **more,
         )
-        for name in ("vqa", "referring", "caption_loss")
-    }
+    return values
 
 
 if __name__ == "__main__":
-    print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))
+    toy.join_processes()
+    values = evaluate_all(tensor=int(sys.argv[1]), folder=sys.argv[2])
+    print(json.dumps([jax.device_count(), values]))

@@ -1,12 +1,6 @@
 """How evaluators are made, and equality of their values on any number of devices."""
 
 import dataclasses
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,24 +12,7 @@ from input_pipeline.checks.arguments import ArgumentError
 from tests.evaluators.answers import toy_text
 from tests.evaluators.shared import toy
 
-ROOT = pathlib.Path(__file__).parents[3]
-
-
-def run_toy(*args, devices, **env):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.evaluators.shared.toy", *args],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | env,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+MODULE = "tests.evaluators.shared.toy"
 
 
 def assert_same(values, expected):
@@ -48,20 +25,14 @@ def test_eight_devices_give_the_values_of_one():
     expected = toy.evaluate_all()
     assert 0 < expected["retrieval"]["text_to_image_R@5"] < 1  # or equality would say little
     assert expected == toy.evaluate_all(batch_size=19)
-    count, values = result(run_toy("2", devices=8))
+    count, values = toy.result(toy.start(MODULE, "2", devices=8))
     assert count == 8
     assert_same(values, expected)
 
 
 def test_two_processes_give_the_values_of_one():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [
-        run_toy("1", devices=2, PROCESS=str(i), COORDINATOR=f"localhost:{port}") for i in range(2)
-    ]
-    for process in processes:
-        count, values = result(process)
+    for process in toy.start_two(MODULE, "1", devices=2):
+        count, values = toy.result(process)
         assert count == 4
         assert_same(values, toy.evaluate_all())
 

@@ -9,6 +9,9 @@ import functools
 import io
 import json
 import os
+import pathlib
+import socket
+import subprocess
 import sys
 import tempfile
 from unittest import mock
@@ -233,7 +236,8 @@ def _evaluate_all(instances, **args):
     }
 
 
-if __name__ == "__main__":
+def join_processes():
+    """Makes this process one of two where the environment says so."""
     if "PROCESS" in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
@@ -241,4 +245,38 @@ if __name__ == "__main__":
             num_processes=2,
             process_id=int(os.environ["PROCESS"]),
         )
+
+
+def start(module, *args, devices, **env):
+    """A process that runs a module of toys."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *args],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | env,
+        cwd=pathlib.Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(module, *args, devices):
+    """Two that join each other, with so many devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(module, *args, devices=devices, PROCESS=str(i), COORDINATOR=f"localhost:{port}")
+        for i in range(2)
+    ]
+
+
+def result(process):
+    """What it printed last, as JSON."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    join_processes()
     print(json.dumps([jax.device_count(), evaluate_all(tensor=int(sys.argv[1]))]))
