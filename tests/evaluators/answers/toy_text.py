@@ -47,6 +47,12 @@ def token_losses(model, batch):
     return model["losses"][index_of(batch)] * counts, counts
 
 
+def word_losses(model, batch):
+    """The same, and more or less by the words, so that choices differ."""
+    losses, counts = token_losses(model, batch)
+    return losses + jnp.where(batch["loss_mask"], batch["tokens"] % 7, 0).sum(axis=1), counts
+
+
 PREDICT_FNS = {"generate": generate, "token_losses": token_losses}
 
 
@@ -103,6 +109,7 @@ def worlds(size=11):
     }
     more = {name: {"by": "category"} for name in found}
     more["multiple_choice"] |= {"instruction": "", "circular": True}  # the toy's rows are short
+    more["choice_loss"] |= {"predict_fns": {"token_losses": word_losses}}
     more |= {"referring": {}, "caption_loss": {}}  # not asked once of each record
     return {name: (*world, more[name]) for name, world in found.items()}
 
