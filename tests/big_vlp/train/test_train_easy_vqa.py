@@ -65,6 +65,7 @@ def small(arg=None):
     config = easy_vqa.get_config(arg)
     config.update(total_steps=4, global_batch=8, log_every_steps=4)
     config.plan.at_step, config.optim.warmup_steps, config.checkpoint.every_steps = 2, 1, 4
+    config.preprocess.context_length = 30  # the vocabulary of so few texts is small
     for part in (config.method.model.text, config.method.model.image):
         part.update(width=16, layers=1, heads=2)
     config.evals.questions.update(every_steps=4, batch_size=16)
