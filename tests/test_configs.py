@@ -24,6 +24,7 @@ from big_vlp.recipes import SCENES_VOCABULARY
 from big_vlp.run import step
 from evaluators.datasets import tasks
 from input_pipeline.checks import parts
+from input_pipeline.text import train_tokenizer
 from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
 from input_pipeline.words import synsets
 from tests.input_pipeline.sources.toy_task import image as picture
@@ -78,6 +79,8 @@ def test_all_options_build(tmp_path, monkeypatch, name):
     for model, file in (("vicuna-7b-v1.5", "tokenizer.model"), ("llama-3-8b", "tokenizer.json")):
         (tmp_path / "models" / model).mkdir(parents=True)
         write_tokenizer(tmp_path / "models" / model / file)
+    pieces = train_tokenizer.train(["Question: what color is the shape? Short answer:"], 360)
+    (tmp_path / "data" / "easy_vqa.model").write_bytes(pieces)
     # Many options give the same parts, and in a laptop's version the same everything.
     distinct = {
         json.dumps(made.as_json()): made

@@ -17,6 +17,8 @@ from input_pipeline.sources.shared.listed import Kind, only, read_json, text, un
 _SHOWN = 3
 _POPE_FILE = re.compile(r"pope_(random|popular|adversarial)\.json$")
 _OCR_SPLITS = {"train": 1, "val": 2, "test": 3}
+_EASY_ANSWERS = dict.fromkeys(("yes", "no"), "yes/no")
+_EASY_ANSWERS |= dict.fromkeys(("circle", "rectangle", "triangle"), "shape")
 _SUBTYPE = re.compile(r"(?:train|val)2014|test(?:-dev)?2015")
 
 Entry = tuple[str, dict[str, Any]]  # the image's name, and the other fields of a record
@@ -55,6 +57,7 @@ class Source(listed.Listed):
       pope (arXiv 2305.10355): coco_pope_CATEGORY.json, lines of question_id, image, text, label; or
         the folder of the three, whose ids are then CATEGORY/ID.
       easy_vqa (PyPI easy-vqa 1.0): the folder data of the package; its images need not be given.
+        What the answer is, yes/no, shape or color, is the category.
       mmvet (arXiv 2308.02490): mm-vet.json (ID: imagename, question, answer, capability, joined
         the category). Its answers, with <AND> and <OR>, are for a judge.
       llava_bench (arXiv 2304.08485): questions.jsonl (question_id, image, text, category);
@@ -266,7 +269,8 @@ def _easy_vqa(files: Files) -> Iterator[Entry]:
     path = files.questions / files.split / "questions.json"
     for number, (question, answer, image) in enumerate(read_json(path)):
         id_ = f"{files.split}/{number}"
-        yield f"{int(image)}.png", _fields(id_, question, [answer], split=files.split)
+        kind = _EASY_ANSWERS.get(answer, "color")
+        yield f"{int(image)}.png", _fields(id_, question, [answer], kind, files.split)
 
 
 def _mmvet(files: Files) -> Iterator[Entry]:

@@ -302,7 +302,12 @@ FORMATS = {
     ),
     easy_vqa: (
         ["test/0", "test/1"],
-        dict(question="what is the blue shape?", answers=["rectangle"], split="test"),
+        dict(
+            question="what is the blue shape?",
+            answers=["rectangle"],
+            category="shape",
+            split="test",
+        ),
     ),
     mmvet: (
         ["v1_0", "v1_1"],
