@@ -42,10 +42,14 @@ class Scoring(asking.Scoring):
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         given = [letters.chosen(text, one["choices"]) for text, one in zip(texts, kept)]
-        right = np.array([place == one["answer"] for place, one in zip(given, kept)])
-        none = np.array([place is None for place in given])
+        right = np.array([place == one["answer"] for place, one in zip(given, kept)], np.float64)
+        none = np.array([place is None for place in given], np.float64)
+        return {"accuracy": right, "no_choice": none}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        right, none = self.each(texts, kept).values()
 
         def metrics(places):
             return {

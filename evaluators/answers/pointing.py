@@ -29,7 +29,7 @@ class Scoring(asking.Scoring):
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         right, failed = np.zeros(len(kept)), np.zeros(len(kept))
         for place, (text, one) in enumerate(zip(texts, kept)):
             try:
@@ -39,6 +39,10 @@ class Scoring(asking.Scoring):
                 continue
             others = np.delete(overlap, one["answer"])
             right[place] = overlap[one["answer"]] > others.max()
+        return {"accuracy": right, "parse_failures": failed}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        right, failed = self.each(texts, kept).values()
 
         def metrics(places):
             return {
