@@ -134,7 +134,7 @@ function picture(record) {
   const [width, height] = data.sizes[record.image];
   const made = element("div", "picture");
   made.style.aspectRatio = `${width} / ${height}`;
-  made.style.width = `min(100%, ${(20 * width) / height}rem)`;
+  made.style.width = `min(100%, ${(22 * width) / height}rem)`;
   const image = element("img");
   image.alt = `Image of ${record.id}`;
   image.src = `data:image/jpeg;base64,${byId(`image-${record.image}`).textContent}`;
@@ -168,8 +168,9 @@ function card(record) {
     term("Right", record.true, "true"),
     text("dd", "answers", right.join(data.right === null ? "\n" : ", ")),
   );
-  const numbers = data.metrics.map((name, i) => `${name} ${record.values[i].toFixed(2)}`);
-  if (record.iou !== null) numbers.push(`IoU ${record.iou.toFixed(2)}`);
+  // No line ends between a name and its number.
+  const numbers = data.metrics.map((name, i) => `${name}\u00a0${record.values[i].toFixed(2)}`);
+  if (record.iou !== null) numbers.push(`IoU\u00a0${record.iou.toFixed(2)}`);
   made.append(picture(record), head);
   if (record.question.trim()) made.append(text("p", "question", record.question));
   made.append(list, element("p", "numbers", numbers.join(" · ")));
