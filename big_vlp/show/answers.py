@@ -28,9 +28,11 @@ _QUALITY = 85
 
 
 class Page(NamedTuple):
-    """Attributes:
-    html: the file, UTF-8.
-    shown: how many questions are on it.
+    """What is to be written.
+
+    Attributes:
+      html: the file, UTF-8.
+      shown: how many questions are on it.
     """
 
     html: bytes
