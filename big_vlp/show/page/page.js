@@ -134,7 +134,7 @@ function picture(record) {
   const [width, height] = data.sizes[record.image];
   const made = element("div", "picture");
   made.style.aspectRatio = `${width} / ${height}`;
-  made.style.width = `min(100%, ${(22 * width) / height}rem)`;
+  made.style.width = `min(100%, ${(26 * width) / height}rem)`;
   const image = element("img");
   image.alt = `Image of ${record.id}`;
   image.src = `data:image/jpeg;base64,${byId(`image-${record.image}`).textContent}`;
