@@ -17,12 +17,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from evaluators.answers.shared.asking import Kept
 from evaluators.answers.shared.command import Scored
-from evaluators.answers.shared.letters import LETTERS
 from input_pipeline.images.crops import decode
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import find_boxes, format_boxes, iou
+from input_pipeline.text.boxes import find_boxes, iou
 
 _QUALITY = 85
 
@@ -57,11 +55,13 @@ def make_page(scored: Scored, title: str, limit: int, size: int) -> Page:
     records = []
     for place in (i * len(kept) // shown for i in range(shown)):
         described = {
+            "id": kept[place]["id"],
+            "by": kept[place].get("by"),
             "image": images.add(scored.source[scored.rows[place]]),
             "question": scored.queries[place],
             "values": [float(each[name][place]) for name in metrics],
         }
-        records.append(described | _described(texts[place], kept[place]))
+        records.append(described | _answers(texts[place], scoring.right_answers(kept[place])))
     data = {
         "metrics": metrics,
         "score": scores[metrics[0]],
@@ -75,31 +75,17 @@ def make_page(scored: Scored, title: str, limit: int, size: int) -> Page:
     return Page(_filled(title, data, images.encoded), shown)
 
 
-def _described(text: str, kept: Kept) -> dict[str, Any]:
-    """What the page says of an answer."""
-    right = _right(kept)
+def _answers(text: str, right: list[str]) -> dict[str, Any]:
+    """What the page says of an answer and of the right ones."""
     written, true = _boxes([text]), _boxes(right)
     overlap = float(iou(written[0], true).max()) if len(written) and len(true) else None
     return {
-        "id": kept["id"],
         "answer": text,
         "right": Counter(right).most_common(),
-        "by": kept.get("by"),
         "written": written.tolist(),
         "true": true.tolist(),
         "iou": overlap,
     }
-
-
-def _right(kept: Kept) -> list[str]:
-    """The right answers, as often as each is given."""
-    if "boxes" in kept:
-        return [format_boxes(kept["boxes"])]
-    if not kept.get("choices"):
-        return kept.get("answers", [])
-    choice = kept["choices"][kept["answer"]]
-    is_text = isinstance(choice, str)
-    return [f"{LETTERS[kept['answer']]}. {choice}" if is_text else format_boxes(choice)]
 
 
 def _boxes(texts: list[str]) -> np.ndarray:

@@ -39,6 +39,9 @@ class Scoring(asking.Scoring):
         choices, answer = letters.choices_of(record)
         return super().keep(record) | {"choices": choices, "answer": answer}
 
+    def right_answers(self, kept) -> list[str]:
+        return [f"{letters.LETTERS[kept['answer']]}. {kept['choices'][kept['answer']]}"]
+
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
 

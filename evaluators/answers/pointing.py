@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from evaluators.answers.shared import asking, letters
-from input_pipeline.text.boxes import iou, parse_boxes
+from input_pipeline.text.boxes import format_boxes, iou, parse_boxes
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -25,6 +25,9 @@ class Scoring(asking.Scoring):
                 f"Record {record['id']!r}: its choices are no boxes. {error}"
             ) from None
         return super().keep(record) | {"choices": boxes, "answer": answer}
+
+    def right_answers(self, kept) -> list[str]:
+        return [format_boxes(kept["choices"][kept["answer"]])]
 
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
