@@ -38,6 +38,14 @@ class Scoring:
             raise ValueError(f"Record {record['id']!r} has no question; use data that has them.")
         return question.strip()
 
+    def questions_of(self, record: Mapping[str, Any]) -> list[tuple[str, Kept]]:
+        """(what is asked, what is kept of it) of a record, which has no `image`: most ask once.
+
+        Raises:
+          ValueError: as `query` and `keep`.
+        """
+        return [(self.query(record), self.keep(record))]
+
     def keep(self, record: Mapping[str, Any]) -> Kept:
         """What scores need to know of a record, as JSON data; a subclass adds to it.
 
@@ -54,9 +62,18 @@ class Scoring:
             kept["by"] = str(record[self.by])
         return kept
 
+    def right_answers(self, kept: Kept) -> list[str]:
+        """Texts that are right, as often as each is given."""
+        return kept["answers"]
+
     def answered(self, kept: Kept) -> bool:
         """Whether it is known what is right; of some tests it is secret."""
         return bool(kept["answers"])
+
+    def each(self, texts: Sequence[str], kept: Sequence[Kept]) -> dict[str, np.ndarray]:
+        """metric -> f64[N] of the single answers, the benchmark's own metric first; `scores` has
+        their means, or what else they come to under these names."""
+        raise NotImplementedError
 
     def scores(self, texts: Sequence[str], kept: Sequence[Kept]) -> Iterator[tuple[str, float]]:
         """Yields (metric, value) of texts for all records, which are all answered."""
@@ -72,6 +89,8 @@ class Scoring:
             )
 
     wanted: ClassVar[str] = "answers"
+    # Of an answer, in the first metric of `each`; None where answers are better or worse alone.
+    right: ClassVar[float | None] = 1.0
 
     def with_groups(
         self,
