@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from evaluators.answers import captions, multiple_choice, pointing, vqa, yes_no
+from evaluators.answers import (
+    captions,
+    grounded_captions,
+    multiple_choice,
+    pointing,
+    transcripts,
+    vqa,
+    yes_no,
+)
 
 BOXES = ["[[000,000,500,500]]", "[[500,500,999,999]]"]
 CASES = {
@@ -20,6 +28,27 @@ CASES = {
         ["A", "a cat", "no idea"],
         {"accuracy": [1, 0, 0], "no_choice": [0, 0, 1]},
         ["A. a cat", "B. a dog", "B. a dog"],
+    ),
+    "open_questions": (
+        multiple_choice.Scoring(),
+        [dict(question="?", answer_type="text", answers=["a cat"])] * 2,
+        ["a cat", "a dog"],
+        {"accuracy": [1, 0], "no_choice": [0, 0]},
+        ["a cat"] * 2,
+    ),
+    "transcripts": (
+        transcripts.Scoring(),
+        [dict(question="?", answers=["a cat"])] * 2,
+        ["It is a cat.", ""],
+        {"words": [4, 0], "empty": [0, 1]},
+        ["a cat"] * 2,
+    ),
+    "grounded_captions": (
+        grounded_captions.Scoring(),
+        [dict(captions={"caption": ["a cat"]}, phrases=["a cat"], boxes=[[0, 0, 0.5, 0.5]])] * 2,
+        [f"a cat {BOXES[0]}", f"a cat {BOXES[1]}"],
+        {"f1": [1, 0], "f1_loc": [1, 1]},
+        ["a cat"] * 2,
     ),
     "pointing": (
         pointing.Scoring(),
@@ -59,6 +88,7 @@ def test_scores_are_the_means_of_what_each_is_worth(name):
     for metric, values in expected.items():
         assert each[metric].dtype == np.float64
         np.testing.assert_allclose(each[metric], values, atol=1e-9)
-        assert scores[metric] == pytest.approx(np.mean(values))
+        if metric in scores:  # open questions are no choices
+            assert scores[metric] == pytest.approx(np.mean(values))
     assert [scoring.right_answers(one)[0] for one in kept] == right
-    assert (scoring.right is None) == (name == "captions")
+    assert (scoring.right is None) == (name in ("captions", "transcripts"))
