@@ -47,7 +47,7 @@ CASES = {
         grounded_captions.Scoring(),
         [dict(captions={"caption": ["a cat"]}, phrases=["a cat"], boxes=[[0, 0, 0.5, 0.5]])] * 2,
         [f"a cat {BOXES[0]}", f"a cat {BOXES[1]}"],
-        {"f1": [1, 0], "f1_loc": [1, 1]},
+        {"f1": [1, 0], "f1_loc": [1, 0]},
         ["a cat"] * 2,
     ),
     "pointing": (
