@@ -10,7 +10,7 @@ import numpy as np
 from evaluators.answers.shared import asking, captioning, ptb
 from evaluators.shared.records import captions_of
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import find_boxes, iou
+from input_pipeline.text.boxes import find_boxes, format_boxes, iou
 from input_pipeline.text.conversations import GROUNDED_QUERY, boxes_of
 
 IOU = 0.5
@@ -53,6 +53,19 @@ class Scoring(asking.Scoring):
         for phrase, own in boxes.items():
             found.setdefault(_bare(phrase), []).extend(own.tolist())
         return super().keep(record) | {"answers": captions, "boxes": found}
+
+    def right_answers(self, kept) -> list[str]:
+        boxes = [f"{name} {format_boxes(own)}" for name, own in kept["boxes"].items()]
+        return [*kept["answers"], *boxes]
+
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        """Of all captions together they count over boxes, not over captions."""
+        counts = np.array([_counts(text, one["boxes"]) for text, one in zip(texts, kept)])
+        hits, boxes, right, named, mentioned = counts.T
+        return {
+            "f1": 2 * hits / np.maximum(1, boxes + right),
+            "f1_loc": 2 * hits / np.maximum(1, named + mentioned),
+        }
 
     def answered(self, kept) -> bool:
         return bool(kept["answers"] and kept["boxes"])

@@ -56,6 +56,11 @@ class Scoring(asking.Scoring):
             "precision": record.get("precision"),
         }
 
+    def right_answers(self, kept) -> list[str]:
+        if not kept["choices"]:
+            return kept["answers"]
+        return [f"{letters.LETTERS[kept['answer']]}. {kept['choices'][kept['answer']]}"]
+
     def answered(self, kept) -> bool:
         return kept["answer"] is not None if kept["choices"] else bool(kept["answers"])
 
@@ -64,15 +69,17 @@ class Scoring(asking.Scoring):
         if self.pairs:
             letters.check_pairs(kept)
 
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        right = _right(texts, kept, 0).astype(np.float64)
+        none = [
+            bool(one["choices"]) and letters.chosen(text, one["choices"]) is None
+            for text, one in zip(texts, kept)
+        ]
+        return {"accuracy": right, "no_choice": np.array(none, np.float64)}
+
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
-        right = _right(texts, kept, 0)
+        right, none = self.each(texts, kept).values()
         with_choices = np.array([bool(one["choices"]) for one in kept])
-        none = np.array(
-            [
-                bool(one["choices"]) and letters.chosen(text, one["choices"]) is None
-                for text, one in zip(texts, kept)
-            ]
-        )
 
         def metrics(places):
             found = {"accuracy": float(right[places].mean())}

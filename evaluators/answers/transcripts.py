@@ -15,6 +15,8 @@ class Scoring(asking.Scoring):
     """`words`, how many an answer has on average, and `empty`, the share of those without any: no
     score, but what tells answers that are cut off or missing before a judge is paid."""
 
+    right = None
+
     def keep(self, record) -> asking.Kept:
         question = self.query(record)
         beside = {
@@ -30,15 +32,22 @@ class Scoring(asking.Scoring):
         }
         return super().keep(record) | {"beside": beside}
 
+    def right_answers(self, kept) -> list[str]:
+        given = kept["beside"]["gpt4_ha_answer"]
+        return [] if given is None else [given]
+
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        lengths = np.array([len(text.split()) for text in texts], np.float64)
+        return {"words": lengths, "empty": np.float64(lengths == 0)}
+
     def answered(self, kept) -> bool:
         return True  # what is right is the judge's affair
 
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
-        lengths = np.array([len(text.split()) for text in texts])
+        words, empty = self.each(texts, kept).values()
 
         def metrics(places):
-            own = lengths[places]
-            return {"words": float(own.mean()), "empty": float(np.mean(own == 0))}
+            return {"words": float(words[places].mean()), "empty": float(empty[places].mean())}
 
         return self.with_groups(metrics, kept)
 

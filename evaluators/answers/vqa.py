@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -41,14 +41,17 @@ class Scoring(asking.Scoring):
         answers = [str(answer) for answer in record.get("answers", ())]
         return super().keep(record) | {"question": record["question"], "answers": answers}
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         same = NORMALISATIONS[self.normalisation]
-        exact, soft, right = np.zeros(len(kept)), np.zeros(len(kept)), []
+        exact, soft = np.zeros(len(kept)), np.zeros(len(kept))
         for place, (text, one) in enumerate(zip(texts, kept)):
             text, answers = same(text), [same(answer) for answer in one["answers"]]
-            right.append(Counter(answers).most_common(1)[0][0])
-            exact[place] = text == right[-1]
+            exact[place] = text == _most_given(answers)
             soft[place] = soft_accuracy(text, answers)
+        return {"vqa_accuracy": soft, "exact_match": exact}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        soft, exact = self.each(texts, kept).values()
 
         def metrics(places):
             return {
@@ -62,6 +65,8 @@ class Scoring(asking.Scoring):
             return
         for name, values in (("exact_match", exact), ("vqa_accuracy", soft)):
             yield from _means(f"{name}_of_groups", [values[places].mean() for places in groups])
+        same = NORMALISATIONS[self.normalisation]
+        right = [_most_given(map(same, one["answers"])) for one in kept]
         by_answer = [_mean_by(exact[places], [right[p] for p in places]) for places in groups]
         yield from _means("exact_match_of_groups_by_answer", by_answer)
 
@@ -89,6 +94,10 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         ungrouped = [{k: v for k, v in one.items() if k != "by"} for one in kept]
         for name, value in self.scores(_most_frequent(kept), ungrouped):
             yield f"{name}_baseline", value
+
+
+def _most_given(answers: Iterable[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _means(name: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
