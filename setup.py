@@ -22,7 +22,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["big_vlp*", "input_pipeline*", "evaluators*"]),
-    package_data={"evaluators": ["datasets/data/*"], "input_pipeline": ["data/*"]},
+    package_data={
+        "big_vlp": ["show/page/*"],
+        "evaluators": ["datasets/data/*"],
+        "input_pipeline": ["data/*"],
+    },
     install_requires=[
         "absl-py",
         "array-record>=0.7",

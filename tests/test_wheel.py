@@ -36,8 +36,12 @@ def test_a_wheel_trains_and_evaluates(tmp_path):
     pip = sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"
     run(*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), cwd=tree)
     [wheel] = tmp_path.glob("*.whl")
-    packages = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    packages = {name.split("/")[0] for name in shipped}
     assert {name for name in packages if "-" not in name} == set(TREE[:3])
+    files = [path for name in TREE[:3] for path in (ROOT / name).rglob("*") if path.is_file()]
+    needed = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    assert needed <= shipped
 
     venv.create(tmp_path / "venv", with_pip=False)
     python = str(tmp_path / "venv" / "bin" / "python")

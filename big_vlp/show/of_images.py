@@ -85,6 +85,8 @@ def _add_files(parser: argparse.ArgumentParser, output: str) -> None:
 def check_output(path: Path | epath.Path) -> None:
     if not (is_in_bucket(path) or path.parent.is_dir()):
         raise ValueError(f"--output {path}: there is no such directory.")
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a directory; name a file.")
 
 
 def _load(args: argparse.Namespace) -> Model:

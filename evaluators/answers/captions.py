@@ -26,6 +26,7 @@ class Scoring(asking.Scoring):
     prompt: str = ""
 
     wanted = "captions"
+    right = None
 
     def query(self, record) -> str:
         return self.prompt
@@ -34,10 +35,13 @@ class Scoring(asking.Scoring):
         captions = captions_of(record, self.caption_field) if record.get("captions") else []
         return super().keep(record) | {"answers": captions}
 
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        written, given = _words(texts, kept)
+        cider = captioning.cider_d(written, given)
+        return {"cider": cider, "rouge_l": captioning.rouge_l(written, given)}
+
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
-        flat = iter(ptb.tokenize([text for one in kept for text in one["answers"]]))
-        given = [[next(flat) for _ in one["answers"]] for one in kept]
-        written = ptb.tokenize(texts)
+        written, given = _words(texts, kept)
         rouge = captioning.rouge_l(written, given)
 
         def metrics(places: np.ndarray) -> dict[str, float]:
@@ -65,3 +69,10 @@ class Evaluator(Scoring, asking.AskingEvaluator):
 
     template: str = "base"
     form: str = "coco"
+
+
+def _words(texts, kept) -> tuple[list, list]:
+    """What is written, and what people wrote, as `captioning` takes them."""
+    flat = iter(ptb.tokenize([text for one in kept for text in one["answers"]]))
+    given = [[next(flat) for _ in one["answers"]] for one in kept]
+    return ptb.tokenize(texts), given

@@ -38,6 +38,9 @@ class Scoring(asking.Scoring):
         choices, answer = letters.choices_of(record)
         return super().keep(record) | {"choices": choices, "answer": answer}
 
+    def right_answers(self, kept) -> list[str]:
+        return [f"{letters.LETTERS[kept['answer']]}. {kept['choices'][kept['answer']]}"]
+
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
 
@@ -46,10 +49,14 @@ class Scoring(asking.Scoring):
         if self.pairs:
             letters.check_pairs(len(kept))
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         given = [letters.chosen(text, one["choices"]) for text, one in zip(texts, kept)]
-        right = np.array([place == one["answer"] for place, one in zip(given, kept)])
-        none = np.array([place is None for place in given])
+        right = np.array([place == one["answer"] for place, one in zip(given, kept)], np.float64)
+        none = np.array([place is None for place in given], np.float64)
+        return {"accuracy": right, "no_choice": none}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        right, none = self.each(texts, kept).values()
 
         def metrics(places):
             return {

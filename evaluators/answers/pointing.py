@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from evaluators.answers.shared import asking, letters
-from input_pipeline.text.boxes import iou, parse_boxes
+from input_pipeline.text.boxes import format_boxes, iou, parse_boxes
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -26,10 +26,13 @@ class Scoring(asking.Scoring):
             ) from None
         return super().keep(record) | {"choices": boxes, "answer": answer}
 
+    def right_answers(self, kept) -> list[str]:
+        return [format_boxes(kept["choices"][kept["answer"]])]
+
     def answered(self, kept) -> bool:
         return kept["answer"] is not None
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         right, failed = np.zeros(len(kept)), np.zeros(len(kept))
         for place, (text, one) in enumerate(zip(texts, kept)):
             try:
@@ -39,6 +42,10 @@ class Scoring(asking.Scoring):
                 continue
             others = np.delete(overlap, one["answer"])
             right[place] = overlap[one["answer"]] > others.max()
+        return {"accuracy": right, "parse_failures": failed}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        right, failed = self.each(texts, kept).values()
 
         def metrics(places):
             return {

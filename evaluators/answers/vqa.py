@@ -39,13 +39,17 @@ class Scoring(asking.Scoring):
         answers = [str(answer) for answer in record.get("answers", ())]
         return super().keep(record) | {"question": record["question"], "answers": answers}
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
         same = NORMALISATIONS[self.normalisation]
         exact, soft = np.zeros(len(kept)), np.zeros(len(kept))
         for place, (text, one) in enumerate(zip(texts, kept)):
             text, answers = same(text), [same(answer) for answer in one["answers"]]
             exact[place] = text == Counter(answers).most_common(1)[0][0]
             soft[place] = soft_accuracy(text, answers)
+        return {"vqa_accuracy": soft, "exact_match": exact}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        soft, exact = self.each(texts, kept).values()
 
         def metrics(places):
             return {

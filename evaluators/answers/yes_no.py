@@ -27,9 +27,12 @@ class Scoring(asking.Scoring):
             )
         return super().keep(record) | {"answers": answers[:1]}
 
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        right, said = _yes(texts, kept)
+        return {"accuracy": np.float64(right == said)}
+
     def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
-        right = np.array([one["answers"][0] == "yes" for one in kept])
-        said = np.array([says_yes(text) for text in texts])
+        right, said = _yes(texts, kept)
 
         def metrics(places):
             there, found = right[places], said[places]
@@ -63,6 +66,12 @@ class Evaluator(Scoring, asking.AskingEvaluator):
     def baselines(self, kept) -> Iterator[tuple[str, float]]:
         share = float(np.mean([one["answers"][0] == "yes" for one in kept]))
         yield "accuracy_baseline", max(share, 1 - share)
+
+
+def _yes(texts, kept) -> tuple[np.ndarray, np.ndarray]:
+    """bool[N], twice: where yes is right, and where it is said."""
+    right = np.array([one["answers"][0] == "yes" for one in kept])
+    return right, np.array([says_yes(text) for text in texts])
 
 
 def says_yes(text: str) -> bool:

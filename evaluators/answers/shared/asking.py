@@ -63,9 +63,18 @@ class Scoring:
             kept["by"] = str(record[self.by])
         return kept
 
+    def right_answers(self, kept: Kept) -> list[str]:
+        """Texts that are right, as often as each is given."""
+        return kept["answers"]
+
     def answered(self, kept: Kept) -> bool:
         """Whether it is known what is right; of some tests it is secret."""
         return bool(kept["answers"])
+
+    def each(self, texts: Sequence[str], kept: Sequence[Kept]) -> dict[str, np.ndarray]:
+        """metric -> f64[N] of the single answers, the benchmark's own metric first; `scores` has
+        their means, or what else they come to under these names."""
+        raise NotImplementedError
 
     def scores(self, texts: Sequence[str], kept: Sequence[Kept]) -> Iterator[tuple[str, float]]:
         """Yields (metric, value) of texts for all questions, which are all answered."""
@@ -82,6 +91,8 @@ class Scoring:
             )
 
     wanted: ClassVar[str] = "answers"
+    # Of an answer, in the first metric of `each`; None where answers are better or worse alone.
+    right: ClassVar[float | None] = 1.0
 
     def with_groups(
         self,

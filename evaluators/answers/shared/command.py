@@ -6,11 +6,32 @@ The file may have any form in which evaluators write one (predictions=FILE).
 """
 
 import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from evaluators.answers.shared import predictions
+from evaluators.answers.shared import asking, predictions
 from evaluators.shared.rows import read_fields
 from input_pipeline import command_line
 from input_pipeline.checks import arguments, parts
+
+
+class Scored(NamedTuple):
+    """What a file of answers is scored with.
+
+    Attributes:
+      scoring: the metric.
+      source: of the records.
+      rows, queries: of each question, its record and what is asked.
+      kept: what `scoring` keeps of it.
+      texts: its answer.
+    """
+
+    scoring: asking.Scoring
+    source: Any
+    rows: Sequence[int]
+    queries: Sequence[str]
+    kept: Sequence[asking.Kept]
+    texts: Sequence[str]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,25 +61,37 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.run(_score, args)
 
 
-def _score(args) -> None:
-    name, keys = command_line.parse_call(args.metric, "--metric")
+def open_scored(metric: str, data: str, path) -> Scored:
+    """Opens a source and reads a file of answers to it, by the words of this command.
+
+    Raises:
+      ValueError: there is no such metric or source, or the three do not fit each other.
+      FileNotFoundError: a file is missing.
+    """
+    name, keys = command_line.parse_call(metric, "--metric")
     scoring = parts.find("metric", "evaluators.answers", name, "Scoring")
     try:
         scoring = arguments.call("", scoring, keys)
     except arguments.ArgumentError as error:
         raise ValueError(f"metric {name}: {error}") from None
-    _, _, source = command_line.open_source(args.data)
-    found = predictions.read(args.predictions)  # before all records are
-    questions = read_fields(source, scoring.questions_of, range(len(source)))
-    kept = [one for of_record in questions for _, one in of_record]
+    _, _, source = command_line.open_source(data)
+    found = predictions.read(path)  # before all records are
+    of_records = read_fields(source, scoring.questions_of, range(len(source)))
+    questions = [(row, *question) for row, own in enumerate(of_records) for question in own]
+    rows, queries, kept = zip(*questions) if questions else ((), (), ())
     ids = [one["id"] for one in kept]
-    texts = predictions.matched(found, ids, str(args.predictions))
+    texts = predictions.matched(found, ids, str(path))
     scoring.check(kept)
-    values = dict(scoring.scores(texts, kept))
+    return Scored(scoring, source, rows, queries, kept, texts)
+
+
+def _score(args) -> None:
+    scored = open_scored(args.metric, args.data, args.predictions)
+    values = dict(scored.scoring.scores(scored.texts, scored.kept))
     if args.json:
         print(json.dumps(values))
         return
     width = max(map(len, values))
     for metric, value in values.items():
         print(f"{metric:<{width}}  {value:.4f}")
-    print(f"\n{len(kept):,} questions.")
+    print(f"\n{len(scored.kept):,} questions.")
