@@ -158,27 +158,27 @@ def _add_predictions(commands) -> None:
     parser.set_defaults(run=_predictions)
 
 
-_OF_ANSWERS, _OF_MODEL = (
-    ("predictions", "metric", "limit", "size"),
-    ("model", "weights", "class_names", "template", "top"),
-)
+_OF_ANSWERS = ("metric", "limit", "size")
+_OF_MODEL = ("model", "weights", "class_names", "template", "top")
 
 
 def _predictions(args: argparse.Namespace) -> None:
-    for own, others, show in (
-        ("predictions", _OF_MODEL, _answers),
-        ("model", _OF_ANSWERS, _mistakes),
-    ):
-        if getattr(args, own) is not None:
-            wrong = [name for name in others if getattr(args, name) is not None]
-            if wrong:
-                flag = wrong[0].replace("_", "-")
-                raise ValueError(f"--{flag} is not for --{own}; see --help.")
-            show(args)
-            return
-    raise ValueError(
-        "Give --predictions, a file of answers, or --model, which is to classify; see --help."
-    )
+    if args.predictions is not None:
+        _refuse(args, _OF_MODEL, "--predictions")
+        _answers(args)
+    elif args.model is not None:
+        _refuse(args, _OF_ANSWERS, "--model")
+        _mistakes(args)
+    else:
+        raise ValueError(
+            "Give --predictions, a file of answers, or --model, which is to classify; see --help."
+        )
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], given: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is not for {given}; see --help.")
 
 
 def _answers(args: argparse.Namespace) -> None:

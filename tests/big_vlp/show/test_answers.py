@@ -180,20 +180,20 @@ def test_text_can_be_read(scheme):
             assert pair[1] / pair[0] >= 4.5, (name, ground)
 
 
-TEXTS = "[...document.querySelectorAll('{}')].map((one) => one.textContent)"
+TEXTS = "[...document.querySelectorAll({})].map((one) => one.textContent)"
 PICK = """(() => {{
-  const input = document.querySelector('{}');
+  const input = document.querySelector({});
   input.{} = {};
   input.dispatchEvent(new Event('input', {{ bubbles: true }}));
 }})()"""
 
 
 def texts_of(browser, selector):
-    return browser.run(TEXTS.format(selector))
+    return browser.run(TEXTS.format(json.dumps(selector)))
 
 
 def pick(browser, selector, value, attribute="value"):
-    browser.run(PICK.format(selector, attribute, json.dumps(value)))
+    browser.run(PICK.format(json.dumps(selector), attribute, json.dumps(value)))
 
 
 def status_of(browser):
