@@ -13,6 +13,7 @@ from evaluators.shared import base
 from evaluators.shared.rows import RowMap, map_fields
 from evaluators.shared.written import checked_controls, image_for, rows_with_images
 from input_pipeline.records import given, naming
+from input_pipeline.text import questions
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.templates import check_template, make_prompt
 
@@ -98,7 +99,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
         return losses / jnp.maximum(counts, 1)
 
     def _kept(self, record) -> asking.Kept:
-        query = letters.asked_of(record, self.query(record))
+        query = questions.with_hint(record, self.query(record))
         choices, answer = letters.choices_of(record)
         kept = self.keep(record) | {"query": query, "choices": choices, "answer": answer}
         if self.pairs:

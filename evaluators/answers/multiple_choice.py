@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluators.answers.shared import asking, letters, open_ended
-
-_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+from input_pipeline.text import questions
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -27,32 +26,31 @@ class Scoring(asking.Scoring):
     """
 
     pairs: bool = False
-    instruction: str = _INSTRUCTION
+    instruction: str = questions.INSTRUCTION
 
     def query(self, record) -> str:
         return self.asked(record, 0)
 
     def asked(self, record, shift: int) -> str:
         """The question with its choices, moved by so many places."""
-        question = letters.asked_of(record, super().query(record))
-        if letters.is_open(record):
-            answer_type, precision = open_ended.type_of(record), record.get("precision")
-            return f"{question}\n{open_ended.instruction(answer_type, precision)}"
+        question = super().query(record)
+        if questions.is_open(record):
+            return questions.with_kind(record, question)
         choices, _ = letters.choices_of(record)
-        listed = letters.listed(choices[shift:] + choices[:shift])
-        return "\n".join(filter(None, (question, listed, self.instruction)))
+        moved = choices[shift:] + choices[:shift]
+        return questions.with_choices(record, question, moved, self.instruction)
 
     def keep(self, record) -> asking.Kept:
         kept = super().keep(record)
         if self.pairs:
             kept["pair"] = letters.pair_of(record)
-        if not letters.is_open(record):
+        if not questions.is_open(record):
             choices, answer = letters.choices_of(record)
             return kept | {"choices": choices, "answer": answer}
         return kept | {
             "choices": [],
             "answers": [str(answer) for answer in record.get("answers", ())],
-            "answer_type": open_ended.type_of(record),
+            "answer_type": record["answer_type"],
             "precision": record.get("precision"),
         }
 

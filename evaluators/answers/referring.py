@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluators.answers.shared import asking
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import iou, parse_boxes
+from input_pipeline.text.boxes import format_boxes, iou, parse_boxes
 from input_pipeline.text.conversations import boxes_of, where_query
 
 IOU = 0.5
@@ -46,10 +46,14 @@ class Scoring(asking.Scoring):
             for number, (phrase, own) in enumerate(boxes.items())
         ]
 
+    def right_answers(self, kept) -> list[str]:
+        return [format_boxes(kept["boxes"])]
+
     def answered(self, kept) -> bool:
         return True
 
-    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+    def each(self, texts, kept) -> dict[str, np.ndarray]:
+        """Their means are weighted by `times`."""
         given = [_first_box(text) for text in texts]
         failed = np.array([box is None for box in given])
         overlap = np.array(
@@ -58,14 +62,18 @@ class Scoring(asking.Scoring):
                 for box, one in zip(given, kept)
             ]
         )
+        hits, failures = (overlap >= IOU).astype(np.float64), failed.astype(np.float64)
+        return {"accuracy@0.5": hits, "mean_iou": overlap, "parse_failures": failures}
+
+    def scores(self, texts, kept) -> Iterator[tuple[str, float]]:
+        each = self.each(texts, kept)
         times = np.array([one["times"] for one in kept])
 
         def metrics(places):
             weights = times[places]
             return {
-                "accuracy@0.5": float(np.average(overlap[places] >= IOU, weights=weights)),
-                "mean_iou": float(np.average(overlap[places], weights=weights)),
-                "parse_failures": float(np.average(failed[places], weights=weights)),
+                name: float(np.average(values[places], weights=weights))
+                for name, values in each.items()
             }
 
         return self.with_groups(metrics, kept)

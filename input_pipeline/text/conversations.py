@@ -213,7 +213,7 @@ def _round(one: Mapping[str, Any], rng: random.Random) -> tuple[str, str]:
     if choices and one.get("answer") is not None:
         query = questions.with_choices(one, question, choices)
         return query, questions.LETTERS[int(one["answer"])]
-    return questions.with_hint(one, question), rng.choice(list(one["answers"]))
+    return questions.with_kind(one, question), rng.choice(list(one["answers"]))
 
 
 def _vqa_boxes(drawn: _Drawn) -> Turn | None:

@@ -7,6 +7,9 @@ from typing import Any
 
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
+# Of answers to questions without choices.
+TYPES = ("text", "integer", "float", "list")
+_DECIMALS = {1: "one decimal place", 2: "two decimal places"}
 _BOXES = re.compile(r"\s*\[\[[\d,;]+\]\]\s*")
 
 
@@ -43,6 +46,31 @@ def with_choices(
     """
     parts = (with_hint(record, question), listed(choices), instruction)
     return "\n".join(filter(None, parts))
+
+
+def is_open(record: Mapping[str, Any]) -> bool:
+    """Whether a question has no choices, but says what kind of answer it has."""
+    return not record.get("choices") and record.get("answer_type") in TYPES
+
+
+def with_kind(record: Mapping[str, Any], question: str) -> str:
+    """Hint, question and, of an open question, a line on the kind of its answer: MMMU's own, and
+    for numbers and lists those of MathVista as lmms-eval asks it (its first script had others)."""
+    asked = with_hint(record, question)
+    if not is_open(record):
+        return asked
+    kind, precision = record["answer_type"], record.get("precision")
+    if kind == "text":
+        line = "Answer the question using a single word or phrase."
+    elif kind == "list":
+        line = "Answer the question using a Python list."
+    elif kind == "integer":
+        line = "Answer the question using a single integer number."
+    else:
+        decimals = _DECIMALS.get(precision, f"{precision or 0:g} decimal places")
+        behind = f" with {decimals}" if precision else ""
+        line = f"Answer the question using a single floating-point number{behind}."
+    return f"{asked}\n{line}"
 
 
 def are_boxes(choices: Sequence[str]) -> bool:

@@ -1,7 +1,6 @@
-"""Questions with choices, A, B and so on: how they are asked, and which choice an answer names."""
+"""Questions with choices, A, B and so on: which choice an answer names."""
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,8 +8,8 @@ import numpy as np
 
 from evaluators.answers.shared import asking
 from evaluators.answers.shared.agreement import plain
+from input_pipeline.text.questions import LETTERS
 
-LETTERS = string.ascii_uppercase
 _LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,](?!\s*(?:or|and)\b)|\W*$)")
 _NAMED = re.compile(r"\(([A-Za-z])\)|\b(?:answer|option|choice)(?: is)?:? \(?([A-Z])\b")
 _ALONE = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
@@ -27,7 +26,7 @@ def choices_of(record) -> tuple[list[str], int | None]:
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(
             f"Record {record['id']!r} has {len(choices)} choices; a question has 2 to "
-            f"{len(LETTERS)}. Use data with choices, or the evaluator vqa."
+            f"{len(LETTERS)}, or an answer_type. Use such data, or the evaluator vqa."
         )
     if record.get("answer") is None:
         return choices, None
@@ -38,17 +37,6 @@ def choices_of(record) -> tuple[list[str], int | None]:
             f"{len(choices)} choices, from 0 on."
         )
     return choices, answer
-
-
-def asked_of(record, question: str) -> str:
-    """The question, behind the record's `hint` where it has one."""
-    hint = str(record.get("hint") or "").strip()
-    return f"{hint}\n{question}" if hint else question
-
-
-def listed(choices: Sequence[str]) -> str:
-    """A line "A. ..." for each choice."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
 
 
 def chosen(text: str, choices: Sequence[str]) -> int | None:
@@ -79,11 +67,6 @@ def written(text: str, choices: Sequence[str]) -> str:
     """The letter of the choice that an answer names; the answer where it names none."""
     place = chosen(text, choices)
     return text if place is None else LETTERS[place]
-
-
-def is_open(record) -> bool:
-    """Whether a question has no choices, but says what kind of answer it has."""
-    return not record.get("choices") and "answer_type" in record
 
 
 def pair_of(record) -> str:

@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-TYPES = ("text", "integer", "float", "list")
-_DECIMALS = {1: "one decimal place", 2: "two decimal places"}
-
 # What comes before an answer in a sentence; "=" in the last line alone.
 _MARKS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NOTHING = frozenset(":,.!?;'")
@@ -23,34 +20,6 @@ _NUMBER_KINDS = [
 ]
 _NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
 _LIST = re.compile(r"\[[^\[\]]*\]")
-
-
-def type_of(record) -> str:
-    """The kind of answer that an open question has.
-
-    Raises:
-      ValueError: the record says none, or another.
-    """
-    found = record.get("answer_type")
-    if found not in TYPES:
-        raise ValueError(
-            f"Record {record['id']!r} has 0 choices and no answer_type of {', '.join(TYPES)}; use "
-            "data with choices, or the evaluator vqa."
-        )
-    return found
-
-
-def instruction(answer_type: str, precision: float | None) -> str:
-    """The line behind an open question, as the two benchmarks' own prompts have it."""
-    if answer_type == "text":
-        return "Answer the question using a single word or phrase."
-    if answer_type == "list":
-        return "Answer the question using a Python list."
-    if answer_type == "integer":
-        return "Answer the question using a single integer number."
-    decimals = _DECIMALS.get(precision, f"{precision or 0:g} decimal places")
-    behind = f" with {decimals}" if precision else ""
-    return f"Answer the question using a single floating-point number{behind}."
 
 
 def is_right(

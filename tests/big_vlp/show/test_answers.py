@@ -54,13 +54,13 @@ def image(width, height, level=90):
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Makes a page of records and answers; returns its path."""
+    """Makes a page of records and answers, by default one for each; returns its path."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def call(records, texts, metric, *words):
+    def call(records, texts, metric, *words, ids=None):
         records = [{"id": f"r{i}", "question": "?", **one} for i, one in enumerate(records)]
         answers = folder / "answers.json"
-        ids = [str(one["id"]) for one in records]
+        ids = ids or [one["id"] for one in records]
         rows = [{"question_id": name, "answer": text} for name, text in zip(ids, texts)]
         answers.write_text(json.dumps(rows))
         output = folder / f"{len(list(folder.iterdir()))}.html"
@@ -144,6 +144,19 @@ def test_boxes_are_read_from_texts(make):
     assert one["written"] == [[0.1, 0.1, 0.3, 0.5], [0.001, 0.002, 0.003, 0.004]]
     assert one["true"] == [[0.1, 0.1, 0.5, 0.5]] and one["iou"] == pytest.approx(0.5)
     assert (two["written"], two["true"], two["iou"]) == ([], [], None)
+
+
+def test_phrases_of_a_record_are_questions_of_their_own(make):
+    boxes = [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.5, 0, 1, 0.5]]
+    records = [dict(phrases=["a cat", "two dogs", "two dogs"], boxes=boxes, image=image(8, 8))]
+    path = make(records, ["[[000,000,500,250]]", "no"], "referring", ids=["r0/1", "r0/0"])
+    data = data_of(path)
+    assert data["total"] == 2 and len(data["sizes"]) == 1
+    one, two = data["records"]
+    assert [one["id"], one["question"]] == ["r0/0", "Where is the cat?"]
+    assert (one["answer"], two["answer"]) == ("no", "[[000,000,500,250]]")
+    assert two["right"] == [["[[500,500,999,999;500,000,999,500]]", 1]] and len(two["true"]) == 2
+    assert two["values"] == [0, 0, 0] and two["iou"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

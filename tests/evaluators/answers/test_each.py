@@ -8,6 +8,7 @@ from evaluators.answers import (
     grounded_captions,
     multiple_choice,
     pointing,
+    referring,
     transcripts,
     vqa,
     yes_no,
@@ -56,6 +57,17 @@ CASES = {
         ["[[400,600,900,900]]", BOXES[0], "there"],
         {"accuracy": [1, 0, 0], "parse_failures": [0, 0, 1]},
         [BOXES[1]] * 3,
+    ),
+    "referring": (
+        referring.Scoring(),
+        [dict(phrases=["a cat", "a dog"], boxes=[[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])] * 2,
+        [BOXES[0], BOXES[0], "[[000,000,500,250]]", "there"],
+        {
+            "accuracy@0.5": [1, 0, 1, 0],
+            "mean_iou": [1, 0, 0.5, 0],
+            "parse_failures": [0, 0, 0, 1],
+        },
+        BOXES * 2,
     ),
     "yes_no": (
         yes_no.Scoring(),

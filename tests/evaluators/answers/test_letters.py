@@ -3,6 +3,7 @@
 import pytest
 
 from evaluators.answers.shared import letters
+from input_pipeline.text import questions
 
 CHOICES = ["a red cup", "two dogs", "no", "Boston"]
 
@@ -41,7 +42,7 @@ def test_letters_are_found(text, place):
 
 
 def test_the_listed_choices_are_found_again():
-    lines = letters.listed(CHOICES).splitlines()
+    lines = questions.listed(CHOICES).splitlines()
     assert lines[0] == "A. a red cup" and len(lines) == 4
     assert [letters.chosen(line, CHOICES) for line in lines] == [0, 1, 2, 3]
 

@@ -55,22 +55,3 @@ def test_texts(text, answers, right):
 )
 def test_numbers_and_lists(text, answer, answer_type, precision, right):
     assert open_ended.is_right(text, [answer], answer_type, precision) is right
-
-
-def test_instructions():
-    def said(*kind):
-        return open_ended.instruction(*kind).removeprefix("Answer the question using a ")
-
-    assert said("text", None) == "single word or phrase."
-    assert said("integer", None) == "single integer number."
-    assert said("float", 2.0) == "single floating-point number with two decimal places."
-    assert said("float", 3.0) == "single floating-point number with 3 decimal places."
-    assert said("float", None) == "single floating-point number."
-    assert said("list", None) == "Python list."
-
-
-def test_a_question_says_what_its_answer_is():
-    assert open_ended.type_of({"id": "x", "answer_type": "float"}) == "float"
-    for record in ({"id": "x"}, {"id": "x", "answer_type": "other"}):
-        with pytest.raises(ValueError, match="'x' has 0 choices and no answer_type of text, int"):
-            open_ended.type_of(record)

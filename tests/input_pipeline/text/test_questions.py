@@ -98,3 +98,22 @@ def test_with_turns_all_of_a_record_is_asked():
     assert {*found.history, found[:2]} == {(f"q{i}", f"a{i}") for i in range(3)}
     alone = {turn("vqa", {"id": "5", "questions": asked, "n": i}) for i in range(3)}
     assert all(one.history == () for one in alone)
+
+
+@pytest.mark.parametrize(
+    "kind, precision, line",
+    [
+        ("text", None, "single word or phrase."),
+        ("integer", None, "single integer number."),
+        ("float", 2.0, "single floating-point number with two decimal places."),
+        ("float", 3.0, "single floating-point number with 3 decimal places."),
+        ("float", None, "single floating-point number."),
+        ("list", None, "Python list."),
+    ],
+)
+def test_open_questions_are_learnt_with_the_kind_of_their_answers(kind, precision, line):
+    record = {"id": "4", "question": "How many?", "answers": ["3"], "answer_type": kind}
+    record |= {"precision": precision}
+    asked = multiple_choice.Scoring().query(record)
+    assert asked.startswith("How many?\nAnswer the question using a ") and asked.endswith(line)
+    assert make_turn("vqa", record, random.Random(0)) == Turn(asked, "3")
