@@ -24,7 +24,8 @@ class Evaluator(asking.Scoring, base.Evaluator):
 
     The question is asked without its choices; of them the one counts as given that has the least
     loss for each of its tokens, end of sentence among them (SEED-Bench, arXiv 2307.16125). Where
-    losses tie or are NaN, the answer is wrong. Boxes as choices are Visual7W's pointing.
+    losses tie or are NaN, the answer is wrong. Boxes as choices are Visual7W's pointing; their
+    letters, in `predictions`, are scored by the metric multiple_choice.
 
     Calls token_losses as `caption_loss` does.
 
@@ -43,6 +44,7 @@ class Evaluator(asking.Scoring, base.Evaluator):
     """
 
     needs = ("token_losses",)
+    writes_letters = True
 
     template: str = "vqa"
     controls: Sequence[str] = ()

@@ -27,9 +27,10 @@ class Scoring(asking.Scoring):
 
     A written box belongs to the phrase of the record that ends the words before it, in any case and
     without its article; it is right if its intersection over union with one of that phrase's boxes,
-    none of which counts twice, is 0.5 or more. Precision is over written boxes, recall over the
-    record's. In the paper they are means over classes of objects, a word is a phrase, and words
-    that are in the caption, but have no box there, do not count; here all pairs count alike.
+    none of which counts twice, is 0.5 or more. So "a man" and "the man" are one phrase, with the
+    boxes of both. Precision is over written boxes, recall over the record's. In the paper they are
+    means over classes of objects, a word is a phrase, and words that are in the caption, but have
+    no box there, do not count; here all pairs count alike.
 
     Attributes:
       caption_field: the captions of people.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from evaluators.answers.shared import asking, letters, open_ended
+from evaluators.answers.shared import asking, letters, open_ended, predictions
 from input_pipeline.text import questions
 
 
@@ -18,6 +18,9 @@ class Scoring(asking.Scoring):
     Records without choices that say their `answer_type` are open questions, see `open_ended`;
     where there are both, `accuracy` is over all, and `accuracy_choices` and `accuracy_open` are of
     one kind.
+
+    Of records with an `original`, as those of MMBench with its copies, `accuracy_circular` is the
+    share of questions whose records are all answered rightly; the others are over the originals.
 
     Attributes:
       pairs: two records with the same `pair` belong together, as in MMVP (arXiv 2401.06209), and
@@ -44,6 +47,8 @@ class Scoring(asking.Scoring):
         kept = super().keep(record)
         if self.pairs:
             kept["pair"] = letters.pair_of(record)
+        if record.get("original") is not None:
+            kept["original"] = str(record["original"])
         if not questions.is_open(record):
             choices, answer = letters.choices_of(record)
             return kept | {"choices": choices, "answer": answer}
@@ -79,8 +84,12 @@ class Scoring(asking.Scoring):
         right, none = self.each(texts, kept).values()
         with_choices = np.array([bool(one["choices"]) for one in kept])
 
-        def metrics(places):
+        def metrics(every):
+            places = every[[_is_original(kept[place]) for place in every]]
             found = {"accuracy": float(right[places].mean())}
+            if len(places) < len(every):
+                wrong = {kept[place]["original"] for place in every if not right[place]}
+                found["accuracy_circular"] = (len(places) - len(wrong)) / len(places)
             choices, opened = places[with_choices[places]], places[~with_choices[places]]
             if len(choices) and len(opened):
                 found["accuracy_choices"] = float(right[choices].mean())
@@ -106,7 +115,7 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         `answers`.
       circular: ask each question once for each of its choices, which move on by a place (MMBench's
         CircularEval, arXiv 2307.06281); `accuracy_circular` is the share of questions that are
-        answered right every time. Takes as many times as long.
+        answered right every time. Takes as many times as long, and data without copies.
 
     Raises:
       ValueError: the data has no such questions, the method cannot generate, or an unknown name.
@@ -116,8 +125,22 @@ class Evaluator(Scoring, asking.AskingEvaluator):
     template: str = "vqa"
     form: str = "mmmu"
 
+    writes_letters = True
+
+    def keep(self, record) -> asking.Kept:
+        """Raises ValueError where copies of a question would be asked with their choices moved."""
+        kept = super().keep(record)
+        if self.circular and "original" in kept:
+            raise ValueError(
+                f"Record {record['id']!r} is one of copies with the choices moved, which "
+                "circular=True makes itself: leave out one of both."
+            )
+        return kept
+
     def put(self, texts, kept) -> None:
-        super().put([letters.written(text, one["choices"]) for text, one in zip(texts, kept)], kept)
+        by_place = predictions.is_by_place(self.form)
+        written = [_written(text, one["choices"], by_place) for text, one in zip(texts, kept)]
+        super().put(written, kept)
 
     def further(self, model, control, texts, kept) -> Iterator[tuple[str, float]]:
         if not self.circular:
@@ -134,7 +157,22 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         yield "accuracy_circular", float(right.mean())
 
     def baselines(self, kept) -> Iterator[tuple[str, float]]:
-        yield "accuracy_chance", letters.chance(kept)
+        if any(one["choices"] for one in kept):
+            yield "accuracy_chance", letters.chance([one for one in kept if _is_original(one)])
+
+
+def _is_original(one: asking.Kept) -> bool:
+    """Whether a record is no copy of another."""
+    return one.get("original", one["id"]) == one["id"]
+
+
+def _written(text: str, choices: Sequence[str], by_place: bool) -> str:
+    """The letter of the choice that an answer names; where it names none the answer, or nothing in
+    a form that has their places alone."""
+    place = letters.chosen(text, choices)
+    if place is None:
+        return "" if by_place else text
+    return letters.LETTERS[place]
 
 
 def _right(texts: Sequence[str], kept: Sequence[asking.Kept], shift: int) -> np.ndarray:

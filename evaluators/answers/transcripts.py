@@ -34,7 +34,7 @@ class Scoring(asking.Scoring):
 
     def right_answers(self, kept) -> list[str]:
         given = kept["beside"]["gpt4_ha_answer"]
-        return [] if given is None else [given]
+        return [given] if given else []
 
     def each(self, texts, kept) -> dict[str, np.ndarray]:
         lengths = np.array([len(text.split()) for text in texts], np.float64)

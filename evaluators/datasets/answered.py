@@ -36,6 +36,7 @@ _NOCAPS = {**_CAPTIONS, "by": "domain"}
 _VQA = {"evaluator": "vqa", "form": "vqa"}
 _PLAIN = {**_VQA, "normalisation": "plain"}
 _CHOICE = {"evaluator": "multiple_choice", "form": "mmmu"}
+_TRANSCRIPTS = {"evaluator": "transcripts"}
 _REFERRING = {"evaluator": "referring"}
 _SOFT, _EXACT, _ACCURACY = ("vqa_accuracy",), ("exact_match",), ("accuracy",)
 _JUDGED = ("judged",)  # no evaluator yields it
@@ -93,20 +94,24 @@ COGVLM = (
     Row("mmmu_val", "MMMU val", "choice_tables:kind=mmmu: Hugging Face MMMU/MMMU",
         _CHOICE, _ACCURACY),
     Row("mathvista_testmini", "MathVista testmini",
-        "choice_tables:kind=mathvista: Hugging Face AI4Math/MathVista", _PLAIN, _EXACT),
-    Row("mmvp", "MMVP", "a source of your own, four labels corrected: Hugging Face MMVP/MMVP",
+        "choice_tables:kind=mathvista: Hugging Face AI4Math/MathVista",
+        {**_CHOICE, "by": "category"}, _ACCURACY),
+    Row("mmvp", "MMVP", "multiple_choice:kind=mmvp,corrected=true: Hugging Face MMVP/MMVP",
         {**_CHOICE, "pairs": True}, ("accuracy_of_pairs", "accuracy"), images=300),
-    Row("mmvet", "MM-Vet", "vqa:kind=mmvet: GitHub yuweihao/MM-Vet", _VQA, _JUDGED,
-        secret=True, images=200),
+    Row("mmvet", "MM-Vet", "vqa:kind=mmvet: GitHub yuweihao/MM-Vet",
+        {**_TRANSCRIPTS, "form": "mmvet"}, _JUDGED, secret=True, images=200),
     Row("llava_bench", "LLaVA-Bench (in the wild)",
-        "vqa:kind=llava_bench: Hugging Face liuhaotian/llava-bench-in-the-wild", _VQA, _JUDGED,
-        secret=True, images=24),
-    Row("touchstone", "TouchStone",
-        "a source of your own, with questions: GitHub OFA-Sys/TouchStone", _VQA, _JUDGED,
-        secret=True),
+        "vqa:kind=llava_bench: Hugging Face liuhaotian/llava-bench-in-the-wild",
+        {**_TRANSCRIPTS, "form": "llava_bench"}, _JUDGED, secret=True, images=24),
+    Row("touchstone", "TouchStone", "choice_tables:kind=touchstone: GitHub OFA-Sys/TouchStone",
+        {**_TRANSCRIPTS, "form": "touchstone"}, _JUDGED, secret=True),
     *_refcoco(),
     Row("visual7w_test", "Visual7W test, pointing", "pointing: ai.stanford.edu/~yukez/visual7w",
         {"evaluator": "pointing", "form": "vqa"}, _ACCURACY),
+    Row("flickr30k_entities_test", "Flickr30k Entities test",
+        "referring:kind=flickr_entities: GitHub BryanPlummer/flickr30k_entities, its images",
+        {"evaluator": "grounded_captions", "form": "coco"}, ("f1", "f1_loc", "cider"),
+        images=1000),
 )  # fmt: skip
 
 LLAVA = (

@@ -91,6 +91,8 @@ class Scoring:
             )
 
     wanted: ClassVar[str] = "answers"
+    # Whether its evaluator writes letters of choices in place of what the model does.
+    writes_letters: ClassVar[bool] = False
     # Of an answer, in the first metric of `each`; None where answers are better or worse alone.
     right: ClassVar[float | None] = 1.0
 
@@ -196,6 +198,11 @@ class AskingEvaluator(Scoring, WritingEvaluator):
 def check_first(scoring: Scoring, path: str | None, form: str, kept: Kept) -> None:
     """Raises ValueError when an evaluator is made, and not after training, where the first question
     cannot be scored, or written as `form`; `path` as of `check_before`."""
+    if predictions.is_by_place(form) and not scoring.writes_letters:
+        raise ValueError(
+            f"form={form!r} has the places of choices for answers, which only the evaluators "
+            "multiple_choice and choice_loss write."
+        )
     if path is not None:
         predictions.columns_of(form, kept["id"], kept.get("beside", {}))
     elif not scoring.answered(kept):

@@ -63,12 +63,6 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     return within[0] if len(within) == 1 else None
 
 
-def written(text: str, choices: Sequence[str]) -> str:
-    """The letter of the choice that an answer names; the answer where it names none."""
-    place = chosen(text, choices)
-    return text if place is None else LETTERS[place]
-
-
 def pair_of(record) -> str:
     """By what the two of a pair are known.
 
@@ -101,8 +95,8 @@ def right_of_pairs(right: np.ndarray, kept: Sequence[asking.Kept]) -> float:
 
 
 def chance(kept: Sequence[asking.Kept]) -> float:
-    """What an answer at random gets; nothing where there are no choices."""
-    return float(np.mean([1 / len(one["choices"]) if one["choices"] else 0 for one in kept]))
+    """What an answer at random gets, of the questions that have choices."""
+    return float(np.mean([1 / len(one["choices"]) for one in kept if one["choices"]]))
 
 
 def _bare(text: str) -> str:

@@ -18,7 +18,11 @@ _NUMBER_KINDS = [
         r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
     )
 ]
-_NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?:[eE][-+]?\d+)?")
+# A comma stands in a number between three digits and one to three: "2007,2008" are two.
+_NUMBER = re.compile(
+    r"(?:(?<!\w)[-+])?(?:\d{1,3}(?:,\d{3})+(?!,?\d)(?:\.\d+)?|\d*\.\d+|\d+)(?:[eE][-+]?\d+)?"
+)
+_MINUS = str.maketrans(dict.fromkeys("\u2212\ufe63\uff0d", "-"))
 _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -36,6 +40,7 @@ def is_right(
     """
     if answer_type == "text":
         return _mentions(text, answers)
+    text = text.translate(_MINUS)
     if answer_type == "list":
         found = _last_list(text)
         return found is not None and any(found == _last_list(answer) for answer in answers)

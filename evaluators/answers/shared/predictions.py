@@ -60,6 +60,11 @@ def check_form(name: str) -> None:
         raise ValueError(unknown("form", name, FORMS))
 
 
+def is_by_place(form: str) -> bool:
+    """Whether a form has places of choices for answers, which no other answer can stand in."""
+    return FORMS[form].layout == "places"
+
+
 def ending(form: str) -> str:
     """What the name of a file of that form ends in."""
     return {"lines": ".jsonl", "table": ".tsv"}.get(FORMS[form].layout, ".json")
@@ -107,7 +112,7 @@ def write(
     if shape.layout == "table":
         file = io.StringIO()
         columns = [shape.id, *shape.columns, shape.text]
-        table = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+        table = csv.DictWriter(file, columns, delimiter="\t")
         table.writeheader()
         table.writerows(rows)
         content = file.getvalue()
@@ -231,7 +236,8 @@ def _places(content: str) -> list[tuple]:
 def _table(content: str) -> list[dict]:
     csv.field_size_limit(2**31 - 1)  # tables that images were left in
     try:
-        return list(csv.DictReader(io.StringIO(content, newline=""), delimiter="\t"))
+        file = io.TextIOWrapper(io.BytesIO(content.encode()), encoding="utf-8", newline="")
+        return list(csv.DictReader(file, delimiter="\t"))
     except csv.Error as error:
         raise ValueError(str(error)) from None
 

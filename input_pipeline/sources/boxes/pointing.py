@@ -17,6 +17,7 @@ from input_pipeline.sources.shared import base, listed
 from input_pipeline.sources.shared.listed import text, unique
 from input_pipeline.text.boxes import format_boxes, shares
 
+_AT_ONCE = 64  # images that are read together
 _FORM = (
     "Visual7W's {images: [{filename, split, qa_pairs: [{qa_id, question, answer, "
     "multiple_choices}]}], boxes: [{box_id, x, y, width, height}]}"
@@ -51,9 +52,10 @@ class Source(listed.Listed):
         path, folder = source_path(annotations), source_path(images)
         left_out: Counter[str] = Counter()
         with listed.understood(path, _FORM):
-            entries = _read(annotation_files.read(path), split)
-            if drop_outside:
-                entries = _inside(entries, folder, left_out)
+            entries = list(_read(annotation_files.read(path), split))
+        if drop_outside:
+            entries = list(_inside(entries, folder, left_out))
+        with listed.understood(path, _FORM):
             super().__init__("pointing", folder, entries)
         self.left_out = dict(left_out)
 
@@ -76,15 +78,21 @@ class Source(listed.Listed):
 
 
 def _inside(
-    entries: Iterator[tuple[str, dict[str, Any]]], folder, left_out: Counter[str]
+    entries: list[tuple[str, dict[str, Any]]], folder, left_out: Counter[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, group in itertools.groupby(entries, key=lambda entry: entry[0]):
-        width, height = pillow.size(given(read_files([folder / name])[0]))
-        for _, fields in group:
-            if shares(fields["pixels"], width, height)[1].all():
-                yield name, fields
-            else:
-                left_out["questions with a box outside their images"] += 1
+    """Raises FileNotFoundError or ValueError, which names the first record of a broken image."""
+    by_image = [list(g) for _, g in itertools.groupby(entries, key=lambda entry: entry[0])]
+    for start in range(0, len(by_image), _AT_ONCE):
+        some = by_image[start : start + _AT_ONCE]
+        read = read_files([folder / group[0][0] for group in some])
+        for group, contents in zip(some, read):
+            with naming(group[0][1]):
+                width, height = pillow.size(given(contents))
+            for name, fields in group:
+                if shares(fields["pixels"], width, height)[1].all():
+                    yield name, fields
+                else:
+                    left_out["questions with a box outside their images"] += 1
 
 
 def _read(content: dict[str, Any], split: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -64,9 +64,10 @@ class Source(base.Source):
     kind, and what is read of its tables:
       mmbench (arXiv 2307.06281): mmbench_dev_20230712.tsv and the like: index, question, hint, A,
         B, C, D, and so on, answer, category, l2-category, the `domain`, split, image (base64, or
-        the index of the row that has it). A `hint` stands by itself. Rows of 1,000,000 and more
-        are the questions of the same last six digits again, with the choices moved: they are left
-        out, as `multiple_choice` moves choices by itself.
+        the index of the row that has it). A `hint` stands by itself. A row of 1,000,000 and more
+        whose last six digits are another row's is a copy of that one, with the choices moved: it
+        is left out, as `multiple_choice` moves choices by itself. With `copies` it is a record,
+        too, and all have an `original`, the index of the question that they ask.
       mmmu (arXiv 2311.16502): SUBJECT/SPLIT-*.parquet: id, which names split and category,
         question, options, answer, question_type, image_1 to image_7. "<image 1>" in texts stays.
       mathvista (arXiv 2310.02255): data/testmini-*.parquet: pid, question, choices, answer,
@@ -82,6 +83,7 @@ class Source(base.Source):
       images: of `mmmu`, whose questions have up to seven: the "first" alone, or "all" beside each
         other from left to right on white, as one image.
       questions: of `mmmu` and `mathvista`: "all", those with "choices" alone, or the "open" ones.
+      copies: of `mmbench`: keep the copies, which its server and its own scripts want answers to.
 
     Raises:
       FileNotFoundError: there is no such table.
@@ -95,10 +97,12 @@ class Source(base.Source):
         path: str | os.PathLike,
         images: str = "first",
         questions: str = "all",
+        copies: bool = False,
     ):
         given = {
             "images": None if images == "first" else images,
             "questions": None if questions == "all" else questions,
+            "copies": copies or None,
         }
         chosen = listed.choose(KINDS, kind, given)
         for name, value, known in (
@@ -116,17 +120,25 @@ class Source(base.Source):
             )
         places: list[Place] = []
         left_out: Counter[str] = Counter()
-        entries = self._entries(chosen, places, left_out, QUESTIONS[questions])
+        entries = self._entries(chosen, places, left_out, QUESTIONS[questions], copies)
         self._fields = listed.Fields(entries)
         self.left_out = dict(left_out)
         self._places = np.array(places, np.int32)
 
     def _entries(
-        self, chosen: Kind, places: list[Place], left_out: Counter, with_choices: bool | None
+        self,
+        chosen: Kind,
+        places: list[Place],
+        left_out: Counter,
+        with_choices: bool | None,
+        copies: bool,
     ) -> Iterator[dict[str, Any]]:
         for number, table in enumerate(self._tables):
             with listed.understood(table, chosen.form):
-                for (part, row), fields in chosen.read(table, left_out):
+                for (part, row), fields in chosen.read(table):
+                    if not copies and fields.pop("original", fields["id"]) != fields["id"]:
+                        left_out["copies with the choices moved"] += 1
+                        continue
                     if with_choices not in (None, "choices" in fields):
                         left_out[f"questions with{'out' if with_choices else ''} choices"] += 1
                         continue
@@ -170,17 +182,12 @@ def _beside(images: Sequence[bytes]) -> bytes:
     return file.getvalue()
 
 
-def _mmbench(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    rows, places = _tsv(path), {}
-    for number, row in enumerate(rows):
-        places[row["index"]] = number
-    known = set()
+def _mmbench(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    rows = _tsv(path)
+    places = {row["index"]: number for number, row in enumerate(rows)}
     for number, row in enumerate(rows):
         name = row["index"]
-        if (question := int(name) % _COPIES) in known and int(name) >= _COPIES:
-            left_out["copies with the choices moved"] += 1
-            continue
-        known.add(question)
+        original = str(int(name) % _COPIES)
         image = row["image"]
         if len(image) <= _MAX_REFERENCE:
             if image not in places or len(rows[places[image]]["image"]) <= _MAX_REFERENCE:
@@ -204,6 +211,7 @@ def _mmbench(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], d
                         ("split", "split"),
                     )
                 },
+                original=original if original in places else name,
             ),
         )
 
@@ -217,7 +225,7 @@ def _tsv(path: Path) -> list[dict[str, str]]:
 def _read_tsv(path: str, *status: int) -> list[dict[str, str]]:
     del status  # a file that was changed is read anew
     with open(path, encoding="utf-8-sig", newline="") as file:
-        return quoted.rows(file.read(), "\t")
+        return quoted.rows(file, "\t")
 
 
 def _tsv_pictures(path: Path, part: int, row: int) -> list[bytes]:
@@ -255,7 +263,7 @@ def _read_group(path: str, group: int, columns: tuple[str, ...], *status: int) -
         return file.read_row_group(group, columns=there)
 
 
-def _mmmu(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _mmmu(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     columns = ("id", "question", "options", "answer", "question_type")
     for place, row in _rows(path, columns):
         name = row["id"]
@@ -281,7 +289,7 @@ def _listed(answer: str) -> list[str]:
         return [answer]
 
 
-def _mathvista(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _mathvista(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     for place, row in _rows(path, _MATHVISTA_TEXT):
         name, answer, choices = row["pid"], row["answer"] or None, row["choices"]
         unit = f" (Unit: {row['unit']})" if row["unit"] else ""
@@ -306,15 +314,14 @@ def _mathvista(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int],
         )
 
 
-def _touchstone(path: Path, left_out: Counter) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _touchstone(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     for number, row in enumerate(_tsv(path)):
-        name, where = row["index"], f"question {row['index']}:"
-        fields = _open(name, row["question"], [text(row["gpt4_ha_answer"], f"{where} the answer")])
+        fields = _open(row["index"], row["question"], [row["gpt4_ha_answer"].strip()])
         yield (
             (0, number),
             fields
             | {
-                "description": text(row["human_annotation"], f"{where} the annotation"),
+                "description": row["human_annotation"].strip(),
                 "category": row["category"],
                 "task": row["task_name"],
             },
@@ -332,6 +339,7 @@ KINDS = {
     "mmbench": Kind(
         _mmbench,
         "MMBench's columns index, question, hint, A, B, ..., answer, category, image, in a .tsv",
+        takes=["copies"],
     ),
     "mmmu": Kind(
         _mmmu,

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ Entry = tuple[str, dict[str, Any]]
 
 WITHOUT_IMAGE = ("skip", "blank")
 _BLANK_SIDE = 64
-_LETTERED = re.compile(r"\(([a-z])\)")
 # MMVP's rows whose answer is known to be wrong, and what is right.
 _CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
 
@@ -54,8 +54,8 @@ class Source(listed.Listed):
       split: of `scienceqa`: train, val, test, trainval, minitrain, minival, minitest.
       without_image: of `scienceqa`, half of which is text alone: "skip" leaves such questions out,
         "blank" gives them a white image.
-      corrected: of `mmvp`: give the rows 99, 100, 279 and 280 the other answer, which is the right
-        one.
+      corrected: of `mmvp`: give the rows 99, 100, 279 and 280 their right answers, whether the file
+        has the wrong ones of the published one or not.
 
     Raises:
       FileNotFoundError: a file or images are missing.
@@ -156,7 +156,8 @@ def _seedbench(path, given: _Given, left_out: Counter) -> Iterator[Entry]:
 
 
 def _mmvp(path, given: _Given, left_out: Counter) -> Iterator[Entry]:
-    rows = quoted.rows(unicode.decode(contents(read_files([path])[0])).removeprefix("\ufeff"), ",")
+    table = unicode.decode(contents(read_files([path])[0])).removeprefix("\ufeff")
+    rows = quoted.rows(io.StringIO(table, newline=""), ",")
     numbers = [int(next(iter(row.values()))) for row in rows]  # the first column, however spelt
     if sorted(numbers) != list(range(1, len(rows) + 1)) or len(rows) % 2:
         raise ValueError(
@@ -164,10 +165,7 @@ def _mmvp(path, given: _Given, left_out: Counter) -> Iterator[Entry]:
             "as two questions are a pair"
         )
     for number, row in zip(numbers, rows):
-        _, *parts = _LETTERED.split(row["Options"])
-        letters, choices = parts[::2], parts[1::2]
-        if letters != [chr(ord("a") + place) for place in range(len(letters))]:
-            raise ValueError(f"question {number}: its options are {row['Options']!r}")
+        choices = _options(row["Options"])
         answer = row["Correct Answer"].strip()
         if given.corrected:
             answer = _CORRECTED.get(number, answer)
@@ -175,6 +173,20 @@ def _mmvp(path, given: _Given, left_out: Counter) -> Iterator[Entry]:
             str(number), row["Question"], choices, answer.strip("()").upper() or None
         )
         yield f"{number}.jpg", fields | {"pair": str((number + 1) // 2)}
+
+
+def _options(text: str) -> list[str]:
+    """The choices of "(a) Open (b) Closed (x)": each begins behind the next letter, in any case."""
+    choices: list[str] = []
+    for letter in string.ascii_lowercase:
+        before, *behind = re.split(rf"\({letter}\)", text, maxsplit=1, flags=re.IGNORECASE)
+        if choices:
+            choices[-1] = before
+        if not behind:
+            break
+        text = behind[0]
+        choices.append(text)
+    return choices
 
 
 KINDS = {

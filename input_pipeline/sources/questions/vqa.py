@@ -122,29 +122,31 @@ def _okvqa(files: Files) -> Iterator[Entry]:
             raise ValueError("the annotations have no question_types, as those of OK-VQA do")
         return names.get(annotation["question_type"])
 
-    return _pairs(files, category_of, version="")
+    return _pairs(files, category_of)
 
 
 def _tdiuc(files: Files) -> Iterator[Entry]:
-    return _pairs(files, lambda annotation, _: annotation["question_type"])
+    return _pairs(files, lambda annotation, _: annotation["question_type"], is_vqa=False)
 
 
-def _pairs(files: Files, category_of, version: str | None = None) -> Iterator[Entry]:
+def _pairs(
+    files: Files, category_of, is_vqa: bool = True, version: str | None = None
+) -> Iterator[Entry]:
     """VQA's two files; `category_of` takes an annotation and its file's names of types.
 
-    What both say of their images and version must be the same. With `version` they must be of VQA's
-    own task, of COCO's images, and of a version that begins so.
+    What both say of their images must be the same. Where `is_vqa` they must be of VQA's own task
+    and of COCO's images; with `version` both of the same, which begins so.
     """
     content = annotation_files.read(files.questions)
-    _check_head(content, files.questions, version)
+    _check_head(content, files.questions, is_vqa, version)
     questions, subset = unique(content["questions"], "question_id"), _subset(content, files[0])
     told, names = {}, {}
     if files.annotations is not None:
         answers = read_json(files.annotations)
-        _check_head(answers, files.annotations, version)
+        _check_head(answers, files.annotations, is_vqa, version)
         for what, own, other in (
             ("images", subset, _subset(answers, files.annotations)),
-            ("version", _version(content), _version(answers)),
+            ("version", _version(content) if version else "", _version(answers)),
         ):
             if own and other and own != other:
                 raise ValueError(
@@ -165,17 +167,16 @@ def _pairs(files: Files, category_of, version: str | None = None) -> Iterator[En
 
 
 def _version(content: dict[str, Any]) -> str:
-    return str(content.get("info", {}).get("version", ""))
+    info = content.get("info")
+    return str(info.get("version") or "") if isinstance(info, dict) else ""
 
 
-def _check_head(content: dict[str, Any], path, version: str | None) -> None:
+def _check_head(content: dict[str, Any], path, is_vqa: bool, version: str | None) -> None:
     """Raises ValueError where a file says that it is of other images, another task or version."""
-    if version is None:
-        return
-    for key, expected in (("data_type", "mscoco"), ("task_type", "Open-Ended")):
+    for key, expected in (("data_type", "mscoco"), ("task_type", "Open-Ended")) if is_vqa else ():
         if content.get(key, expected) != expected:
             raise ValueError(f"{path} has the {key} {content[key]!r}, not {expected!r}")
-    if not (_version(content) or version).startswith(version):
+    if version and not (_version(content) or version).startswith(version):
         raise ValueError(f"{path} is of version {_version(content)}, not {version}")
 
 

@@ -15,6 +15,7 @@ from big_vlp.show.__main__ import main
 from input_pipeline import command_line
 from input_pipeline.sources import Source
 from tests.big_vlp.show.browser import Browser
+from tests.evaluators.answers.test_each import CASES
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "big_vlp" / "show" / "page"
@@ -144,6 +145,20 @@ def test_boxes_are_read_from_texts(make):
     assert one["written"] == [[0.1, 0.1, 0.3, 0.5], [0.001, 0.002, 0.003, 0.004]]
     assert one["true"] == [[0.1, 0.1, 0.5, 0.5]] and one["iou"] == pytest.approx(0.5)
     assert (two["written"], two["true"], two["iou"]) == ([], [], None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_metric_has_a_page(make, name):
+    scoring, records, texts, expected, right = CASES[name]
+    metric = type(scoring).__module__.rpartition(".")[2]
+    records = [{"id": f"r{i}", **one} for i, one in enumerate(records)]
+    ids = [kept["id"] for one in records for _, kept in scoring.questions_of(one)]
+    shown = [dict(one, image=image(8, 8)) for one in records]
+    data = data_of(make(shown, texts, metric, ids=ids))
+    assert data["metrics"] == list(expected) and data["right"] == scoring.right
+    values = np.array([one["values"] for one in data["records"]])
+    np.testing.assert_allclose(values.T, list(expected.values()), atol=1e-9)
+    assert [one["right"][0][0] for one in data["records"]] == right
 
 
 def test_phrases_of_a_record_are_questions_of_their_own(make):

@@ -82,11 +82,11 @@ def test_open_questions_beside_choices():
     assert values["accuracy"] == values["accuracy_circular"] == 0.5
     assert values["accuracy_choices"] == values["accuracy_open"] == values["no_choice"] == 0.5
     assert values["accuracy_x"] == 1 and values["accuracy_y"] == values["accuracy_open_y"] == 0
-    assert values["accuracy_chance"] == 0.25
+    assert values["accuracy_chance"] == 0.5  # of the questions with choices
     # One kind alone is the accuracy.
     alone = source_of(answers=[["8"]], answer_type=["integer"])
     values = evaluate("multiple_choice", ["8"], alone, preprocess=preprocess)
-    assert values == {"accuracy": 1, "accuracy_chance": 0}
+    assert values == {"accuracy": 1}
 
 
 def test_predictions_name_choices_by_letters(tmp_path):

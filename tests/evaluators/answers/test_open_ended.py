@@ -50,6 +50,14 @@ def test_texts(text, answers, right):
         ("Between [1] and: [2007, 2008].", "[2007, 2008]", "list", None, True),
         ("[2008, 2007]", "[2007, 2008]", "list", None, False),
         ("2007, 2008", "[2007, 2008]", "list", None, False),
+        ("2007,2008", "2008", "integer", None, True),
+        ("1,23456", "23456", "integer", None, True),
+        ("1,234,5678", "5678", "integer", None, True),
+        ("1,234,567.5, it is", "1234567.5", "float", 1.0, True),
+        ("\u22125", "-5", "integer", None, True),
+        ("\u22125", "5", "integer", None, False),
+        ("7\u22125", "5", "integer", None, True),  # which it is not between two numbers
+        ("[\u22121, 2]", "[-1, 2]", "list", None, True),
         ("[the cat]", "[1]", "list", None, False),
     ],
 )

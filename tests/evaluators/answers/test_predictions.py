@@ -8,7 +8,8 @@ from evaluators.answers.shared import command, predictions
 from input_pipeline import command_line
 from tests.evaluators.shared import toy
 
-IDS, TEXTS = ["7", "x_1", "12"], ["A", 'two "dogs"\tthere\nand', "ünïcode"]
+IDS = ["7", "x_1", "12", "13", "14"]
+TEXTS = ["A", 'two "dogs"\tthere\nand', "ünïcode", "old\rlines", "\r\n"]
 COLUMNS = {name for form in predictions.FORMS.values() for name in form.columns}
 BESIDE = {name: f"some\n{name}" for name in COLUMNS} | {"metadata": {}}
 
@@ -16,8 +17,8 @@ BESIDE = {name: f"some\n{name}" for name in COLUMNS} | {"metadata": {}}
 @pytest.mark.parametrize("form", predictions.FORMS)
 def test_every_form_is_read_again(form, tmp_path):
     path = tmp_path / "deep" / "file"
-    texts = ["A", "Z", ""] if form == "scienceqa" else TEXTS
-    predictions.write(path, form, IDS, texts, [BESIDE] * 3)
+    texts = ["A", "Z", "", "B", ""] if form == "scienceqa" else TEXTS
+    predictions.write(path, form, IDS, texts, [BESIDE] * 5)
     assert predictions.read(path) == dict(zip(IDS, texts))
     predictions.write(path, form, IDS[:1], ["B"], [BESIDE])
     assert predictions.read(path) == {"7": "B"}

@@ -3,11 +3,13 @@ handed in, and `python -m evaluators.answers`, which scores the file as the eval
 
 import dataclasses
 import json
+import random
 
 import jax.numpy as jnp
 import pytest
 
 from evaluators.answers.shared import command
+from input_pipeline.checks import parts
 from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import make_source
 from tests.evaluators.answers import toy_text
@@ -20,14 +22,26 @@ from tests.input_pipeline.sources.published import write_images
 PREPROCESS = dataclasses.replace(toy_text.PREPROCESS, context_length=256)
 SAID = [
     *("yes", "No.", "A", "(b) no", "a1", "two guys [[0,0,100,100]]"),
-    *("8", "a caption 1", "I do not know", "[[095,000,195,290]]", "red\tand\nblue"),
+    *("8", "a caption 1", "I do not know", "", "red\tand\r\nblue\rgreen"),
 ]
+# Where it is not accuracy: what shows that answers are told apart.
+MAIN = {"captions": "rouge_l", "grounded_captions": "f1", "transcripts": "empty"}
+MAIN["vqa"] = "vqa_accuracy"
 
 
 def generate(model, batch):
     """Something that depends on image and question."""
     seen = batch["images"][:, 0, 0, 0, 0].astype(jnp.int32) + batch["tokens"].sum(axis=1)
-    return model["answers"][seen % len(SAID)]
+    return model["answers"][seen % len(model["answers"])]
+
+
+def answers(source, evaluator, keys, turn):
+    """What is right for one of the records or another stands among what is said."""
+    scoring = parts.find("metric", "evaluators.answers", evaluator, "Scoring")(**keys)
+    records = source.fields(range(len(source)))
+    kept = [one for record in records for _, one in scoring.questions_of(record)]
+    texts = [*dict.fromkeys(text for one in kept for text in scoring.right_answers(one)), *SAID]
+    return toy_text.answers(random.Random(turn).choices(texts, k=128))
 
 
 def with_images(write, kind):
@@ -73,6 +87,10 @@ WALKS = {
     "seedbench": ("multiple_choice", choices.seedbench, "multiple_choice", "seed", {}),
     "mmvp": ("multiple_choice", choices.mmvp, "multiple_choice", "vqa", {"pairs": True}),
     "mmbench": ("choice_tables", choices.mmbench, "multiple_choice", "mmbench", {}),
+    "mmbench, copies": (
+        *("choice_tables", lambda folder: choices.mmbench(folder) | {"copies": "true"}),
+        *("multiple_choice", "mmbench", {"by": "category"}),
+    ),
     "mmmu": ("choice_tables", choices.mmmu, "multiple_choice", "mmmu", {"by": "category"}),
     "mathvista": ("choice_tables", choices.mathvista, "multiple_choice", "mmmu", {}),
     "visual7w": ("pointing", boxes.visual7w, "pointing", "vqa", {}),
@@ -85,18 +103,18 @@ WALKS = {
 def test_every_benchmark_is_walked(name, tmp_path, capsys):
     kind, write, evaluator, form, keys = WALKS[name]
     arguments = write(tmp_path)
-    source = make_source(kind, **arguments)
+    source = make_source(kind, **arguments | ({"copies": True} if "copies" in arguments else {}))
     path = tmp_path / "predictions"
-    values = toy_text.evaluate(
-        evaluator,
-        source,
-        toy_text.answers(SAID),
-        {"generate": generate},
-        PREPROCESS,
-        predictions=str(path),
-        form=form,
-        **keys,
-    )
+    asked = dict(predictions=str(path), form=form, **keys)
+    main = MAIN.get(evaluator, "accuracy")
+    for turn in range(20):  # until some answers are right and some are not
+        model = answers(source, evaluator, keys, turn)
+        values = toy_text.evaluate(
+            evaluator, source, model, {"generate": generate}, PREPROCESS, **asked
+        )
+        if 0 < values[main] < 1:
+            break
+    assert 0 < values[main] < 1
     data = f"{kind}:" + ",".join(f"{key}={value}" for key, value in arguments.items())
     metric = ",".join(f"{key}={value}".replace("=True", "=true") for key, value in keys.items())
     metric = f"{evaluator}:{metric}" if metric else evaluator
@@ -117,7 +135,7 @@ def test_every_benchmark_is_walked(name, tmp_path, capsys):
         ('{"1": "yes", "1": "no"}', "1 ids occur more than once, such as '1'"),
         ('[{"question_id": 1, "answer": null}]', "the answer of 1 is None, no text"),
         ("", "holds no predictions"),
-        (None, "none"),
+        (None, "No such file or directory"),
     ],
 )
 def test_predictions_that_do_not_fit_are_one_error(tmp_path, capsys, predictions, message):

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -89,10 +90,11 @@ def test_cogvlms_sets():
     """Its benchmarks, by split, asked by evaluators that take the keys; ablations by name."""
     rows = tasks.suite("cogvlm")
     splits = {
-        **dict(nocaps={"val", "test"}, coco={"karpathy_test"}, flickr30k={"karpathy_test"}),
+        **dict(nocaps={"val", "test"}, coco={"karpathy_test"}, visual7w={"test"}),
+        **dict(flickr30k={"karpathy_test", "entities_test"}),
         **dict(textcaps={"val", "test"}, vqav2={"val", "testdev"}, okvqa={"val"}),
         **dict(textvqa={"val"}, ocrvqa={"test"}, tdiuc={"val"}, scienceqa={"test"}),
-        **dict(mmbench={"dev"}, mmmu={"val"}, mathvista={"testmini"}, visual7w={"test"}),
+        **dict(mmbench={"dev"}, mmmu={"val"}, mathvista={"testmini"}),
         **dict(refcoco={"val", "testA", "testB"}, refcocoplus={"val", "testA", "testB"}),
         **dict(refcocog={"val", "test"}, llava={"bench"}),
         **{name: set() for name in ("seedbench", "pope", "mmvp", "mmvet", "touchstone")},
@@ -106,7 +108,21 @@ def test_cogvlms_sets():
         inspect.signature(evaluator).bind("predict_fns", "preprocess", "mesh", data={}, **settings)
         if "form" in settings:
             check_form(settings["form"])
+        source, keys = re.match(r"prepare it .*: (\w+)(?::(\S+))?: ", task.source).groups()
+        keys = dict(pair.split("=") for pair in keys.split(",")) if keys else {}
+        module = find("source", "input_pipeline.sources", source, "Source")
+        inspect.signature(module).bind_partial(**keys)
+        assert keys.get("kind") in getattr(inspect.getmodule(module), "KINDS", {None})
     assert found == splits
+    asked = {task.section: task.settings["evaluator"] for task in rows}
+    judged = {name for name, evaluator in asked.items() if evaluator == "transcripts"}
+    assert judged == {"mmvet", "llava_bench", "touchstone"}
+    assert asked["mathvista_testmini"] == asked["mmmu_val"] == asked["mmvp"] == "multiple_choice"
+    assert asked["flickr30k_entities_test"] == "grounded_captions"
+    published = tasks.papers()["cogvlm-chat"]
+    assert (published["mmmu_val"], published["mathvista_testmini"]) == (
+        *({"accuracy": 0.411}, {"accuracy": 0.345}),
+    )
     assert {task.section for task in rows if task.secret} == {
         *("nocaps_test", "textcaps_test", "vqav2_testdev", "mmvet", "llava_bench", "touchstone"),
     }

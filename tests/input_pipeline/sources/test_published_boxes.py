@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.files.ranges import read_files
 from input_pipeline.sources import make_source
+from input_pipeline.sources.boxes import pointing
 from input_pipeline.text.boxes import parse_boxes
 from input_pipeline.text.conversations import boxes_of, make_turn
 from tests.input_pipeline.sources.published import records, write_json
@@ -297,3 +299,31 @@ def test_boxes_of_another_image(tmp_path):
     assert len(records(source)) == 20
     with pytest.raises(ValueError, match="no split 'val', but test, train"):
         make_source("pointing", **arguments | {"split": "val"})
+
+
+def test_a_broken_image_is_named_and_not_the_file(tmp_path):
+    arguments = visual7w(tmp_path)
+    path = arguments["images"] / "v7w_7.jpg"
+    path.write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"^Record '0': cannot decode 4 bytes"):
+        make_source("pointing", **arguments, drop_outside=True)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="v7w_7"):
+        make_source("pointing", **arguments, drop_outside=True)
+
+
+def test_images_are_read_together(tmp_path, monkeypatch):
+    arguments, calls = visual7w(tmp_path), []
+    content = json.loads(arguments["annotations"].read_text())
+    [first, _], pairs = content["images"], content["images"][0]["qa_pairs"]
+    names = [f"v7w_{number}.jpg" for number in range(40)]
+    content["images"] = [
+        first | {"filename": name, "qa_pairs": [pair]} for name, pair in zip(names, pairs)
+    ]
+    write_json(arguments["annotations"], content)
+    for name in names:
+        write_image(arguments["images"] / name)
+    monkeypatch.setattr(pointing, "_AT_ONCE", 16)
+    monkeypatch.setattr(pointing, "read_files", lambda p: calls.append(len(p)) or read_files(p))
+    assert len(make_source("pointing", **arguments, drop_outside=True)) == 40
+    assert calls == [16, 16, 8]

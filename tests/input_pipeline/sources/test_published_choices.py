@@ -4,6 +4,8 @@ import base64
 import csv
 import io
 import json
+import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -207,12 +209,37 @@ def test_mmvp(tmp_path):
     assert found[3]["image"] == image(3)
 
 
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ("(A) Open (B) Closed", ["Open", "Closed"]),
+        ("(a) Open (B) Closed (c) None", ["Open", "Closed", "None"]),
+        ("(a) Group (x) (b) Group (y)", ["Group (x)", "Group (y)"]),
+        ("(a) As in (a) (b) Not (a)", ["As in (a)", "Not (a)"]),
+    ],
+)
+def test_options_of_mmvp(tmp_path, options, choices):
+    arguments = mmvp(tmp_path, Options=options, **{"Correct Answer": "(B)"})
+    first, *_ = records(make_source("multiple_choice", **arguments))
+    assert first["choices"] == choices and first["answer"] == 1
+
+
 def test_mmvp_corrected(tmp_path):
     arguments = mmvp(tmp_path, rows=300)
     published = records(make_source("multiple_choice", **arguments))
     corrected = records(make_source("multiple_choice", **arguments, corrected=True))
     changed = [a["id"] for a, b in zip(published, corrected) if a["answer"] != b["answer"]]
     assert changed == ["99", "100", "279", "280"]
+    arguments["questions"].write_text(  # a file in which they are right already
+        re.sub(
+            r"^(99|100|279|280),(.*)\((.)\)$",
+            lambda m: f"{m[1]},{m[2]}({'ab'[m[3] == 'a']})",
+            arguments["questions"].read_text(encoding="utf-8-sig"),
+            flags=re.MULTILINE,
+        )
+    )
+    assert records(make_source("multiple_choice", **arguments)) == corrected
+    assert records(make_source("multiple_choice", **arguments, corrected=True)) == corrected
     with pytest.raises(ValueError, match="kind='scienceqa' takes no corrected"):
         make_source("multiple_choice", **scienceqa(tmp_path / "other"), corrected=True)
 
@@ -222,7 +249,7 @@ def test_mmvp_corrected(tmp_path):
     [
         (3, {}, "it has 3 rows, which should be numbered from 1 on and be an even number"),
         (4, {"Index": 2}, "which should be numbered from 1 on"),
-        (4, {"Options": "(a) Open (c) Closed"}, "question 1: its options are"),
+        (4, {"Options": "(a) Open (c) Closed"}, r"its choices are \['Open \(c\) Closed'\]"),
         (4, {"Options": "Open, Closed"}, r"question 1: its choices are \[\]"),
         (4, {"Correct Answer": "(c)"}, "question 1: the answer 'C' is none of its 2 choices"),
         (4, {"Correct Answer": ""}, "1 of 4 questions have no answer, such as 1"),
@@ -233,19 +260,32 @@ def test_rows_of_mmvp_that_are_none(tmp_path, rows, first, message):
         make_source("multiple_choice", **mmvp(tmp_path, rows, **first))
 
 
+def write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
 def mmbench(folder, **first):
-    """As pandas writes it: the second row's image is the first's, and so is the question of the
-    third, with its choices moved; a hint of two lines."""
+    """As pandas writes it: the second row's image is the first's; the third and fourth are copies
+    of the second and first, with the choices moved; a hint of two lines."""
     rows = [
         {
             "index": index,
             "question": 'Which "one"?',
             "hint": "" if index else "a\tb\nsecond line",
-            "A": "yes",
-            "B": "no",
+            "A": "yes" if index < 1_000_000 else "no",
+            "B": "no" if index < 1_000_000 else "yes",
             "C": "",
             "D": "",
-            "answer": "B",
+            "answer": "B" if index < 1_000_000 else "A",
             "category": "ocr",
             "image": picture,
             "l2-category": "finegrained",
@@ -259,12 +299,7 @@ def mmbench(folder, **first):
         )
     ]
     rows[0] |= first
-    path = folder / "mmbench_dev.tsv"
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return {"kind": "mmbench", "path": path}
+    return {"kind": "mmbench", "path": write_table(folder / "mmbench_dev.tsv", rows)}
 
 
 def test_mmbench(tmp_path):
@@ -287,9 +322,41 @@ def test_mmbench(tmp_path):
     with pytest.raises(ValueError, match="1 of 2 questions have no answer, such as 0"):
         make_source("choice_tables", **mmbench(tmp_path, answer=""))
     path = mmbench(tmp_path)["path"]
-    path.write_text(path.read_text().replace("\tB\tocr", "\t\tocr"))
+    path.write_text(re.sub("\t[AB]\tocr", "\t\tocr", path.read_text()))
     secret = records(make_source("choice_tables", kind="mmbench", path=path))
     assert all("answer" not in one and "answers" not in one for one in secret)
+
+
+def test_copies_of_mmbench(tmp_path):
+    arguments = mmbench(tmp_path)
+    source = make_source("choice_tables", **arguments, copies=True)
+    found = records(source)
+    originals = {one["id"]: one["original"] for one in found}
+    assert originals == {"0": "0", "5": "5", "1000005": "5", "2000000": "0"}
+    assert found[3]["choices"] == ["no", "yes"] and found[3]["answer"] == 0
+    assert found[3]["image"] == image(9) and not source.left_out
+    # By their index, wherever they stand; one without an original is a question.
+    lines = read_table(arguments["path"])
+    write_table(arguments["path"], [lines[2], lines[3] | {"index": "2000007"}, *lines[:2]])
+    assert [one["id"] for one in records(make_source("choice_tables", **arguments))] == [
+        *("2000007", "0", "5")
+    ]
+    with pytest.raises(ValueError, match="kind='touchstone' takes no copies"):
+        make_source("choice_tables", **touchstone(tmp_path), copies=True)
+
+
+def test_tables_take_little_more_memory_than_their_size(tmp_path):
+    arguments = mmbench(tmp_path)
+    lines = read_table(arguments["path"])
+    big = [lines[0] | {"index": str(n), "image": "A" * 1_000_000} for n in range(10)]
+    write_table(arguments["path"], big)
+    tracemalloc.start()
+    try:
+        make_source("choice_tables", **arguments)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * arguments["path"].stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -460,12 +527,7 @@ def touchstone(folder, **first):
         for number in range(2)
     ]
     rows[0] |= first
-    path = folder / "touchstone_20230831.tsv"
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return {"kind": "touchstone", "path": path}
+    return {"kind": "touchstone", "path": write_table(folder / "touchstone_20230831.tsv", rows)}
 
 
 def test_touchstone(tmp_path):
@@ -480,9 +542,12 @@ def test_touchstone(tmp_path):
         "task": "meme",
     }
     assert found[1]["image"] == image(1)
-    for first in ({"human_annotation": " "}, {"gpt4_ha_answer": ""}, {"question": ""}):
-        with pytest.raises(ValueError, match=r"cannot be used \(question 0:.*no text"):
-            make_source("choice_tables", **touchstone(tmp_path, **first))
+    # What its judge alone reads may be blank.
+    blank = touchstone(tmp_path, human_annotation=" ", gpt4_ha_answer="")
+    first, second = records(make_source("choice_tables", **blank))
+    assert (first["answers"], first["description"]) == ([""], "") and second == found[1]
+    with pytest.raises(ValueError, match=r"cannot be used \(question 0:.*no text"):
+        make_source("choice_tables", **touchstone(tmp_path, question=""))
 
 
 def test_tables_that_are_none(tmp_path):

@@ -94,6 +94,25 @@ def test_categories_of_okvqa_and_tdiuc(tmp_path):
     assert {one["category"] for one in records(vqa(paths, "tdiuc"))} == {"absurd"}
 
 
+def test_versions_are_vqav2s_alone(tmp_path):
+    """OK-VQA's annotations may be of 1.1 and its questions of 1.0."""
+    paths = vqa_pair(tmp_path)
+    change(paths[1], lambda c: c.update(info={"version": "1.1"}, question_types={"where": "x"}))
+    change(paths[0], lambda c: c.update(info={"version": "1.0"}))
+    assert len(vqa(paths, "okvqa")) == len(vqa(paths, "tdiuc")) == 3
+    change(paths[0], lambda c: c.update(task_type="Multiple-Choice"))
+    with pytest.raises(ValueError, match="'Multiple-Choice', not 'Open-Ended'"):
+        vqa(paths, "okvqa")
+
+
+@pytest.mark.parametrize("info", [None, "VQA 2", ["2.0"], {}, {"version": None}])
+def test_files_that_do_not_say_their_version(tmp_path, info):
+    paths = vqa_pair(tmp_path)
+    for path in paths[:2]:
+        change(path, lambda c: c.update(info=info))
+        assert len(vqa(paths)) == 3
+
+
 def test_a_test_without_answers(tmp_path):
     paths = vqa_pair(tmp_path)
     with pytest.raises(ValueError, match=r"q\.json cannot be used .*give annotations as well"):
@@ -208,7 +227,7 @@ def ocrvqa(folder):
 def gqa(folder):
     content = {
         f"0513366{i}": {
-            "question": "Is it overcast?",
+            "question": "Is it clear?" if i else "Is it overcast?",
             "imageId": "2405722",
             "answer": "no",
             "fullAnswer": "No, it is clear.",
@@ -264,8 +283,8 @@ def mmvet(folder):
 
 def llava_bench(folder):
     rows = [
-        {"question_id": i, "image": "001.jpg", "text": "Name it?", "category": "conv"}
-        for i in (0, 1)
+        {"question_id": i, "image": "001.jpg", "text": text, "category": "conv"}
+        for i, text in enumerate(("Name it?", "Where is it?"))
     ]
     told = [{"question_id": i, "text": "Diamond Head.", "answer_id": "x"} for i in (0, 1)]
     return {
