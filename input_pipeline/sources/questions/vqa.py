@@ -100,14 +100,16 @@ def _fields(
     answers: list[Any],
     category: str | None = None,
     split: str | None = None,
+    is_judged: bool = False,
 ) -> dict[str, Any]:
+    """The fields of a record; answers that are all blank are none, but where a judge reads them."""
     name = annotation_files.identity(id_)
     fields = {"id": name, "question_id": name, "question": text(question, f"question {name}:")}
     for answer in answers:
         if isinstance(answer, bool) or not isinstance(answer, str | int):
             raise ValueError(f"question {name}: the answer {answer!r} is no text")
     answers = [str(answer).strip() for answer in answers]
-    if any(answers):  # some may be blank: VQA's rule counts people
+    if any(answers) or (is_judged and answers):  # some may be blank: VQA's rule counts people
         fields["answers"] = answers
     return fields | only(category=category, split=split)
 
@@ -277,7 +279,8 @@ def _easy_vqa(files: Files) -> Iterator[Entry]:
 def _mmvet(files: Files) -> Iterator[Entry]:
     for name, one in annotation_files.read(files.questions).items():
         category = "+".join(sorted(one["capability"]))
-        yield one["imagename"], _fields(name, one["question"], [one["answer"]], category)
+        fields = _fields(name, one["question"], [one["answer"]], category, is_judged=True)
+        yield one["imagename"], fields
 
 
 def _llava_bench(files: Files) -> Iterator[Entry]:
@@ -288,7 +291,8 @@ def _llava_bench(files: Files) -> Iterator[Entry]:
         _check_ids(questions, told, files.annotations)
     for name, one in questions.items():
         answers = [told[name]["text"]] if name in told else []
-        yield one["image"], _fields(name, one["text"], answers, one.get("category"))
+        fields = _fields(name, one["text"], answers, one.get("category"), is_judged=True)
+        yield one["image"], fields
 
 
 def _lines(path) -> Iterator[dict[str, Any]]:

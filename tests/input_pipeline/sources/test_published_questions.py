@@ -1,6 +1,7 @@
 """Questions with free answers, in the formats of eleven data sets."""
 
 import json
+import re
 
 import pytest
 
@@ -291,6 +292,16 @@ def llava_bench(folder):
         "questions": write_json(folder / "questions.jsonl", rows),
         "annotations": write_json(folder / "answers_gpt4.jsonl", told),
     }, ["001.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["mmvet", "llava_bench"])
+def test_answers_for_a_judge_may_be_blank(tmp_path, kind):
+    arguments, names = globals()[kind](tmp_path)
+    path = arguments.get("annotations", arguments["questions"])
+    path.write_text(re.sub(r"Diamond Head\.|-1<AND>-5", "", path.read_text(), count=1))
+    images = write_images(tmp_path / "images", names)
+    first, second = records(make_source("vqa", kind=kind, images=images, **arguments))
+    assert first["answers"] == [""] and second["answers"] != [""]
 
 
 # Of each: the ids, and what else the first record has.
