@@ -59,6 +59,11 @@ def images_of(record: Mapping[str, Any]) -> list[bytes]:
     return [record["image"]] if "image" in record else []
 
 
+def without_images(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what `images_of` gives."""
+    return {name: value for name, value in record.items() if name not in ("image", "images")}
+
+
 def may_pass(error: Exception) -> bool:
     """Whether what a disk or network refuses now may be had the next time: no fault of a record."""
     lasting = FileNotFoundError, IsADirectoryError, NotADirectoryError

@@ -22,6 +22,7 @@ OTHERS = [
     "big_vlp.show words",
     "big_vlp.embed",
     "big_vlp.show retrieval",
+    "big_vlp.show mistakes",
     "big_vlp.show predictions",
     "big_vlp.show segmentation",
     "big_vlp.show attention",

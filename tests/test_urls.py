@@ -29,8 +29,11 @@ NEEDED = {
     "big_vlp.show segmentation": ["--model", "DIR", "--image", "FILE"],
     "big_vlp.show attention": ["--model", "DIR", "--image", "FILE", "--text", "a"],
     "big_vlp.show retrieval": ["--model", "DIR", "--input", "scenes", "--caption-field", "a"],
-    "big_vlp.show predictions": ["--model", "DIR", "--input", "scenes"],
-    "evaluators.answers": ["--predictions", "FILE", "--data", "scenes", "--metric", "vqa"],
+    "big_vlp.show mistakes": ["--model", "DIR", "--input", "scenes"],
+    "big_vlp.show predictions": [
+        *("--predictions", "FILE", "--input", "scenes", "--metric", "vqa")
+    ],
+    "evaluators.answers": ["--predictions", "FILE", "--input", "scenes", "--metric", "vqa"],
     "evaluators.datasets check": [],
     "big_vlp.convert": ["import", "catlip", "FROM", "TO"],
     "input_pipeline.prepare webdataset": ["--input", "x.tar", "--captions", "a", "--output", "DIR"],

@@ -1,4 +1,4 @@
-"""Commands about a whole source: `retrieval`, `predictions`."""
+"""Commands about a whole source: `retrieval`, `mistakes`, `predictions`."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 import big_vlp
 from big_vlp import command
 from big_vlp.run.compile_cache import open_compile_cache
-from big_vlp.show import answers, of_images, predictions, retrieval
+from big_vlp.show import answers, mistakes, of_images, retrieval
 from evaluators.answers.shared.command import open_scored
 from evaluators.datasets import tables
 from input_pipeline.checks.ranges import whole
@@ -19,19 +19,20 @@ from input_pipeline.files.whole import write_whole
 
 def add(commands) -> None:
     _add_retrieval(commands)
+    _add_mistakes(commands)
     _add_predictions(commands)
 
 
 def _add_of_source(parser: argparse.ArgumentParser, output: str) -> None:
     """What pictures of a model and a source have in common."""
     command.add_model(parser)
+    _add_input_and_output(parser, output, "PNG", "the picture to write")
+
+
+def _add_input_and_output(parser, output: str, metavar: str, what: str) -> None:
     parser.add_argument("--input", required=True, metavar=SOURCE, help=SOURCE_HELP)
     parser.add_argument(
-        "--output",
-        type=path_argument,
-        default=Path(output),
-        metavar="PNG",
-        help="the picture to write",
+        "--output", type=path_argument, default=Path(output), metavar=metavar, help=what
     )
 
 
@@ -90,126 +91,97 @@ def _retrieval(args: argparse.Namespace) -> None:
 def _add_predictions(commands) -> None:
     parser = commands.add_parser(
         "predictions",
-        help="where a model errs: a page of its answers, or its mistakes in classifying",
-        description="Shows where a model errs.\n\n"
-        "    python -m big_vlp.show predictions --predictions vqav2.json --data data/vqav2_val "
-        "--metric vqa\n\n"
-        "makes a page of the answers in a file: each image with its question, what was answered, "
-        "what is\nright, the boxes of both, and the score; to filter, to search and to sort in a "
-        "browser. The page is\none file that holds its images.\n\n"
-        "    python -m big_vlp.show predictions --model runs/clip --input folders:path=pets "
-        "--template 'a photo of a {}.'\n\n"
-        "classifies the images of a source, zero-shot or by a model's head, and draws the mistakes "
-        "that the\nmodel is surest of.",
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", metavar=SOURCE, help=SOURCE_HELP)
-    source.add_argument(
-        "--data",
-        dest="input",
-        metavar=SOURCE,
-        help="the same, as python -m evaluators.answers calls it",
+        help="a page of a model's answers: images, questions, boxes, what is right",
+        description="Makes a page of the answers in a file: each image with its question, what was "
+        "answered,\nwhat is right, the boxes of both, and the score; to filter, to search and to "
+        "sort in a browser.\nThe page is one file that holds its images.\n\n"
+        "    python -m big_vlp.show predictions --predictions vqav2.json --input data/vqav2_val "
+        "--metric vqa",
     )
     parser.add_argument(
-        "--output",
+        "--predictions",
         type=path_argument,
+        required=True,
         metavar="FILE",
-        help="the page or the picture to write (default: predictions.html or predictions.png)",
+        help="answers, one for each question",
     )
-    page = parser.add_argument_group("a page of answers")
-    page.add_argument(
-        "--predictions", type=path_argument, metavar="FILE", help="answers, one for each record"
-    )
-    page.add_argument(
+    parser.add_argument(
         "--metric",
+        required=True,
         metavar="NAME:KEY=VALUE,...",
         help="what they are scored by, as in python -m evaluators.answers; with by=FIELD the page "
         "tells groups apart",
     )
-    page.add_argument(
+    _add_input_and_output(parser, "predictions.html", "HTML", "the page to write")
+    parser.add_argument(
         "--limit",
         type=whole(1),
+        default=1000,
         metavar="N",
-        help="show at most so many, evenly spread over the data; scores are of all (default: 1000)",
+        help="show at most so many, evenly spread over the data; scores are of all "
+        "(default: %(default)s)",
     )
-    page.add_argument(
+    parser.add_argument(
         "--size",
         type=whole(16),
+        default=320,
         metavar="PIXELS",
-        help="the longer side of larger images; the file grows with it (default: 320)",
+        help="the longer side of larger images; the file grows with it (default: %(default)s)",
     )
-    mistakes = parser.add_argument_group("mistakes in classifying")
-    command.add_model(mistakes, required=False)
-    mistakes.add_argument(
+    parser.set_defaults(run=_answers)
+
+
+def _answers(args: argparse.Namespace) -> None:
+    of_images.check_output(args.output)
+    scored = open_scored(args.metric, args.input, args.predictions)
+    title = f"{args.predictions}: {args.input}, {args.metric}"
+    page = answers.make_page(scored, title, args.limit, args.size)
+    write_whole(args.output, page.html)
+    print(
+        f"Wrote {args.output}: {page.shown:,} of {len(scored.texts):,} questions, "
+        f"{len(page.html) / 1e6:.1f} MB."
+    )
+
+
+def _add_mistakes(commands) -> None:
+    parser = commands.add_parser(
+        "mistakes",
+        help="the mistakes in classifying that a model is surest of",
+        description="Classifies the images of a source, zero-shot or by a model's head, and draws "
+        "the mistakes that the model is surest of.\n\n"
+        "    python -m big_vlp.show mistakes --model runs/clip --input folders:path=pets "
+        "--template 'a photo of a {}.'",
+    )
+    _add_of_source(parser, "mistakes.png")
+    parser.add_argument(
         "--class-names",
         metavar="NAME",
         help="a published list of what the classes are called, such as imagenet1k; by default the "
         "source's own",
     )
-    mistakes.add_argument(
+    parser.add_argument(
         "--template",
         action="append",
+        default=[],
         metavar="TEXT",
         help="a prompt with {} in the place of the class; may be repeated, for their mean",
     )
-    mistakes.add_argument(
-        "--top", type=whole(1), metavar="K", help="so many mistakes (default: 12)"
-    )
-    parser.set_defaults(run=_predictions)
-
-
-_OF_ANSWERS = ("metric", "limit", "size")
-_OF_MODEL = ("model", "weights", "class_names", "template", "top")
-
-
-def _predictions(args: argparse.Namespace) -> None:
-    if args.predictions is not None:
-        _refuse(args, _OF_MODEL, "--predictions")
-        _answers(args)
-    elif args.model is not None:
-        _refuse(args, _OF_ANSWERS, "--model")
-        _mistakes(args)
-    else:
-        raise ValueError(
-            "Give --predictions, a file of answers, or --model, which is to classify; see --help."
-        )
-
-
-def _refuse(args: argparse.Namespace, names: tuple[str, ...], given: str) -> None:
-    for name in names:
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is not for {given}; see --help.")
-
-
-def _answers(args: argparse.Namespace) -> None:
-    output = args.output or Path("predictions.html")
-    of_images.check_output(output)
-    if args.metric is None:
-        raise ValueError("--metric is missing: name what the answers are scored by, such as vqa.")
-    scored = open_scored(args.metric, args.input, args.predictions)
-    title = f"{args.predictions}: {args.input}, {args.metric}"
-    page = answers.make_page(scored, title, args.limit or 1000, args.size or 320)
-    write_whole(output, page.html)
-    print(
-        f"Wrote {output}: {page.shown:,} of {len(scored.texts):,} questions, "
-        f"{len(page.html) / 1e6:.1f} MB."
-    )
+    parser.add_argument("--top", type=whole(1), default=12, metavar="K", help="so many mistakes")
+    parser.set_defaults(run=_mistakes)
 
 
 def _mistakes(args: argparse.Namespace) -> None:
-    args.output = args.output or Path("predictions.png")
     names = args.class_names and tables.class_names(args.class_names)
     source, model = _source_and_model(args)
-    found = predictions.predict(model, source, names, args.template or ())
-    top = args.top or 12
+    found = mistakes.classify(model, source, names, args.template)
     table = Table(title=f"{found.accuracy:.1%} of {found.images:,} images are right")
     for column in ("said", "probability", "is", "probability"):
         table.add_column(column, justify="right" if column == "probability" else "left")
-    for one in found.mistakes[:top]:
+    for one in found.mistakes[: args.top]:
         said, true = f"{one.probability:.3f}", f"{one.true_probability:.3f}"
         table.add_row(one.predicted, said, one.true, true)
     console = Console()
     console.print(table)
     title = f"{args.model}: {args.input}"
-    write_whole(args.output, predictions.draw(found, source, title, top))
+    write_whole(args.output, mistakes.draw(found, source, title, args.top))
     console.print(f"Wrote {args.output}.")

@@ -1,6 +1,6 @@
 """Scores a file of answers against a data source, without a model.
 
-    python -m evaluators.answers --predictions results.json --data data/vqav2_val --metric vqa
+    python -m evaluators.answers --predictions results.json --input data/vqav2_val --metric vqa
 
 The file may have any form in which evaluators write one (predictions=FILE).
 """
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         help="answers, one for each question",
     )
     parser.add_argument(
-        "--data", required=True, metavar=command_line.SOURCE, help=command_line.SOURCE_HELP
+        "--input", required=True, metavar=command_line.SOURCE, help=command_line.SOURCE_HELP
     )
     parser.add_argument(
         "--metric",
@@ -87,7 +87,7 @@ def open_scored(metric: str, data: str, path) -> Scored:
 
 
 def _score(args) -> None:
-    scored = open_scored(args.metric, args.data, args.predictions)
+    scored = open_scored(args.metric, args.input, args.predictions)
     values = dict(scored.scoring.scores(scored.texts, scored.kept))
     if args.json:
         print(json.dumps(values))

@@ -9,7 +9,7 @@ from typing import Any
 from input_pipeline.files.cache import Cache
 from input_pipeline.files.listing import fingerprint, status
 from input_pipeline.files.ranges import read_files
-from input_pipeline.records import attempt, given
+from input_pipeline.records import attempt, given, without_images
 
 
 class Source:
@@ -52,9 +52,8 @@ class Source:
         return [attempt(self.__getitem__, index) for index in indices]
 
     def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
-        """As `records`, without their `image`; a source that knows them without its images reads
-        none."""
-        return [attempt(_without_image, record) for record in self.records(indices)]
+        """As `records`, without images; a source that knows them without its images reads none."""
+        return [attempt(without_images, record) for record in self.records(indices)]
 
     def identity(self) -> Iterable[str | bytes]:
         """All that decides the records, but for where they lie."""
@@ -82,10 +81,6 @@ class Source:
     def sizes(self) -> bytes:
         """Sizes of `files`, for an `identity` that does not read them."""
         return status(self.files())[:, 0].tobytes()
-
-
-def _without_image(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != "image"}
 
 
 class OfFiles(Source):

@@ -65,7 +65,7 @@ def make(tmp_path_factory):
         rows = [{"question_id": name, "answer": text} for name, text in zip(ids, texts)]
         answers.write_text(json.dumps(rows))
         output = folder / f"{len(list(folder.iterdir()))}.html"
-        given = ["--predictions", str(answers), "--data", "toy", "--metric", metric]
+        given = ["--predictions", str(answers), "--input", "toy", "--metric", metric]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(command_line, "open_source", lambda text: (text, {}, Records(records)))
             assert main(["predictions", *given, "--output", str(output), *words]) == 0
@@ -406,20 +406,15 @@ def answers_to_scenes(split="val"):
         ({"--metric": "multiple_choice"}, "has 0 choices"),
         ({"--metric": "vqa2"}, "Unknown metric 'vqa2'"),
         ({"--metric": "vqa:by=colour"}, "no field 'colour'"),
-        ({"--metric": None}, "--metric is missing"),
         ({"--output": "nowhere/a.html"}, "there is no such directory"),
         ({"--output": "."}, "is a directory"),
         ({"--predictions": "none.json"}, "none.json"),
-        ({"--predictions": None, "--metric": None}, "Give --predictions"),
-        ({"--top": "3"}, "--top is not for --predictions"),
-        ({"--class-names": "imagenet1k"}, "--class-names is not for --predictions"),
-        ({"--predictions": None, "--model": "runs/a"}, "--metric is not for --model"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(change, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("answers.json").write_text(change.pop("answers", answers_to_scenes()))
-    given = {"--predictions": "answers.json", "--data": SCENES, "--metric": "vqa", **change}
+    given = {"--predictions": "answers.json", "--input": SCENES, "--metric": "vqa", **change}
     words = [word for pair in given.items() if pair[1] is not None for word in pair]
     assert main(["predictions", *words]) == 1
     out, err = capsys.readouterr()
@@ -437,7 +432,7 @@ def test_records_without_images_are_one_error(make, capsys):
 def test_the_demo_of_the_documents(tmp_path, monkeypatch, capsys):
     """As docs/answers.md has it."""
     monkeypatch.chdir(ROOT)
-    given = "--predictions docs/scenes_vqa.json --metric vqa --data".split()  # noqa: SIM905
+    given = "--predictions docs/scenes_vqa.json --metric vqa --input".split()  # noqa: SIM905
     output = tmp_path / "demo.html"
     source = "scenes:split=val,size=200,image_size=240"
     assert main(["predictions", *given, source, "--output", str(output)]) == 0

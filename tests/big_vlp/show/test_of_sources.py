@@ -9,7 +9,7 @@ from PIL import Image
 
 from big_vlp.api.errors import ModelError
 from big_vlp.pictures.figures import RIGHT, WRONG
-from big_vlp.show import predictions, retrieval
+from big_vlp.show import mistakes, retrieval
 from big_vlp.show.__main__ import main
 from tests.evaluators.shared.toy import ToySource
 
@@ -122,11 +122,11 @@ def labelled(**more):
 
 @pytest.mark.parametrize("kind", ["zero-shot", "head"])
 def test_the_most_confident_mistake_comes_first(kind, monkeypatch):
-    monkeypatch.setattr(predictions, "READ_AT_ONCE", 3)
+    monkeypatch.setattr(mistakes, "READ_AT_ONCE", 3)
     asked = []
     model = classifier() if kind == "head" else zero_shot_model(asked)
     source = labelled()
-    found = predictions.predict(model, source)
+    found = mistakes.classify(model, source)
     assert (found.accuracy, found.images, found.classes) == (0.25, 4, 3)
     assert [(one.number, one.true, one.predicted) for one in found.mistakes] == [
         (2, "$5", "dog"),
@@ -136,15 +136,15 @@ def test_the_most_confident_mistake_comes_first(kind, monkeypatch):
     both = [(one.true_probability, one.probability) for one in found.mistakes]
     np.testing.assert_allclose(both, [(0.1, 0.8), (0.1, 0.7), (0.3, 0.6)], rtol=1e-6)
     assert asked in ([], [(NAMES, ["a photo of a {}."])] * 2)
-    one, all_ = (predictions.draw(found, source, "a title", top) for top in (1, 3))
+    one, all_ = (mistakes.draw(found, source, "a title", top) for top in (1, 3))
     assert 0 < share_of(one, WRONG) < share_of(all_, WRONG)
 
 
 def test_prompts_are_those_given_or_of_the_source():
     asked, source = [], labelled()
-    predictions.predict(zero_shot_model(asked), source, ["a", "b", "c"], ["my {}"])
+    mistakes.classify(zero_shot_model(asked), source, ["a", "b", "c"], ["my {}"])
     source.templates = ["its {}"]
-    predictions.predict(zero_shot_model(asked), source)
+    mistakes.classify(zero_shot_model(asked), source)
     assert asked == [(["a", "b", "c"], ["my {}"]), (NAMES, ["its {}"])]
 
 
@@ -152,16 +152,16 @@ def test_ids_make_no_prompts():
     source = labelled()
     source.class_names = ["n01440764", "n01443537", "n01484850"]
     with pytest.raises(ValueError, match="no names but ids"):
-        predictions.predict(zero_shot_model([]), source)
+        mistakes.classify(zero_shot_model([]), source)
     names = ["tench", "goldfish", "shark"]
-    assert predictions.predict(zero_shot_model([]), source, names).classes == 3
+    assert mistakes.classify(zero_shot_model([]), source, names).classes == 3
 
 
 def test_what_is_no_number_is_a_mistake(monkeypatch):
     model = types.SimpleNamespace(
         can=("zero_shot",), zero_shot=lambda images, *_: np.full((len(images), 3), np.nan)
     )
-    assert predictions.predict(model, labelled()).accuracy == 0
+    assert mistakes.classify(model, labelled()).accuracy == 0
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_what_is_no_number_is_a_mistake(monkeypatch):
 )
 def test_what_cannot_be_predicted(model, given, message):
     with pytest.raises(ModelError, match=message):
-        predictions.predict(model, labelled(), **given)
+        mistakes.classify(model, labelled(), **given)
 
 
 def test_no_mistakes_are_drawn_too():
-    none = predictions.Predictions([], 1.0, 4, 3)
-    assert share_of(predictions.draw(none, labelled(), "a title"), WRONG) == 0
+    none = mistakes.Classified([], 1.0, 4, 3)
+    assert share_of(mistakes.draw(none, labelled(), "a title"), WRONG) == 0
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_no_mistakes_are_drawn_too():
     [
         ("retrieval", ["--caption-field", "caption", "--top", "0"], "give 1 or more"),
         ("retrieval", ["--caption-field", "caption", "--output", "no/a.png"], "no such directory"),
-        ("predictions", ["--class-names", "imagenet1"], "imagenet1k"),
-        ("predictions", [], "no model directory"),
+        ("mistakes", ["--class-names", "imagenet1"], "imagenet1k"),
+        ("mistakes", [], "no model directory"),
     ],
 )
 def test_what_cannot_be_shown(command, options, message, capsys):

@@ -120,7 +120,7 @@ def scored(monkeypatch, tmp_path, capsys):
         path = tmp_path / "answers.json"
         path.write_text(json.dumps(answers))
         status = command.main(
-            ["--predictions", str(path), "--data", "toy:a=1", "--metric", metric, *words]
+            ["--predictions", str(path), "--input", "toy:a=1", "--metric", metric, *words]
         )
         out, err = capsys.readouterr()
         return status, out, err
@@ -168,7 +168,7 @@ def test_data_without_questions_are_one_error(metric, tmp_path, monkeypatch, cap
     monkeypatch.setattr(command_line, "open_source", lambda text: (text, {}, source))
     path = tmp_path / "answers.json"
     path.write_text('{"toy-0": "yes"}')
-    assert command.main(["--predictions", str(path), "--data", "t", "--metric", metric]) == 1
+    assert command.main(["--predictions", str(path), "--input", "t", "--metric", metric]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: Record 'toy-0' has no question") and err.count("\n") == 1
 
@@ -203,6 +203,6 @@ def test_a_metric_may_be_named_like_a_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "vqa").mkdir()
     (tmp_path / "none.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
-    given = ["--predictions", "none.json", "--data", "scenes", "--metric", "vqa"]
+    given = ["--predictions", "none.json", "--input", "scenes", "--metric", "vqa"]
     assert command.main(given) == 1
     assert "none.json holds no predictions" in capsys.readouterr().err

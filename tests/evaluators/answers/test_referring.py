@@ -109,7 +109,7 @@ def test_predictions_and_groups(tmp_path, monkeypatch, capsys):
     assert values["parse_failures_y_blind"] == 1
 
     monkeypatch.setattr(command_line, "open_source", lambda text: (text, {}, source))
-    words = ["--predictions", str(file), "--data", "toy", "--metric", "referring:by=category"]
+    words = ["--predictions", str(file), "--input", "toy", "--metric", "referring:by=category"]
     assert command.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found and found == {name: values[name] for name in found}

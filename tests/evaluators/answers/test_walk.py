@@ -118,7 +118,7 @@ def test_every_benchmark_is_walked(name, tmp_path, capsys):
     data = f"{kind}:" + ",".join(f"{key}={value}" for key, value in arguments.items())
     metric = ",".join(f"{key}={value}".replace("=True", "=true") for key, value in keys.items())
     metric = f"{evaluator}:{metric}" if metric else evaluator
-    given = ["--predictions", str(path), "--data", data, "--metric", metric, "--json"]
+    given = ["--predictions", str(path), "--input", data, "--metric", metric, "--json"]
     assert command.main(given) == 0, capsys.readouterr().err
     again = json.loads(capsys.readouterr().out)
     assert again == {name: pytest.approx(values[name]) for name in again}
@@ -144,7 +144,7 @@ def test_predictions_that_do_not_fit_are_one_error(tmp_path, capsys, predictions
     path = tmp_path / ("none.json" if predictions is None else "p.json")
     if predictions is not None:
         path.write_text(predictions)
-    given = ["--predictions", str(path), "--data", data, "--metric", "yes_no"]
+    given = ["--predictions", str(path), "--input", data, "--metric", "yes_no"]
     assert command.main(given) == 1
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1

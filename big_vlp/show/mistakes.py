@@ -27,7 +27,7 @@ class Mistake(NamedTuple):
     probability: float
 
 
-class Predictions(NamedTuple):
+class Classified(NamedTuple):
     """What came of all images.
 
     Attributes:
@@ -42,12 +42,12 @@ class Predictions(NamedTuple):
     classes: int
 
 
-def predict(
+def classify(
     model: Model,
     source,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = (),
-) -> Predictions:
+) -> Classified:
     """Classifies all images of a source whose records have `label`.
 
     By the head of a model that has one, whose classes must be the source's; else zero-shot.
@@ -98,7 +98,7 @@ def predict(
             both = float(chances[label]), names[chosen], float(chances[chosen])
             mistakes.append(Mistake(row, names[label], *both))
     mistakes.sort(key=lambda mistake: -mistake.probability)
-    return Predictions(mistakes, right / len(source), len(source), len(names))
+    return Classified(mistakes, right / len(source), len(source), len(names))
 
 
 def _by_class(found: list[list[tuple[str, float]]], names: list[str]) -> np.ndarray:
@@ -107,7 +107,7 @@ def _by_class(found: list[list[tuple[str, float]]], names: list[str]) -> np.ndar
     return np.array([[one[name] for name in names] for one in largest], np.float32)
 
 
-def draw(found: Predictions, source, title: str, top: int = 12) -> bytes:
+def draw(found: Classified, source, title: str, top: int = 12) -> bytes:
     """A PNG of the `top` most confident mistakes: below each image what it was taken for, and what
     it is, with the probabilities of both."""
     shown = found.mistakes[:top]
