@@ -112,7 +112,7 @@ def _add_predictions(commands) -> None:
         help="what they are scored by, as in python -m evaluators.answers; with by=FIELD the page "
         "tells groups apart",
     )
-    _add_input_and_output(parser, "predictions.html", "HTML", "the page to write")
+    _add_input_and_output(parser, "predictions.html", "FILE", "the page to write")
     parser.add_argument(
         "--limit",
         type=whole(1),
