@@ -91,7 +91,7 @@ def test_from_the_published_files_to_scores(data, tmp_path, capsys):
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert [one["question_id"] for one in written] == [f"test/{i}" for i in range(28)]
     capsys.readouterr()
-    call = ["--predictions", "predictions.json", "--data", "data/easy_vqa_test", "--json"]
+    call = ["--predictions", "predictions.json", "--input", "data/easy_vqa_test", "--json"]
     assert answers.main([*call, "--metric", "vqa:by=category"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert len(scored) == 12
