@@ -94,5 +94,5 @@ def test_from_the_published_files_to_scores(data, tmp_path, capsys):
     call = ["--predictions", "predictions.json", "--input", "data/easy_vqa_test", "--json"]
     assert answers.main([*call, "--metric", "vqa:by=category"]) == 0
     scored = json.loads(capsys.readouterr().out)
-    assert len(scored) == 12
+    assert len(scored) == 14
     assert scored == {name: pytest.approx(table[name]) for name in scored}
