@@ -88,7 +88,11 @@ class Scoring(asking.Scoring):
             places = every[[_is_original(kept[place]) for place in every]]
             found = {"accuracy": float(right[places].mean())}
             if len(places) < len(every):
-                wrong = {kept[place]["original"] for place in every if not right[place]}
+                wrong = {
+                    kept[place].get("original", kept[place]["id"])
+                    for place in every
+                    if not right[place]
+                }
                 found["accuracy_circular"] = (len(places) - len(wrong)) / len(places)
             choices, opened = places[with_choices[places]], places[~with_choices[places]]
             if len(choices) and len(opened):
