@@ -78,8 +78,8 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
     """A model directory -> a directory in Hugging Face's form."""
     stored = open_model(source, options.weights)
     arguments = stored.meta["config"]["method"]["model"]
-    names.check_kind(arguments)
     model = _without_lora(stored)
+    names.check_kind(arguments)
     model.pop("feature_head", None)  # what training alone needs
     arguments, model = _at_size(arguments, model, stored.preprocess.image_size)
     state = names.to_reference(model, arguments, lazy=True)
