@@ -45,6 +45,7 @@ COGVLM2 = {
 }
 VIT = {"image_size": 28, "patch_size": 14, "width": 32, "layers": 2, "heads": 2}
 EVA02 = {**VIT, "mlp_dim": 20}
+CATLIP = {"width": 32, "layers": 2, "heads": 2, "num_positions": 4}
 OTHERS = {"template_version": "chat", "bos_token_id": 1, "torch_dtype": "bfloat16"}
 
 
@@ -160,15 +161,18 @@ def test_an_export_has_the_positions_of_the_size_it_was_trained_at(tmp_path, run
     [
         ({"expert_parts": ()}, "its image tower is missing, and must be 'eva'"),
         ({"image": VIT, "tower": "vit", "adapter_mlp_dim": 16}, "is 'vit', and must be 'eva'"),
+        ({"image": CATLIP, "tower": "catlip_vit", "adapter_mlp_dim": 16}, "is 'catlip_vit', and"),
         ({"image": EVA02, "tower": "eva02", "adapter_mlp_dim": 16}, "is 'eva02', and must be"),
     ],
-    ids=["text", "vit", "eva02"],
+    ids=["text", "vit", "catlip_vit", "eva02"],
 )
 def test_models_that_the_released_form_cannot_hold(tmp_path, run, model, message):
     """Whatever the size that they were trained at."""
     method = {"name": "cogvlm", "model": {**model, "text": TEXT}}
-    token_size = 14 if "image" in model else None
-    preprocess = Preprocess(56, "llama:scenes", 64, "squash", image_token_size=token_size)
+    token_size = model["image"].get("patch_size", 16) if "image" in model else None
+    preprocess = Preprocess(
+        4 * (token_size or 14), "llama:scenes", 64, "squash", image_token_size=token_size
+    )
     shapes = make_method(**method, preprocess=preprocess).shapes[0]
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     save_model(tmp_path / "run", {"model": params}, method, preprocess, None)
