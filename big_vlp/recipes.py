@@ -116,7 +116,7 @@ def suite_prepared(name: str, **schedule) -> dict[str, dict]:
     data/, which must be there.
 
     Args:
-      schedule: `every_steps`, `weights`, `batch_size` of each.
+      schedule: `every_steps`, `weights`, `batch_size` of each, and `paper`, see `suite`.
     """
     return {
         task.section: {

@@ -142,6 +142,11 @@ def get_config(arg=None):
     )
     size = shared.choose("size", SIZES, options.size)
     stage = dict(shared.choose("stage", STAGES, options.stage))
+    if (options.stage, options.ablation) == ("lora", "eva2_l"):
+        raise ValueError(
+            "stage=lora trains some of the 63 blocks of EVA2-CLIP-E; ablation=eva2_l has "
+            f"{shared.EVA2_L['layers']} of another kind."
+        )
     first_size, last_size = size["image_sizes"]
     pretraining = options.stage in ("1", "2")
 

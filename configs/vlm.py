@@ -1,10 +1,10 @@
 """An image tower in front of a language model, by LLaVA-1.5's two stages (arXiv 2310.03744): how
 well a model answers that sees by a tower of COSMOS, CLIP, SigLIP, CatLIP or EVA02-CLIP.
 
-Options: stage=pretrain|tune, tower=NAME of TOWERS, image=DIR (a model directory with that tower),
-weights=NAME (those of it: averaged, a COSMOS' teacher, or model, its student; by default the
-average where there is one), language=DIR, start=DIR (of stage tune: that of pretrain), experts
-(CogVLM's visual experts), data=llava|scenes, runlocal
+Options: stage=pretrain|tune, tower=NAME of TOWERS (clip_l14_336), image=DIR (a model directory with
+that tower), weights=NAME (those of it: averaged, a COSMOS' teacher, or model, its student; by
+default the average where there is one), language=DIR, start=DIR (of stage tune: that of pretrain),
+experts (CogVLM's visual experts), data=llava|scenes, runlocal
 Data: prepared shards in data/NAME, see docs/recipes.md; GQA, TextVQA and POPE for stage tune.
 
 Stage pretrain trains the adapter on captions, tune the adapter and the language model on questions
@@ -96,7 +96,7 @@ def get_config(arg=None):
     options = shared.parse_options(
         arg,
         stage="pretrain",
-        tower="clip_l14_336",
+        tower="",
         image="models/tower",
         weights="",
         language="models/vicuna",
@@ -108,7 +108,10 @@ def get_config(arg=None):
     shared.choose("data", dict.fromkeys(("llava", "scenes")), options.data)
     stage = shared.choose("stage", STAGES, options.stage)
     demo = options.data == "scenes"
-    tower = shared.choose("tower", TOWERS, "demo" if demo else options.tower)
+    name = options.tower or ("demo" if demo else "clip_l14_336")
+    tower = shared.choose("tower", TOWERS, name)
+    if demo and name != "demo":
+        raise ValueError(f"data=scenes is for the tower of demo.py, not tower={name}.")
     image = dict(tower["image"])
     # EVA's last block is left out already, and there is no norm behind it.
     dropped_blocks = int(tower["tower"] != "eva02")
@@ -164,6 +167,8 @@ def get_config(arg=None):
     elif demo or options.runlocal:
         config.evals = dict(questions=dict(evaluator="vqa", **schedule))
     else:
+        if name == "clip_l14_336":  # LLaVA-1.5's own
+            schedule["paper"] = "llava-1.5-7b"
         config.evals = shared.suite_prepared("llava", **schedule)
     if demo:
         _like_the_demo(config, pretraining)

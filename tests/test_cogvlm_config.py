@@ -70,6 +70,11 @@ def test_lora_is_that_of_the_released_example():
     assert method.lora["alpha"] / method.lora["rank"] == 0.1
 
 
+def test_lora_is_not_for_the_smaller_tower():
+    with pytest.raises(ValueError, match="63 blocks of EVA2-CLIP-E; ablation=eva2_l has 23"):
+        cogvlm.get_config("stage=lora,ablation=eva2_l")
+
+
 def test_only_the_lora_stage_begins_at_a_twentieth_of_the_peak():
     """As the released trainer does where it fine-tunes, for 100 steps."""
     for stage in cogvlm.STAGES:

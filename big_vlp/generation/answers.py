@@ -11,6 +11,7 @@ from big_vlp import trees
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import generate
+from big_vlp.models.layout import vision_places
 from big_vlp.parallel import meshes
 from input_pipeline.views.cogvlm import Rows
 
@@ -43,7 +44,7 @@ class Generate:
         or without images: i32[B, max_new_tokens], see `sampling.generate`. Its parameters are the
         model's or those of `weights`."""
         with self.method.lora_active():
-            most = self._rows_at_once(params, batch["tokens"].shape[1])
+            most = self._rows_at_once(params, self._places(batch))
             return in_turns(lambda rows: self._write(params, rows), batch, most)
 
     @property
@@ -75,8 +76,18 @@ class Generate:
             layout=self.layout,
         )
 
+    def _places(self, batch) -> int:
+        """How many positions of keys and values reading a prompt takes: those of the prompt, and
+        where it is read in a longer row, which is cut, those of that row, too."""
+        model, length = self.method.network, batch["tokens"].shape[1]
+        images, size = batch["images"].shape[1:3] if "images" in batch else (0, 0)
+        if self.layout == "static" or not images or not model.expert_parts:
+            return length
+        slots = (size // model.image_token_size) ** 2 + 2
+        return 2 * length + vision_places(length, images, slots)
+
     def _rows_at_once(self, params, length: int) -> int:
-        """On one device; `length` of a prompt."""
+        """On one device; `length` of a prompt's keys and values."""
         model, written = self.method.network, self.beams.count if self.beams else 1
 
         def of_row(params):

@@ -14,7 +14,7 @@ import numpy as np
 
 from big_vlp import trees
 from big_vlp.models import layout as layouts
-from big_vlp.models.cogvlm import CogVLM
+from big_vlp.models.cogvlm import CogVLM, needed_layout
 from big_vlp.models.layout import LANGUAGE, PADDING, pad_right, position_ids
 
 
@@ -37,6 +37,21 @@ class Prompts(NamedTuple):
     lengths: jax.Array
 
 
+def settings_for(
+    model: CogVLM, types, layout: str, max_new_tokens: int, eos_id: int, pad_id: int
+) -> Settings:
+    """For prompts of these types. Where nobody can look how much room they need, they get what
+    "any" makes.
+
+    Raises:
+      ValueError: an unknown layout.
+    """
+    layout = needed_layout(model, layout)
+    if layout == "general" and not _can_look(types):
+        layout = "any"
+    return Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
+
+
 def hashable(model: CogVLM) -> CogVLM:
     """The same model, fit for `Settings`: a module that was given plain dicts has no hash."""
     return model.clone(
@@ -51,14 +66,14 @@ def make_prompts(tokens, types, features, layout: str, multiple: int) -> Prompts
     and up to a multiple.
 
     Args:
-      as of `generation.sampling.generate`.
+      layout: of `settings_for`.
+      others: as of `generation.sampling.generate`.
 
     Raises:
       ValueError: the rows are not what the layout or the features need.
     """
     length = jnp.shape(types)[1]
-    # Neither traced arrays nor those of other hosts can be looked at.
-    if not isinstance(types, jax.core.Tracer) and getattr(types, "is_fully_addressable", True):
+    if _can_look(types):
         images, slots = (0, 0) if features is None else features.shape[1:3]
         _check(np.asarray(types), images, slots, layout)
         if layout == "general":
@@ -98,6 +113,11 @@ def decode(settings: Settings, params, prompts, written, token, position, length
     """(logits f32[B, V], `written`) behind one more token of each row, see `Llama.decode`."""
     args = prompts, written, token, position, lengths, step
     return settings.model.apply(trees.variables(params), *args, method="decode")
+
+
+def _can_look(types) -> bool:
+    """Not at traced arrays, nor at those of other hosts."""
+    return not isinstance(types, jax.core.Tracer) and getattr(types, "is_fully_addressable", True)
 
 
 def _check(types: np.ndarray, images: int, slots: int, layout: str) -> None:

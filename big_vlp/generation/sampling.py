@@ -21,9 +21,9 @@ from big_vlp.generation.cache import (
     Settings,
     decode,
     empty_cache,
-    hashable,
     make_prompts,
     prefill,
+    settings_for,
 )
 from big_vlp.models.cogvlm import CogVLM
 
@@ -76,25 +76,28 @@ def generate(
     """Continues every prompt to its end of sentence.
 
     A program is compiled for each shape, layout, `max_new_tokens` and kind of strategy. Compiled
-    functions may call this; then nobody checks what the arrays hold.
+    functions may call this; then nobody checks what the arrays hold, and "general" prompts with
+    images are read as by "any".
 
     Args:
       tokens, types: i32[B, T] as of `models.layout`, padded on one side of each row.
       features: [B, I, N + 2, D] of `CogVLM.encode_images`, or None without images.
       key: for `Sampling`. What a row draws depends on the key and its place in the batch, not on
         the other rows.
-      layout: "static" or "general", see `CogVLM`.
+      layout: what prompts promise, see `models.layout`: "static", "general", which are padded by
+        the room that they need, or "any", whose padding is that of the fullest row there could be.
       multiple: prompts are padded to a multiple of so many tokens, to compile for fewer lengths.
 
     Returns:
       i32[B, max_new_tokens]: the new tokens, with end of sentence, then `pad_id`.
 
     Raises:
-      ValueError: an option is out of range, or the rows are not what `layout` or the features need.
+      ValueError: an option is out of range, the layout unknown, or the rows are not what it or the
+        features need.
     """
     _check(strategy, key, max_new_tokens)
-    prompts = make_prompts(tokens, types, features, layout, multiple)
-    settings = Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
+    settings = settings_for(model, types, layout, max_new_tokens, eos_id, pad_id)
+    prompts = make_prompts(tokens, types, features, settings.layout, multiple)
     if isinstance(strategy, Beams):
         return beam_search(settings, strategy, params, prompts, features)
     return _write(settings, params, prompts, features, strategy, key)
@@ -123,8 +126,8 @@ def stream(
     if isinstance(strategy, Beams):
         raise ValueError("Beam search cannot be streamed; use generate.")
     _check(strategy, key, max_new_tokens)
-    prompts = make_prompts(tokens, types, features, layout, multiple)
-    settings = Settings(hashable(model), layout, max_new_tokens, eos_id, pad_id)
+    settings = settings_for(model, types, layout, max_new_tokens, eos_id, pad_id)
+    prompts = make_prompts(tokens, types, features, settings.layout, multiple)
 
     def run():
         cache, state = _first(settings, params, prompts, features, strategy, key)

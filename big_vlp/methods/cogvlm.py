@@ -15,7 +15,7 @@ from big_vlp.methods.shared.accumulate import sum_over_micro_batches
 from big_vlp.methods.shared.base import compute_dtype, in_compute_dtype
 from big_vlp.methods.shared.ema import ema
 from big_vlp.models import layout as layouts
-from big_vlp.models.cogvlm import LAYOUTS, CogVLM, dead_parameters
+from big_vlp.models.cogvlm import CogVLM, dead_parameters, needed_layout
 from big_vlp.models.layers import axes
 from big_vlp.models.lora import Lora
 from input_pipeline.checks import arguments
@@ -65,8 +65,7 @@ class Method(base.Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout={self.layout!r}; choose one of {LAYOUTS}.")
+        needed_layout(self.network, self.layout)  # raises where it is unknown
         has_image = self.model.get("image") is not None
         if self.image_loss < 0 or (self.image_loss and not (has_image and self.layout == "static")):
             raise ValueError(
@@ -139,7 +138,8 @@ class Method(base.Method):
 
     def check_batch(self, rows) -> None:
         if images := _images(rows):
-            layouts.check(self.layout, rows["token_types"], images, self._slots(rows))
+            layout = needed_layout(self.network, self.layout)
+            layouts.check(layout, rows["token_types"], images, self._slots(rows))
         else:
             layouts.check("any", rows["token_types"], 0, 0)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vlp.models import layout as layouts
-from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp, Places
+from big_vlp.models.decoder import EXPERT_PARTS, INIT, GatedMlp, Places, reordered
 from big_vlp.models.layers.activations import gelu
 from big_vlp.models.layers.head import Head
 from big_vlp.models.layers.network import Network
@@ -64,11 +64,15 @@ class CogVLM(Network):
     """The whole model.
 
     Sequences are described by token types, and by a layout, which says what all rows promise, see
-    `models.layout`; the numbers are the same by each that fits. With "static" and "general" every
-    token goes through one expert, which costs what the language model costs. Rows that have no room
-    for "general" come out as NaN, never as wrong numbers. "any" makes the room, by as much padding
-    as the vision experts could take, and costs about twice as much. Without image features the
-    model is the plain language model.
+    `models.layout`; the numbers are the same by each that fits (but dropout draws others by "any",
+    whose rows are longer). With "static" and "general" every token goes through one expert, which
+    costs what the language model costs. "any" makes the room that "general" needs, by as much
+    padding as the vision experts could take, and costs about twice as much. Without image features
+    the model is the plain language model.
+
+    Rows come out as NaN, never as wrong numbers, if they have no room for "general", are not
+    "static", or have more image slots than features. Whether each image has all its slots is not
+    seen here: `layout.check` looks.
 
     Attributes:
       text: keyword arguments of `Llama`.
@@ -153,21 +157,32 @@ class CogVLM(Network):
         Args:
           tokens: ids i32[B, T]; those in image slots do not matter.
           types: i32[B, T] of `models.layout`.
-          features: [B, I, N + 2, D] of `encode_images`. A row's slots take them in order; those
-            that are too many are not used.
+          features: [B, I, N + 2, D] of `encode_images`, or None without images. A row's slots take
+            them in order; those that are too many are not used.
 
         Returns:
-          [B, T, D].
+          [B, T, D], NaN in rows that have slots for more, or are not static where they should be.
+
+        Raises:
+          ValueError: an unknown layout, or shapes that cannot be static.
         """
+        layout, vision = needed_layout(self, layout), types == VISION
+        if features is None:
+            x, fits = self.language.embed(tokens), ~vision.any(axis=1)
+        elif layout == "static":
+            x = self._merge_static(tokens, features)
+            fits = layouts.static_rows(types, features.shape[2])
+        else:
+            length, flat = types.shape[1], features.reshape(len(features), -1, features.shape[-1])
+            fits = vision.sum(axis=1) <= flat.shape[1]
+            flat = jnp.pad(flat[:, :length], ((0, 0), (0, max(length - flat.shape[1], 0)), (0, 0)))
+            order = layouts.slot_order(types)
+            in_place = reordered(flat, jnp.argsort(order, axis=1), order)
+            x = jnp.where(vision[..., None], in_place, self.language.embed(tokens))
+        return jnp.where(fits[:, None, None], x, jnp.nan)
+
+    def _merge_static(self, tokens, features):
         slots = features.shape[2]
-        if layout in ("general", "any"):
-            flat = features.reshape(features.shape[0], -1, features.shape[-1])
-            index = jnp.clip(layouts.image_index(types), 0, flat.shape[1] - 1)
-            in_place = jnp.take_along_axis(flat, index[..., None], axis=1)
-            embedded = self.language.embed(tokens)
-            return jnp.where((types == VISION)[..., None], in_place, embedded)
-        if layout != "static":
-            raise ValueError(f"layout={layout!r}; choose one of {LAYOUTS}.")
         if features.shape[1] != 1 or tokens.shape[1] <= slots:
             raise ValueError(
                 f"The static layout is one token and the {slots} slots of one image, then text: "
@@ -204,7 +219,7 @@ class CogVLM(Network):
         if positions is None:
             positions = layouts.position_ids(types, segments)
         if features is None:
-            x = self.language.embed(tokens)
+            x = self.merge(tokens, types, None, layout)
             return self.language(x, positions, None, None, keep_cache, dropout_keys, segments)
         length, (images, slots) = types.shape[1], features.shape[1:3]
         vision = layouts.vision_places(length, images, slots) if self.expert_parts else 0
@@ -269,6 +284,17 @@ class CogVLM(Network):
         if self.image_head:
             self.predict_features(hidden)
         return self.logits(hidden)
+
+
+def needed_layout(model: CogVLM, layout: str) -> str:
+    """What rows must promise for a layout: without visual experts nothing needs room.
+
+    Raises:
+      ValueError: an unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r}; choose one of {LAYOUTS}.")
+    return "any" if layout == "general" and not model.expert_parts else layout
 
 
 def dead_parameters(model: CogVLM) -> dict[str, tuple]:

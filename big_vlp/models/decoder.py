@@ -146,7 +146,7 @@ def apart(route: Route, x) -> tuple:
     if route is None:
         return (x,)
     if isinstance(route, Places):
-        x = _reordered(x, route.order, route.back)
+        x = reordered(x, route.order, route.back)
         return x[:, : route.text], x[:, route.text :]
     start, stop = route
     return jnp.concatenate([x[:, :start], x[:, stop:]], axis=1), x[:, start:stop]
@@ -157,22 +157,22 @@ def together(route: Route, streams: tuple):
     if route is None:
         return streams[0]
     if isinstance(route, Places):
-        return _reordered(jnp.concatenate(streams, axis=1), route.back, route.order)
+        return reordered(jnp.concatenate(streams, axis=1), route.back, route.order)
     text, image = streams
     start, _ = route
     return jnp.concatenate([text[:, :start], image, text[:, start:]], axis=1)
 
 
 @jax.custom_vjp
-def _reordered(x, order, back):
+def reordered(x, order, back):
     """x[b, order[b]] of every row b of [B, T, ...]; `back` is the inverse. So the gradient is read
     from its place, too, and no device adds up what is scattered."""
     return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, order)
 
 
-_reordered.defvjp(
-    lambda x, order, back: (_reordered(x, order, back), (order, back)),
-    lambda orders, upstream: (_reordered(upstream, *orders[::-1]), None, None),
+reordered.defvjp(
+    lambda x, order, back: (reordered(x, order, back), (order, back)),
+    lambda orders, upstream: (reordered(upstream, *orders[::-1]), None, None),
 )
 
 

@@ -48,9 +48,10 @@ def position_ids(types, segments=None):
     """i32[B, T]: ids count up at each language token, boi, first patch and eoi; from 0 again in
     each of a row's segments.
 
-    All patches of an image share an id. So do padding and the token before it; behind padding on
-    the left the first token's id is 1. As in the released code, boi and eoi are known by a
-    language token (or an end of the row) beside them: two images need a token between them.
+    All patches of an image share an id. So do padding and the token before it; without segments,
+    behind padding on the left, the first token's id is 1. As in the released code, boi and eoi are
+    known by a language token (or an end of the row) beside them: two images need a token between
+    them.
     """
     vision, language = types == VISION, types == LANGUAGE
     at_border = _preceding(language, True) | _following(language, True)
@@ -69,9 +70,9 @@ def starts(segments):
     return (segments != _preceding(segments, 0)).at[:, 0].set(True)
 
 
-def image_index(types):
-    """i32[B, T]: which of its row's vision slots a slot is, from 0; meaningless elsewhere."""
-    return jnp.cumsum(types == VISION, axis=1, dtype=jnp.int32) - 1
+def slot_order(types):
+    """i32[B, T]: the positions of each row, those of its vision slots in front."""
+    return jnp.argsort(types != VISION, axis=1, stable=True).astype(jnp.int32)
 
 
 def image_spans(types):
@@ -133,10 +134,14 @@ def is_static(types, slots: int) -> bool:
       slots: N + 2.
     """
     types = np.asarray(types)
+    return bool(types.shape[1] > slots and static_rows(types, slots).all())
+
+
+def static_rows(types, slots: int):
+    """bool[B]: which rows of i32[B, T] are one token, `slots` image slots, then text or padding."""
     index = np.arange(types.shape[1])
     image = (index >= 1) & (index <= slots)
-    fits = ((types == VISION) == image).all() and (types[:, 0] == LANGUAGE).all()
-    return bool(fits and types.shape[1] > slots)
+    return ((types == VISION) == image).all(axis=1) & (types[:, 0] == LANGUAGE)
 
 
 def check(layout: str, types, images: int, slots: int) -> None:
@@ -157,14 +162,15 @@ def check(layout: str, types, images: int, slots: int) -> None:
         if vision.any():
             raise ValueError("The rows have slots for images, but there are no image features.")
         return
-    found, taken = runs(vision), vision.sum(axis=1)
-    wrong = (found * slots != taken) | (found > images)
+    rows, lengths = _run_lengths(vision)
+    wrong = runs(vision) > images
+    wrong[rows[lengths != slots]] = True
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
             f"An image takes {slots} slots in a row, with a token between it and the next one, and "
-            f"there are {images} images a row; but row {row} has {taken[row]} slots in "
-            f"{found[row]} runs."
+            f"there are {images} images a row; but row {row} has runs of "
+            f"{lengths[rows == row].tolist()} slots."
         )
     if layout == "static" and not is_static(types, slots):
         raise ValueError(
@@ -216,3 +222,10 @@ def runs(flags: np.ndarray) -> np.ndarray:
     """How many runs of True each row of bool[B, T] has."""
     before = np.pad(flags[:, :-1], ((0, 0), (1, 0)))
     return (flags & ~before).sum(axis=1)
+
+
+def _run_lengths(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, length) of each run of True in bool[B, T], in order."""
+    changes = np.diff(np.pad(flags, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (rows, first), (_, stop) = np.nonzero(changes == 1), np.nonzero(changes == -1)
+    return rows, stop - first

@@ -40,8 +40,9 @@ class WarmStart:
       step: which checkpoint; None takes the latest.
       fresh_blocks: so many of the last blocks of each tower stay as they were initialised, the same
         in the model and its average. (COSMOS' code draws its teacher's apart.)
-      dropped_blocks: so many of the last blocks of the old towers are left out; the new ones have
-        as many fewer.
+      dropped_blocks: so many of the last blocks of everything that is taken are left out, of every
+        tower and language model alike; the new ones have as many fewer, and no norm behind them,
+        which was learnt for the last block.
       classifier: what the new classifier starts from. "random": as initialised. "copy": the old
         one, for the same classes. "transfer": Transfer Init (arXiv 2404.15653, section 4): the mean
         of the old classifier's columns for the synsets nearest to each class. Biases are not
@@ -88,8 +89,6 @@ class WarmStart:
         """
         stored = open_model(self.model, self.weights, self.step)
         old = trees.flatten(stored.load(mesh))
-        if self.dropped_blocks:
-            old = {path: self._without_last(path, x) for path, x in old.items()}
         fresh = trees.flatten(trees.merge(state["model"], state["frozen"]))
         parts = self._default_parts(fresh, old) if self.parts is None else dict(self.parts)
         new = self._taken(fresh, old, parts)
@@ -116,8 +115,15 @@ class WarmStart:
 
     def _compared(self, stored, method, parts: dict) -> str:
         """What to note of towers that fit; raises where they compute otherwise."""
-        if not compared.towers_of(method, parts):
+        taken = compared.towers_of(method, parts)
+        if not taken:
             return ""
+        normed = [path for path in sorted(taken) if method.towers()[path].get("final_norm")]
+        if self.dropped_blocks and normed:
+            raise CheckpointError(
+                f"init.dropped_blocks={self.dropped_blocks}, but the norm behind the blocks of "
+                f"{normed} was learnt for the last one: set final_norm=False there."
+            )
         try:
             old = stored.make_method()
         except CheckpointError as error:  # a method that is gone; its weights are there
@@ -133,7 +139,14 @@ class WarmStart:
 
     def _without_last(self, path: str, value):
         """Fewer of the blocks that a parameter holds."""
-        return value[: -self.dropped_blocks] if "/blocks/" in path else value
+        if not self.dropped_blocks or "/blocks/" not in path:
+            return value
+        if self.dropped_blocks >= value.shape[0]:
+            raise CheckpointError(
+                f"init.dropped_blocks={self.dropped_blocks}, but what {path} starts from has "
+                f"{value.shape[0]} blocks, of which at least one must be left."
+            )
+        return value[: -self.dropped_blocks]
 
     def _with_fresh_blocks(self, path: str, value, fresh):
         if "/blocks/" not in path:
@@ -158,7 +171,11 @@ class WarmStart:
             if source is None:
                 continue
             renamed = {_rename(path, source, part): array for path, array in old.items()}
-            given = {p: a for p, a in renamed.items() if p and _covering(p, parts) == part}
+            given = {
+                p: self._without_last(p, a)
+                for p, a in renamed.items()
+                if p and _covering(p, parts) == part
+            }
             # LoRA may begin here.
             expected |= {p: fresh[p] for p in own if p in given or not p.endswith(lora.FACTORS)}
             found |= {p: a for p, a in given.items() if p in expected or not _may_be_left(p)}
@@ -170,6 +187,8 @@ class WarmStart:
         if lines:
             merge = any("/lora_" in line for line in lines)
             advice = " Merge its LoRA first: python -m big_vlp.convert merge." if merge else ""
+            if self.dropped_blocks:
+                advice += f" Its stacks of blocks lack init.dropped_blocks={self.dropped_blocks}."
             raise CheckpointError(
                 f"{self.model} does not fit the config's model ({len(lines)} differences).{advice}"
                 "\n  " + "\n  ".join(lines)

@@ -79,6 +79,7 @@ def export_released(source: Path, target: Path, options: argparse.Namespace) -> 
     stored = open_model(source, options.weights)
     arguments = stored.meta["config"]["method"]["model"]
     model = _without_lora(stored)
+    names.check_kind(arguments)
     model.pop("feature_head", None)  # what training alone needs
     arguments, model = _at_size(arguments, model, stored.preprocess.image_size)
     state = names.to_reference(model, arguments, lazy=True)
@@ -172,7 +173,10 @@ def _save(
     about: dict | None = None,
 ) -> None:
     name = _tokenizer(options.tokenizer, beside)
-    _check_vocabulary(name, arguments["text"]["vocab_size"])
+    text = arguments["text"]
+    pad_id = _pad_id(name, text["vocab_size"])
+    if text["pad_id"] is None:  # the model never had padding, rows here do
+        arguments = {**arguments, "text": {**text, "pad_id": pad_id}}
     image, token_size = arguments.get("image"), None
     size = 224 if image is None else image["image_size"]
     if image is not None:
@@ -210,9 +214,11 @@ def _tokenizer(given: str | None, directory: Path) -> str:
     return given if given == "llama:scenes" else f"{kind}:{storage_path(path)}"
 
 
-def _check_vocabulary(name: str, count: int) -> None:
+def _pad_id(name: str, count: int) -> int:
+    """That of a tokenizer, which must be one of so many tokens."""
     try:
-        size = make_tokenizer(name).vocab_size
+        tokenizer = make_tokenizer(name)
+        size, pad_id = tokenizer.vocab_size, tokenizer.pad_id
     except RuntimeError as error:  # SentencePiece's
         raise ConversionError(f"{name}: the file is no SentencePiece model.") from error
     if size > count:
@@ -220,6 +226,7 @@ def _check_vocabulary(name: str, count: int) -> None:
             f"The tokenizer {name} has {size} tokens, the language model {count}: it is another "
             "model's."
         )
+    return pad_id
 
 
 def _read_config(path: Path) -> dict:

@@ -138,8 +138,24 @@ def to_reference(params: dict, arguments: Mapping, *, lazy: bool = False) -> dic
       lazy: whether these are `Tensor`s, best read in order; see `common.to_lazy_state`.
 
     Raises:
-      ConversionError: the model is not of the released kind, which has EVA2-CLIP's image tower and
-        whole visual experts in every block; or parameters do not fit the arguments.
+      ConversionError: as of `check_kind`; or parameters do not fit the arguments.
+    """
+    check_kind(arguments)
+    model = CogVLM(**arguments)
+    check(trees.flatten(jax.eval_shape(lambda: _init(model))), trees.flatten(params))
+    image_rules, text_rules = _rules(model)
+    state = to_lazy_state(params, image_rules, model.image["layers"])
+    state |= to_lazy_state(params, text_rules, model.text["layers"])
+    dtype = params["language"]["norm"]["scale"].dtype
+    frequencies = {k: v.astype(dtype) for k, v in _frequencies(model).items()}
+    return (state if lazy else {k: np.asarray(v) for k, v in state.items()}) | frequencies
+
+
+def check_kind(arguments: Mapping) -> None:
+    """Whether the released form can hold a model of these arguments of `CogVLM`.
+
+    Raises:
+      ConversionError: it is for EVA2-CLIP's image tower and whole visual experts in every block.
     """
     model = CogVLM(**arguments)
     if model.image is None or model.tower != "eva":
@@ -154,13 +170,6 @@ def to_reference(params: dict, arguments: Mapping, *, lazy: bool = False) -> dic
             f"{EXPERT_PARTS} in every block and a causal image mask, got {model.expert_parts} "
             f"every {model.expert_every} and {model.image_mask!r}."
         )
-    check(trees.flatten(jax.eval_shape(lambda: _init(model))), trees.flatten(params))
-    image_rules, text_rules = _rules(model)
-    state = to_lazy_state(params, image_rules, model.image["layers"])
-    state |= to_lazy_state(params, text_rules, model.text["layers"])
-    dtype = params["language"]["norm"]["scale"].dtype
-    frequencies = {k: v.astype(dtype) for k, v in _frequencies(model).items()}
-    return (state if lazy else {k: np.asarray(v) for k, v in state.items()}) | frequencies
 
 
 def from_config(config: Mapping) -> dict:

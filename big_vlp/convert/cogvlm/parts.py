@@ -188,9 +188,10 @@ def from_parts(
 
 
 def text_config(llama_config: Mapping) -> dict:
-    """The fields of the released config.json that a language model's own tells."""
+    """The fields of the released config.json that a language model's own tells; without padding
+    the id is None."""
     fields = {name: llama_config[name] for name in _LLAMA_FIELDS}
-    fields["pad_token_id"] = llama_config.get("pad_token_id") or 0
+    fields["pad_token_id"] = llama_config.get("pad_token_id")
     kv_heads = llama_config.get("num_key_value_heads", fields["num_attention_heads"])
     grouped = kv_heads != fields["num_attention_heads"]
     return fields | ({"num_multi_query_heads": kv_heads} if grouped else {})

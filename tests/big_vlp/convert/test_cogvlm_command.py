@@ -23,6 +23,7 @@ from big_vlp.convert.__main__ import main
 from big_vlp.convert.cogvlm.names import to_config, to_reference
 from big_vlp.convert.common import Tensor
 from big_vlp.convert.files import read_state, write_state
+from big_vlp.methods import make_method
 from big_vlp.models.cogvlm import CogVLM
 from big_vlp.models.layers.positions import resize_grid
 from big_vlp.storage.checkpoint import CheckpointError
@@ -42,6 +43,9 @@ COGVLM2 = {
     "adapter_mlp_dim": 28,
     "expert_qkv_bias": True,
 }
+VIT = {"image_size": 28, "patch_size": 14, "width": 32, "layers": 2, "heads": 2}
+EVA02 = {**VIT, "mlp_dim": 20}
+CATLIP = {"width": 32, "layers": 2, "heads": 2, "num_positions": 4}
 OTHERS = {"template_version": "chat", "bos_token_id": 1, "torch_dtype": "bfloat16"}
 
 
@@ -150,6 +154,30 @@ def test_an_export_has_the_positions_of_the_size_it_was_trained_at(tmp_path, run
     table = open_model(tmp_path / "back").load()["vision"]["position_embedding"]
     expected = resize_grid(params["vision"]["position_embedding"], (4, 4))
     np.testing.assert_array_equal(table, np.asarray(expected).astype(BF16))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ({"expert_parts": ()}, "its image tower is missing, and must be 'eva'"),
+        ({"image": VIT, "tower": "vit", "adapter_mlp_dim": 16}, "is 'vit', and must be 'eva'"),
+        ({"image": CATLIP, "tower": "catlip_vit", "adapter_mlp_dim": 16}, "is 'catlip_vit', and"),
+        ({"image": EVA02, "tower": "eva02", "adapter_mlp_dim": 16}, "is 'eva02', and must be"),
+    ],
+    ids=["text", "vit", "catlip_vit", "eva02"],
+)
+def test_models_that_the_released_form_cannot_hold(tmp_path, run, model, message):
+    """Whatever the size that they were trained at."""
+    method = {"name": "cogvlm", "model": {**model, "text": TEXT}}
+    token_size = model["image"].get("patch_size", 16) if "image" in model else None
+    preprocess = Preprocess(
+        4 * (token_size or 14), "llama:scenes", 64, "squash", image_token_size=token_size
+    )
+    shapes = make_method(**method, preprocess=preprocess).shapes[0]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    save_model(tmp_path / "run", {"model": params}, method, preprocess, None)
+    refused(run("export", "cogvlm", tmp_path / "run", tmp_path / "hf"), message)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_a_checkpoint_of_sat(released, tmp_path, run):

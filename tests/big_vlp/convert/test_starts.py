@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 from big_vlp import trees
 from big_vlp.convert.__main__ import main
@@ -77,6 +78,7 @@ def test_commands(tmp_path, kv_heads):
         method = stored.make_method("cogvlm")
         assert not trees.differences(trees.flatten(method.shapes[0]), trees.flatten(model))
         assert method.network.text["rope_base"] == 20000.0
+    assert [stored.make_method().network.text["pad_id"] for stored in (alone, whole)] == [0, 0]
     assert alone.preprocess.image_token_size is None and set(models[0]) == {"language"}
     assert (whole.preprocess.image_size, whole.preprocess.image_token_size) == (16, 4)
     assert whole.make_method().network.tower == "eva02"
@@ -85,3 +87,26 @@ def test_commands(tmp_path, kv_heads):
     same(blocks["language"], models[0]["language"]["blocks"]["language"])
     same(models[1]["vision"], starts.eva02_tower(eva02_state())[0])
     assert np.std(np.float32(models[1]["adapter"]["linear"]["kernel"])) > 0
+
+
+@pytest.mark.parametrize("given, expected", [({}, 639), ({"pad_token_id": 0}, 0)])
+@pytest.mark.parametrize("tower", [None, eva_state, eva02_state])
+def test_where_the_language_model_tells_no_padding_the_tokenizer_does(
+    tmp_path, tower, given, expected
+):
+    """As Llama 3's config.json tells none; token 0 is a word there, and must be learnt."""
+    llama, eva, target = tmp_path / "llama", tmp_path / "eva.safetensors", tmp_path / "model"
+    write_state(llama, llama_state(vocab_size=640))
+    (llama / "config.json").write_text(json.dumps({**CONFIG, **given}))
+    names = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>")
+    words = tokenizers.models.BPE(vocab={f"<{i}>": i for i in range(637)}, merges=[])
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.add_special_tokens(list(names))
+    tokenizer.save(str(llama / "tokenizer.json"))
+    arguments = ["import", "llama", str(llama), str(target)]
+    if tower is not None:
+        safetensors.numpy.save_file(tower(width=64), eva)
+        arguments[1:2] = ["cogvlm_parts"]
+        arguments += ["--eva", str(eva)]
+    assert main(arguments) == 0
+    assert open_model(target).make_method().network.text["pad_id"] == expected

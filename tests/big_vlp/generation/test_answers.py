@@ -26,7 +26,7 @@ def method_of(dtype="float32", **changes):
         "image": IMAGE,
         "text": {**TEXT, "vocab_size": ROWS.text.vocab_size, **changes.pop("text", {})},
         "adapter_mlp_dim": 16,
-        "expert_parts": ["qkv", "out", "mlp"],  # a list, as in a config
+        "expert_parts": changes.pop("expert_parts", ["qkv", "out", "mlp"]),  # as in a config
     }
     return make_method("cogvlm", preprocess=PREPROCESS, model=model, dtype=dtype, **changes)
 
@@ -80,6 +80,17 @@ def test_a_turn_has_as_many_rows_as_fit(beams):
     for row_bytes, rows in [(taken - 1, 1), (2 * taken, 2), (3 * taken - 1, 2), (1, 1)]:
         generate = Generate(method, ROWS, 5, beams, row_bytes=row_bytes)
         assert generate._rows_at_once(params, 30) == rows
+
+
+@pytest.mark.parametrize("layout, experts", [("static", True), ("any", True), ("general", False)])
+def test_a_longer_row_takes_places_while_it_is_read(layout, experts):
+    """What `any` adds for the vision experts, beside the prompt that is cut out of it."""
+    method = method_of(layout=layout, **({} if experts else {"expert_parts": []}))
+    generate, rows = Generate(method, ROWS, 5, layout=layout), {"tokens": np.zeros((1, 30))}
+    assert generate._places(rows) == 30
+    images = {**rows, "images": np.zeros((1, 2, 28, 28, 3))}
+    expected = 2 * 30 + 2 * 5 if experts and layout != "static" else 30
+    assert generate._places(images) == expected
 
 
 def test_weights_for_writing():

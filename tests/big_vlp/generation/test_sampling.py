@@ -13,7 +13,7 @@ import pytest
 
 from big_vlp.convert.cogvlm import names as convert
 from big_vlp.generation.beams import Beams
-from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill
+from big_vlp.generation.cache import Settings, hashable, make_prompts, prefill, settings_for
 from big_vlp.generation.sampling import Sampling, choose, generate, stream
 from big_vlp.models import layout
 from big_vlp.models.cogvlm import CogVLM
@@ -130,6 +130,28 @@ def test_prompts_get_the_room_that_they_need(tiny):
         options = dict(max_new_tokens=NEW, eos_id=-1, layout=kind)
         found = generate(model, params, tokens, types, features, **options)
         np.testing.assert_array_equal(found, expected, kind)
+
+
+def test_prompts_that_nobody_can_look_at_get_room_too(tiny):
+    """In a compiled program; no beam and no token comes of rows without room."""
+    model, params = tiny
+    tokens, types = make_rows("LILILL", "LILLLLLLLL", "LLLLLLLLLL")
+    features = make_features(model, params, 3, images=2)
+    for strategy in (None, Beams(2)):
+        options = dict(max_new_tokens=NEW, eos_id=-1, strategy=strategy)
+        run = jax.jit(lambda *args, options=options: generate(model, *args, **options))
+        expected = generate(model, params, tokens, types, features, **options)
+        np.testing.assert_array_equal(run(params, tokens, types, features), expected)
+
+
+def test_prompts_of_models_without_experts_need_no_room(tiny):
+    model, _ = tiny
+    _, types = make_rows("LILILL", "LILLLLLLLL")
+    kinds = [
+        settings_for(given, types, "general", NEW, -1, 0).layout
+        for given in (model, model.clone(expert_parts=()))
+    ]
+    assert kinds == ["general", "any"]
 
 
 def test_generation_ends_when_all_rows_have(tiny):
@@ -288,6 +310,8 @@ def test_the_same_on_every_mesh():
         ({"strategy": Sampling(), "key": None}, "needs a random key"),
         ({"strategy": Beams(0)}, "1 beam or more"),
         ({"features": None}, "no image features"),
+        ({"layout": "ragged"}, "layout='ragged'; choose one of"),
+        ({"layout": "ragged", "features": None}, "layout='ragged'; choose one of"),
         ({"types": [[L, V, V, V, V, V, L, L]]}, "takes 6 slots"),
         ({"types": [[L, L, P, L, L, L, L, L]]}, "one side"),
         ({"types": [[P] * 8]}, "Row 0 is empty"),

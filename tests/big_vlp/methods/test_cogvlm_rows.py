@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,9 +194,8 @@ def test_text_alone_trains_the_language_model(model, name):
 
 
 @pytest.mark.parametrize("name", TEXT_BATCHES)
-def test_a_step_of_text_leaves_what_sees_alone(name):
-    """Where nothing else is trained: it counts the tokens, says that there was no image, and moves
-    nothing."""
+def test_a_step_of_text_moves_nothing_where_only_what_sees_is_trained(name):
+    """It counts the tokens, and says that there was no image."""
     batch = TEXT_BATCHES[name]
     method = make(layout="general", accumulate_steps=2)
     optimizer = make_optimizer(
@@ -248,6 +248,18 @@ def test_rows_that_do_not_fit(changes, batch, message):
         make(**changes).check_batch(batch)
 
 
+def test_without_visual_experts_rows_need_no_room(model):
+    plain = {**MODEL, "expert_parts": ()}
+    make(layout="general", model=plain).check_batch(CROWDED)
+    blocks = {k: v for k, v in model["language"]["blocks"].items() if k != "vision"}
+    language = {**model, "language": {**model["language"], "blocks": blocks}}
+    general, any_ = (
+        float(compiled_loss(make(layout=kind, model=plain))(language, CROWDED))
+        for kind in ("general", "any")
+    )
+    assert general == any_ and np.isfinite(general)
+
+
 def test_rows_without_room_never_train_wrongly(model):
     """A compiled step cannot look; what comes out is no number."""
     assert jnp.isnan(compiled_loss(make(layout="general"))(model, CROWDED))
@@ -265,7 +277,9 @@ def test_dropout_of_a_row_is_that_of_the_static_layout(model):
 
 @pytest.mark.slow
 def test_rows_stay_on_their_devices():
-    """On eight: the numbers of one, and nothing is brought together but parameters."""
+    """On eight: the numbers of one, nothing is brought together but parameters, and nothing is
+    summed but what the static layout sums: gradients, counts and losses. (A gather that is not by
+    rows shows as a sum of rows.)"""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("routing_on_eight_devices.py"))],
         env={
@@ -279,13 +293,16 @@ def test_rows_stay_on_their_devices():
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    brought = {}
+    brought, summed = {}, {}
     for layout, found in json.loads(done.stdout).items():
         plain = found.pop("none")
         for mesh, result in found.items():
             moved = {tuple(each) for each in result["moved"] if each[0] != "all-reduce"}
             brought[layout, mesh] = moved
+            sums = [arrays for kind, arrays in result["moved"] if kind == "all-reduce"]
+            summed[layout, mesh] = set(re.findall(r"\w+\[[\d,]*\]", " ".join(sums)))
             np.testing.assert_allclose(result["loss"], plain["loss"], rtol=1e-5)
             close_gradients(*(jax.tree.map(np.array, r["gradients"]) for r in (result, plain)))
     assert not brought["general", "8,1,1"]
+    assert summed["general", "8,1,1"] <= summed["static", "8,1,1"]
     assert brought["general", "2,2,2"] == brought["static", "2,2,2"] != set()

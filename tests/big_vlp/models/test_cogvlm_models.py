@@ -87,7 +87,7 @@ def test_both_layouts_cost_what_the_language_model_costs():
         params = {"params": parameters(model)}
         features = model.apply(params, images, method="encode_images")
         features = None if kind is None else features
-        hidden = functools.partial(model.apply, method="hidden", layout=kind)
+        hidden = functools.partial(model.apply, method="hidden", layout=kind or "any")
         return jax.jit(hidden).lower(params, tokens, types, features).cost_analysis()["flops"]
 
     language, static, general = flops(None), flops("static"), flops("general")

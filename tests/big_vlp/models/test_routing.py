@@ -185,12 +185,58 @@ def test_rows_without_room_are_nan_or_given_some():
     np.testing.assert_allclose(found[real], any_[real], atol=1e-5 * np.abs(any_).max())
 
 
-def test_slots_without_an_image_are_nan():
-    model = cogvlm()
+@pytest.mark.parametrize("experts", [EXPERT_PARTS, ()])
+@pytest.mark.parametrize("kind", ["general", "any", "static", None])
+def test_rows_that_are_not_what_they_promise_are_nan(experts, kind):
+    """More slots than features, by all layouts; by "static" also images elsewhere, or none."""
+    model, promised = cogvlm(expert_parts=experts), None
     params, tokens, types, features = case(model, RAGGED)
-    found = jax.jit(of_model(model, tokens, types, "general"))(params, features[:, :1])
-    wrong = np.isnan(found).any(axis=(1, 2))
-    np.testing.assert_array_equal(wrong, [True, False, True, False, False])
+    if kind is None:  # no features: by whatever layout
+        kind, features, promised = "general", None, [False, False, False, True, True]
+    else:
+        features = features[:, :1]
+    if kind == "static":
+        more = RAGGED.shape[1] - STATIC.shape[1]
+        right = np.pad(STATIC, ((0, 0), (0, more)), constant_values=PADDING)
+        types = jnp.concatenate([types, right])
+        tokens, features = (
+            jnp.pad(x, ((0, len(STATIC)), *[(0, 0)] * (x.ndim - 1))) for x in (tokens, features)
+        )
+        promised = [False] * len(RAGGED) + [True] * len(STATIC)
+    found = np.isnan(jax.jit(of_model(model, tokens, types, kind))(params, features))
+    right = ~found.any(axis=(1, 2))
+    np.testing.assert_array_equal(right, promised or [False, True, False, True, True])
+    assert found[~right].all()
+
+
+def test_an_unknown_layout_is_refused_with_and_without_images():
+    model = cogvlm()
+    params, tokens, types, features = case(model, STATIC, images=1)
+    for given in (features, None):
+        with pytest.raises(ValueError, match="layout='ragged'; choose one of"):
+            of_model(model, tokens, types, "ragged")(params, given)
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_the_gradient_of_features_is_read_not_scattered(images):
+    """With fewer places than slots, as many, and more than a row is long."""
+    model = cogvlm()
+    params, tokens, types, _ = case(model, RAGGED)
+    features = randn(len(RAGGED), images, SLOTS, TEXT["width"], seed=4)
+    weight = randn(*RAGGED.shape, TEXT["width"], seed=5)
+
+    def loss(features):
+        merged = model.apply({"params": params}, tokens, types, features, "general", method="merge")
+        return (jnp.where(jnp.isnan(merged), 0, merged) * weight).sum()
+
+    gradient = jax.jit(jax.grad(loss))(features)
+    expected = np.zeros((len(RAGGED), images * SLOTS, TEXT["width"]), np.float32)
+    for of_row, kinds, weights in zip(expected, RAGGED, weight):
+        own = weights[kinds == layout.VISION]
+        if len(own) <= len(of_row):
+            of_row[: len(own)] = own
+    np.testing.assert_array_equal(gradient, expected.reshape(features.shape))
+    assert "scatter" not in str(jax.make_jaxpr(jax.grad(loss))(features))
 
 
 def test_images_that_no_slot_asks_for_change_nothing():
@@ -317,13 +363,16 @@ def test_what_a_compiled_program_cannot_look_at_is_checked_before():
     layout.check("static", padded([row(3)]), 0, 0)
     crowded = padded([row(1, "image", 1, "image", 2), row(1, "image", 5)])
     layout.check("any", crowded, 2, SLOTS)
+    one, other = [LANGUAGE] + [layout.VISION] * 5, [LANGUAGE] + [layout.VISION] * 7
     for kind, types, count, message in [
         ("static", two, 2, "use layout='general'"),
         ("static", padded([row(9), row(1, "image", 2)]), 1, "use layout='general'"),
         ("general", crowded, 2, "7 tokens of text; rows of 16 .* room for 6: make them 17"),
         ("general", two, 1, "there are 1 images a row"),
         ("any", two, 0, "no image features"),
-        ("any", np.array([[LANGUAGE] + [1] * 5]), 1, "takes 6 slots"),
+        ("any", np.array([one]), 1, "takes 6 slots"),
+        ("any", np.array([one + other]), 2, r"row 0 has runs of \[5, 7\] slots"),
+        ("general", np.array([[LANGUAGE] * 14, other + one]), 2, r"row 1 has runs of \[7, 5\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             layout.check(kind, types, count, SLOTS)

@@ -265,5 +265,14 @@ def test_a_tower_without_its_last_block_and_norm(clip, catlip, kind):
         np.testing.assert_array_equal(value, expected, err_msg=name)
     with pytest.raises(CheckpointError, match="differences"):
         start(path, {"vision": part}, fresh(tower=kind, image=image))
+    with pytest.raises(CheckpointError, match=r"dropped_blocks=2, but what vision/.* has 2 blocks"):
+        start(path, {"vision": part}, state, dropped_blocks=2)
+    with pytest.raises(CheckpointError, match=r"Its stacks of blocks lack init\.dropped_blocks=1"):
+        start(path, {"vision": part}, fresh(tower=kind, image=sizes), dropped_blocks=1)
+    normed = make(model={**MODEL, "tower": kind, "image": {**image, "final_norm": True}})
+    init = WarmStart(path, parts={"vision": part}, dropped_blocks=1)
+    of_normed = fresh(tower=kind, image={**image, "final_norm": True})
+    with pytest.raises(CheckpointError, match="set final_norm=False there"):
+        init.apply(of_normed, meshes.make_mesh(), None, normed)
     with pytest.raises(ValueError, match="dropped_blocks=-1: 0 or more"):
         WarmStart(path, dropped_blocks=-1)
