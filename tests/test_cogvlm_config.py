@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from big_vlp import trees
-from big_vlp.experiment import Experiment
+from big_vlp.experiment import ConfigError, Experiment
 from configs import cogvlm
 
 EXPERTS, ADAPTER = 6_476_005_376, 142_622_720
@@ -68,6 +68,22 @@ def test_lora_is_that_of_the_released_example():
     names = {path.split("/")[-2] for path in grouped if path.endswith("lora_a")}
     assert names == {"qkv", "query", "key_value", "out"}
     assert method.lora["alpha"] / method.lora["rank"] == 0.1
+
+
+def test_several_images_need_their_layout():
+    """Said when a run begins, not when its first batch is there."""
+    config = cogvlm.get_config("stage=sft")
+    config.preprocess.tokenizer = "llama:scenes"
+    config.views.max_images = 2
+    with pytest.raises(ConfigError, match=r"config\.method: layout='static' .* max_images"):
+        Experiment.from_config(config).make_method()
+    config.method.layout = "general"
+    Experiment.from_config(config).make_method()
+
+
+def test_grounding_learns_all_that_has_boxes():
+    tasks = cogvlm.STAGES["grounding"]["tasks"]
+    assert {"rec", "reg", "grounded", "pointing", "cot"} < tasks.keys()
 
 
 def test_only_the_lora_stage_begins_at_a_twentieth_of_the_peak():
