@@ -12,6 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -61,8 +62,9 @@ class Packer:
 
     def argument(self) -> str:
         """The value of --pack, without the tokenizer's folder."""
-        name, _ = self.views.options()["tokenizer"]
-        return written_arguments({**self.arguments, "tokenizer": name})
+        kind, _, path = self.views.tokenizer.partition(":")
+        name = PurePosixPath(path).name
+        return written_arguments({**self.arguments, "tokenizer": f"{kind}:{name}"})
 
     def pack(
         self, records: Iterable[dict[str, Any]], tally: Tally, counts: Counter

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -178,11 +177,10 @@ class Views(base.Views):
 
     def options(self) -> dict[str, Any]:
         """What decides the packs for these views, as JSON: their arguments but for the image size,
-        and the tokenizer's contents for its folder."""
+        and of the tokenizer its kind and contents."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        kind, _, path = self.tokenizer.partition(":")
         contents = listing.fingerprint(storage_path(self.rows.text.path).read_bytes())
-        given["tokenizer"] = f"{kind}:{PurePosixPath(path).name}", contents
+        given["tokenizer"] = self.tokenizer.partition(":")[0], contents
         del given["image_size"]
         return json.loads(json.dumps(given, default=dict))
 
