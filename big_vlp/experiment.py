@@ -160,13 +160,14 @@ class Experiment:
 
     def make_method(self):
         given = {"preprocess": self.preprocess_record}
-        num_classes = self.make_views(self.preprocess_record.image_size).num_classes
-        if num_classes is not None:
-            given["num_classes"] = num_classes
+        views = self.make_views(self.preprocess_record.image_size)
+        if views.num_classes is not None:
+            given["num_classes"] = views.num_classes
         method = _call("config.method", make_method, self.method, **given)
         # Shapes only, within a second: towers check their arguments when they first run.
         with _in_section("config.method"):
             _ = method.shapes
+            method.check_spec(views.spec())
         self._check_vocab_size(method)
         return method
 

@@ -119,7 +119,7 @@ STAGES = {
     "grounding": dict(
         _SFT,
         data=_BOXES,
-        tasks=dict(rec=1.0, reg=1.0, grounded=1.0, vqa=1.0),
+        tasks=dict(rec=1.0, reg=1.0, grounded=1.0, vqa=1.0, pointing=1.0, cot=1.0),
         evals=dict(places=_REFERRING),
     ),
     "lora": dict(

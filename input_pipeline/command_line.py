@@ -209,14 +209,23 @@ def parse_call(text: str, flag: str, others: str = "a name alone") -> tuple[str,
     name, colon, rest = text.partition(":")
     if not all(part.isidentifier() for part in name.split(".")) or (colon and not rest):
         raise ValueError(f"{flag} {text!r} is neither {others} nor NAME:KEY=VALUE,...")
-    arguments = {}
+    return name, _arguments(rest, text, flag)
+
+
+def parse_arguments(text: str, flag: str) -> dict[str, Any]:
+    """Arguments of KEY=VALUE,...; raises ValueError where it is written in another way."""
+    return _arguments(text, text, flag)
+
+
+def _arguments(rest: str, text: str, flag: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
     while rest:
         pair, value, rest = _first(rest)
         key = pair.partition("=")[0]
         if not (key.isidentifier() and "=" in pair) or key in arguments:
             raise ValueError(f"{flag} {text!r}: {pair!r} is not KEY=VALUE, or there twice.")
         arguments[key] = value
-    return name, arguments
+    return arguments
 
 
 def places(arguments: Any) -> Iterator[str]:
@@ -251,11 +260,15 @@ def _first(text: str) -> tuple[str, Any, str]:
 
 def written_source(name: str, arguments: dict[str, Any]) -> str:
     """What `parse_source` reads back."""
+    return f"{name}:{written_arguments(arguments)}" if arguments else name
+
+
+def written_arguments(arguments: dict[str, Any]) -> str:
+    """What `parse_arguments` reads back."""
 
     def written(value):
         if isinstance(value, str) and _first(f"key={value}")[1:] == (value, ""):
             return value
         return json.dumps(value)
 
-    pairs = [f"{key}={written(value)}" for key, value in arguments.items()]
-    return f"{name}:{','.join(pairs)}" if pairs else name
+    return ",".join(f"{key}={written(value)}" for key, value in arguments.items())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from big_vlp import trees
-from big_vlp.experiment import Experiment
+from big_vlp.experiment import ConfigError, Experiment
 from configs import cogvlm
 
 EXPERTS, ADAPTER = 6_476_005_376, 142_622_720
@@ -73,6 +73,22 @@ def test_lora_is_that_of_the_released_example():
 def test_lora_is_not_for_the_smaller_tower():
     with pytest.raises(ValueError, match="63 blocks of EVA2-CLIP-E; ablation=eva2_l has 23"):
         cogvlm.get_config("stage=lora,ablation=eva2_l")
+
+
+def test_several_images_need_their_layout():
+    """Said when a run begins, not when its first batch is there."""
+    config = cogvlm.get_config("stage=sft")
+    config.preprocess.tokenizer = "llama:scenes"
+    config.views.max_images = 2
+    with pytest.raises(ConfigError, match=r"config\.method: layout='static' .* max_images"):
+        Experiment.from_config(config).make_method()
+    config.method.layout = "general"
+    Experiment.from_config(config).make_method()
+
+
+def test_grounding_learns_all_that_has_boxes():
+    tasks = cogvlm.STAGES["grounding"]["tasks"]
+    assert {"rec", "reg", "grounded", "pointing", "cot"} < tasks.keys()
 
 
 def test_only_the_lora_stage_begins_at_a_twentieth_of_the_peak():

@@ -136,6 +136,13 @@ class Method(base.Method):
             metrics["images"] = layouts.image_starts(batch["token_types"]).sum() / size
         return loss, (statistics, metrics)
 
+    def check_spec(self, spec) -> None:
+        if "segments" in spec and self.layout == "static":
+            raise ValueError(
+                "layout='static' is for one image in front of each row, but config.views has "
+                "max_images: set config.method.layout='general'."
+            )
+
     def check_batch(self, rows) -> None:
         if images := _images(rows):
             layout = needed_layout(self.network, self.layout)

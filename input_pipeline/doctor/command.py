@@ -252,15 +252,15 @@ def _open_prepared(directory: Path | epath.Path) -> DataSet:
         try:
             record = source[index]
         except ValueError as error:
-            return Sample(f"record {index}", None, {}, (), str(error))
+            return Sample(f"record {index}", (), {}, (), str(error))
         id_ = record.get("id", f"record {index}")
-        image = next(iter(records.images_of(record)), None)
+        images = tuple(records.images_of(record))
         captions = record.get("captions", {})
         if not isinstance(captions, dict):
             captions = {"captions": captions}
-        if not isinstance(image, bytes):
-            return Sample(id_, None, captions, tuple(record), "no image")
-        return Sample(id_, image, captions, tuple(record))
+        if not (images or "images" in record) or not all(isinstance(i, bytes) for i in images):
+            return Sample(id_, (), captions, tuple(record), "no image")
+        return Sample(id_, images, captions, tuple(record))
 
     def check_files() -> tuple[int, list[str]]:
         shards = json.loads((directory / records.DATASET_FILE).read_bytes())["shards"]
@@ -329,9 +329,9 @@ def _read_sample(
             captions[name] = [item for item in strings if item is not None] if strings else value
     if problem := tar_samples.image_problem(sample):
         count = len(tar_samples.image_extensions(sample)) or "no"
-        return Sample(id_, None, captions, tuple(values), f"{count} images: {problem[1]}")
+        return Sample(id_, (), captions, tuple(values), f"{count} images: {problem[1]}")
     [image] = tar_samples.image_extensions(sample)
-    return Sample(id_, sample.read(file, image), captions, tuple(values), error)
+    return Sample(id_, (sample.read(file, image),), captions, tuple(values), error)
 
 
 def _table(data: DataSet, survey: Survey, checked: str, texts: int) -> Table:

@@ -22,14 +22,14 @@ class Sample:
 
     Attributes:
       id: its name.
-      image: encoded bytes, or None.
+      images: encoded bytes.
       captions: field -> what is stored there: should be a list of strings.
       fields: names of all its fields.
-      error: why it, or its image, cannot be read; "" if it can.
+      error: why it, or an image, cannot be read; "" if it can.
     """
 
     id: str
-    image: bytes | None
+    images: tuple[bytes, ...]
     captions: dict[str, Any]
     fields: tuple[str, ...]
     error: str = ""
@@ -40,8 +40,7 @@ class Finding:
     """What `examine` saw in one sample.
 
     Attributes:
-      width, height: of the image in pixels; 0 if it is unreadable.
-      digest: of the image's bytes, or b"" without any.
+      images: (width, height) in pixels of those that can be read, and the digest of their bytes.
       one_string: caption fields that hold a string where a list belongs.
       no_text: caption fields that hold anything else but text.
       blank: captions without a character to see.
@@ -51,9 +50,7 @@ class Finding:
 
     id: str
     error: str
-    width: int
-    height: int
-    digest: bytes
+    images: list[tuple[int, int, bytes]]
     fields: tuple[str, ...]
     one_string: list[str]
     no_text: list[str]
@@ -63,12 +60,12 @@ class Finding:
 
 
 def examine(sample: Sample) -> Finding:
-    """Decodes the image and measures the captions of one sample."""
-    error, width, height, digest = sample.error, 0, 0, b""
-    if sample.image is not None:
-        digest = hashlib.blake2b(sample.image, digest_size=16).digest()
+    """Decodes the images and measures the captions of one sample."""
+    error, images = sample.error, []
+    for image in sample.images:
         try:
-            height, width, _ = crops.decode(sample.image).shape
+            height, width, _ = crops.decode(image).shape
+            images.append((width, height, hashlib.blake2b(image, digest_size=16).digest()))
         except (MemoryError, ValueError) as reason:
             error = str(reason) or "there is no memory to decode it"
     one_string, no_text, texts = [], [], []
@@ -90,9 +87,7 @@ def examine(sample: Sample) -> Finding:
     return Finding(
         id=sample.id,
         error=error,
-        width=width,
-        height=height,
-        digest=digest,
+        images=images,
         fields=sample.fields,
         one_string=one_string,
         no_text=no_text,
@@ -144,13 +139,12 @@ class Survey:
             self.unreadable.append((finding.id, finding.error))
         elif not finding.words:
             self.no_caption.append(finding.id)
-        if not finding.width:
-            return
-        self.widths.append(finding.width)
-        self.heights.append(finding.height)
-        first = self._first.setdefault(finding.digest, finding.id)
-        if first != finding.id:
-            self.copies.append((finding.id, first))
+        for width, height, digest in finding.images:
+            self.widths.append(width)
+            self.heights.append(height)
+            first = self._first.setdefault(digest, finding.id)
+            if first != finding.id:
+                self.copies.append((finding.id, first))
 
     def aspect_ratios(self) -> np.ndarray:
         """Width / height of every readable image."""

@@ -1,7 +1,7 @@
 """Lists of records that a data set is to be made without: parquet, a row per record.
 
-A record is known by the name of its data set, its id and the digest of its image: a list may be of
-several data sets whose ids are the same. Other columns say why.
+A record is known by the name of its data set, its id and the digest of its image, or of one of
+several: a list may be of several data sets whose ids are the same. Other columns say why.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from input_pipeline.files.ranges import open_file, source_path
 from input_pipeline.files.whole import write_whole
 from input_pipeline.prepare.filters import Tally
 from input_pipeline.prepare.shards import DROPPED_SUFFIX
+from input_pipeline.records import images_of
 
 REASONS = EXACT, NEAR, CONTAMINATED = "exact duplicate", "near duplicate", "contaminated"
 # Strings with room for more than 2 GB in a column.
@@ -129,13 +130,17 @@ class Dropped:
         self._first = self._table["first"].to_numpy()
 
     def reason(self, record: dict[str, Any]) -> str | None:
-        """Why a record is on the list; None if it is not."""
-        digest = signatures.digest(record["image"])
+        """Why a record is on the list, by one of its images; None if it is not."""
+        images = (image for image in images_of(record) if isinstance(image, bytes))
+        return next(filter(None, (self._reason(record["id"], image) for image in images)), None)
+
+    def _reason(self, record_id: str, image: bytes) -> str | None:
+        digest = signatures.digest(image)
         first = np.uint64(int.from_bytes(digest[:8], "little"))
         place = int(np.searchsorted(self._first, first))
         while place < len(self._first) and self._first[place] == first:
             id_, found, reason = (self._table[name][place] for name in ("id", "digest", "reason"))
-            if (id_.as_py(), found.as_py()) == (record["id"], digest):
+            if (id_.as_py(), found.as_py()) == (record_id, digest):
                 return reason.as_py()
             place += 1
         return None
@@ -164,7 +169,7 @@ def without(
     """
     listed = _opened(path)
     for key, record in read(tally):
-        reason = listed.reason(record) if isinstance(record.get("image"), bytes) else None
+        reason = listed.reason(record)
         if reason is None:
             yield key, record
         else:

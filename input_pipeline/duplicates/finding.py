@@ -306,6 +306,11 @@ def _listed(
             "distance": distance,
         }
     ).cast(SCHEMA)
+    # Images of one record that are like each other do not speak against it.
+    same = [
+        pa.compute.equal(table[a], table[b]) for a, b in (("id", "match"), (DATA, "match_data"))
+    ]
+    table = table.filter(pa.compute.invert(pa.compute.and_(*same)))
     table = table.sort_by([("data", "ascending"), ("id", "ascending"), ("digest", "ascending")])
     searched = [one.name for one in data if not one.is_test]
     said = {"settings": json.dumps(vars(settings)), DATA: json.dumps(searched)}

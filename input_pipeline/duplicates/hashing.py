@@ -36,7 +36,7 @@ from input_pipeline.files.whole import (
     write_whole,
 )
 from input_pipeline.images import crops
-from input_pipeline.records import may_pass, what_is_wrong
+from input_pipeline.records import images_of, may_pass, what_is_wrong
 from input_pipeline.sources import kept_source
 from input_pipeline.sources.shared import pieces
 from input_pipeline.tars import samples as tar_samples
@@ -141,10 +141,11 @@ def _read_source(name: str, arguments: str, fingerprint: str, indices: range) ->
         for index, record in zip(some, source.records(some)):
             if isinstance(record, Exception):
                 yield f"record {index}", record
-            elif not isinstance(image := record.get("image"), bytes):
-                yield record["id"], ValueError("it has no image: images are encoded bytes")
-            else:
-                yield record["id"], image
+                continue
+            images = images_of(record)
+            if not (images or "images" in record) or not all(isinstance(i, bytes) for i in images):
+                images = [ValueError("it has no image: images are encoded bytes")]
+            yield from ((record["id"], image) for image in images)
 
 
 def write(

@@ -37,7 +37,7 @@ from input_pipeline.command_line import (
     add_workers,
     fields,
     open_source,
-    parse_call,
+    parse_arguments,
     path_argument,
     written_source,
 )
@@ -306,6 +306,8 @@ def _prepare(
     for name, value in (("mode", args.label_mode), ("captions", args.label_captions)):
         if args.labels is None and value:
             raise ValueError(f"--label-{name} says how --labels is to be used: give both.")
+    if args.labels is not None and args.pack is not None:
+        raise ValueError("--pack and --labels are for different models: give one of them.")
     if args.labels is not None:
         rule = LabelRule(Vocabulary.load(args.labels), args.label_captions, args.label_mode)
         labeller = Labeller(rule)
@@ -315,10 +317,8 @@ def _prepare(
             arguments += ["--label-captions", ",".join(rule.caption_fields)]
     packer = None
     if args.pack is not None:
-        if labeller is not None:
-            raise ValueError("--pack and --labels are for other models: give one of them.")
         packer = _packer(args.pack)
-        options["pack"] = packer.options()
+        options["pack"] = packer.views.options()
         arguments += ["--pack", packer.argument()]
     run = _runner(args, reads)
     started = time.monotonic()
@@ -357,9 +357,8 @@ def _prepare(
 
 
 def _packer(text: str) -> packing.Packer:
-    _, given = parse_call(f"cogvlm:{text}", "--pack")
     try:
-        return packing.Packer(given)
+        return packing.Packer(parse_arguments(text, "--pack"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"--pack: {error}") from None
 

@@ -17,11 +17,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from input_pipeline.files import listing
-from input_pipeline.files.buckets import storage_path
+from input_pipeline.checks import arguments
+from input_pipeline.command_line import written_arguments
 from input_pipeline.prepare import cost
 from input_pipeline.prepare.filters import Tally
 from input_pipeline.records import images_of
+from input_pipeline.text import conversations
 from input_pipeline.views.cogvlm import Views
 
 _WINDOW = 1000  # records that are in memory at once
@@ -44,34 +45,26 @@ class Packer:
       arguments: of `views.cogvlm.Views`; `max_images` and `context_length` are the room of a pack.
 
     Raises:
-      ValueError: `max_images` is not among them, or a value is wrong.
+      ArgumentError, ValueError: `max_images` is not among them, or a value is wrong.
     """
 
     arguments: Mapping[str, Any]
 
     def __post_init__(self):
         if self.views.max_images is None:
-            raise ValueError("--pack needs max_images, how many images a row has room for.")
+            raise ValueError("it needs max_images, how many images a row has room for.")
 
     @functools.cached_property
     def views(self) -> Views:
-        return Views(**self.arguments)
+        return arguments.call("", Views, self.arguments)
 
     fields: ClassVar = {"id": "str", "captions": [], "examples": "list", "images": "list"}
 
-    def options(self) -> dict[str, Any]:
-        """What decides the packs: the arguments, and the tokenizer's contents for its path."""
-        tokenizer = self.views.rows.text
-        data = storage_path(tokenizer.path).read_bytes()
-        kind, _, path = self.arguments["tokenizer"].partition(":")
-        name = f"{kind}:{PurePosixPath(path).name}"
-        return {**self.arguments, "tokenizer": [name, listing.fingerprint(data)]}
-
     def argument(self) -> str:
         """The value of --pack, without the tokenizer's folder."""
-        given = {**self.arguments, "tokenizer": self.options()["tokenizer"][0]}
-        values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
-        return ",".join(f"{key}={value}" for key, value in values.items())
+        kind, _, path = self.views.tokenizer.partition(":")
+        name = PurePosixPath(path).name
+        return written_arguments({**self.arguments, "tokenizer": f"{kind}:{name}"})
 
     def pack(
         self, records: Iterable[dict[str, Any]], tally: Tally, counts: Counter
@@ -87,7 +80,8 @@ class Packer:
 def _measured(
     views: Views, window: list[dict], tally: Tally, counts: Counter
 ) -> Iterator[_Measured]:
-    for fields, encoded in _joined(views, window) if views.every_round else map(_apart, window):
+    joins = views.every_round and views.tasks.keys() & set(conversations.ASKING)
+    for fields, encoded in _joined(views, window) if joins else map(_apart, window):
         try:
             draws = views.draws(fields)
         except ValueError as error:
@@ -103,44 +97,61 @@ def _measured(
         counts[f"length {text}"] += 1
         counts[f"learnt {text}"] += learnt
         counts[f"images {images}"] += 1
-        yield _Measured({**fields, "room": text}, encoded, text, images)
+        yield _Measured({**fields, "room": [text, images]}, encoded, text, images)
 
 
 def _apart(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """What an example of a pack holds of a record, and its images. Of arrays only boxes are kept:
-    the others are for models of other kinds."""
+    the others, and bytes, are for models of other kinds."""
     images = images_of(record)
+    try:
+        numbered = conversations.numbered(record)
+    except ValueError:
+        numbered = dict(record)  # which no draw takes
     fields = {
-        name: value.tolist() if isinstance(value, np.ndarray) else value
-        for name, value in record.items()
-        if name not in ("image", "images")
-        and (name == "boxes" or not isinstance(value, np.ndarray | bytes))
+        name: value.tolist() if name == "boxes" and isinstance(value, np.ndarray) else value
+        for name, value in numbered.items()
+        if name not in ("image", "images") and (name == "boxes" or not _is_binary(value))
     }
-    return {**fields, "images": len(images)}, images
+    held = {"images": len(images)} if "images" in record or not images else {"image": True}
+    return fields | held, images
+
+
+def _is_binary(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(isinstance(item, bytes) for item in value)
+    return isinstance(value, np.ndarray | bytes)
+
+
+# What the questions about an image have in common; all else goes with each of them.
+_SHARED = ("captions", "phrases", "boxes", "conversation", "image", "images")
 
 
 def _joined(views: Views, window: list[dict]) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """The records; those that ask about the same image become one, as long as it fits a row."""
+    """The records; those that ask about the same image, of which the same else is known, become
+    one, as long as it fits a row."""
     open_: dict[bytes, int] = {}
     found: list[tuple[dict[str, Any], list[bytes]]] = []
     for record in window:
         fields, images = _apart(record)
-        if not images or "vqa" not in views.tasks or not fields.get("question"):
-            found.append((fields, images))
-            continue
-        key = hashlib.blake2b(b"".join(images), digest_size=16).digest()
-        asked = {name: value for name, value in fields.items() if name in _ASKED}
-        place = open_.get(key)
-        if place is not None:
-            whole = {**found[place][0]}
-            whole["questions"] = [*whole["questions"], asked]
-            if _fits(views, whole):
-                found[place] = whole, images
-                continue
-        others = {name: value for name, value in fields.items() if name not in _ASKED}
-        open_[key] = len(found)
-        found.append(({"id": fields["id"], **others, "questions": [asked]}, images))
+        if images and fields.get("question") and not fields.get("questions"):
+            shared = {name: fields[name] for name in _SHARED if name in fields}
+            key = b"".join((*images, json.dumps(shared, sort_keys=True).encode()))
+            key = hashlib.blake2b(key, digest_size=16).digest()
+            if (place := open_.get(key)) is not None:
+                first, asked = found[place][0], [_question(fields)]
+                before = first.get("questions") or [_question(first)]
+                whole = {"id": first["id"], **shared, "questions": before + asked}
+                if _fits(views, whole):
+                    found[place] = whole, images
+                    continue
+            open_[key] = len(found)
+        found.append((fields, images))
     return iter(found)
+
+
+def _question(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _SHARED}
 
 
 def _fits(views: Views, example: Mapping[str, Any]) -> bool:
@@ -148,9 +159,6 @@ def _fits(views: Views, example: Mapping[str, Any]) -> bool:
         return not any(draw.rounds_left_out or draw.cut for draw in views.draws(example))
     except ValueError:
         return False
-
-
-_ASKED = ("id", "question_id", "question", "answers", "choices", "answer", "hint", "category")
 
 
 def _packs(examples: list[_Measured], views: Views, counts: Counter) -> Iterator[dict[str, Any]]:
@@ -194,11 +202,14 @@ def report(counts: Mapping[str, int], packer: Packer) -> tuple[dict[str, Any], l
     shown = {int(name.split()[1]): n for name, n in counts.items() if name.startswith("images ")}
     tokens, examples, number = counts["tokens"], counts["examples"], counts["rows"]
     longest, images = max(lengths), max(1, *shown)
+    layout = "static" if shown.keys() == {1} else "general"
     text = sum(length * count for length, (count, _) in lengths.items()) / number
-    alone = cost.row_flops(longest, images, *sizes) * examples / tokens
-    context, least, cut = cost.cheapest(lengths, images, *sizes)
-    packed = cost.row_flops(1 + rows.context_length, views.max_images, *sizes) * number / tokens
+    alone = cost.row_flops(longest, images, *sizes, layout) * examples / tokens
+    context, least, cut = cost.cheapest(lengths, images, *sizes, layout)
+    room = 1 + rows.context_length, views.max_images
+    packed = cost.row_flops(*room, *sizes, "general") * number / tokens
     found = {
+        "views": views.options(),
         "rows": number,
         "examples": examples,
         "rounds_left_out": counts.get("rounds left out", 0),
@@ -226,7 +237,8 @@ def report(counts: Mapping[str, int], packer: Packer) -> tuple[dict[str, Any], l
         f"too long were {found['rounds_left_out']:,} rounds, which are left out, and "
         f"{found['answers_cut']:,} answers, which are cut.",
         f"GFLOPs of the 17B per learnt token ({rows.image_size} pixels): {packed / 1e9:,.1f} in "
-        f"packs; {alone / 1e9:,.1f} with one example a row, context_length={longest - 1}, and "
-        f"{least / 1e9:,.1f} with {context}, which cuts off {cut:.1%} of the tokens.",
+        f"packs; {alone / 1e9:,.1f} with one example a row (layout={layout!r}, room for {images} "
+        f"images), context_length={longest - 1}; about {least / 1e9:,.1f} with {context}, which "
+        f"cuts off {cut:.1%} of the tokens, if all prompts fit.",
         verdict,
     ]

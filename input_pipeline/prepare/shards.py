@@ -260,7 +260,7 @@ def _write_shard(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
-    packer: Packer | None = None,
+    packer: Packer | None,
 ) -> dict[str, Any] | str:
     """Writes one shard and its JSON. Returns what `_kept` gives, or the reason of the failure."""
     try:
@@ -277,7 +277,7 @@ def _written_shard(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
-    packer: Packer | None = None,
+    packer: Packer | None,
 ) -> dict[str, Any]:
     """Writes one shard and its JSON; returns the JSON."""
     path = source_path(output) / job.file  # known to this process, too
@@ -304,7 +304,7 @@ def _write_temporary(
     labeller: Labeller | None,
     job: Job,
     duplicates: np.ndarray | None,
-    packer: Packer | None = None,
+    packer: Packer | None,
 ) -> dict[str, Any]:
     """Writes a shard's records; returns what is to be said of them."""
     tally, labels = Tally(), Counter()

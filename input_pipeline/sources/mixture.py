@@ -43,6 +43,7 @@ class Source(base.Source):
         self._ends = list(itertools.accumulate(self.lengths))
         self.class_names = _common([component.class_names for component in components])
         self.label_rule = _common([component.label_rule for component in components])
+        self.packed = [made for component in components for made in component.packed]
         self.left_out = sum((Counter(component.left_out) for component in components), Counter())
 
     def __len__(self) -> int:

@@ -22,23 +22,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from input_pipeline.records import naming
-from input_pipeline.text import instructions, questions
+from input_pipeline.text import instructions, places, questions
 from input_pipeline.text.boxes import find_boxes, format_boxes
 from input_pipeline.text.captions import texts_of
 from input_pipeline.text.instructions import chosen, where_query
 
 HISTORIES = ("all", "previous", "turns")
+ASKING = ("vqa", "vqa_boxes", "pointing", "cot")  # tasks about a record's questions
 
 REGION_QUERY, GROUNDED_QUERY = instructions.REGION[0], instructions.GROUNDED[0]
 _STOPS = (".", "!", "?")
 
 
 class Turn(NamedTuple):
-    """A query, its answer, and the (query, answer) pairs before it, the oldest first."""
+    """A query, its answer, and the (query, answer) pairs before it, the oldest first.
+
+    Attributes:
+      hidden: numbers, from 0, of the record's `images` that are not shown, as only later rounds or
+        other questions name them.
+    """
 
     query: str
     answer: str
     history: tuple[tuple[str, str], ...] = ()
+    hidden: frozenset[int] = frozenset()
 
 
 def make_turn(
@@ -53,7 +60,8 @@ def make_turn(
 
     Args:
       task: one of TASKS.
-      record: see `input_pipeline.sources`.
+      record: see `input_pipeline.sources`. Of one with `images`, the texts of the turn name them by
+        number, see `numbered`.
       caption_fields: which captions count; None for all.
       history: of a conversation, whose target is a random round: "all" rounds before it, or
         "previous": with probability 1/2 the one before it, as CogVLM2 is trained. With "turns" the
@@ -67,7 +75,7 @@ def make_turn(
     check_task(task)
     check_history(history)
     with naming(record):
-        return TASKS[task](_Drawn(record, rng, caption_fields, history, varied))
+        return TASKS[task](_Drawn(numbered(record), rng, caption_fields, history, varied))
 
 
 def check_task(task: str) -> None:
@@ -132,6 +140,59 @@ def rounds_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     texts = [message["content"].strip() for message in messages]
     return list(zip(texts[::2], texts[1::2]))
+
+
+def count_of(record: Mapping[str, Any]) -> int:
+    """How many images a record has, or an example of a pack, whose `images` are their number."""
+    images = record.get("images")
+    if images is None:
+        return int("image" in record)
+    return images if isinstance(images, int) else len(images)
+
+
+def numbered(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a number in each place of an image (`text.places`), in the order of its own
+    texts: of its conversation, of its questions, and of each caption by itself. The texts of a
+    record without `images` stay as they are.
+
+    Raises:
+      ValueError: they name more images than there are.
+    """
+    count, found = count_of(record), dict(record)
+    if "images" not in record or not count:
+        return found
+    if record.get("conversation"):
+        numbers = places.Numbers(count)
+        found["conversation"] = [
+            message | {"content": numbers.given(message["content"])}
+            if isinstance(message.get("content"), str)
+            else message
+            for message in record["conversation"]
+        ]
+    numbers = places.Numbers(count)
+    if record.get("questions"):
+        found["questions"] = [_numbered(one, numbers) for one in record["questions"]]
+    elif record.get("question"):
+        found = _numbered(found, numbers)
+    found["captions"] = {
+        field: [places.Numbers(count).given(text) for text in texts_of(record["captions"], field)]
+        for field in record.get("captions", ())
+    }
+    return found
+
+
+def _numbered(one: Mapping[str, Any], numbers: places.Numbers) -> dict[str, Any]:
+    found = dict(one)
+    for name in ("hint", "question"):
+        if isinstance(one.get(name), str):
+            found[name] = numbers.given(one[name])
+    if one.get("choices"):
+        found["choices"] = [numbers.given(str(choice)) for choice in one["choices"]]
+    if one.get("rationale"):
+        found["rationale"] = numbers.given(str(one["rationale"]))
+    if one.get("answers"):
+        found["answers"] = numbers.given_each(map(str, one["answers"]))
+    return found
 
 
 def questions_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -200,19 +261,40 @@ def _asked(drawn: _Drawn, asked: list[Mapping[str, Any]]) -> Turn | None:
     usable = [
         one
         for one in asked
-        if list(one.get("answers", ())) and not questions.are_boxes(one.get("choices") or ())
+        if not questions.are_boxes(one.get("choices") or ())
+        and (list(one.get("answers") or ()) or questions.letter_of(one))
     ]
+    return _answered(drawn, usable, lambda one: _round(one, drawn.rng))
+
+
+def _answered(
+    drawn: _Drawn,
+    usable: list[Mapping[str, Any]],
+    make: Callable[[Mapping[str, Any]], tuple[str, str]],
+) -> Turn | None:
+    """A turn of some of the questions, of which `make` makes rounds. Questions know nothing of each
+    other: images that others alone name are hidden."""
     if len(usable) > 1:
         usable = drawn.some(usable)
-    return _turn([_round(one, drawn.rng) for one in usable])
+    if (turn := _turn([make(one) for one in usable])) is None:
+        return None
+    every, own = questions_of(drawn.record), frozenset(map(_images_of, usable))
+    others = frozenset().union(*map(_images_of, every))
+    return turn._replace(hidden=others.difference(*own))
+
+
+def _images_of(one: Mapping[str, Any]) -> frozenset[int]:
+    """Numbers of the images that a question names."""
+    texts = (one.get(name) for name in ("hint", "question", "rationale"))
+    several = (text for name in ("choices", "answers") for text in one.get(name) or ())
+    return places.named(str(text) for text in (*texts, *several) if text)
 
 
 def _round(one: Mapping[str, Any], rng: random.Random) -> tuple[str, str]:
     """A question as `evaluators.answers` asks it, and its answer: with choices the letter."""
-    question, choices = one["question"].strip(), one.get("choices")
-    if choices and one.get("answer") is not None:
-        query = questions.with_choices(one, question, choices)
-        return query, questions.LETTERS[int(one["answer"])]
+    question = one["question"].strip()
+    if letter := questions.letter_of(one):
+        return questions.with_choices(one, question, one["choices"]), letter
     return questions.with_kind(one, question), rng.choice(list(one["answers"]))
 
 
@@ -228,12 +310,12 @@ def _vqa_boxes(drawn: _Drawn) -> Turn | None:
 
 
 def _pointing(drawn: _Drawn) -> Turn | None:
-    found = [
-        (one["question"].strip(), one["answers"][0])
+    usable = [
+        one
         for one in questions_of(drawn.record)
         if one.get("answers") and questions.are_boxes(one.get("choices") or ())
     ]
-    return _turn(drawn.some(found)) if found else None
+    return _answered(drawn, usable, lambda one: (one["question"].strip(), one["answers"][0]))
 
 
 def _rec(drawn: _Drawn) -> Turn | None:
@@ -271,24 +353,33 @@ def _conversation(drawn: _Drawn) -> Turn | None:
         first = 0
     else:
         first = max(0, target - int(drawn.rng.random() < 0.5))
-    return Turn(*rounds[target], tuple(rounds[first:target]))
+    before, later = (
+        places.named(text for both in some for text in both)
+        for some in (rounds[: target + 1], rounds[target + 1 :])
+    )
+    return Turn(*rounds[target], tuple(rounds[first:target]), later - before)
 
 
 def _cot(drawn: _Drawn) -> Turn | None:
-    record = drawn.record
-    question, reason = record.get("question"), str(record.get("rationale") or "").strip()
-    answers = list(record.get("answers", ()))
-    if not (question and reason and answers):
-        return None
-    if not find_boxes(reason):
-        reason, count = ground(reason, boxes_of(record))
-        if not count:
-            return None
-    if not reason.endswith(_STOPS):
-        reason += "."
-    query = drawn.form(instructions.REASONED).format(question=question.strip())
-    answer = drawn.rng.choice(answers).strip().rstrip(".")
-    return Turn(query, f"{reason} So the answer is {answer}.")
+    boxes: dict[str, np.ndarray] | None = None
+    usable = []
+    for one in questions_of(drawn.record):
+        reason = str(one.get("rationale") or "").strip()
+        if not (reason and list(one.get("answers") or ())):
+            continue
+        if not find_boxes(reason):
+            boxes = boxes_of(drawn.record) if boxes is None else boxes
+            reason, count = ground(reason, boxes)
+            if not count:
+                continue
+        usable.append({**one, "rationale": reason if reason.endswith(_STOPS) else f"{reason}."})
+    return _answered(drawn, usable, lambda one: _reasoned(one, drawn))
+
+
+def _reasoned(one: Mapping[str, Any], drawn: _Drawn) -> tuple[str, str]:
+    query = drawn.form(instructions.REASONED).format(question=one["question"].strip())
+    answer = drawn.rng.choice(list(one["answers"])).strip().rstrip(".")
+    return query, f"{one['rationale']} So the answer is {answer}."
 
 
 TASKS: dict[str, Callable[[_Drawn], Turn | None]] = {

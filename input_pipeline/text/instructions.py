@@ -1,8 +1,8 @@
 """What models are told to do with boxes: CogVLM's own words (arXiv 2311.03079), and others.
 
 The first of each list is the one that evaluators and the demo use; the others are drawn in training
-where `varied` is set. Published are the first ones and `WHERE[1]`; the rest are words of ours for
-what Shikra (arXiv 2306.15195) asks in many ways.
+where `varied` is set. Published are the first ones, but for `REASONED`, and `WHERE[1]`; the rest
+are words of ours for what Shikra (arXiv 2306.15195) asks in many ways.
 """
 
 import random

@@ -25,8 +25,7 @@ def listed(choices: Sequence[str]) -> str:
     Raises:
       ValueError: there are more than letters.
     """
-    if len(choices) > len(LETTERS):
-        raise ValueError(f"there are {len(choices)} choices, more than the {len(LETTERS)} letters.")
+    _check_count(choices)
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
 
 
@@ -46,6 +45,25 @@ def with_choices(
     """
     parts = (with_hint(record, question), listed(choices), instruction)
     return "\n".join(filter(None, parts))
+
+
+def letter_of(record: Mapping[str, Any]) -> str | None:
+    """The letter of the right one of a question's choices; None without choices, or where it is
+    secret.
+
+    Raises:
+      ValueError: its `answer` is not the place of a choice, or there are more than letters.
+    """
+    choices, answer = list(record.get("choices") or ()), record.get("answer")
+    if not choices or answer is None:
+        return None
+    _check_count(choices)
+    if answer not in range(len(choices)):
+        raise ValueError(
+            f"it has answer={answer!r}: that is the place of one of its {len(choices)} choices, "
+            "from 0 on, or None."
+        )
+    return LETTERS[int(answer)]
 
 
 def is_open(record: Mapping[str, Any]) -> bool:
@@ -77,3 +95,8 @@ def are_boxes(choices: Sequence[str]) -> bool:
     """Whether choices are boxes as text, as those of Visual7W: such a question is answered with one
     of them and asked without (task `pointing`)."""
     return bool(choices) and all(_BOXES.fullmatch(str(choice)) for choice in choices)
+
+
+def _check_count(choices: Sequence[str]) -> None:
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"there are {len(choices)} choices, more than the {len(LETTERS)} letters.")

@@ -7,18 +7,23 @@ rows come as the records do: images where the text has them, or none, and severa
 pack, each behind a bos of its own.
 """
 
+import contextlib
 import dataclasses
+import json
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from input_pipeline.files import listing
+from input_pipeline.files.buckets import storage_path
 from input_pipeline.records import images_of, naming
 from input_pipeline.text import conversations, templates
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.token_types import LANGUAGE, VISION
 from input_pipeline.views.shared import base
-from input_pipeline.views.shared.rows import Example, Rows
+from input_pipeline.views.shared.rows import Example, NoRoomError, Rows
 
 __all__ = ["LANGUAGE", "TEMPLATES", "VISION", "Rows", "Views"]
 
@@ -35,6 +40,7 @@ TEMPLATES = {
 }
 # How often an example of a pack is drawn to find one that fits the room that it has there.
 _DRAWS = 8
+_ADVICE = " Training does not skip records."
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -126,15 +132,16 @@ class Views(base.Views):
         """
         if self.max_images is not None:
             return self._as_it_comes(record, rng)
-        if "examples" in record or "images" in record:
+        has_tower = self.image_token_size is not None
+        if "examples" in record or ("image" not in record if has_tower else record.get("images")):
             raise ValueError(
-                f"Record {record['id']!r} has several images, or is a pack: set "
+                f"Record {record['id']!r} is a pack, or has several images or none: set "
                 "config.views.max_images, and config.method.layout='general'."
             )
         task, turn = self._draw(record, rng)
-        with naming(record, " Training does not skip records."):
+        with naming(record, _ADVICE):
             row = self.rows.example(self.templates[task], turn, self.every_round)
-            if self.image_token_size is not None:
+            if has_tower:
                 return {"images": self.rows.image(record["image"]), **row}
         row["loss_mask"] = row["token_types"] == LANGUAGE
         row["loss_mask"][0] = False  # nothing comes before it
@@ -150,49 +157,88 @@ class Views(base.Views):
         return [[f"{prompt} | {answer}"] for prompt, answer in pairs]
 
     def draws(self, record: Mapping) -> list[Example]:
-        """A few examples of a record, always the same; a pack has room for each of them.
+        """A few examples of a record, always the same; a pack has room for each of them. Draws that
+        fit no row are left out.
 
         Raises:
-          ValueError: as a call.
+          ValueError: as a call, where none fits.
         """
-        return [self._drawn(record, _draw_of(record, number)) for number in range(_DRAWS)]
+        found = []
+        for number in range(_DRAWS):
+            task, turn = self._draw(record, _draw_of(record, number))
+            try:
+                found.append(self._fitted(record, task, turn))
+            except NoRoomError as error:
+                refused = error
+        if not found:
+            with naming(record):
+                raise refused
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """What decides the packs for these views, as JSON: their arguments but for the image size,
+        and of the tokenizer its kind and contents."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        contents = listing.fingerprint(storage_path(self.rows.text.path).read_bytes())
+        given["tokenizer"] = self.tokenizer.partition(":")[0], contents
+        del given["image_size"]
+        return json.loads(json.dumps(given, default=dict))
+
+    def check_source(self, source) -> None:
+        """Raises ValueError where packs of the source were made for other views."""
+        for made in source.packed:
+            others = [name for name, value in self.options().items() if made.get(name) != value]
+            if others:
+                told = ", ".join(f"{name}={made.get(name)!r}" for name in others)
+                raise ValueError(
+                    f"the packs of the data were made for other views, with {told}. Set the same, "
+                    "or make them again with --pack."
+                )
 
     def _as_it_comes(self, record: dict, rng: random.Random) -> dict[str, np.ndarray]:
         encoded, examples, shown = images_of(record), [], []
-        for one in record.get("examples", (record,)):
-            example = self._drawn(one, rng, one.get("room"))
-            own = encoded[: _count(one)]
+        if "examples" not in record:
+            task, turn = self._draw(record, rng)
+            with naming(record, _ADVICE):
+                examples.append(self._fitted(record, task, turn))
+            shown = [encoded[number] for number in examples[0].images]
+        for one in record.get("examples", ()):
+            examples.append(self._of_pack(one, rng))
+            own = encoded[: conversations.count_of(one)]
             encoded = encoded[len(own) :]
-            examples.append(example)
-            shown += [own[number] for number in example.images]
-        with naming(record, " Training does not skip records."):
+            shown += [own[number] for number in examples[-1].images]
+        with naming(record, _ADVICE):
             row = self.rows.row(examples, self.max_images)
             return {"images": self.rows.images(shown, self.max_images), **row}
 
-    def _drawn(self, record: Mapping, rng: random.Random, room: int | None = None) -> Example:
-        """An example. Where a pack has this much room for it, one that fits: the next draw, or
-        the first of `draws`."""
-        whole = 1 + self.context_length
-        for _ in range(1 if room is None else _DRAWS):
-            example = self._fitted(record, rng, whole)
-            if room is None or example.text <= room:
-                return example
-        return self._fitted(record, _draw_of(record, 0), room)
+    def _of_pack(self, one: Mapping, rng: random.Random) -> Example:
+        """An example that fits the room that its pack has for it: the next draw, or the first of
+        `draws`."""
+        text, images = one["room"]
+        for draw in (*[rng] * _DRAWS, *(_draw_of(one, number) for number in range(_DRAWS))):
+            task, turn = self._draw(one, draw)
+            with contextlib.suppress(NoRoomError):
+                example = self._fitted(one, task, turn)
+                if example.text <= text and len(example.images) <= images:
+                    return example
+        raise ValueError(
+            f"Record {one['id']!r}: its pack has room for {text} tokens and {images} images, which "
+            "none of its draws fits: the packs were made for other views. Make them again."
+        )
 
-    def _fitted(self, record: Mapping, rng: random.Random, room: int) -> Example:
-        task, turn = self._draw(record, rng)
-        template, images = self.templates[task], _count(record)
-        if not images and task != "caption":
+    def _fitted(self, record: Mapping, task: str, turn: Turn) -> Example:
+        count, template = conversations.count_of(record), self.templates[task]
+        if not count and task != "caption":
             template = None
-        with naming(record, " Training does not skip records."):
-            return self.rows.fitted(
-                template,
-                turn,
-                every_round=self.every_round,
-                images=images,
-                most=self.max_images,
-                room=room,
-            )
+        shown = (number for number in range(count) if number not in turn.hidden)
+        return self.rows.fitted(
+            template,
+            turn,
+            every_round=self.every_round,
+            images=shown,
+            in_text="images" in record,
+            most=self.max_images,
+        )
 
     def _draw(self, record: Mapping, rng: random.Random) -> tuple[str, Turn]:
         tasks = dict(self.tasks)
@@ -212,17 +258,13 @@ class Views(base.Views):
         )
 
 
-def _count(record: Mapping) -> int:
-    """Images of a record, or of an example of a pack, which tells their number."""
-    images = record.get("images")
-    return images if isinstance(images, int) else len(images_of(record))
-
-
 def _draw_of(record: Mapping, number: int) -> random.Random:
     return random.Random(f"{record['id']}/{number}")
 
 
 def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(tasks, Mapping):
+        raise ValueError(f'tasks={tasks!r}: give weights of tasks, such as {{"vqa": 1.0}}.')
     for task in tasks:
         conversations.check_task(task)
     wanted = {task: weight for task, weight in tasks.items() if weight}

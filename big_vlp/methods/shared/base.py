@@ -89,6 +89,13 @@ class Method:
         """Scalar loss of the global batch, and (new statistics, dict of scalar metrics)."""
         raise NotImplementedError
 
+    def check_spec(self, spec: dict) -> None:
+        """Looks at what the views give, see `Views.spec`, when a run begins.
+
+        Raises:
+          ValueError: `loss` does not take it.
+        """
+
     def check_batch(self, rows: dict) -> None:
         """Looks at a batch on its way to the devices, where nobody can: this process' rows, NumPy.
 

@@ -22,6 +22,8 @@ class Source:
       class_names: of the records' `label`, or their `labels`; None where nobody named them.
       templates: prompts with `{}` in the place of a class name that came with the data; else None.
       label_rule: what decided `labels` that were mined, see `LabelRule.description`; else None.
+      packed: for each prepared part with packs, what these were made for, see `Views.options` of
+        `views.cogvlm`.
       weights: None, or what the training loader mixes by: the share of each part of the source
         among the examples, in any unit.
       lengths: records of the parts that `weights` are of, one part after the other.
@@ -31,6 +33,7 @@ class Source:
     class_names: Sequence[str] | None = None
     templates: Sequence[str] | None = None
     label_rule: Mapping[str, Any] | None = None
+    packed: Sequence[Mapping[str, Any]] = ()
     weights: Sequence[float] | None = None
     lengths: Sequence[int] = ()
     left_out: Mapping[str, int] = {}
@@ -122,7 +125,7 @@ class Wrapper(Source):
     def __init__(self, source: Source):
         self._source = source
         self.class_names, self.templates = source.class_names, source.templates
-        self.label_rule = source.label_rule
+        self.label_rule, self.packed = source.label_rule, source.packed
         self.weights, self.lengths = source.weights, source.lengths
         self.left_out = source.left_out
 

@@ -54,6 +54,7 @@ class Source(base.Source):
         description = _read_description(self._path)
         shards = description["shards"]
         self.label_rule = description.get("label_vocabulary")
+        self.packed = [description["packs"].get("views", {})] if "packs" in description else []
         self._names = [shard["file"] for shard in shards]
         beside = [self._path / name for name in lists.FILES]
         sizes = listing.status([*self.files(), *beside])[:, 0]  # listed once

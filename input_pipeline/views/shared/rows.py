@@ -16,6 +16,10 @@ from input_pipeline.text.token_types import LANGUAGE, PADDING, VISION
 from input_pipeline.text.tokenizers import LlamaTokenizer, make_tokenizer
 
 
+class NoRoomError(ValueError):
+    """A prompt is too long for a row, or has more images than it."""
+
+
 class Part(NamedTuple):
     """Consecutive tokens of one kind.
 
@@ -141,7 +145,13 @@ class Rows:
         return crops.eval_image(data, Preprocess(self.image_size, resize="squash"))[None]
 
     def images(self, encoded: Sequence[bytes], places: int) -> np.ndarray:
-        """u8[places, S, S, 3]: the images, and zeros in the places that are left; see `image`."""
+        """u8[places, S, S, 3]: the images, and zeros in the places that are left; see `image`.
+
+        Raises:
+          ValueError: there are more than places, or one cannot be decoded.
+        """
+        if len(encoded) > places:
+            raise ValueError(f"a row has room for {places} images, and this has {len(encoded)}.")
         shape = (places, self.image_size, self.image_size, 3)
         pixels = np.zeros(shape, np.uint8)
         for number, data in enumerate(encoded):
@@ -152,7 +162,7 @@ class Rows:
         """{"tokens": i32[T], "token_types": i32[T]} of a prompt to be continued.
 
         Raises:
-          ValueError: it is longer than `context_length`.
+          NoRoomError: it is longer than `context_length`.
         """
         ids = self.text.encode(prompt)
         self._check_room(ids, self.context_length)
@@ -172,9 +182,9 @@ class Rows:
         turn: Turn,
         *,
         every_round: bool = False,
-        images: int = 0,
+        images: Iterable[int] = (),
+        in_text: bool = True,
         most: int = 1,
-        room: int | None = None,
     ) -> Example:
         """A prompt and its answer, tokenized each by itself. To be predicted are answer and end of
         sentence.
@@ -188,31 +198,30 @@ class Rows:
           every_round: learn the answer of each round, and an end of sentence behind each. Then the
             later rounds have tokens of their own behind that end, where history is part of the
             prompt's text, and what is too long loses its last rounds.
-          images: how many there are, see `text.places`. An image of a round that is left out in
-            front stands before the text; with `every_round` it is left out, too.
+          images, in_text: those that are shown, see `text.places.place`. An image of a round that
+            is left out in front stands before the text; with `every_round` it is left out, too.
           most: images that the row has room for.
-          room: tokens of text, with bos; None: of a whole row.
 
         Raises:
-          ValueError: the prompt without history leaves no room for an answer, or it names other
-            images than there are.
+          NoRoomError: the prompt without history leaves no room for an answer, or has more images
+            than the row.
         """
-        room = 1 + self.context_length if room is None else room
         rounds = (*turn.history, (turn.query, turn.answer))
+        shown = list(images), in_text
         if every_round:
             starts = templates.openings(template, [query for query, _ in rounds])
             # All are placed: an image of a round that is left out is none of the first.
-            whole = self._parts([(s, answer) for s, (_, answer) in zip(starts, rounds)], images)
+            whole = self._parts([(s, answer) for s, (_, answer) in zip(starts, rounds)], *shown)
             shorter = (whole[: len(whole) - count] for count in range(len(whole)))
         else:
             later = (turn.history[count:] for count in range(len(rounds)))
             prompts = (templates.make_prompt(template, turn.query, history) for history in later)
-            shorter = (self._parts([(prompt, turn.answer)], images) for prompt in prompts)
+            shorter = (self._parts([(prompt, turn.answer)], *shown) for prompt in prompts)
         for count, made in enumerate(shorter):
             example = Example([part for one in made for part in one], count)
-            if example.text <= room and len(example.images) <= most:
+            if example.text <= 1 + self.context_length and len(example.images) <= most:
                 return example
-        return self._cut(example, room, most)
+        return self._cut(example, most)
 
     def row(self, examples: Sequence[Example], images: int) -> dict[str, np.ndarray]:
         """One row of several examples, each behind a bos, with room for so many images.
@@ -272,9 +281,12 @@ class Rows:
     def _decoded(self, ids: np.ndarray) -> str:
         return self.text.decode(ids) + ("</s>" if self.text.eos_id in ids else "")
 
-    def _parts(self, rounds: Sequence[tuple[str, str]], images: int) -> list[list[Part]]:
+    def _parts(
+        self, rounds: Sequence[tuple[str, str]], images: list[int], in_text: bool
+    ) -> list[list[Part]]:
         """The parts of each round of a prompt and the answer to learn."""
-        placed = iter(places.place([text for both in rounds for text in both], images))
+        texts = [text for both in rounds for text in both]
+        placed = iter(places.place(texts, images, in_text))
         found: list[list[Part]] = []
         after_image = False
         for _ in rounds:
@@ -293,16 +305,17 @@ class Rows:
             after_image = False
         return found
 
-    def _cut(self, example: Example, room: int, most: int) -> Example:
+    def _cut(self, example: Example, most: int) -> Example:
         """As much of it as there is room for, up to a token that is learnt."""
         before = list(itertools.takewhile(lambda part: not part.learnt, example.parts))
-        self._check_room([i for p in before if p.image is None for i in p.ids], room - 2)
+        prompt = [i for part in before if part.image is None for i in part.ids]
+        self._check_room(prompt, self.context_length - 1)
         if (count := sum(part.image is not None for part in before)) > most:
-            raise ValueError(
+            raise NoRoomError(
                 f"its prompt has {count} images; with max_images={most} a row has room for {most}. "
                 "Raise max_images, or leave the record out."
             )
-        kept, left = [], room - 1
+        kept, left = [], self.context_length
         for part in example.parts:
             if not left or (part.image is not None and not most):
                 break
@@ -318,7 +331,7 @@ class Rows:
 
     def _check_room(self, prompt: list[int], most: int) -> None:
         if len(prompt) > most:
-            raise ValueError(
+            raise NoRoomError(
                 f"its prompt {self.text.decode(prompt)[:80]!r} has {len(prompt)} tokens; with "
                 f"context_length={self.context_length} it may have {most}. Raise context_length, "
                 "or leave the record out."

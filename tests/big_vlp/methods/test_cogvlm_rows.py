@@ -1,10 +1,13 @@
 """CogVLM's method on rows as they come: several images or none, packed, text alone."""
 
+import dataclasses
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -16,9 +19,14 @@ from big_vlp import trees
 from big_vlp.models.layout import LANGUAGE, PADDING, VISION
 from big_vlp.run import step
 from big_vlp.run.optim import make_optimizer
+from input_pipeline.prepare.filters import Tally
+from input_pipeline.prepare.packing import Packer
+from input_pipeline.text.tokenizers import make_tokenizer
+from input_pipeline.views import make_views
 from tests.big_vlp.methods.toy_cogvlm_method import (
     EXPERTS,
     MODEL,
+    PREPROCESS,
     SLOTS,
     TEXT,
     TEXT_ONLY,
@@ -29,6 +37,7 @@ from tests.big_vlp.methods.toy_cogvlm_method import (
     make_batch,
     make_model,
 )
+from tests.input_pipeline.prepare import prepare_data
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "image"
@@ -131,6 +140,54 @@ def test_losses_of_packed_rows(model):
     other, _ = run(model, without(PACKED, "segments"))
     assert abs(other[0] - found[0][0]) > 1e-3
     np.testing.assert_allclose(other[1::2], found[0][1::2], rtol=1e-4)
+
+
+def test_packs_of_the_views_have_the_losses_of_their_records():
+    """From `prepare --pack` to `Method.loss`."""
+    text = {**TEXT, "vocab_size": make_tokenizer("llama:scenes").vocab_size}
+    pre = dataclasses.replace(PREPROCESS, context_length=200)
+    method = make(pre, layout="general", model={**MODEL, "text": text})
+    given = {"context_length": 200, "max_images": 3, "history": "turns"}
+    given |= {"tasks": {"conversation": 1.0}, "tokenizer": "llama:scenes"}
+    given |= {"image_size": 16, "image_token_size": 8}
+    views = make_views("cogvlm", **given)
+    method.check_spec(views.spec())
+
+    def record(name, rounds, **images):
+        roles = ("user", "assistant") * len(rounds)
+        said = [text for both in rounds for text in both]
+        messages = [{"role": r, "content": text} for r, text in zip(roles, said)]
+        return {"id": name, "captions": {}, "conversation": messages, **images}
+
+    pictures = [prepare_data.image(seed) for seed in range(3)]
+    rounds = [("is it red ?", "no"), ("a star <image> ?", "a star")]
+    records = [
+        record("a", rounds, images=pictures[:2]),
+        record("b", rounds[:1]),
+        record("c", rounds[:1], image=pictures[2]),
+    ]
+    packs = [*Packer(given).pack(records, Tally(), Counter())]
+    assert [len(one["examples"]) for one in packs] == [3]
+
+    def batch(rows):
+        made = [views(row, random.Random(0)) for row in rows]
+        stacked = {name: np.stack([row[name] for row in made]) for name in made[0]}
+        method.check_batch(stacked)
+        return stacked
+
+    own, loss = make_model(method), compiled_loss(method)
+    with jax.default_matmul_precision("highest"):
+        found, expected = loss(own, batch(packs)), loss(own, batch(records))
+        crossed = loss(own, without(batch(packs), "segments"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(crossed - found) > 1e-3
+
+
+def test_the_static_layout_is_for_one_image():
+    spec = {"segments": ((9,), np.dtype(np.int32))}
+    with pytest.raises(ValueError, match=r"has max_images: set config\.method\.layout='general'"):
+        make().check_spec(spec)
+    make(layout="any").check_spec(spec)
 
 
 def test_no_example_begins_from_the_one_before(model):

@@ -272,18 +272,35 @@ def test_data_without_captions_is_sound(tmp_path, run):
     assert code == 0 and "note  There are no captions at all." in lines
 
 
+def test_records_without_an_image_and_with_several(tmp_path, run):
+    sound = [
+        {"id": "text", "captions": {}, "images": []},
+        {"id": "two", "captions": {}, "images": [image(1), image(2, 30, 40)]},
+        {"id": "pack+1", "captions": {}, "examples": [{"id": "a"}, {"id": "b"}], "images": []},
+    ]
+    code, lines = run(write_prepared(tmp_path / "data", sound))
+    assert code == 0 and lines[-1] == "Sound."
+    assert value(lines, "image height") == "10 to 40, median 25 px"
+    cut = {"id": "cut", "captions": {}, "images": [image(1), image(2)[:-99]]}
+    none = {"id": "none", "captions": {}}
+    code, lines = run(write_prepared(tmp_path / "broken", [*sound, cut, none]))
+    assert code == 1 and any("unreadable: cut (cannot" in line for line in lines)
+    assert any("none (no image)" in line for line in lines)
+    assert value(lines, "same image twice") == "1"
+
+
 def test_tokens_are_counted_with_both_ends():
     texts = ["a cat", "a", "zebra " * 600, "half \ud83d"]
-    finding = examine(Sample("a", image(), {"text": texts}, ()))
+    finding = examine(Sample("a", (image(),), {"text": texts}, ()))
     assert finding.tokens == [4, 3, 512, 4] and finding.words == [2, 1, 600, 2]
     assert finding.error.startswith("captions[3]: the text 'half ")
 
 
 def test_histograms_can_be_drawn_of_next_to_nothing(tmp_path):
     survey = Survey()
-    survey.add(examine(Sample("a", None, {}, (), "no image")))
+    survey.add(examine(Sample("a", (), {}, (), "no image")))
     (tmp_path / "empty.png").write_bytes(histograms(survey))
-    survey.add(examine(Sample("b", image(1, 1000, 3), {"text": ["a cat"]}, ("id",))))
+    survey.add(examine(Sample("b", (image(1, 1000, 3),), {"text": ["a cat"]}, ("id",))))
     (tmp_path / "one.png").write_bytes(histograms(survey))
     for name in ("empty", "one"):
         with Image.open(tmp_path / f"{name}.png") as picture:

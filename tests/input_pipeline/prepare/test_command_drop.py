@@ -10,7 +10,14 @@ import pytest
 from input_pipeline.duplicates import command as duplicates
 from input_pipeline.duplicates import dropped, signatures
 from tests.input_pipeline.duplicates.duplicates_data import copies, encoded, scene
-from tests.input_pipeline.prepare.prepare_data import contents, ids, run, write_tar
+from tests.input_pipeline.prepare.prepare_data import (
+    contents,
+    ids,
+    run,
+    run_source,
+    write_prepared,
+    write_tar,
+)
 
 
 @pytest.fixture
@@ -65,6 +72,32 @@ def test_another_list_does_not_go_on_with_the_shards_of_the_first(tars, tmp_path
     capsys.readouterr()
     assert run(tars, tmp_path / "data", "--drop", str(drop), captions="title") == 1
     assert "made with other options" in capsys.readouterr().err
+
+
+def test_a_record_goes_with_any_of_its_images(tmp_path):
+    """But not because its own images are like each other."""
+    pictures = [encoded(scene(seed)) for seed in range(5)]
+    alike = copies(scene(3))["resized"]
+    images = {
+        "a": [pictures[0]],
+        "b": [pictures[1], pictures[0]],
+        "c": [pictures[2]],
+        "own": [pictures[3], alike],
+        "text": [],
+    }
+    records = [{"id": id_, "captions": {}, "images": some} for id_, some in images.items()]
+    records.append({"id": "one", "captions": {}, "image": pictures[4]})
+    source = write_prepared(tmp_path / "mine", records)
+    hashes, drop = tmp_path / "hashes", tmp_path / "drop.parquet"
+    words = ["hash", "--input", str(source), "--output", str(hashes), "--workers", "1"]
+    assert duplicates.main(words) == 0
+    words = ["find", "--hashes", str(hashes), "--output", str(drop), "--workers", "1"]
+    assert duplicates.main(words) == 0
+    found = parquet.read_table(drop).to_pylist()
+    assert [(row["id"], row["match"]) for row in found] == [("b", "a")]
+    flags = ["--drop", str(drop)]
+    assert run_source(tmp_path / "data", "prepared", f"path={source}", *flags) == 0
+    assert ids(tmp_path / "data") == ["a", "c", "own", "text", "one"]
 
 
 def test_an_id_of_another_image_is_another_record(tars, tmp_path, capsys):

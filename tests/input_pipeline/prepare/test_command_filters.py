@@ -6,7 +6,15 @@ import re
 import pytest
 
 from input_pipeline.sources import make_source
-from tests.input_pipeline.prepare.prepare_data import contents, ids, image, run, write_tar
+from tests.input_pipeline.prepare.prepare_data import (
+    contents,
+    ids,
+    image,
+    run,
+    run_source,
+    write_prepared,
+    write_tar,
+)
 
 FILTERS = ["--min-side", "12", "--max-aspect-ratio", "2.5", "--min-caption-words", "2"]
 FILTERS += ["--drop-duplicates", "--resize", "16"]
@@ -116,3 +124,12 @@ def test_the_search_for_duplicates_continues_where_it_stopped(tmp_path, filtered
     assert run(tars, output, *FILTERS, captions="title") == 0
     assert "reading the images of 1 shards" in capsys.readouterr().out
     assert contents(output) == contents(filtered)
+
+
+def test_records_without_an_image_are_nobodys_copies(tmp_path):
+    records = [{"id": name, "captions": {}, "images": []} for name in "abc"]
+    records += [{"id": name, "captions": {}, "images": [image()]} for name in "de"]
+    source = write_prepared(tmp_path / "mine", records)
+    flags = ["--drop-duplicates"]
+    assert run_source(tmp_path / "data", "prepared", f"path={source}", *flags) == 0
+    assert ids(tmp_path / "data") == ["a", "b", "c", "d"]

@@ -2,7 +2,12 @@
 
 import pytest
 
-from input_pipeline.text.places import place
+from input_pipeline.text.places import Numbers, named, place
+
+
+def numbered(texts, count):
+    numbers = Numbers(count)
+    return [numbers.given(text) for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,27 @@ from input_pipeline.text.places import place
     ],
 )
 def test_images_stand_where_the_text_has_them(texts, count, expected):
-    assert place(texts, count) == expected
+    if count:
+        texts = numbered(texts, count)
+        assert numbered(texts, count) == texts
+    assert place(texts, range(count)) == expected
+    assert place(texts, range(count), in_text=False)[0] == [*range(count), *filter(None, texts[:1])]
+
+
+def test_numbers_go_on_from_text_to_text():
+    assert numbered(["<image 2>", "a <image>", "<image>"], 3) == [
+        "<image 2>",
+        "a <image 1>",
+        "<image 3>",
+    ]
+    numbers = Numbers(3)  # one of several is drawn
+    assert numbers.given_each(["<image>", "or <image>"]) == ["<image 1>", "or <image 1>"]
+    assert numbers.given("<image>") == "<image 2>" and numbers.given_each([]) == []
+    assert named(["<image 3> and <image 1>", "<image>"]) == {0, 2}
+
+
+def test_images_that_are_not_shown_stay_text():
+    assert place(["a <image 1> b <image 2>"], [1]) == [["a <image 1> b", 1]]
 
 
 @pytest.mark.parametrize(
@@ -31,4 +56,4 @@ def test_images_stand_where_the_text_has_them(texts, count, expected):
 )
 def test_more_than_there_are(text, count):
     with pytest.raises(ValueError, match=rf"says <image.*>, but it has {count} images"):
-        place([text], count)
+        numbered([text], count)

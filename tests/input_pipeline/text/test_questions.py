@@ -46,6 +46,19 @@ def test_choices_are_learnt_as_they_are_asked():
         turn("vqa", {**CHOICES, "choices": list(map(str, range(27)))})
 
 
+def test_the_letter_is_enough():
+    known = {k: v for k, v in CHOICES.items() if k != "answers"}
+    assert turn("vqa", known) == turn("vqa", CHOICES)
+    assert turn("vqa", {**known, "answer": None}) is None
+    assert turn("vqa", {**CHOICES, "answer": 1.0}).answer == "B"
+
+
+@pytest.mark.parametrize("answer", [-1, 2, "B", 0.5, [1]])
+def test_answers_are_places_of_choices(answer):
+    with pytest.raises(ValueError, match=r"'1': it has answer=.* the place of one of its 2 choi"):
+        turn("vqa", {**CHOICES, "answer": answer})
+
+
 def test_pointing_is_learnt_as_it_is_asked():
     found = turn("pointing", POINTING)
     assert found == Turn("Which cup?", BOXES[1])
@@ -69,6 +82,12 @@ def test_reasons_come_before_the_answer():
     boxed = {"id": "4", "question": "What?", "answers": ["blue."], "rationale": f"Find it {CAT}."}
     assert turn("cot", boxed).answer == f"Find it {CAT}. So the answer is blue."
     assert turn("cot", {**record, "rationale": "It sleeps."}) is None
+    several = {"id": "5", "questions": [boxed, CHOICES, {**boxed, "question": "Why?"}]}
+    found = turn("cot", several, history="turns")
+    assert len(found.history) == 1 and {found.history[0][0][:4], found.query[:4]} == {
+        "What",
+        "Why?",
+    }
 
 
 @pytest.mark.parametrize("task", ["rec", "reg", "grounded", "cot"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from big_vlp.models import layout
+from input_pipeline.records import images_of
 from input_pipeline.text import templates
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.tokenizers import make_tokenizer
@@ -20,12 +21,12 @@ BOS, EOS, SLOTS = 1, 2, 6
 ROUNDS = [("is it red?", "no"), ("a star?", "yes"), ("how many?", "4")]
 
 
-def make(context_length=120, max_images=3, tasks=None, **kwargs):
+def make(context_length=120, max_images=3, tasks=None, image_token_size=14, **kwargs):
     return make_views(
         "cogvlm",
         tokenizer="llama:scenes",
         image_size=28,
-        image_token_size=14,
+        image_token_size=image_token_size,
         context_length=context_length,
         max_images=max_images,
         tasks=tasks or {"conversation": 1},
@@ -163,6 +164,69 @@ def test_images_stand_in_the_text():
     assert (row["token_types"] == 1).sum() == 2 * SLOTS and not row["images"][2].any()
 
 
+PICTURES = [image(seed) for seed in range(3)]
+
+
+def bound(views, record, seed=0):
+    """[(the text up to an image, which of PICTURES it is)], and the text behind the last."""
+    row = views(record, random.Random(seed))
+    positions_are_sound(row["token_types"])
+    (texts,) = views.texts({name: value[None] for name, value in row.items()})
+    *pieces, rest = " ".join(texts).split("<image>")
+    known = [views.rows.image(picture)[0] for picture in PICTURES]
+    shown = [
+        next(n for n, picture in enumerate(known) if (picture == pixels).all())
+        for pixels in row["images"][: len(pieces)]
+    ]
+    assert not row["images"][len(pieces) :].any()
+    return list(zip(pieces, shown)), rest
+
+
+@pytest.mark.parametrize("history", ["all", "previous", "turns"])
+def test_an_image_stands_where_the_record_has_it_whatever_is_drawn(history):
+    """The third has no place of its own; an image of later rounds is not shown."""
+    rounds = [("red <image>?", "no"), ("a star <image>?", "yes"), ("how many?", "4")]
+    record = conversation(rounds, images=PICTURES)
+    views, seen = make(200, history=history), set()
+    for seed in range(40):
+        places, rest = bound(views, record, seed)
+        texts = [text for text, _ in places] + [rest]
+        seen.add((tuple(number for _, number in places), "star" in "".join(texts)))
+        for text, number in places:
+            assert ("red" in text) <= (number == 0) or "star" in text
+            assert ("star" in text) <= (number == 1)
+    everything = {((2, 0, 1), True)}
+    if history == "turns":
+        assert seen == everything
+    elif history == "all":
+        assert seen == {((2, 0), False), *everything}
+    else:  # the first image stands in front where its round is left out
+        assert seen == {((2, 0), False), ((0, 2, 1), True), ((0, 1, 2), False), *everything}
+
+
+@pytest.mark.parametrize("history", ["all", "turns"])
+def test_images_of_questions_in_any_order(history):
+    words = ("red", "star", "two")
+    asked = [{"question": f"{word} <image>?", "answers": ["yes"] * 3} for word in words]
+    record = {"id": "q", "captions": {}, "images": PICTURES, "questions": asked}
+    views, orders = make(200, history=history, tasks={"vqa": 1}), set()
+    for seed in range(20):
+        places, _ = bound(views, record, seed)
+        orders.add(tuple(number for _, number in places))
+        for text, number in places:
+            assert words[number] in text.rpartition("|")[2] and text.count("Question") >= 1
+    assert len(orders) == (6 if history == "turns" else 3)
+
+
+@pytest.mark.parametrize("text", ["a red <image> star", "a <image 1> star", "a <image 2> star"])
+def test_the_text_beside_one_image_is_as_it_is(text):
+    record = {"id": "c", "captions": {"a": [text]}, "image": PICTURES[0]}
+    static, views = (make(max_images=n, tasks={"caption": 1}) for n in (None, 3))
+    expected = used(static(record, random.Random(0)))
+    assert used(views(record, random.Random(0))) == expected
+    assert used(views(pack_of(views, [record]), random.Random(0))) == expected
+
+
 def test_documents_are_captions_with_images_in_them():
     record = {"id": "d", "images": [image(i) for i in range(4)]}
     record["captions"] = {"text": ["<image> a red star <image><image> two <image> the end"]}
@@ -195,10 +259,11 @@ def pack_of(views, records):
     """As `prepare` makes them."""
     examples, images = [], []
     for record in records:
-        own = record.get("images", [record["image"]] if "image" in record else [])
+        own = images_of(record)
         fields = {k: v for k, v in record.items() if k not in ("image", "images")}
-        fields["images"] = len(own)
-        fields["room"] = max(draw.text for draw in views.draws(fields))
+        fields |= {"image": True} if "image" in record else {"images": len(own)}
+        draws = views.draws(fields)
+        fields["room"] = [max(d.text for d in draws), max(len(d.images) for d in draws)]
         examples.append(fields)
         images += own
     return {"id": "p+3", "captions": {}, "examples": examples, "images": images}
@@ -240,12 +305,54 @@ def test_what_is_drawn_fits_its_room():
     texts = ["star " * n for n in range(1, 12)]
     record = {"id": "c", "captions": {"a": texts}, "image": image()}
     pack = pack_of(views, [record])
-    room, lengths = pack["examples"][0]["room"], set()
+    (room, _), lengths = pack["examples"][0]["room"], set()
     for seed in range(60):
         row = views(pack, random.Random(seed))
         lengths.add(int((row["token_types"] == 0).sum()))
         assert row["tokens"][row["loss_mask"]][-1] == EOS
     assert max(lengths) == room and len(lengths) > 3
+
+
+def test_what_is_drawn_fits_its_images():
+    """A rare draw shows one more than those that the pack has room for."""
+    rounds = [("is it red?", "no")] * 40 + [("red <image>?", "no")]
+    record = conversation(rounds, id="r1", images=PICTURES[:1])
+    views = make(120, max_images=1, history="previous")
+    pack = pack_of(views, [record])
+    (example,) = pack["examples"]
+    assert example["room"][1] == 0  # eight draws of forty-one
+    seeds = range(100)
+    assert any(views(record, random.Random(seed))["images"].any() for seed in seeds)
+    for seed in seeds:
+        assert not views(pack, random.Random(seed))["images"].any()
+
+
+def test_draws_that_fit_no_row_are_drawn_again():
+    """Also where most do not."""
+    asked = [{"question": "red " * 400, "answers": ["no"]}] * 5
+    asked.append({"question": "red?", "answers": ["yes"]})
+    record = {"id": "q", "captions": {}, "images": [], "questions": asked}
+    views = make(200, tasks={"vqa": 1})
+    assert 0 < len(views.draws(record)) < 8
+    pack = pack_of(views, [record])
+    for seed in range(50):
+        assert "yes" in TEXT.decode(views(pack, random.Random(seed))["tokens"])
+    with pytest.raises(ValueError, match=r"^Record 'q': its prompt .* has \d+ tokens"):
+        views.draws({**record, "questions": asked[:5]})
+    pack["examples"][0]["room"] = [4, 0]
+    with pytest.raises(ValueError, match="'q': its pack has room for 4 tokens and 0 images"):
+        views(pack, random.Random(0))
+    # A record may have such a field, and be none.
+    assert views({**record, "questions": asked[5:], "room": "kitchen"}, random.Random(0))
+
+
+def test_text_without_a_tower():
+    record = conversation(ROUNDS[:1], images=[])
+    views = make(max_images=None, image_token_size=None)
+    row = views(record, random.Random(0))
+    assert "red" in TEXT.decode(row["tokens"]) and "images" not in row
+    with pytest.raises(ValueError, match=r"'r7' is a pack, or has several images or none"):
+        make(max_images=None)(record, random.Random(0))
 
 
 def test_what_cannot_be():
@@ -254,7 +361,7 @@ def test_what_cannot_be():
         with pytest.raises(ValueError, match=r"set config\.views\.max_images"):
             make(max_images=None)(given, random.Random(0))
     with pytest.raises(ValueError, match=r"'r7': .* says <image>, but it has 1 images"):
-        make()(conversation([("<image><image>", "a")], image=image()), random.Random(0))
+        make()(conversation([("<image><image>", "a")], images=[image()]), random.Random(0))
     with pytest.raises(ValueError, match="max_images=0 must be 1 or more"):
         make(max_images=0)
     with pytest.raises(ValueError, match="the template of 'conversation', 'base', does not know"):
