@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluators.answers.shared import asking, letters, open_ended
+from evaluators.shared.written import Question
 from input_pipeline.text import questions
 
 
@@ -116,6 +117,14 @@ class Evaluator(Scoring, asking.AskingEvaluator):
     template: str = "vqa"
     form: str = "mmmu"
 
+    def keep(self, record) -> asking.Kept:
+        """Of circular evaluation the prompts with moved choices, too, and their tokens."""
+        kept = super().keep(record)
+        if self.circular:
+            shifts = range(1, len(kept["choices"]))
+            kept["moved"] = [self.prompt_of(record, self.asked(record, shift)) for shift in shifts]
+        return kept
+
     def put(self, texts, kept) -> None:
         super().put([letters.written(text, one["choices"]) for text, one in zip(texts, kept)], kept)
 
@@ -125,11 +134,8 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         right = _right(texts, kept, 0)
         for shift in range(1, max(len(one["choices"]) for one in kept)):
             rows = [row for row, one in enumerate(kept) if len(one["choices"]) > shift]
-
-            def ask(record, shift=shift):
-                return [(self.asked(record, shift), None)]
-
-            moved = self.write(model, self.questions_about(rows, ask)[0], control)
+            asked = [Question(row, *kept[row]["moved"][shift - 1]) for row in rows]
+            moved = self.write(model, asked, control)
             right[rows] &= _right(moved, [kept[row] for row in rows], shift)
         yield "accuracy_circular", float(right.mean())
 
