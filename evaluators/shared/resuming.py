@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from big_vlp import __version__
 from big_vlp.parallel import cluster, meshes
 from big_vlp.parallel.processes import raise_together
 from input_pipeline.checks.errors import BigVlpError
@@ -58,7 +57,7 @@ class Parts:
         """
 
         def read():
-            self._key = fingerprint(__version__, *self._about())
+            self._key = fingerprint(*self._about())
             lines = []
             with using(self._directory):
                 for path in in_directory(self._directory):
