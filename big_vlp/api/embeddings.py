@@ -27,6 +27,7 @@ from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.whole import (
     in_directory,
+    parts_of,
     place,
     remove_directory,
     scratch,
@@ -91,7 +92,7 @@ def embed(
     output = storage_path(output)
     if output.suffix not in FORMATS:
         raise EmbedError(f"{output}: give a file that ends in {' or '.join(FORMATS)}.")
-    parts = output.with_name(f"{output.name}.parts")
+    parts = parts_of(output)
     for name in ("encode_image", "encode_text") if captions else ("encode_image",):
         model.check(name)
     about = {

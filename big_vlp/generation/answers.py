@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from big_vlp import trees
+from big_vlp import __version__, trees
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import generate
@@ -50,8 +50,8 @@ class Generate:
     @property
     def settings(self) -> str:
         """All that answers depend on besides weights and rows, as a text."""
-        method = self.method
-        return repr((method.network, method.lora, self.max_new_tokens, self.beams, self.layout))
+        method, decoding = self.method, (self.max_new_tokens, self.beams, self.layout)
+        return repr((__version__, method.network, method.lora, *decoding))
 
     def weights(self, params):
         """The model's parameters as they write fastest, to be made once for many batches."""

@@ -8,8 +8,10 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -19,10 +21,12 @@ import simplejpeg
 
 from evaluators.answers.shared.command import Scored
 from input_pipeline.images.crops import decode
-from input_pipeline.records import naming
-from input_pipeline.text.boxes import find_boxes, iou
+from input_pipeline.records import given, naming
+from input_pipeline.text.boxes import distinct, find_boxes, iou
 
+READ_AT_ONCE = 64  # images as they are stored, in memory together
 _QUALITY = 85
+_IOU = "mean_iou"  # of a metric that says how boxes overlap
 
 
 class Page(NamedTuple):
@@ -45,27 +49,39 @@ def make_page(scored: Scored, title: str, limit: int, size: int) -> Page:
       size: pixels of the longer side of images; smaller ones stay as they are.
 
     Raises:
-      ValueError: a record has no image, or one that cannot be decoded.
+      ValueError: a record has no image, or one that cannot be decoded, or the metric does not say
+        what single answers are worth.
     """
     scoring, kept, texts = scored.scoring, scored.kept, scored.texts
-    each = scoring.each(texts, kept)
+    try:
+        each = scoring.each(texts, kept)
+    except NotImplementedError:
+        raise ValueError(
+            f"{type(scoring).__module__} does not say what each answer is worth, which a page "
+            "shows: write its Scoring.each."
+        ) from None
     metrics, scores = list(each), dict(scoring.scores(texts, kept))
     shown = min(limit, len(kept))
-    images = _Images(size)
-    records = []
-    for place in (i * len(kept) // shown for i in range(shown)):
+    images, records = _Images(size), []
+    places = [i * len(kept) // shown for i in range(shown)]
+    image_of = images.add_all(scored.source, [scored.rows[place] for place in places])
+    for place in places:
         described = {
             "id": kept[place]["id"],
             "by": kept[place].get("by"),
-            "image": images.add(scored.source[scored.rows[place]]),
+            "image": image_of[scored.rows[place]],
             "question": scored.queries[place],
-            "values": [float(each[name][place]) for name in metrics],
+            "values": [_finite(each[name][place]) for name in metrics],
         }
-        records.append(described | _answers(texts[place], scoring.right_answers(kept[place])))
+        described |= _answers(texts[place], scoring.right_answers(kept[place]))
+        if _IOU in each:
+            described["iou"] = _finite(each[_IOU][place])
+        records.append(described)
     data = {
         "metrics": metrics,
-        "score": scores[metrics[0]],
-        "scores": list(scores.items()),
+        "score": _finite(scores[metrics[0]]),
+        "scores": [(name, _finite(value)) for name, value in scores.items()],
+        "weighted": any(one.get("times", 1) != 1 for one in kept),
         "right": scoring.right,
         "by": scoring.by,
         "total": len(kept),
@@ -76,9 +92,10 @@ def make_page(scored: Scored, title: str, limit: int, size: int) -> Page:
 
 
 def _answers(text: str, right: list[str]) -> dict[str, Any]:
-    """What the page says of an answer and of the right ones."""
+    """What the page says of an answer and of the right ones. Boxes overlap where each has one: of
+    several it is a metric's affair which belong together."""
     written, true = _boxes([text]), _boxes(right)
-    overlap = float(iou(written[0], true).max()) if len(written) and len(true) else None
+    overlap = float(iou(written[0], true[0])) if len(written) == len(true) == 1 else None
     return {
         "answer": text,
         "right": Counter(right).most_common(),
@@ -91,8 +108,12 @@ def _answers(text: str, right: list[str]) -> dict[str, Any]:
 def _boxes(texts: list[str]) -> np.ndarray:
     """f64[K, 4], each once: all boxes that texts name."""
     found = [group.boxes for text in texts for group in find_boxes(text)]
-    boxes = np.concatenate([np.zeros((0, 4)), *found])
-    return np.array(list(dict.fromkeys(map(tuple, boxes.tolist())))).reshape(-1, 4)
+    return distinct(np.concatenate([np.zeros((0, 4)), *found]))
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return float(value) if math.isfinite(value) else None
 
 
 class _Images:
@@ -108,8 +129,15 @@ class _Images:
         self.encoded: list[str] = []
         self._size, self._places = size, {}
 
-    def add(self, record) -> int:
-        """The place of a record's image."""
+    def add_all(self, source, rows: Sequence[int]) -> dict[int, int]:
+        """row -> the place of its image; each row is read once."""
+        rows, found = list(dict.fromkeys(rows)), {}
+        for first in range(0, len(rows), READ_AT_ONCE):
+            some = rows[first : first + READ_AT_ONCE]
+            found |= zip(some, (self._add(given(record)) for record in source.records(some)))
+        return found
+
+    def _add(self, record) -> int:
         data = record.get("image")
         if data is None:
             raise ValueError(

@@ -10,12 +10,14 @@ import numpy as np
 
 from evaluators.answers.shared import asking, letters, predictions
 from evaluators.shared import base
-from evaluators.shared.rows import RowMap, map_fields
+from evaluators.shared.rows import NUM_THREADS, RowMap, each_once, map_fields
 from evaluators.shared.written import checked_controls, image_for, rows_with_images
 from input_pipeline.records import given, naming
 from input_pipeline.text import questions
 from input_pipeline.text.conversations import Turn
 from input_pipeline.text.templates import check_template, make_prompt
+
+IMAGES = 2 * NUM_THREADS  # that wait for their other choices
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -72,13 +74,18 @@ class Evaluator(asking.Scoring, base.Evaluator):
         ]
         firsts = np.cumsum([0, *(len(one["choices"]) for one in kept)])
         for control in (None, *self.controls):
+            image_of = each_once(
+                functools.partial(
+                    image_for, source=self.source, preprocess=self.preprocess, control=control
+                ),
+                IMAGES,
+            )
 
-            def load(number, control=control):
+            def load(number, image_of=image_of):
                 row, place = asked[number]
                 turn = Turn(kept[row]["query"], kept[row]["choices"][place])
                 arrays = self._rows.example(self.template, turn)
-                image = image_for(row, self.source, self.preprocess, control)
-                return {"images": image, **arrays}
+                return {"images": image_of(row), **arrays}
 
             losses = self._losses(model, load, len(asked), self.batch_size)
             least = [_least(losses[first:last]) for first, last in itertools.pairwise(firsts)]

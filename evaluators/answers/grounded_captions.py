@@ -10,7 +10,7 @@ import numpy as np
 from evaluators.answers.shared import asking, captioning, ptb
 from evaluators.shared.records import captions_of
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import find_boxes, format_boxes, iou
+from input_pipeline.text.boxes import distinct, find_boxes, format_boxes, iou
 from input_pipeline.text.conversations import GROUNDED_QUERY, boxes_of
 
 IOU = 0.5
@@ -56,7 +56,7 @@ class Scoring(asking.Scoring):
         return super().keep(record) | {"answers": captions, "boxes": found}
 
     def right_answers(self, kept) -> list[str]:
-        boxes = [f"{name} {format_boxes(own)}" for name, own in kept["boxes"].items()]
+        boxes = [f"{name} {format_boxes(distinct(own))}" for name, own in kept["boxes"].items()]
         return [*kept["answers"], *boxes]
 
     def each(self, texts, kept) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluators.answers.shared import asking, letters, open_ended, predictions
+from evaluators.shared.written import Question
 from input_pipeline.text import questions
 
 
@@ -132,13 +133,17 @@ class Evaluator(Scoring, asking.AskingEvaluator):
     writes_letters = True
 
     def keep(self, record) -> asking.Kept:
-        """Raises ValueError where copies of a question would be asked with their choices moved."""
+        """Of circular evaluation the prompts with moved choices, too, and their tokens. Raises
+        ValueError where copies of a question would be asked with their choices moved."""
         kept = super().keep(record)
         if self.circular and "original" in kept:
             raise ValueError(
                 f"Record {record['id']!r} is one of copies with the choices moved, which "
                 "circular=True makes itself: leave out one of both."
             )
+        if self.circular:
+            shifts = range(1, len(kept["choices"]))
+            kept["moved"] = [self.prompt_of(record, self.asked(record, shift)) for shift in shifts]
         return kept
 
     def put(self, texts, kept) -> None:
@@ -152,11 +157,8 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         right = _right(texts, kept, 0)
         for shift in range(1, max(len(one["choices"]) for one in kept)):
             rows = [row for row, one in enumerate(kept) if len(one["choices"]) > shift]
-
-            def ask(record, shift=shift):
-                return [(self.asked(record, shift), None)]
-
-            moved = self.write(model, self.questions_about(rows, ask)[0], control)
+            asked = [Question(row, *kept[row]["moved"][shift - 1]) for row in rows]
+            moved = self.write(model, asked, control)
             right[rows] &= _right(moved, [kept[row] for row in rows], shift)
         yield "accuracy_circular", float(right.mean())
 

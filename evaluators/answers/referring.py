@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluators.answers.shared import asking
 from input_pipeline.records import naming
-from input_pipeline.text.boxes import format_boxes, iou, parse_boxes
+from input_pipeline.text.boxes import distinct, format_boxes, iou, parse_boxes
 from input_pipeline.text.conversations import boxes_of, where_query
 
 IOU = 0.5
@@ -31,7 +31,7 @@ class Scoring(asking.Scoring):
         if not boxes:
             raise ValueError(f"Record {record['id']!r} has no phrase with a box; use such data.")
         kept = self.keep(record)
-        every = np.concatenate(list(boxes.values())).tolist()
+        every = np.concatenate(list(boxes.values()))
         return [
             (
                 where_query(phrase),
@@ -39,7 +39,7 @@ class Scoring(asking.Scoring):
                 | {
                     "id": f"{kept['id']}/{number}",
                     "boxes": own.tolist(),
-                    "all_boxes": every,
+                    "chance": float(np.mean(iou(every[:, None], own).max(axis=1) >= IOU)),
                     "times": int(np.unique(own, axis=0, return_counts=True)[1].max()),
                 },
             )
@@ -47,7 +47,7 @@ class Scoring(asking.Scoring):
         ]
 
     def right_answers(self, kept) -> list[str]:
-        return [format_boxes(kept["boxes"])]
+        return [format_boxes(distinct(kept["boxes"]))]
 
     def answered(self, kept) -> bool:
         return True
@@ -100,7 +100,7 @@ class Evaluator(Scoring, asking.AskingEvaluator):
         times = [one["times"] for one in kept]
         mean_box = np.concatenate([one["boxes"] for one in kept]).mean(axis=0)
         fits = [iou(mean_box, np.array(one["boxes"])).max() >= IOU for one in kept]
-        chances = [_chance(one["boxes"], one["all_boxes"]) for one in kept]
+        chances = [one["chance"] for one in kept]
         yield "accuracy@0.5_baseline", float(np.average(fits, weights=times))
         yield "accuracy@0.5_chance", float(np.average(chances, weights=times))
 
@@ -111,8 +111,3 @@ def _first_box(text: str) -> np.ndarray | None:
         return parse_boxes(text)[0]
     except ValueError:
         return None
-
-
-def _chance(own: list, every: list) -> float:
-    overlap = iou(np.array(every)[:, None], np.array(own)[None])
-    return float(np.mean(overlap.max(axis=1) >= IOU))

@@ -5,11 +5,12 @@ there. KEY says what a pass over questions is of (see `Parts`), so that nothing 
 answers of another checkpoint, of other data, or to other questions.
 """
 
+import contextlib
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,19 +23,13 @@ from big_vlp.parallel.processes import raise_together
 from input_pipeline.checks.errors import BigVlpError
 from input_pipeline.files.buckets import make_directory, storage_path
 from input_pipeline.files.listing import fingerprint
-from input_pipeline.files.whole import in_directory, remove_directory, write_whole
+from input_pipeline.files.whole import in_directory, parts_of, remove_directory, write_whole
 
-PART_SECONDS = 30.0  # of work that is lost at most
+PART_SECONDS = 30.0  # after which what was written is put on the disk
 
 
 class PartsError(BigVlpError, ValueError):
     """What a model wrote cannot be kept; the message says where."""
-
-
-def directory_of(file: str | os.PathLike):
-    """Where the parts of a file lie."""
-    file = storage_path(file)
-    return file.with_name(f"{file.name}.parts")
 
 
 class Parts:
@@ -42,19 +37,12 @@ class Parts:
 
     Args:
       file: that they are for.
-      weights: see `weights_digest`.
-      about: gives, in the first process, all else that the texts depend on.
+      about: gives, in the first process, all that the texts depend on.
     """
 
-    def __init__(
-        self,
-        file: str | os.PathLike,
-        mesh,
-        weights: str,
-        about: Callable[[], Iterable[str]],
-    ):
-        self._directory, self._mesh = directory_of(file), mesh
-        self._weights, self._about, self._key = weights, about, ""
+    def __init__(self, file: str | os.PathLike, mesh, about: Callable[[], Iterable[str]]):
+        self._directory, self._mesh = parts_of(storage_path(file)), mesh
+        self._about, self._key = about, ""
         self._waiting: dict[int, str] = {}
         self._count, self._written = 0, time.monotonic()
 
@@ -69,15 +57,17 @@ class Parts:
         """
 
         def read():
-            self._key = fingerprint(self._weights, *self._about())
+            self._key = fingerprint(*self._about())
             lines = []
-            for path in in_directory(self._directory):
-                if path.name.startswith(f"{self._key}-") and path.name.endswith(".jsonl"):
-                    lines += path.read_bytes().splitlines()
-                    self._count = int(path.name.removesuffix(".jsonl").rpartition("-")[2]) + 1
-            return [[one["number"], one["text"]] for one in map(json.loads, lines)]
+            with using(self._directory):
+                for path in in_directory(self._directory):
+                    if path.name.startswith(f"{self._key}-") and path.name.endswith(".jsonl"):
+                        number, some = _read(path)
+                        lines += some
+                        self._count = number + 1
+            return lines
 
-        found = dict(cluster.broadcast(self._by_first(read)))
+        found = dict(cluster.broadcast(by_first(self._mesh, read)))
         if found and jax.process_index() == 0:
             logging.warning(
                 "%d of %d answers are there already, in %s.", len(found), count, self._directory
@@ -94,42 +84,87 @@ class Parts:
 
         def write():
             self._waiting.update(texts)
-            if not is_last and time.monotonic() - self._written < PART_SECONDS:
-                return
-            lines = [{"number": i, "text": text} for i, text in sorted(self._waiting.items())]
+            if is_last or time.monotonic() - self._written >= PART_SECONDS:
+                self._write()
+
+        by_first(self._mesh, write)
+
+    def close(self) -> None:
+        """Puts what waits on the disk, where the evaluation ends early and it can be."""
+        with contextlib.suppress(PartsError):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._waiting:  # as ever but in the first process
+            return
+        lines = [{"number": i, "text": text} for i, text in sorted(self._waiting.items())]
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with using(self._directory):
             make_directory(self._directory)
-            data = "".join(json.dumps(line) + "\n" for line in lines).encode()
             write_whole(self._directory / f"{self._key}-{self._count:06d}.jsonl", data)
-            self._waiting.clear()
-            self._count, self._written = self._count + 1, time.monotonic()
-
-        self._by_first(write)
-
-    def _by_first(self, act: Callable[[], Any]) -> Any:
-        return by_first(self._mesh, self._directory, act)
+        self._waiting.clear()
+        self._count, self._written = self._count + 1, time.monotonic()
 
 
-def remove_parts(file: str | os.PathLike, mesh) -> None:
-    """Of all passes, also of those that nobody goes on with."""
-    parts = directory_of(file)
-    by_first(mesh, parts, lambda: remove_directory(parts))
+def _read(path) -> tuple[int, list[tuple[int, str]]]:
+    """Number of a file of parts, and (number of a question, text) of each line.
+
+    Raises:
+      PartsError: it holds something else.
+      OSError: it cannot be read.
+    """
+    try:
+        number = int(path.name.removesuffix(".jsonl").rpartition("-")[2])
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return number, [(line["number"], line["text"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PartsError(
+            f"{path} is damaged: delete it, and what was in it is asked again."
+        ) from error
 
 
-def by_first(mesh, where, act: Callable[[], Any]) -> Any:
+def remove_parts(file: str | os.PathLike) -> None:
+    """Of all passes, also of those that nobody goes on with, by the first process. What cannot be
+    removed is told: no later evaluation takes it for another's."""
+    if jax.process_index() != 0:
+        return
+    parts = parts_of(storage_path(file))
+    try:
+        for path in in_directory(parts):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        remove_directory(parts)
+    except OSError as error:
+        logging.warning("%s can be deleted, which failed: %s.", parts, _reason(error))
+
+
+def by_first(mesh, act: Callable[[], Any]) -> Any:
     """`act()` in process 0, else None.
 
     Raises:
-      PartsError: an OSError or ValueError of it; ProcessError on the others.
+      Exception: what it raises; ProcessError on the others.
     """
     found = error = None
     if jax.process_index() == 0:
         try:
             found = act()
-        except (OSError, ValueError, KeyError) as failed:
-            reason = getattr(failed, "strerror", None) or failed
-            error = PartsError(f"{where} cannot be used: {str(reason).rstrip('.')}.")
+        except Exception as failed:  # of whatever kind: the others wait
+            error = failed
     raise_together(mesh, error)
     return found
+
+
+@contextlib.contextmanager
+def using(where) -> Iterator[None]:
+    """Within it an OSError is a PartsError that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise PartsError(f"{where} cannot be used: {_reason(error)}.") from error
+
+
+def _reason(error: OSError) -> str:
+    return str(error.strerror or error).rstrip(".")
 
 
 def weights_digest(model, mesh) -> str:

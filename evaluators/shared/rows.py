@@ -1,7 +1,9 @@
 """Runs a function over rows on every host and device; every host gets the same values."""
 
+import functools
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +142,22 @@ def load_row(load: Callable[[int], Any], row: int) -> Any:
         raise
     except Exception as error:  # Malformed records raise many types.
         raise BrokenRecordError(what_is_wrong(f"Record number {row}", error)) from error
+
+
+def each_once(make: Callable[[int], Any], most: int) -> Callable[[int], Any]:
+    """`make` for threads that ask for the same again and again: of the last `most` rows what was
+    made is kept, and who asks while it is made waits."""
+    lock, kept = threading.Lock(), functools.lru_cache(most)(lambda row: (threading.Lock(), []))
+
+    def get(row):
+        with lock:
+            own, made = kept(row)
+        with own:
+            if not made:
+                made.append(make(row))
+        return made[0]
+
+    return get
 
 
 def own_device(x: jax.Array):

@@ -5,6 +5,7 @@ colour, "shuffled" by the image of another record.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from evaluators.shared.base import Evaluator
 from evaluators.shared.records import image_of
 from evaluators.shared.resuming import Parts, weights_digest
 from evaluators.shared.rows import RowMap
+from input_pipeline.files.buckets import storage_path
+from input_pipeline.files.listing import contents_digest
 from input_pipeline.preprocess import Preprocess
 from input_pipeline.text.templates import check_template
 from input_pipeline.text.token_types import LANGUAGE
@@ -51,7 +54,8 @@ class WritingEvaluator(Evaluator):
       template: of the prompt, see `input_pipeline.text.templates`.
       controls: of CONTROLS; each takes as long as the evaluation itself.
       predictions: a file for what the model writes. Beside it all that is written is kept until the
-        evaluation is done, see `resuming`: one that was ended goes on there.
+        evaluation is done, see `resuming`: one that was ended goes on there. Not so where the
+        function has no `settings`, a text that says all else that its answers depend on.
 
     Raises:
       ValueError: also an unknown name, or preprocessing that does not fit.
@@ -70,14 +74,19 @@ class WritingEvaluator(Evaluator):
         self._rows = rows_with_images(self.preprocess)
         generate = self.predict_fns["generate"]
         self._weights = getattr(generate, "weights", lambda model: model)
-        self._settings = getattr(generate, "settings", "")
-        self._generate = RowMap(generate, self.mesh)
+        self._settings = getattr(generate, "settings", None)
+        self._generate, self._digest = RowMap(generate, self.mesh), None
         self.controls = checked_controls(self.controls, self.source)
 
     def tokens_of(self, prompt: str) -> int:
         """How many tokens a prompt has. Raises ValueError where it is longer than rows are."""
         types = self._rows.prompt(prompt)["token_types"]
         return int((types == LANGUAGE).sum()) - 1  # the one before the image
+
+    def begin(self, model) -> None:
+        """Before what a model writes is to be kept: once for all that `write` asks of it."""
+        if self.predictions is not None and self._settings is not None:
+            self._digest = weights_digest(model, self.mesh)
 
     def write(self, model, questions: Sequence[Question], control: str | None) -> list[str]:
         """What the model writes to each, stripped, on every host.
@@ -88,36 +97,57 @@ class WritingEvaluator(Evaluator):
         Args:
           control: one of CONTROLS, or None.
         """
-        parts, texts = None, {}
-        if self.predictions is not None:
-
-            def about():
-                what = f"{self.preprocess!r} {self._settings} {control}"
-                return self.source.fingerprint(), what, json.dumps(questions)
-
-            weights = weights_digest(model, self.mesh)
-            parts = Parts(self.predictions, self.mesh, weights, about)
+        parts, texts = self._parts(questions, control), {}
+        if parts is not None:
             texts = parts.found(len(questions))
         left = list(self._left(questions, texts))
         if left:
             model = self._weights(model)
-        for length, numbers in left:
-            last = 1 + self._rows.num_slots + length
-
-            def load(place, numbers=numbers, last=last):
-                question = questions[numbers[place]]
-                arrays = self._rows.prompt(question.prompt)
-                image = image_for(question.row, self.source, self.preprocess, control)
-                return {"images": image, **{key: value[:last] for key, value in arrays.items()}}
-
-            done = 0
-            for output in self._generate.stream(model, load, len(numbers), self.batch_size):
-                new = dict(zip(numbers[done:], map(self._text, output)))
-                texts.update(new)
-                done += len(output)
-                if parts is not None:
-                    parts.add(new, done == len(numbers))
+        try:
+            for length, numbers in left:
+                for new, is_last in self._written(model, questions, control, length, numbers):
+                    texts.update(new)
+                    if parts is not None:
+                        parts.add(new, is_last)
+        finally:
+            if parts is not None:
+                parts.close()
         return [texts[number] for number in range(len(questions))]
+
+    def _parts(self, questions: Sequence[Question], control: str | None) -> Parts | None:
+        """None where nothing is kept."""
+        if self._digest is None:
+            return None
+
+        def about():
+            tokenizer = contents_digest(storage_path(self._rows.text.path)).hex()
+            what = f"{self._digest} {tokenizer} {self.preprocess!r} {self._settings} {control} "
+            return what, self._fingerprint, json.dumps(questions)
+
+        return Parts(self.predictions, self.mesh, about)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def _written(
+        self, model, questions: Sequence[Question], control, length: int, numbers: Sequence[int]
+    ) -> Iterator[tuple[dict[int, str], bool]]:
+        """Yields what the model writes to some questions, number -> text of a batch, and whether it
+        is the last; prompts are padded to `length` tokens."""
+        last = 1 + self._rows.num_slots + length
+
+        def load(place):
+            question = questions[numbers[place]]
+            arrays = self._rows.prompt(question.prompt)
+            image = image_for(question.row, self.source, self.preprocess, control)
+            return {"images": image, **{key: value[:last] for key, value in arrays.items()}}
+
+        done = 0
+        for output in self._generate.stream(model, load, len(numbers), self.batch_size):
+            end = done + len(output)
+            yield dict(zip(numbers[done:end], map(self._text, output))), end == len(numbers)
+            done = end
 
     def _left(
         self, questions: Sequence[Question], texts: Mapping[int, Any]

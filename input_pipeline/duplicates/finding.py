@@ -29,7 +29,7 @@ from input_pipeline.duplicates.dropped import DATA, REASONS, SCHEMA, bytes_of
 from input_pipeline.duplicates.search import NOBODY, Arrays, Settings
 from input_pipeline.files import listing
 from input_pipeline.files.ranges import open_file
-from input_pipeline.files.whole import write_json, write_whole
+from input_pipeline.files.whole import parts_of, write_json, write_whole
 from input_pipeline.workers import Run, say
 
 _DESCRIPTION = "input.json"
@@ -116,7 +116,7 @@ def find(
             f"Two directories of hashes are called {min(twice)!r}, and names tell data sets apart: "
             "rename one, or give each once."
         )
-    folder = output.with_name(f"{output.name}.parts")
+    folder = parts_of(output)
     wanted = {
         "version": hashing.FORMAT_VERSION,
         "data": [[one.name, one.is_test, one.fingerprint] for one in data],

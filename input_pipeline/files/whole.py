@@ -1,6 +1,7 @@
 """Files that are there as a whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -91,6 +92,11 @@ def remove_directory(path: Path | epath.Path) -> None:
         path.rmdir()
 
 
+def parts_of(output: Path | epath.Path) -> Path | epath.Path:
+    """Where what is done of a file lies, until the file is there."""
+    return output.with_name(f"{output.name}.parts")
+
+
 def checksum(path: Path | epath.Path) -> str:
     """SHA-256 of a file's contents, in hex."""
     with ranges.open_file(path) as file:
@@ -112,6 +118,14 @@ def temporary_name(name: str) -> str:
     """A new name beside the file of this name; `remove_temporaries` knows such names."""
     # Not the process' id: those of two machines may be the same.
     return f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+
+
+def remove_abandoned(path: Path | epath.Path) -> None:
+    """Removes what killed writers of this very file left beside it, where nobody else writes it."""
+    if not buckets.is_in_bucket(path):
+        written = f".{glob.escape(path.name)}.{32 * '[0-9a-f]'}{TEMPORARY_SUFFIX}"
+        for temporary in path.parent.glob(written):
+            temporary.unlink(missing_ok=True)
 
 
 def place(temporary: Path, path: Path | epath.Path) -> None:

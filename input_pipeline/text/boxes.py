@@ -80,6 +80,12 @@ def parse_boxes(text: str) -> np.ndarray:
     return np.concatenate([group.boxes for group in found])
 
 
+def distinct(boxes: Sequence) -> np.ndarray:
+    """f64[K, 4]: boxes [N, 4], each once, in their order."""
+    found = np.asarray(boxes, np.float64).reshape(-1, 4)
+    return np.array(list(dict.fromkeys(map(tuple, found.tolist())))).reshape(-1, 4)
+
+
 def shares(pixels: Sequence, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels, [K, 4] (x0, y0, x1, y1), as shares f64[K, 4] of the image's sides, and
     bool[K]: which of them lie inside and have an area.

@@ -7,6 +7,7 @@ const records = data.records;
 const MARKS = { right: "✓ right", partly: "◐ partly", wrong: "✗ wrong" };
 const count = (number) => number.toLocaleString("en");
 const compare = new Intl.Collator("en", { numeric: true }).compare;
+const shown = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 const length = (record) => record.answer.length;
 // Of records that lack a value: last, whichever comes first.
 const by = (value, sign) => (a, b) => {
@@ -34,8 +35,8 @@ function element(name, className, text) {
 }
 
 function verdictOf(record) {
-  if (data.right === null) return null;
   const score = record.values[0];
+  if (data.right === null || score === null) return null;
   return score >= data.right ? "right" : score > 0 ? "partly" : "wrong";
 }
 
@@ -65,12 +66,14 @@ function setUp() {
     const right = record.right.map(([text]) => text);
     record.searched = [record.id, record.question, record.answer, ...right].join("\n").toLowerCase();
   }
-  const shown = records.length === data.total ? "" : `${count(records.length)} of `;
+  const part = records.length === data.total ? "" : `${count(records.length)} of `;
   byId("summary").textContent =
-    `${shown}${count(data.total)} questions · ${data.metrics[0]} ${data.score.toFixed(4)}`;
+    `${part}${count(data.total)} questions · ${data.metrics[0]} ${shown(data.score, 4)}`;
+  byId("weighted").hidden = !data.weighted;
+  byId("key").hidden = !records.some((record) => record.true.length || record.written.length);
   for (const [name, value] of data.scores) {
     const row = element("tr");
-    row.append(element("th", "", name), element("td", "", value.toFixed(4)));
+    row.append(element("th", "", name), element("td", "", shown(value, 4)));
     byId("scores").append(row);
   }
   const verdicts = tally(records.map((record) => record.verdict));
@@ -113,7 +116,7 @@ function find() {
 function text(name, className, content) {
   return content.trim()
     ? element(name, `${className} text`, content)
-    : element(name, `${className} nothing`, "nothing");
+    : element(name, `${className} nothing`, "(no text)");
 }
 
 function box(corners, kind) {
@@ -146,20 +149,19 @@ function picture(record) {
 
 function term(name, boxes, kind) {
   const made = element("dt", "", name);
-  if (boxes.length) {
-    const key = element("span", `key ${kind}`);
-    key.title = "its boxes";
-    made.append(key);
-  }
+  if (boxes.length) made.append(element("span", `key ${kind}`));
   return made;
 }
 
-function card(record) {
+function card(record, place) {
   const made = element("article", record.verdict || "");
   const head = element("p", "head");
   if (record.verdict) head.append(element("span", "verdict", MARKS[record.verdict]));
   if (data.by !== null) head.append(element("span", "group", record.by));
-  head.append(element("span", "id", record.id));
+  const name = element("span", "id", record.id);
+  name.id = `name-${place}`;
+  made.setAttribute("aria-labelledby", name.id);
+  head.append(name);
   const list = element("dl");
   const right = record.right.map(([said, times]) => (times > 1 ? `${said} (${times})` : said));
   list.append(
@@ -169,8 +171,8 @@ function card(record) {
     text("dd", "answers", right.join(data.right === null ? "\n" : ", ")),
   );
   // No line ends between a name and its number.
-  const numbers = data.metrics.map((name, i) => `${name}\u00a0${record.values[i].toFixed(2)}`);
-  if (record.iou !== null) numbers.push(`IoU\u00a0${record.iou.toFixed(2)}`);
+  const numbers = data.metrics.map((name, i) => `${name}\u00a0${shown(record.values[i], 2)}`);
+  if (record.iou !== null && !data.metrics.includes("mean_iou")) numbers.push(`IoU\u00a0${record.iou.toFixed(2)}`);
   made.append(picture(record), head);
   if (record.question.trim()) made.append(text("p", "question", record.question));
   made.append(list, element("p", "numbers", numbers.join(" · ")));
@@ -180,14 +182,24 @@ function card(record) {
 function draw() {
   const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
   const first = page * PER_PAGE;
-  const shown = found.slice(first, first + PER_PAGE);
-  byId("cards").replaceChildren(...shown.map(card));
+  const some = found.slice(first, first + PER_PAGE);
+  byId("cards").replaceChildren(...some.map(card));
+  reach();
   byId("status").textContent = found.length
-    ? `${count(first + 1)} to ${count(first + shown.length)} of ${count(found.length)}`
+    ? `${count(first + 1)} to ${count(first + some.length)} of ${count(found.length)}`
     : "No question fits.";
   byId("place").textContent = `${count(page + 1)} / ${count(pages)}`;
-  byId("previous").disabled = page === 0;
-  byId("next").disabled = page === pages - 1;
+  // Not disabled, which would take the focus from a button that is pressed again and again.
+  byId("previous").ariaDisabled = page === 0;
+  byId("next").ariaDisabled = page === pages - 1;
+}
+
+// Lets keys scroll the texts that are too long for their place.
+function reach() {
+  for (const one of document.querySelectorAll(".text")) {
+    if (one.scrollHeight > one.clientHeight) one.tabIndex = 0;
+    else one.removeAttribute("tabindex");
+  }
 }
 
 function turn(by) {
@@ -200,6 +212,7 @@ function turn(by) {
 
 setUp();
 find();
+addEventListener("resize", reach);
 byId("tools").addEventListener("input", find);
 byId("tools").addEventListener("submit", (event) => event.preventDefault());
 byId("previous").addEventListener("click", () => turn(-1));

@@ -12,7 +12,7 @@ import numpy as np
 
 from big_vlp.parallel.processes import raise_together
 from evaluators.answers.shared import predictions
-from evaluators.shared.resuming import by_first, remove_parts
+from evaluators.shared.resuming import by_first, remove_parts, using
 from evaluators.shared.rows import map_fields
 from evaluators.shared.written import Question, WritingEvaluator
 from input_pipeline.records import BrokenRecordError, given, naming
@@ -140,8 +140,9 @@ class AskingEvaluator(Scoring, WritingEvaluator):
     def run(self, model) -> Iterator[tuple[str, float]]:
         """Raises BrokenRecordError before anything is written where a record cannot be asked about,
         is there twice, or cannot be scored."""
-        questions, kept = self.questions_about(range(len(self.source)), self.questions_of)
+        questions, kept = self._questions()
         check_before(self, self.mesh, self.predictions, self.form, kept)
+        self.begin(model)
         for control in (None, *self.controls):
             texts = self.write(model, questions, control)
             if control is None and self.predictions is not None:
@@ -154,7 +155,7 @@ class AskingEvaluator(Scoring, WritingEvaluator):
         else:
             yield from self.baselines(kept)
         if self.predictions is not None:
-            remove_parts(self.predictions, self.mesh)
+            remove_parts(self.predictions)
 
     def further(
         self, model, control: str | None, texts: Sequence[str], kept: Sequence[Kept]
@@ -172,26 +173,29 @@ class AskingEvaluator(Scoring, WritingEvaluator):
         """Writes the predictions, by one process."""
         put(self.mesh, self.predictions, self.form, texts, kept)
 
-    def questions_about(
-        self, rows: Sequence[int], ask: Callable[[Mapping[str, Any]], list[tuple[str, Any]]]
-    ) -> tuple[list[Question], list]:
-        """The questions that `ask` has about some records, and what it keeps of each, on every
-        host; no image is decoded.
+    def prompt_of(self, record: Mapping[str, Any], query: str) -> tuple[str, int]:
+        """The prompt that asks a record for something, and how many tokens it has.
+
+        Raises:
+          ValueError: it is too long.
+        """
+        prompt = make_prompt(self.template, query)
+        with naming(record):
+            return prompt, self.tokens_of(prompt)
+
+    def _questions(self) -> tuple[list[Question], list[Kept]]:
+        """All that is asked, and what is kept of each, on every host; no image is decoded.
 
         Raises:
           BrokenRecordError: a record cannot be asked about, or a prompt is too long.
         """
 
         def describe(record):
-            found = []
-            for query, kept in ask(record):
-                prompt = make_prompt(self.template, query)
-                with naming(record):
-                    found.append((prompt, self.tokens_of(prompt), kept))
-            return found
+            asked = self.questions_of(record)
+            return [(*self.prompt_of(record, query), kept) for query, kept in asked]
 
-        found = map_fields(self.mesh, self.source, describe, rows)
-        every = [(row, *one) for row, of_record in zip(rows, found) for one in of_record]
+        found = map_fields(self.mesh, self.source, describe, range(len(self.source)))
+        every = [(row, *one) for row, of_record in enumerate(found) for one in of_record]
         return [Question(*one[:3]) for one in every], [one[3] for one in every]
 
 
@@ -204,6 +208,7 @@ def check_first(scoring: Scoring, path: str | None, form: str, kept: Kept) -> No
             "multiple_choice and choice_loss write."
         )
     if path is not None:
+        predictions.check_path(path)
         predictions.columns_of(form, kept["id"], kept.get("beside", {}))
     elif not scoring.answered(kept):
         scoring.check([kept])
@@ -232,6 +237,15 @@ def check_before(scoring: Scoring, mesh, path: str | None, form: str, kept: Sequ
 
 
 def put(mesh, path: str, form: str, texts: Sequence[str], kept: Sequence[Kept]) -> None:
-    """Writes predictions, by one process; raises on all as `by_first`."""
+    """Writes predictions, by one process.
+
+    Raises:
+      PartsError: there; ProcessError on the others.
+    """
     ids, beside = [one["id"] for one in kept], [one.get("beside", {}) for one in kept]
-    by_first(mesh, path, lambda: predictions.write(path, form, ids, texts, beside))
+
+    def write():
+        with using(path):
+            predictions.write(path, form, ids, texts, beside)
+
+    by_first(mesh, write)

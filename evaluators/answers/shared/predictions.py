@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from input_pipeline.checks.arguments import unknown
 from input_pipeline.files import whole
+from input_pipeline.files.buckets import is_in_bucket, make_directory, storage_path
 from input_pipeline.files.ranges import read_files, source_path
 from input_pipeline.records import given
 
@@ -63,6 +64,13 @@ def check_form(name: str) -> None:
 def is_by_place(form: str) -> bool:
     """Whether a form has places of choices for answers, which no other answer can stand in."""
     return FORMS[form].layout == "places"
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """Raises ValueError where it is a directory; PathError as `storage_path`."""
+    found = storage_path(path)
+    if not is_in_bucket(found) and found.is_dir():
+        raise ValueError(f"predictions={str(path)!r} is a directory; give a file in it.")
 
 
 def ending(form: str) -> str:
@@ -125,8 +133,9 @@ def write(
         if shape.layout == "places":
             found = {"results": {name: _place(text) for name, text in found.items()}}
         content = json.dumps(found) + "\n"
-    path = source_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = storage_path(path)
+    make_directory(path.parent)
+    whole.remove_abandoned(path)
     whole.write_whole(path, content.encode())
 
 

@@ -11,6 +11,8 @@ from input_pipeline.files.listing import fingerprint, status
 from input_pipeline.files.ranges import read_files
 from input_pipeline.records import attempt, given, without_images
 
+_WITH_IMAGES = 8  # records whose images are in memory together, where only fields are asked for
+
 
 class Source:
     """The base of all sources; `source[i]` is a record, see `input_pipeline.sources`.
@@ -56,7 +58,11 @@ class Source:
 
     def fields(self, indices: Sequence[int]) -> list[dict[str, Any] | Exception]:
         """As `records`, without images; a source that knows them without its images reads none."""
-        return [attempt(without_images, record) for record in self.records(indices)]
+        found: list[dict[str, Any] | Exception] = []
+        for first in range(0, len(indices), _WITH_IMAGES):
+            records = self.records(indices[first : first + _WITH_IMAGES])
+            found += [attempt(without_images, record) for record in records]
+        return found
 
     def identity(self) -> Iterable[str | bytes]:
         """All that decides the records, but for where they lie."""

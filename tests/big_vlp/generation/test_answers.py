@@ -1,11 +1,14 @@
 """What evaluators call: rows in turns, weights made for writing."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from big_vlp import trees
+from big_vlp.generation import answers
 from big_vlp.generation.answers import Generate, in_turns
 from big_vlp.generation.beams import Beams
 from big_vlp.methods import make_method
@@ -130,6 +133,8 @@ def test_settings_are_those_that_answers_depend_on():
     ]
     assert len(set(found)) == len(found) and settings() == found[0]
     assert not any(" at 0x" in text for text in found)
+    with mock.patch.object(answers, "__version__", "another"):
+        assert settings() not in found
 
 
 def test_less_padding_gives_the_same_answers():

@@ -2,16 +2,20 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from big_vlp.show.__main__ import main
+from evaluators.answers import vqa
+from evaluators.answers.shared import asking
 from input_pipeline import command_line
 from input_pipeline.sources import Source
 from tests.big_vlp.show.browser import Browser
@@ -143,7 +147,8 @@ def test_boxes_are_read_from_texts(make):
     texts = ["it is [[100,100,300,500]] or [[1,2,3,4;100,100,300,500]]", "[[1,2,3]]"]
     one, two = data_of(make(records, texts, "vqa"))["records"]
     assert one["written"] == [[0.1, 0.1, 0.3, 0.5], [0.001, 0.002, 0.003, 0.004]]
-    assert one["true"] == [[0.1, 0.1, 0.5, 0.5]] and one["iou"] == pytest.approx(0.5)
+    assert one["true"] == [[0.1, 0.1, 0.5, 0.5]]
+    assert one["iou"] is None  # which of them counts is for the metric to say
     assert (two["written"], two["true"], two["iou"]) == ([], [], None)
 
 
@@ -172,6 +177,52 @@ def test_phrases_of_a_record_are_questions_of_their_own(make):
     assert (one["answer"], two["answer"]) == ("no", "[[000,000,500,250]]")
     assert two["right"] == [["[[500,500,999,999;500,000,999,500]]", 1]] and len(two["true"]) == 2
     assert two["values"] == [0, 0, 0] and two["iou"] == 0
+
+
+def test_boxes_overlap_as_the_metric_has_it(make):
+    """The box itself is 0.3 of a thousandth larger than the text that is right; people said it
+    three times, which is one right answer."""
+    box = [0.1003, 0.1003, 0.2007, 0.2007]
+    records = [dict(phrases=["a cat"] * 3 + ["dogs"], boxes=[box] * 3 + [[0, 0, 1, 1]])]
+    records = [records[0] | {"image": image(8, 8)}]
+    path = make(records, ["[[100,100,200,200]]", "a"], "referring", ids=["r0/0", "r0/1"])
+    data = data_of(path)
+    one, two = data["records"]
+    assert one["right"] == [["[[100,100,200,200]]", 1]] and data["weighted"]
+    assert 0.97 < one["iou"] == one["values"][data["metrics"].index("mean_iou")] < 1
+    assert two["iou"] == 0
+    caption = "a cat [[000,000,500,500]]"
+    grounded = dict(captions={"caption": ["a cat, dogs"]}, phrases=["a cat", "dogs", "dogs"])
+    grounded |= dict(boxes=[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]], image=image(8, 8))
+    [one] = data_of(make([grounded], [caption], "grounded_captions"))["records"]
+    assert one["iou"] is None and one["values"][0] == 0  # it is the box of other words
+    assert ["dogs [[000,000,500,500]]", 1] in one["right"]
+
+
+def test_a_page_reads_each_record_once_and_many_together(make):
+    asked = []
+
+    def records(self, indices):
+        asked.append(list(indices))
+        return [self[index] for index in indices]
+
+    phrases = dict(phrases=["a cat", "a dog"], boxes=[[0, 0, 1, 1]] * 2, image=image(8, 8))
+    ids = [f"r{i}/{j}" for i in range(70) for j in range(2)]
+    with (
+        mock.patch.object(Records, "records", records),
+        mock.patch.object(
+            Records, "fields", lambda self, indices: [self[index] for index in indices]
+        ),
+    ):
+        make([phrases] * 70, ["no"] * 140, "referring", ids=ids)
+    assert [len(some) for some in asked] == [64, 6] and [*itertools.chain(*asked)] == [*range(70)]
+
+
+def test_a_metric_that_says_nothing_of_single_answers_is_one_error(make, capsys):
+    with mock.patch.object(vqa.Scoring, "each", asking.Scoring.each), pytest.raises(AssertionError):
+        make([dict(answers=["a"], image=image(8, 8))], ["a"], "vqa")
+    said = capsys.readouterr().err.strip()
+    assert said.count("\n") == 0 and "write its Scoring.each" in said
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -357,10 +408,59 @@ def test_captions_are_neither_right_nor_wrong(make, browser):
     records = [dict(captions={"caption": [text] * 2}, image=image(8, 8)) for text in captions]
     browser.open(make(records, [captions[0], ""], "captions"))
     assert texts_of(browser, ".verdict") == [] and texts_of(browser, ".question") == []
-    assert browser.run("getComputedStyle(document.getElementById('verdicts')).display") == "none"
-    assert texts_of(browser, ".answer")[1] == "nothing"
+    for hidden in ("verdicts", "key", "weighted"):
+        shown = browser.run(f"getComputedStyle(document.getElementById('{hidden}')).display")
+        assert shown == "none", hidden
+    assert texts_of(browser, ".answer")[1] == "(no text)"
     pick(browser, "#sort", "score, lowest first")
     assert texts_of(browser, ".id") == ["r1", "r0"]
+
+
+def test_scores_that_are_no_numbers(make, browser):
+    each = vqa.Scoring.each
+
+    def some(self, texts, kept):
+        return {
+            name: np.where([1, 0], values, np.nan)
+            for name, values in each(self, texts, kept).items()
+        }
+
+    records = [dict(answers=["a"], image=image(8, 8))] * 2
+    with mock.patch.object(vqa.Scoring, "each", some):
+        path = make(records, ["a", "a"], "vqa")
+    browser.open(path)
+    assert browser.complaints() == []
+    assert texts_of(browser, ".numbers")[1] == "vqa_accuracy\u00a0– · exact_match\u00a0–"
+    assert texts_of(browser, "#verdicts label") == ["all 2", "✓ right 1", "✗ wrong 0"]
+    pick(browser, "#sort", "score, lowest first")
+    assert texts_of(browser, ".id") == ["r0", "r1"]  # last
+
+
+def test_it_can_be_used_without_a_mouse_or_eyes(make, browser):
+    records, texts = questions(30)
+    records[0]["answers"] = ["[[100,100,200,200]]"]
+    browser.look(1200)
+    browser.open(make(records, texts, "vqa"))
+    named = """[...document.querySelectorAll('article')].map(
+      (one) => document.getElementById(one.getAttribute('aria-labelledby')).textContent)"""
+    assert browser.run(named) == texts_of(browser, ".id")
+    # Texts that scroll are reached by Tab, and no others.
+    reached = """[...document.querySelectorAll('.text')].map(
+      (one) => [one.scrollHeight > one.clientHeight, one.tabIndex === 0])"""
+    found = browser.run(reached)
+    assert all(scrolls == reachable for scrolls, reachable in found)
+    assert {scrolls for scrolls, _ in found} == {True, False}
+    # A button keeps the focus on the last page, where it does nothing.
+    browser.run("document.getElementById('next').focus()")
+    for _ in range(3):
+        browser.run("document.activeElement.click()")
+    assert texts_of(browser, "#place") == ["2 / 2"]
+    assert browser.run("document.activeElement.id") == "next"
+    pressed = "['previous', 'next'].map((id) => document.getElementById(id).ariaDisabled)"
+    assert browser.run(pressed) == ["false", "true"]
+    browser.run("document.getElementById('previous').click()")
+    assert browser.run(pressed) == ["true", "false"]
+    assert "solid and orange" in browser.run("document.getElementById('key').innerText")
 
 
 def test_thousands_of_records(make, browser):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluators.answers import multiple_choice
+from evaluators.answers import choice_loss, multiple_choice
 from evaluators.answers.shared import letters, predictions
 from evaluators.answers.yes_no import says_yes
 from evaluators.shared import records
+from evaluators.shared.written import image_for
 from input_pipeline.records import BrokenRecordError
 from input_pipeline.text.boxes import format_boxes
 from tests.evaluators.answers import toy_text
@@ -117,7 +118,10 @@ def test_circular_evaluation_asks_for_each_order():
     asked = dict(circular=True, instruction="")
     values = evaluate("multiple_choice", ["red", "bird", "two", "A"], source, **asked)
     assert values["accuracy"] == 1 and values["accuracy_circular"] == 0.75
-    by_letter = evaluate("multiple_choice", ["A", "C", "B", "A"], source, **asked)
+    read, fields = [], source.fields
+    with mock.patch.object(source, "fields", lambda some: read.extend(some) or fields(some)):
+        by_letter = evaluate("multiple_choice", ["A", "C", "B", "A"], source, **asked)
+    assert sorted(read) == [0, 0, 1, 2, 3]  # the first also when the evaluator is made
     assert by_letter["accuracy"] == 1 and by_letter["accuracy_circular"] == 0
 
 
@@ -157,6 +161,12 @@ def test_the_likeliest_choice_is_taken():
         values = toy_text.evaluate("choice_loss", source, model, fns, controls=["blind"])
         assert values["accuracy"] == values["accuracy_blind"] == expected(best)
         assert values["accuracy_chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
+    # An image is decoded once for all of its choices.
+    read = []
+    with mock.patch.object(choice_loss, "image_for", lambda row, **more: read.append(row) or
+                           image_for(row, **more)):  # fmt: skip
+        toy_text.evaluate("choice_loss", source, model, fns, batch_size=2)
+    assert sorted(read) == [0, 1, 2, 3]
     # Two choices alike are a tie, which is no hit.
     same = source_of(choices=[["red", "red"]], answer=[0])
     assert toy_text.evaluate("choice_loss", same, model, fns)["accuracy"] == 0
@@ -167,14 +177,15 @@ def test_the_likeliest_choices_are_handed_in_as_letters(tmp_path):
         counts = batch["loss_mask"].sum(axis=1, dtype=jnp.int32)
         return counts * counts.astype(jnp.float32), counts
 
-    lengths = [[len(toy_text.TEXT.encode(choice)) for choice in own] for own in CHOICES]
+    choices = [["red", "red"], *CHOICES[1:]]  # of the first neither is the likeliest
+    lengths = [[len(toy_text.TEXT.encode(choice)) for choice in own] for own in choices]
     unique = [own if own.count(min(own)) == 1 else None for own in lengths]
     expected = ["" if own is None else "ABC"[own.index(min(own))] for own in unique]
-    assert "" in expected or len(set(expected)) > 1
+    assert expected[0] == "" and len(set(expected[1:])) > 1
     path = tmp_path / "answers.json"
     asked = dict(predict_fns={"token_losses": losses}, predictions=str(path), controls=["blind"])
     ids = dict(question_id=["a", "b", "c", "d"])
-    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], **ids)
+    source = source_of(choices=choices, answer=[0, 2, 1, 0], **ids)
     values = toy_text.evaluate("choice_loss", source, {}, **asked)
     assert json.loads(path.read_text()) == dict(zip("abcd", expected))
     scoring = multiple_choice.Scoring()
@@ -182,7 +193,7 @@ def test_the_likeliest_choices_are_handed_in_as_letters(tmp_path):
     texts = predictions.matched(predictions.read(path), list("abcd"), "file")
     assert dict(scoring.scores(texts, kept))["accuracy"] == values["accuracy"]
     # Of a test whose answers are secret the file alone comes.
-    secret = source_of(choices=CHOICES, **ids)
+    secret = source_of(choices=choices, **ids)
     assert toy_text.evaluate("choice_loss", secret, {}, **asked | {"form": "scienceqa"}) == {}
     places = ["ABC".find(letter) if letter else -1 for letter in expected]
     assert json.loads(path.read_text()) == {"results": dict(zip("abcd", places))}
@@ -323,6 +334,18 @@ def unasked(name, source, match, **config):
     ):
         toy_text.evaluate(name, source, {}, fns, **config)
     assert str(raised.value).count("Record ") <= 1
+
+
+@pytest.mark.parametrize("name", ["vqa", "choice_loss"])
+def test_a_file_that_cannot_be_is_refused_before_training(name, tmp_path):
+    source = source_of(choices=CHOICES, answer=[0, 2, 1, 0], answers=[["x"]] * 4)
+    for path, match in (
+        (str(tmp_path), "is a directory; give a file in it"),
+        ("https://somewhere/file.json", "is a URL that cannot be used"),
+        ("", "The path is empty"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            toy_text.evaluate(name, source, None, predictions=path)  # no model is asked
 
 
 def test_pairs_are_of_two():

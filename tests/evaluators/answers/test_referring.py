@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from evaluators.answers import referring
 from evaluators.answers.shared import command
 from evaluators.shared.base import make_evaluator
 from input_pipeline import command_line
@@ -123,6 +124,16 @@ def test_an_expression_counts_as_often_as_it_is_given():
     assert values["mean_iou"] == pytest.approx(2 / 3, abs=0.01)
     two_things = [[BOXES[0], BOXES[2], BOXES[1]]], [["rings", "rings", "a star"]]
     assert evaluate(two_things[0], [format_boxes(BOXES[0])], two_things[1])["accuracy@0.5"] == 0.5
+
+
+def test_what_is_kept_grows_as_the_phrases_do():
+    """Not as their pairs: a scene has dozens."""
+
+    def size(count):
+        record = {"id": "x", "phrases": [f"p{i}" for i in range(count)], "boxes": BOXES[:1] * count}
+        return len(json.dumps(referring.Scoring().questions_of(record)))
+
+    assert size(80) < 2.2 * size(40)
 
 
 def test_controls():

@@ -1,9 +1,14 @@
 """Padding and sharding of rows, and errors while they are loaded."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
+
 import numpy as np
 import pytest
 
-from evaluators.shared.rows import RowMap, map_images
+from evaluators.shared.rows import RowMap, each_once, map_images, read_fields
 from input_pipeline.checks.fields import label_of
 from input_pipeline.records import BrokenRecordError
 from tests.evaluators.shared import toy
@@ -64,3 +69,44 @@ def test_want_of_memory_is_not_the_records_fault():
 
     with pytest.raises(MemoryError):
         RowMap(lambda params, batch: batch["x"], toy.mesh())(None, load, 3, 2)
+
+
+def test_fields_are_read_with_few_images_in_memory():
+    """Of a source that knows no fields without its images."""
+    source = toy.ToySource({"caption": [["?"]] * 150}, label=[*range(150)])
+    records, most = source.records, []
+    with mock.patch.object(source, "records", lambda some: most.append(len(some)) or records(some)):
+        found = read_fields(source, lambda record: [record["label"], "image" in record], range(150))
+    assert found == [[i, False] for i in range(150)]
+    assert sum(most) == 150 and max(most) == 8
+
+
+def test_what_several_threads_ask_for_is_made_once():
+    made, lock = [], threading.Lock()
+
+    def make(row):
+        with lock:
+            made.append(row)
+        time.sleep(0.005)
+        return [row]
+
+    get = each_once(make, 16)
+    asked = [row for row in range(20) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(get, asked)) == [[row] for row in asked]
+    assert sorted(made) == [*range(20)]
+
+
+def test_what_could_not_be_made_is_tried_again():
+    tries = iter([OSError("away"), "there"])
+
+    def make(row):
+        found = next(tries)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    get = each_once(make, 1)
+    with pytest.raises(OSError, match="away"):
+        get(0)
+    assert get(0) == get(0) == "there"
