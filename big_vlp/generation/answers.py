@@ -11,7 +11,6 @@ from big_vlp import __version__, trees
 from big_vlp.augment.photometric import normalise
 from big_vlp.generation.beams import Beams
 from big_vlp.generation.sampling import generate
-from big_vlp.models.layout import vision_places
 from big_vlp.parallel import meshes
 from input_pipeline.views.cogvlm import Rows
 
@@ -26,9 +25,8 @@ class Generate:
 
     Attributes:
       method: has `network`, the model, `preprocess`, `lora_active` and `for_writing`.
-      rows: what lays out the batches.
+      rows: what lays out the batches, see `Rows.prompt`.
       max_new_tokens: of an answer.
-      layout: of the batches, see `models.layout`; `rows` gives static ones.
       row_bytes: as ROW_BYTES; the other rows of a batch wait. No answer depends on it.
     """
 
@@ -36,21 +34,20 @@ class Generate:
     rows: Rows
     max_new_tokens: int
     beams: Beams | None = None
-    layout: str = "static"
     row_bytes: int = ROW_BYTES
 
     def __call__(self, params, batch) -> jax.Array:
-        """Answers to {"images": u8[B, I, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]},
+        """Answers to {"images": u8[B, 1, S, S, 3], "tokens": i32[B, T], "token_types": i32[B, T]},
         or without images: i32[B, max_new_tokens], see `sampling.generate`. Its parameters are the
         model's or those of `weights`."""
         with self.method.lora_active():
-            most = self._rows_at_once(params, self._places(batch))
+            most = self._rows_at_once(params, batch["tokens"].shape[1])
             return in_turns(lambda rows: self._write(params, rows), batch, most)
 
     @property
     def settings(self) -> str:
         """All that answers depend on besides weights and rows, as a text."""
-        method, decoding = self.method, (self.max_new_tokens, self.beams, self.layout)
+        method, decoding = self.method, (self.max_new_tokens, self.beams)
         return repr((__version__, method.network, method.lora, *decoding))
 
     def weights(self, params):
@@ -60,7 +57,7 @@ class Generate:
     def _write(self, params, batch):
         model, preprocess = self.method.network, self.method.preprocess
         features = None
-        if "images" in batch and batch["images"].shape[1]:
+        if "images" in batch:
             images = normalise(batch["images"], preprocess.mean, preprocess.std)
             features = model.apply(trees.variables(params), images, method="encode_images")
         return generate(
@@ -73,18 +70,8 @@ class Generate:
             eos_id=self.rows.text.eos_id,
             pad_id=self.rows.text.pad_id,
             strategy=self.beams,
-            layout=self.layout,
+            layout="static",
         )
-
-    def _places(self, batch) -> int:
-        """How many positions of keys and values reading a prompt takes: those of the prompt, and
-        where it is read in a longer row, which is cut, those of that row, too."""
-        model, length = self.method.network, batch["tokens"].shape[1]
-        images, size = batch["images"].shape[1:3] if "images" in batch else (0, 0)
-        if self.layout == "static" or not images or not model.expert_parts:
-            return length
-        slots = (size // model.image_token_size) ** 2 + 2
-        return 2 * length + vision_places(length, images, slots)
 
     def _rows_at_once(self, params, length: int) -> int:
         """On one device; `length` of a prompt's keys and values."""

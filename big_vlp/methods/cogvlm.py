@@ -249,9 +249,7 @@ class Method(base.Method):
         """`token_losses` and `generate` (greedy), see `evaluators.shared.base`."""
         return {
             "token_losses": lambda model, batch: self._row_losses(model, batch)[:2],
-            "generate": Generate(
-                self, Rows.of(self.preprocess), self.max_new_tokens, layout=self.layout
-            ),
+            "generate": Generate(self, Rows.of(self.preprocess), self.max_new_tokens),
         }
 
 

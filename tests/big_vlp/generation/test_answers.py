@@ -85,17 +85,6 @@ def test_a_turn_has_as_many_rows_as_fit(beams):
         assert generate._rows_at_once(params, 30) == rows
 
 
-@pytest.mark.parametrize("layout, experts", [("static", True), ("any", True), ("general", False)])
-def test_a_longer_row_takes_places_while_it_is_read(layout, experts):
-    """What `any` adds for the vision experts, beside the prompt that is cut out of it."""
-    method = method_of(layout=layout, **({} if experts else {"expert_parts": []}))
-    generate, rows = Generate(method, ROWS, 5, layout=layout), {"tokens": np.zeros((1, 30))}
-    assert generate._places(rows) == 30
-    images = {**rows, "images": np.zeros((1, 2, 28, 28, 3))}
-    expected = 2 * 30 + 2 * 5 if experts and layout != "static" else 30
-    assert generate._places(images) == expected
-
-
 def test_weights_for_writing():
     """In the compute dtype what every token needs; what need not change is the same array, and so
     are LoRA's factors, whose smallest changes kernels would lose."""
