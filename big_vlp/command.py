@@ -80,11 +80,11 @@ def define_run(workdir: str) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     """The flags --model and --weights, of commands that ask a trained model."""
     parser.add_argument(
         "--model",
-        required=required,
+        required=True,
         type=path_argument,
         metavar="DIR",
         help="the workdir of a run, or a directory of big_vlp.convert",

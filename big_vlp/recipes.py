@@ -112,8 +112,8 @@ def suites_in_data(total_steps: int, **settings) -> dict[str, dict]:
 
 
 def suite_prepared(name: str, **schedule) -> dict[str, dict]:
-    """Sections of `evals` for all tasks of a suite of models that write, from prepared shards in
-    data/, which must be there.
+    """Sections of `evals` for all tasks of a suite of models that write that can be scored, from
+    prepared shards in data/, which must be there.
 
     Args:
       schedule: `every_steps`, `weights`, `batch_size` of each, and `paper`, see `suite`.
@@ -126,6 +126,7 @@ def suite_prepared(name: str, **schedule) -> dict[str, dict]:
             **schedule,
         }
         for task in tasks.suite(name)
+        if not task.secret
     }
 
 

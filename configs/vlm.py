@@ -5,7 +5,8 @@ Options: stage=pretrain|tune, tower=NAME of TOWERS (clip_l14_336), image=DIR (a 
 that tower), weights=NAME (those of it: averaged, a COSMOS' teacher, or model, its student; by
 default the average where there is one), language=DIR, start=DIR (of stage tune: that of pretrain),
 experts (CogVLM's visual experts), data=llava|scenes, runlocal
-Data: prepared shards in data/NAME, see docs/recipes.md; GQA, TextVQA and POPE for stage tune.
+Data: prepared shards in data/NAME, see docs/recipes.md; data/coco_val2017 for stage pretrain; GQA,
+TextVQA and POPE for stage tune.
 
 Stage pretrain trains the adapter on captions, tune the adapter and the language model on questions
 and conversations; the tower stays as it is. As LLaVA's, the model reads what the tower's last block

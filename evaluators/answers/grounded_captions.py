@@ -12,9 +12,9 @@ from evaluators.shared.records import captions_of
 from input_pipeline.records import naming
 from input_pipeline.text.boxes import distinct, find_boxes, format_boxes, iou
 from input_pipeline.text.conversations import GROUNDED_QUERY, boxes_of
+from input_pipeline.text.instructions import without_article
 
 IOU = 0.5
-_ARTICLE = re.compile(r"^(?:a|an|the|some)\s+(?=\S)")
 _OPENED = "[["
 
 
@@ -153,4 +153,4 @@ def _is_malformed(text: str) -> bool:
 
 
 def _bare(phrase: str) -> str:
-    return _ARTICLE.sub("", " ".join(phrase.lower().split()))
+    return without_article(" ".join(phrase.lower().split()))

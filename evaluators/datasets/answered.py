@@ -37,7 +37,7 @@ _VQA = {"evaluator": "vqa", "form": "vqa"}
 _PLAIN = {**_VQA, "normalisation": "plain"}
 _CHOICE = {"evaluator": "multiple_choice", "form": "mmmu"}
 _TRANSCRIPTS = {"evaluator": "transcripts"}
-_REFERRING = {"evaluator": "referring"}
+_REFERRING = {"evaluator": "referring", "form": "vqa"}
 _SOFT, _EXACT, _ACCURACY = ("vqa_accuracy",), ("exact_match",), ("accuracy",)
 _JUDGED = ("judged",)  # no evaluator yields it
 _KARPATHY = "captioning:kind=karpathy: cs.stanford.edu/people/karpathy/deepimagesent"

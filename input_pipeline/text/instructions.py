@@ -42,7 +42,7 @@ REASONED = (
     f"{{question}} Explain how the image leads to the answer; mark what you name as {BOX_FORM}.",
     f"{{question}} Think aloud, with boxes {BOX_FORM}, and end with the answer.",
 )
-_ARTICLE = re.compile(r"(?:a|an|the|some)\s+(?=\S)", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:a|an|the|some)\s+(?=\S)", re.IGNORECASE)
 
 
 def chosen(forms: Sequence[str], rng: random.Random, varied: bool) -> str:
@@ -53,4 +53,9 @@ def chosen(forms: Sequence[str], rng: random.Random, varied: bool) -> str:
 def where_query(phrase: str, form: str = WHERE[0]) -> str:
     """Asks for the box of a phrase, which loses its article: "the" comes with the question."""
     phrase = phrase.strip()
-    return form.format(phrase=_ARTICLE.sub("", phrase, count=1), whole=phrase)
+    return form.format(phrase=without_article(phrase), whole=phrase)
+
+
+def without_article(phrase: str) -> str:
+    """A phrase without the article that it begins with."""
+    return _ARTICLE.sub("", phrase)

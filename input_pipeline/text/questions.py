@@ -47,23 +47,32 @@ def with_choices(
     return "\n".join(filter(None, parts))
 
 
-def letter_of(record: Mapping[str, Any]) -> str | None:
-    """The letter of the right one of a question's choices; None without choices, or where it is
+def place_of(record: Mapping[str, Any]) -> int | None:
+    """The place of the right one of a question's choices; None without choices, or where it is
     secret.
 
     Raises:
-      ValueError: its `answer` is not the place of a choice, or there are more than letters.
+      ValueError: its `answer` is not the place of a choice.
     """
     choices, answer = list(record.get("choices") or ()), record.get("answer")
     if not choices or answer is None:
         return None
-    _check_count(choices)
     if answer not in range(len(choices)):
         raise ValueError(
             f"it has answer={answer!r}: that is the place of one of its {len(choices)} choices, "
             "from 0 on, or None."
         )
-    return LETTERS[int(answer)]
+    return int(answer)
+
+
+def letter_of(record: Mapping[str, Any]) -> str | None:
+    """The letter of `place_of`; raises ValueError also where there are more choices than
+    letters."""
+    place = place_of(record)
+    if place is None:
+        return None
+    _check_count(record["choices"])
+    return LETTERS[place]
 
 
 def is_open(record: Mapping[str, Any]) -> bool:

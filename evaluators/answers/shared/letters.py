@@ -8,7 +8,8 @@ import numpy as np
 
 from evaluators.answers.shared import asking
 from evaluators.answers.shared.agreement import plain
-from input_pipeline.text.questions import LETTERS
+from input_pipeline.records import naming
+from input_pipeline.text.questions import LETTERS, place_of
 
 _LEADING = re.compile(r"\W*([A-Za-z])(?:\s*[).:,](?!\s*(?:or|and)\b)|\W*$)")
 _NAMED = re.compile(r"\(([A-Za-z])\)|\b(?:answer|option|choice)(?: is)?:? \(?([A-Z])\b")
@@ -28,15 +29,8 @@ def choices_of(record) -> tuple[list[str], int | None]:
             f"Record {record['id']!r} has {len(choices)} choices; a question has 2 to "
             f"{len(LETTERS)}, or an answer_type. Use such data, or the evaluator vqa."
         )
-    if record.get("answer") is None:
-        return choices, None
-    answer = int(record["answer"])
-    if not 0 <= answer < len(choices):
-        raise ValueError(
-            f"Record {record['id']!r} has the answer {answer}; it is the place of one of its "
-            f"{len(choices)} choices, from 0 on."
-        )
-    return choices, answer
+    with naming(record):
+        return choices, place_of(record)
 
 
 def chosen(text: str, choices: Sequence[str]) -> int | None:

@@ -136,3 +136,8 @@ def test_open_questions_are_learnt_with_the_kind_of_their_answers(kind, precisio
     asked = multiple_choice.Scoring().query(record)
     assert asked.startswith("How many?\nAnswer the question using a ") and asked.endswith(line)
     assert make_turn("vqa", record, random.Random(0)) == Turn(asked, "3")
+
+
+def test_a_phrase_loses_the_article_that_it_begins_with():
+    asked = [instructions.where_query(phrase) for phrase in ("The red cup", "pizza on a plate")]
+    assert asked == ["Where is the red cup?", "Where is the pizza on a plate?"]
