@@ -62,6 +62,7 @@ BOUNDS: dict[str, Range] = {
     "num_captions": _COUNT,
     "num_classes": _COUNT,
     "data.num_classes": whole(1, none="for all values"),
+    "data.objects": whole(1, 5, count=2),
     "max_labels": _COUNT,
     "vocabulary_size": whole(1, none="for all"),
     "short_side": real(above=0, count=2),
@@ -101,6 +102,7 @@ BOUNDS: dict[str, Range] = {
     "output_stride": _COUNT,
     "position_scale": real(0, none="for width^-1/2"),
     "rope_base": real(above=0),
+    "rope_grid": _COUNT,
     "epsilon": real(above=0),
     "norm_epsilon": real(above=0),
     "pad_id": whole(0, _INT32, none="to train all embeddings"),
@@ -139,6 +141,7 @@ BOUNDS: dict[str, Range] = {
     "step": whole(0, none="for the latest"),
     "min_similarity": _PROBABILITY,
     "fresh_blocks": whole(0),
+    "dropped_blocks": whole(0),
     # Evaluation.
     "batch_size": _COUNT,
     "neighbours": whole(1, count=0),

@@ -474,7 +474,7 @@ def test_defaults_of_transformers():
     assert dual.model["image"] == {
         "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_dim": 3072, "pool": "map",
         "activation": "gelu_tanh", "norm_epsilon": 1e-6, "class_token": False, "norm_pre": False,
-        "norm_after_pool": False, "ignore_rest": False,
+        "norm_after_pool": False, "ignore_rest": False, "final_norm": True,
     }  # fmt: skip
     pre = dual.preprocess
     assert (pre.image_size, pre.resize, pre.interpolation) == (224, "squash", "bicubic")

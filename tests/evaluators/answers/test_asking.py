@@ -308,7 +308,7 @@ def test_what_is_written_is_kept_in_a_file(tmp_path):
         ("yes_no", {"answers": [["maybe"]]}, "answered by"),
         ("multiple_choice", {"choices": [["x"]], "answer": [0]}, "has 1 choices"),
         ("multiple_choice", {"choices": [["x", "y"]]}, "'toy-0' has no answer"),
-        ("choice_loss", {"choices": [["x", "y"]], "answer": [5]}, "has the answer 5"),
+        ("choice_loss", {"choices": [["x", "y"]], "answer": [5]}, "it has answer=5"),
         ("pointing", {"choices": [["x", "y"]], "answer": [0]}, "no boxes"),
         ("captions", {"answers": [["x"]], "caption": [[]]}, "is empty"),
         ("vqa", {"answers": [["x"]], "question": [" "]}, "has no question"),

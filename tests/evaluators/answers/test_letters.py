@@ -52,5 +52,5 @@ def test_choices_are_checked():
     assert letters.choices_of(good) == (["a", "b"], 1)
     assert letters.choices_of({"id": "x", "choices": ["a", "b"]}) == (["a", "b"], None)
     for change in ({"choices": ["a"]}, {"choices": []}, {"answer": 2}, {"answer": -1}):
-        with pytest.raises(ValueError, match="'x' has"):
+        with pytest.raises(ValueError, match=r"'x'(:|) .*has"):
             letters.choices_of(good | change)

@@ -267,7 +267,8 @@ def test_what_cannot_be_removed_is_told_and_counts_for_nothing(whole, tmp_path, 
     file = tmp_path / "file.json"
     killed_after(2, file)
     (tmp_path / "file.json.parts" / ".AppleDouble").mkdir()
-    values, _ = evaluate(file, controls=["blind"])
+    with caplog.at_level("WARNING", logger="absl"):
+        values, _ = evaluate(file, controls=["blind"])
     assert (values, file.read_bytes()) == whole
     assert [path.name for path in tmp_path.glob("file.json.parts/*")] == [".AppleDouble"]
     assert "file.json.parts can be deleted" in caplog.text

@@ -38,7 +38,7 @@ def job(count=8, remove_from=None):
 
 
 def write(output, job):
-    return shards._write_shard(output, OPTIONS, Rules(), None, job, None)
+    return shards._write_shard(output, OPTIONS, Rules(), None, job, None, None)
 
 
 @pytest.fixture

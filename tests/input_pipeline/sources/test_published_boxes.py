@@ -13,7 +13,7 @@ from input_pipeline.files.ranges import read_files
 from input_pipeline.sources import make_source
 from input_pipeline.sources.boxes import pointing
 from input_pipeline.text.boxes import parse_boxes
-from input_pipeline.text.conversations import boxes_of, make_turn
+from input_pipeline.text.conversations import Turn, boxes_of, make_turn
 from tests.input_pipeline.sources.published import records, write_json
 
 WIDTH, HEIGHT = 200, 100
@@ -270,7 +270,7 @@ def test_visual7w(tmp_path):
     places = [one["answer"] for one in found]
     assert all(places.count(place) > 3 for place in range(4))  # it tells nothing
     turn = make_turn("pointing", found[1], random.Random(0))
-    assert turn == ("Which pillow is near?", "[[095,000,195,290]]", ())
+    assert turn == Turn("Which pillow is near?", "[[095,000,195,290]]")
 
 
 @pytest.mark.parametrize(
