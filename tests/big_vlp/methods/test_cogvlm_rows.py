@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -37,9 +34,9 @@ from tests.big_vlp.methods.toy_cogvlm_method import (
     make_batch,
     make_model,
 )
+from tests.eight_devices import on_eight_devices
 from tests.input_pipeline.prepare import prepare_data
 
-ROOT = Path(__file__).parents[3]
 IMAGE = "image"
 IMAGES, CONTEXT = 2, 12
 LENGTH = 1 + IMAGES * SLOTS + CONTEXT
@@ -337,21 +334,9 @@ def test_rows_stay_on_their_devices():
     """On eight: the numbers of one, nothing is brought together but parameters, and nothing is
     summed but what the static layout sums: gradients, counts and losses. (A gather that is not by
     rows shows as a sum of rows.)"""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("routing_on_eight_devices.py"))],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_NUM_CPU_DEVICES": "8",
-            "NPROC": "64",  # threads: collectives block several on each device
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    program = Path(__file__).with_name("routing_on_eight_devices.py")
     brought, summed = {}, {}
-    for layout, found in json.loads(done.stdout).items():
+    for layout, found in json.loads(on_eight_devices(program)).items():
         plain = found.pop("none")
         for mesh, result in found.items():
             moved = {tuple(each) for each in result["moved"] if each[0] != "all-reduce"}

@@ -2,10 +2,6 @@
 depend on nothing but its key."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +14,7 @@ from big_vlp.models.layers.attention import attention, drop, using, written
 from big_vlp.models.llama import Llama
 from big_vlp.parallel import meshes, placing
 from tests.big_vlp.models.towers.toy_towers import randn
+from tests.eight_devices import on_eight_devices
 
 RATE = 0.25
 LAYERS, ROWS, LENGTH, WIDTH = 4, 4, 7, 16
@@ -228,20 +225,7 @@ def test_draws_are_not_kept_for_the_backward_pass():
 
 @pytest.mark.slow
 def test_every_mesh_drops_the_same():
-    result = subprocess.run(
-        [sys.executable, __file__],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[3]),
-            "JAX_NUM_CPU_DEVICES": "8",
-            "NPROC": "64",  # threads: collectives block several on each device
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["8,1,1", "2,2,2"]
+    assert on_eight_devices(__file__).split() == ["8,1,1", "2,2,2"]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -16,34 +14,21 @@ from jax.sharding import AxisType, PartitionSpec
 from big_vlp.parallel import cluster, meshes, placing
 from big_vlp.parallel.meshes import AXES, global_batch, local_rows, make_mesh
 from big_vlp.parallel.placing import MAY_STAY_WHOLE, Split, place
+from tests.eight_devices import on_eight_devices
 
-ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).with_name("eight_devices.py")
 QUICK, SLOW = ("clip", "catlip"), ("siglip", "cosmos")
 MESH = "2,2,2,2"  # of two slices
 MORE_MESHES = ("1,1,1", "8,1,1", "2,4,1")
 
 
-def on_eight_devices(methods, *sizes):
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), ",".join(methods), *sizes],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_NUM_CPU_DEVICES": "8",
-            "NPROC": "64",  # threads: collectives block several on each device
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def found_on_eight_devices(methods, *sizes):
+    return json.loads(on_eight_devices(PROGRAM, ",".join(methods), *sizes))
 
 
 @pytest.fixture(scope="module")
 def eight_devices():
-    return on_eight_devices(QUICK, MESH)
+    return found_on_eight_devices(QUICK, MESH)
 
 
 @pytest.mark.parametrize("method", QUICK)
@@ -54,7 +39,7 @@ def test_a_mesh_of_all_axes_gives_the_plain_losses_and_gradients(eight_devices, 
 
 @pytest.mark.slow
 def test_a_mesh_of_all_axes_gives_those_of_the_other_methods():
-    found = on_eight_devices(SLOW, MESH)
+    found = found_on_eight_devices(SLOW, MESH)
     for method in SLOW:
         check(found[method]["plain"], found[method][MESH])
         assert found[method][MESH]["split"] > 0
@@ -72,7 +57,7 @@ def test_the_attention_kernel_for_whole_rows_splits_rows_and_heads(eight_devices
 
 @pytest.mark.slow
 def test_more_meshes_give_the_plain_losses_and_gradients():
-    results = on_eight_devices(QUICK + SLOW, *MORE_MESHES)
+    results = found_on_eight_devices(QUICK + SLOW, *MORE_MESHES)
     for method in QUICK + SLOW:
         found = results[method]
         split = [found[mesh]["split"] for mesh in MORE_MESHES]

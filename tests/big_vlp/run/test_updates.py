@@ -1,10 +1,7 @@
 """Lion, Adafactor and Muon: directions against their formulas, and what they remember."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -19,9 +16,8 @@ from big_vlp.models.layers.axes import Axes, Declared
 from big_vlp.run.optim import make_optimizer
 from big_vlp.run.optim.updates import UPDATES
 from big_vlp.storage.checkpoint import Checkpoints
+from tests.eight_devices import on_eight_devices
 from tests.tiny_config import get_config
-
-ROOT = Path(__file__).parents[3]
 
 # Two stacked blocks of attention and an MLP, a table, a head, a norm.
 SHAPES = {
@@ -261,15 +257,8 @@ def test_rules_hold_for_all(name):
 
 def test_one_and_eight_devices_agree():
     """Large parameters, and what is remembered of them, are split over fsdp; results stay."""
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("updates_on_eight_devices.py"))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8", "NPROC": "64"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    program = Path(__file__).with_name("updates_on_eight_devices.py")
+    found = json.loads(on_eight_devices(program))
     assert found.keys() == UPDATES.keys()
     for name, (difference, splits) in found.items():
         assert difference < 1e-4, name

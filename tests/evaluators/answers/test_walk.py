@@ -17,6 +17,7 @@ from tests.input_pipeline.sources import test_captioning as captioning
 from tests.input_pipeline.sources import test_published_boxes as boxes
 from tests.input_pipeline.sources import test_published_choices as choices
 from tests.input_pipeline.sources import test_published_questions as questions
+from tests.input_pipeline.sources import test_published_tables as tables
 from tests.input_pipeline.sources.published import write_images
 
 PREPROCESS = dataclasses.replace(toy_text.PREPROCESS, context_length=256)
@@ -82,17 +83,17 @@ WALKS = {
     "pope, one file": ("vqa", question("pope_file", "pope"), "yes_no", "pope", {}),
     "mmvet": ("vqa", question("mmvet"), "transcripts", "mmvet", {}),
     "llava_bench": ("vqa", question("llava_bench"), "transcripts", "llava_bench", {}),
-    "touchstone": ("choice_tables", choices.touchstone, "transcripts", "touchstone", {}),
+    "touchstone": ("choice_tables", tables.touchstone, "transcripts", "touchstone", {}),
     "scienceqa": ("multiple_choice", choices.scienceqa, "multiple_choice", "scienceqa", {}),
     "seedbench": ("multiple_choice", choices.seedbench, "multiple_choice", "seed", {}),
     "mmvp": ("multiple_choice", choices.mmvp, "multiple_choice", "vqa", {"pairs": True}),
-    "mmbench": ("choice_tables", choices.mmbench, "multiple_choice", "mmbench", {}),
+    "mmbench": ("choice_tables", tables.mmbench, "multiple_choice", "mmbench", {}),
     "mmbench, copies": (
-        *("choice_tables", lambda folder: choices.mmbench(folder) | {"copies": "true"}),
+        *("choice_tables", lambda folder: tables.mmbench(folder) | {"copies": "true"}),
         *("multiple_choice", "mmbench", {"by": "category"}),
     ),
-    "mmmu": ("choice_tables", choices.mmmu, "multiple_choice", "mmmu", {"by": "category"}),
-    "mathvista": ("choice_tables", choices.mathvista, "multiple_choice", "mmmu", {}),
+    "mmmu": ("choice_tables", tables.mmmu, "multiple_choice", "mmmu", {"by": "category"}),
+    "mathvista": ("choice_tables", tables.mathvista, "multiple_choice", "mmmu", {}),
     "visual7w": ("pointing", boxes.visual7w, "pointing", "vqa", {}),
     "nocaps": ("captioning", captioning.nocaps, "captions", "coco", {"by": "domain"}),
     "flickr_entities": ("referring", boxes.entities, "grounded_captions", "coco", {}),
@@ -191,7 +192,7 @@ def rewritten(name, write, edit):
             "SEED-Bench-2 is another set",
         ),
         ("multiple_choice", lambda folder: choices.mmvp(folder, rows=3), "an even number"),
-        ("choice_tables", lambda folder: choices.mmmu(folder, answer="?"), "have no answer"),
+        ("choice_tables", lambda folder: tables.mmmu(folder, answer="?"), "have no answer"),
     ],
 )
 def test_sets_that_do_not_fit_are_one_error(tmp_path, capsys, kind, write, message):
