@@ -72,15 +72,12 @@ def demo(tmp_path_factory):
     train(recipe("demo", None, **small), directory / "image")
     experts = recipe("demo_cogvlm", f"stage=experts,{start}", plan__at_step=3, **small)
     train(experts, directory / "experts")
-    train(recipe("demo_cogvlm", f"stage=grounding,{start}", **small), directory / "grounding")
     return directory
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["experts", "grounding"])
-def test_the_language_model_stays_what_it_was_while_experts_learn(demo, stage):
-    """Its logits of plain text are bit-equal before and after experts were trained beside it. Where
-    boxes are learnt it is trained, too."""
+def test_the_language_model_stays_what_it_was_while_experts_learn(demo):
+    """Its logits of plain text are bit-equal before and after experts were trained beside it."""
     tokens = np.random.default_rng(0).integers(3, 640, (3, 20))
     types = np.zeros_like(tokens)
 
@@ -91,8 +88,8 @@ def test_the_language_model_stays_what_it_was_while_experts_learn(demo, stage):
         run = jax.jit(lambda model: cogvlm.apply(trees.variables(model), None, tokens, types))
         return np.asarray(run(model)), trees.flatten(model)
 
-    (before, language), (after, whole) = logits("text"), logits(stage)
-    assert np.array_equal(before, after) == (stage == "experts")
+    (before, language), (after, whole) = logits("text"), logits("experts")
+    assert np.array_equal(before, after)
     # Experts began as its copies, but are that no more.
     for path, value in language.items():
         if "blocks/language" in path:
@@ -101,18 +98,10 @@ def test_the_language_model_stays_what_it_was_while_experts_learn(demo, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["experts", "grounding"])
-def test_the_tower_is_the_one_that_was_trained(demo, stage):
-    """And goes on being trained where boxes are learnt, from new positions."""
+def test_the_tower_is_the_one_that_was_trained(demo):
     old = open_model(demo / "image").load()["image_tower"]
-    new = trees.flatten(open_model(demo / stage).load()["vision"])
+    new = trees.flatten(open_model(demo / "experts").load()["vision"])
     old = trees.flatten(old)
     assert old.keys() - new.keys() == {"proj/kernel"}  # of the pooled feature
     for path, value in new.items():
-        moved = np.abs(np.asarray(value) - old[path]).max()
-        if stage == "experts":
-            assert moved == 0, path
-        elif path == "position_embedding":
-            np.testing.assert_allclose(np.std(value), 1.0, rtol=0.05)
-        else:
-            assert 0 < moved < 0.02, path
+        np.testing.assert_array_equal(value, old[path], err_msg=path)
