@@ -76,15 +76,12 @@ def _experts(config, options):
 
 
 def _grounding(config, options):
-    # An object alone teaches where things are, two of them which one is meant. From scenes of three
-    # to five by themselves neither is learnt in the time of this run.
-    config.data.objects = (1, 5)
     config.views.tasks = dict(rec=1.0)
     config.preprocess.update(
         image_token_size=8, context_length=30, mean=(0.6, 0.6, 0.6), std=(0.25, 0.25, 0.25)
     )
     config.update(global_batch=32, total_steps=6000)
-    # Small, for many steps. The position table starts large: image tokens have one position id.
+    # Small, for many steps. Places come from the position table alone: it starts as large as pixels.
     block = dict(width=64, heads=4)
     config.method.model = dict(
         text=dict(TEXT, layers=2, mlp_dim=176, **block),

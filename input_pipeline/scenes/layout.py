@@ -1,8 +1,8 @@
 """What is in a procedural scene: objects, where they are, and the background. No pixels, no text.
 
-A scene has 1 to 5 objects, unless told 3 to 5, that never overlap. No two share both colour and
-shape, so "the red circle" means one object. `objects[0]` is the largest by a clear margin, in area
-and in extent. All coordinates are fractions of the image side, x to the right and y down.
+A scene has 3 to 5 objects that never overlap. No two share both colour and shape, so "the red
+circle" means one object. `objects[0]` is the largest by a clear margin, in area and in extent. All
+coordinates are fractions of the image side, x to the right and y down.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import numpy as np
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple", "black", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 BACKGROUNDS = ("grey", "tan", "striped", "checked", "dotted", "shaded")
-COUNTS = (3, 5)  # fewest and most objects, unless told
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 # Ranges of `Object.extent`. From one range to the next is a factor above 1.30; two shapes of equal
@@ -100,8 +99,8 @@ def outline(obj: Object) -> list[np.ndarray]:
     return [c - offset + obj.box[:2] for c in contours]
 
 
-def sample_layout(rng: random.Random, index: int, counts: tuple[int, int] = COUNTS) -> Layout:
-    """Draws a layout of counts[0] to counts[1] objects, all equally often.
+def sample_layout(rng: random.Random, index: int) -> Layout:
+    """Draws a layout.
 
     The largest object's colour and shape and the background run through all 384 combinations as
     `index` does. Labels are therefore balanced, and captions that name these three differ within
@@ -110,9 +109,7 @@ def sample_layout(rng: random.Random, index: int, counts: tuple[int, int] = COUN
     code = _ORDER[index % len(_ORDER)]
     code, background = divmod(code, len(BACKGROUNDS))
     shape, colour = divmod(code, len(COLOURS))
-    low, high = counts
-    count = low + int((high - low + 1) * rng.random())
-    kinds = _kinds(rng, COLOURS[colour], SHAPES[shape], count)
+    kinds = _kinds(rng, COLOURS[colour], SHAPES[shape], count=3 + int(3 * rng.random()))
     sizes = ["largest"] + ["large" if rng.random() < 0.4 else "small" for _ in kinds[1:]]
     if sizes.count("large") > 2:  # four large objects and a larger one leave no room
         sizes[-1] = "small"
@@ -142,11 +139,9 @@ def sample_layout(rng: random.Random, index: int, counts: tuple[int, int] = COUN
 def _kinds(rng, colour: str, shape: str, count: int) -> list[tuple[str, str]]:
     """`count` distinct (colour, shape) pairs, the first one given.
 
-    Of two or more the second differs from the first in both, and nothing combines its colour with
-    the first's shape: exchanging these two colours always makes a wrong description.
+    The second differs from the first in both, and nothing combines its colour with the first's
+    shape: exchanging these two colours always makes a wrong description.
     """
-    if count == 1:
-        return [(colour, shape)]
     second = (
         pick(rng, [c for c in COLOURS if c != colour]),
         pick(rng, [s for s in SHAPES if s != shape]),

@@ -34,10 +34,6 @@ _BACKWARD = (
     "we see {rest} on a {background} background, and {first} {relation} {second}",
     "this picture has a {background} background, {first} {relation} {second}, and {rest}",
 )
-# Of scenes with fewer than three objects; the same holds for them.
-_FORWARD_TWO = ("{first} is {relation} {second}, on a {background} background",)
-_BACKWARD_TWO = ("on a {background} background {first} is {relation} {second}",)
-_ALONE = ("there is {first} on a {background} background",)
 
 
 class _Claims(NamedTuple):
@@ -45,15 +41,15 @@ class _Claims(NamedTuple):
 
     template: str
     objects: tuple[Object, ...]  # in the caption's order; the relation is between the first two
-    relation: str  # "" where there is one object
+    relation: str
     background: str
 
     def compose(self) -> str:
-        first, *others = [o.phrase for o in self.objects]
+        first, second, *rest = [o.phrase for o in self.objects]
         return self.template.format(
             first=first,
-            second=others[0] if others else "",
-            rest=_listed(others[1:]),
+            second=second,
+            rest=_listed(rest),
             relation=self.relation,
             background=self.background,
         )
@@ -68,20 +64,18 @@ def write_caption(rng: random.Random, layout: Layout) -> tuple[str, list[str]]:
     """The caption, and five wrong versions of it.
 
     The wrong ones differ in, in this order: one object's colour; one object's shape; one object's
-    size; the colours of two objects, exchanged; the relation, turned round. A single object has the
-    first two only.
+    size; the colours of two objects, exchanged; the relation, turned round.
     """
     backward = rng.random() < 0.5
     objects = layout.objects[::-1] if backward else layout.objects
-    count = len(objects)
-    few = {1: (_ALONE, _ALONE), 2: (_FORWARD_TWO, _BACKWARD_TWO)}
     claims = _Claims(
-        template=pick(rng, few.get(count, (_FORWARD, _BACKWARD))[backward]),
+        template=pick(rng, _BACKWARD if backward else _FORWARD),
         objects=objects,
-        relation=pick(rng, relations(*objects[:2])) if count > 1 else "",
+        relation=pick(rng, relations(*objects[:2])),
         background=layout.background,
     )
     kinds = {(o.colour, o.shape) for o in objects}
+    count = len(objects)
 
     i = int(rng.random() * count)
     free = [c for c in COLOURS if (c, objects[i].shape) not in kinds]
@@ -90,8 +84,6 @@ def write_caption(rng: random.Random, layout: Layout) -> tuple[str, list[str]]:
     i = int(rng.random() * count)
     free = [s for s in SHAPES if (objects[i].colour, s) not in kinds]
     shape = claims.change(i, shape=pick(rng, free))
-    if count == 1:
-        return claims.compose(), [colour.compose(), shape.compose()]
 
     # Not the largest: a caption without a large object could be told wrong without the image.
     i = pick(rng, [i for i in range(count) if objects[i] is not layout.objects[0]])
@@ -137,15 +129,14 @@ def write_sentences(rng: random.Random, layout: Layout) -> list[str]:
 
 
 def write_question(rng: random.Random, layout: Layout) -> tuple[str, str]:
-    """A question about the scene and its only right answer; six kinds, equally often (five where
-    there is one object, and so no relation).
+    """A question about the scene and its only right answer; six kinds, equally often.
 
     Numbers are digits, as VQA scoring expects. Answers are spread so that the question alone helps
     little: yes and no are equally likely, so are the two sides, and counts are drawn before what is
     counted.
     """
     objects = layout.objects
-    kind = int((6 if len(objects) > 1 else 5) * rng.random())
+    kind = int(6 * rng.random())
     if kind == 0:
         return "how many objects are there?", str(len(objects))
     if kind == 1:
@@ -221,6 +212,6 @@ def _plural(noun: str) -> str:
 
 
 def _listed(phrases: list[str]) -> str:
-    if len(phrases) < 2:
-        return "".join(phrases)
+    if len(phrases) == 1:
+        return phrases[0]
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"

@@ -7,13 +7,13 @@ alone: no process, order or size of the source changes it. `describe` gives ever
 import dataclasses
 import operator
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from input_pipeline.scenes.layout import COUNTS, SHAPES, Layout, sample_layout
+from input_pipeline.scenes.layout import SHAPES, Layout, sample_layout
 from input_pipeline.scenes.render import render
 from input_pipeline.scenes.text import write_caption, write_question, write_sentences
 from input_pipeline.sources.shared import base
@@ -43,9 +43,8 @@ class Scene:
     hard_negatives: list[str]
 
 
-def describe(split: str, index: int, objects: tuple[int, int] = COUNTS) -> Scene:
-    """The scene at `index` of `split`, with `objects[0]` to `objects[1]` objects: about 0.4 ms,
-    nothing rendered.
+def describe(split: str, index: int) -> Scene:
+    """The scene at `index` of `split`: about 0.4 ms, nothing rendered.
 
     Raises:
       ValueError: unknown split. IndexError: `index` outside the split's 2**40 scenes.
@@ -54,7 +53,7 @@ def describe(split: str, index: int, objects: tuple[int, int] = COUNTS) -> Scene
     if not 0 <= index < _SPLIT_SPAN:
         raise IndexError(f"Scene {index} is outside 0..{_SPLIT_SPAN - 1}.")
     rng = random.Random(first_seed + index)
-    layout = sample_layout(rng, index, objects)
+    layout = sample_layout(rng, index)
     caption, hard_negatives = write_caption(rng, layout)
     question, answer = write_question(rng, layout)
     return Scene(
@@ -83,55 +82,40 @@ class Source(base.Source):
     A record has `id`, and
       image: JPEG of image_size x image_size pixels.
       captions: "caption", one sentence that names every object, one relation and the background,
-        different for any 384 consecutive scenes; "sentences", 9 to 13 short true sentences
-        (fewer of scenes with fewer than three objects).
+        different for any 384 consecutive scenes; "sentences", 9 to 13 short true sentences.
       nouns: the names of the shapes in the scene, each once.
-      boxes f32[N, 4] and phrases, one for each object; each phrase is in the caption.
+      boxes f32[N, 4] and phrases, one for each of 3 to 5 objects; each phrase is in the caption.
       label: index in `class_names` of the largest object's shape.
       labels: those of all shapes in the scene, ascending, each once.
       mask u8[image_size, image_size]: 0 background, 1 + index in `class_names` elsewhere.
       question, answers: one question, a list with its one answer.
-      hard_negatives: five wrong versions of the caption (two where there is one object), see
-        `scenes.text.write_caption`.
+      hard_negatives: five wrong versions of the caption, see `scenes.text.write_caption`.
     """
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int | None = None,
-        image_size: int = 96,
-        objects: Sequence[int] = COUNTS,
-    ):
+    def __init__(self, split: str = "train", size: int | None = None, image_size: int = 96):
         """Args: split: "train", "val" or "test". size: scenes, by default 100,000 for train and
-        1,000 for the others. image_size: pixels. objects: fewest and most in a scene, within 1..5;
-        scenes of few are easier to learn from.
+        1,000 for the others. image_size: pixels.
 
         Raises:
-          ValueError: unknown split, or a value out of range.
+          ValueError: unknown split, or a size out of range.
         """
         _first_seed(split)  # raises for an unknown split
         self.class_names = list(SHAPES)
         self._split = split
         self._size = _SPLIT_SIZE[split] if size is None else operator.index(size)
         self._image_size = operator.index(image_size)
-        self._objects = tuple(map(operator.index, objects))
         if not 0 < self._size <= _SPLIT_SPAN:
             raise ValueError(f"scenes: size is {size}; give a number of scenes, 1 or more.")
         if self._image_size < _MIN_IMAGE_SIZE:
             raise ValueError(
                 f"scenes: image_size is {image_size}; shapes need {_MIN_IMAGE_SIZE} pixels or more."
             )
-        if len(self._objects) != 2 or not 1 <= self._objects[0] <= self._objects[1] <= COUNTS[1]:
-            raise ValueError(
-                f"scenes: objects is {objects}; give the fewest and the most objects of a scene, "
-                f"1 to {COUNTS[1]}."
-            )
 
     def __len__(self) -> int:
         return self._size
 
     def record(self, index: int) -> dict[str, Any]:
-        scene = describe(self._split, index, self._objects)
+        scene = describe(self._split, index)
         objects = scene.layout.objects
         image, mask = render(scene.layout, self._image_size)
         return {
@@ -154,5 +138,3 @@ class Source(base.Source):
 
     def identity(self) -> Iterable[str]:
         yield f"scenes {VERSION} {self._split} {self._size} {self._image_size} {_JPEG_QUALITY}"
-        if self._objects != COUNTS:
-            yield f"objects {self._objects}"

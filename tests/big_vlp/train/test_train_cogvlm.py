@@ -17,11 +17,15 @@ from big_vlp.train import train
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def recipe(name, arg, **changes):
+def published(name, arg):
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(arg)
+    return module.get_config(arg)
+
+
+def recipe(name, arg, **changes):
+    config = published(name, arg)
     config.evals = {}
     config.update(log_every_steps=1, global_batch=4, total_steps=6)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})

@@ -9,7 +9,7 @@ from big_vlp.run.log import read_log
 from big_vlp.train import train
 from input_pipeline.grounding import command
 from input_pipeline.sources.scenes import describe
-from tests.big_vlp.train.test_train_cogvlm import recipe
+from tests.big_vlp.train.test_train_cogvlm import published, recipe
 
 SCENES, STEPS, LAST = 1000, 200, 50
 
@@ -36,18 +36,12 @@ def curve(workdir):
 
 @pytest.mark.slow
 def test_the_demo_learns_which_object_is_meant(tmp_path):
-    """Of two objects; one that knows where things are, but not which is which, has at most half."""
-    config = recipe("demo_cogvlm", "stage=grounding", optim__cooldown_steps=450)
-    config.data.objects = (1, 2)
-    config.update(global_batch=32, total_steps=1800, log_every_steps=50)
-    held_out = dict(name="scenes", split="val", size=100, image_size=64, objects=(2, 2))
-    places = dict(evaluator="referring", data=held_out, weights="model", controls=("blind",))
-    config.evals = dict(places=dict(places, every_steps=1800, batch_size=50))
-    train(config, tmp_path)
-    [values] = [line["values"] for line in read_log(tmp_path) if line["split"] == "places"]
+    """The recipe as it is. Who knows where objects are, but not which is which, has `chance`."""
+    train(published("demo_cogvlm", "stage=grounding"), tmp_path)
+    *_, values = [line["values"] for line in read_log(tmp_path) if line["split"] == "places"]
     print(values)
-    assert values["accuracy@0.5"] > 0.6 > 0.55 > values["accuracy@0.5_chance"]
-    assert values["accuracy@0.5_blind"] < 0.1
+    assert values["accuracy@0.5"] > 0.4 > 0.3 > values["accuracy@0.5_chance"]
+    assert max(values["accuracy@0.5_blind"], values["accuracy@0.5_shuffled"]) < 0.1
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ from input_pipeline.sources import make_source
 from input_pipeline.sources.scenes import VERSION, Source, describe
 
 SCENES = [describe(split, i) for split in ("train", "val", "test") for i in range(400)]
-FEW = [describe("train", i, (1, 2)) for i in range(300)]
 
 _RELATION = "left of|right of|above|below"
 _PHRASE = f"a ((?:small|large) (?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
@@ -176,33 +175,6 @@ def test_questions_cannot_be_answered_without_the_image():
     assert right / len(asked) < 0.45
     yes = Counter(s.answer for s in SCENES if s.question.startswith("is there"))
     assert 0.4 < yes["yes"] / yes.total() < 0.6
-
-
-def test_scenes_of_few_objects_are_told_as_truly():
-    """Captions, sentences, answers, and wrong captions; of one object there is no relation."""
-    counts = Counter(len(scene.layout.objects) for scene in FEW)
-    assert counts.keys() == {1, 2} and min(counts.values()) > 100
-    for scene in FEW:
-        kinds = sorted(f"{o.size} {o.colour} {o.shape}" for o in scene.layout.objects)
-        assert sorted(re.findall(_PHRASE, scene.caption)) == kinds
-        assert f"{scene.layout.background} background" in scene.caption
-        assert all(sentence_holds(scene, sentence) for sentence in scene.sentences)
-        assert len(set(scene.sentences)) == len(scene.sentences)
-        assert scene.answer == answer_to(scene, scene.question)
-        if len(kinds) == 2:
-            assert caption_holds(scene, scene.caption)
-            assert not any(caption_holds(scene, wrong) for wrong in scene.hard_negatives)
-        else:
-            told = [re.findall(_PHRASE, wrong) for wrong in scene.hard_negatives]
-            assert len(told) == 2 and all(len(t) == 1 and t != kinds for t in told)
-    assert len({scene.caption for scene in FEW}) == len(FEW)
-
-
-def test_the_counts_of_objects_are_equally_frequent():
-    for objects in ((1, 5), (3, 5), (2, 2)):
-        found = Counter(len(describe("val", i, objects).layout.objects) for i in range(600))
-        assert found.keys() == set(range(objects[0], objects[1] + 1))
-        assert min(found.values()) > 0.75 * 600 / len(found)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -386,7 +358,7 @@ def test_version_is_raised_with_the_generator():
 
 
 def test_fingerprint_follows_what_decides_the_data():
-    variants = [{}, {"split": "val"}, {"size": 5}, {"image_size": 48}, {"objects": (1, 5)}]
+    variants = [{}, {"split": "val"}, {"size": 5}, {"image_size": 48}]
     assert len({Source(**v).fingerprint() for v in variants}) == len(variants)
     assert Source().fingerprint() == Source("train", 100_000, 96).fingerprint()
 
@@ -398,9 +370,6 @@ def test_errors():
         Source(size=0)
     with pytest.raises(ValueError, match="32 pixels"):
         Source(image_size=16)
-    for objects in ((0, 5), (3, 6), (4, 3), (3,)):
-        with pytest.raises(ValueError, match="fewest and the most"):
-            Source(objects=objects)
     for index in (-1, 5):
         with pytest.raises(IndexError, match="there are 5"):
             Source(size=5)[index]
