@@ -81,7 +81,7 @@ def _grounding(config, options):
         image_token_size=8, context_length=30, mean=(0.6, 0.6, 0.6), std=(0.25, 0.25, 0.25)
     )
     config.update(global_batch=32, total_steps=6000)
-    # Small, for many steps. Places come from the position table alone: it starts as large as pixels.
+    # Small, for many steps. Places come from the position table alone, which starts large.
     block = dict(width=64, heads=4)
     config.method.model = dict(
         text=dict(TEXT, layers=2, mlp_dim=176, **block),
