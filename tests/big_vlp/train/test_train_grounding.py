@@ -36,7 +36,7 @@ def curve(workdir):
 
 @pytest.mark.slow
 def test_the_demo_learns_which_object_is_meant(tmp_path):
-    """The recipe as it is. Who knows where objects are, but not which is which, has `chance`."""
+    """The recipe as it is. Where objects are not told apart, a model has `chance`."""
     train(published("demo_cogvlm", "stage=grounding"), tmp_path)
     *_, values = [line["values"] for line in read_log(tmp_path) if line["split"] == "places"]
     print(values)
